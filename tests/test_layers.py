@@ -1,0 +1,140 @@
+"""The design's rules on who may use whom, kept true by reading the source."""
+
+import ast
+import pkgutil
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {  # file or folder: what nothing in it may use
+    "tinyarr": ["models", "tests", "torch"],
+    "tinyarr/ops": ["tinyarr.backends", "numpy", "cupy"],
+    "tinyarr/backends": ["tinyarr.autograd", "tinyarr.tensor", "tinyarr.Tensor", "tinyarr.compiler"],
+    "tinyarr/program.py": ["tinyarr.backends"],
+    "models": ["tinyarr.ops", "tinyarr.backends", "tinyarr.compiler"],
+}
+MOST_LINES = 600
+
+
+def source_files(root, place, *suffixes):
+    path = root / place
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in files if file.suffix in suffixes and file.exists()]
+
+
+def names_used(path, root):
+    """The dotted name of everything that a module imports, and of every attribute in it."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    package = path.relative_to(root).parent.parts
+    imported = {}  # what a name in this module stands for
+
+    def dotted(node):
+        if isinstance(node, ast.Attribute):
+            return f"{dotted(node.value)}.{node.attr}"
+        return imported.get(node.id, node.id) if isinstance(node, ast.Name) else "(expression)"
+
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+                if alias.asname:
+                    imported[alias.asname] = alias.name
+        elif isinstance(node, ast.ImportFrom):
+            origin = package[: len(package) + 1 - node.level] if node.level else ()
+            for alias in node.names:
+                name = ".".join([*origin, *filter(None, [node.module]), alias.name])
+                yield name
+                imported[alias.asname or alias.name] = name
+    yield from (dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+
+
+def forbidden_uses(root):
+    return [
+        f"{path.relative_to(root)} uses {name}"
+        for place, forbidden in FORBIDDEN.items()
+        for path in source_files(root, place, ".py")
+        for name in names_used(path, root)
+        if any(f"{name}.".startswith(f"{prefix}.") for prefix in forbidden)
+    ]
+
+
+def private_uses(root):
+    """Private names that models/ uses, but for those of an object itself and of models/ itself."""
+
+    def private(name):
+        owners = name.replace("self._", "self.").replace("cls._", "cls.")
+        return any(part.startswith("_") and not part.endswith("__") for part in owners.split("."))
+
+    return [
+        f"{path.relative_to(root)} uses {name}"
+        for path in source_files(root, "models", ".py")
+        for name in names_used(path, root)
+        if private(name) and not name.startswith("models.")
+    ]
+
+
+def long_files(root):
+    lengths = {
+        path.relative_to(root): len(path.read_text(encoding="utf-8").splitlines())
+        for path in source_files(root, "tinyarr", ".py", ".c", ".h", ".cu")
+    }
+    return [f"{path} has {lines} lines" for path, lines in lengths.items() if lines > MOST_LINES]
+
+
+def hidden_modules(package, modules):
+    """Modules that can't be reached by name, because the package has another thing of that name."""
+    reached = {name: getattr(package, name) for name in modules if hasattr(package, name)}
+    return [name for name, value in reached.items() if not isinstance(value, ModuleType)]
+
+
+@pytest.mark.parametrize("broken", [forbidden_uses, private_uses, long_files])
+def test_the_source_keeps_the_rule(broken):
+    assert broken(ROOT) == []
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    import tinyarr
+
+    assert hidden_modules(tinyarr, [module.name for module in pkgutil.iter_modules(tinyarr.__path__)]) == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "file", "source", "use"),
+    [
+        (forbidden_uses, "tinyarr/ops/sort.py", "import numpy as np", "numpy"),
+        (forbidden_uses, "tinyarr/ops/sort.py", "def f():\n    from .. import backends", "tinyarr.backends"),
+        (forbidden_uses, "tinyarr/backends/cpu/sort.py", "from ...tensor import ones", "tinyarr.tensor.ones"),
+        (forbidden_uses, "tinyarr/backends/base.py", "from tinyarr import autograd", "tinyarr.autograd"),
+        (forbidden_uses, "tinyarr/backends/base.py", "import tinyarr as t\nt.Tensor(1)", "tinyarr.Tensor"),
+        (forbidden_uses, "tinyarr/program.py", "from . import backends", "tinyarr.backends"),
+        (forbidden_uses, "models/gpt2.py", "import tinyarr\ntinyarr.compiler.plan", "tinyarr.compiler.plan"),
+        (private_uses, "models/gpt2.py", "from tinyarr.nn import _linear", "tinyarr.nn._linear"),
+        (private_uses, "models/gpt2.py", "model().block._weight = 1", "(expression).block._weight"),
+        (private_uses, "models/gpt2.py", "self.block._weight = 1", "self.block._weight"),
+    ],
+)
+def test_a_planted_use_is_found(tmp_path, broken, file, source, use):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).write_text(source)
+    assert f"{file} uses {use}" in broken(tmp_path)
+
+
+def test_what_the_rules_allow_is_not_reported(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/gpt2.py").write_text(
+        "import tinyarr\nfrom tinyarr import nn\nfrom .run import _open\nself._cache = nn.Linear.__name__"
+    )
+    assert forbidden_uses(tmp_path) == private_uses(tmp_path) == []
+
+
+def test_a_planted_long_file_is_found(tmp_path):
+    (tmp_path / "tinyarr").mkdir()
+    (tmp_path / "tinyarr/norm.cu").write_text("\n" * (MOST_LINES + 1))
+    assert long_files(tmp_path) == ["tinyarr/norm.cu has 601 lines"]
+
+
+def test_a_planted_function_with_a_module_s_name_is_found():
+    package = SimpleNamespace(compile=lambda: None, nn=ModuleType("nn"))
+    assert hidden_modules(package, ["compile", "nn", "optim"]) == ["compile"]
