@@ -1,0 +1,59 @@
+"""tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
+
+from . import dtypes, random
+from .autograd import (
+    checkpoint,
+    custom_gradient,
+    enable_grad,
+    grad,
+    gradients,
+    no_grad,
+    value_and_grad,
+    vjp,
+)
+from .device import Device, default_device, use_device
+from .dtypes import (
+    bfloat16,
+    bool,
+    float8_e4m3fn,
+    float8_e5m2,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    result_type,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
+from .interchange import asarray, tensor
+from .ops import operators as _operators
+from .ops.attention import scaled_dot_product_attention
+from .ops.create import arange, copy, empty, empty_like, eye, full, full_like, ones, ones_like, zeros, zeros_like
+from .ops.elementwise import *  # noqa: F403
+from .ops.elementwise_primitive import elementwise
+from .ops.index import embedding, take
+from .ops.loss import cross_entropy
+from .ops.matmul import linear, matmul
+from .ops.norm import layer_norm
+from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
+from .ops.reduce import argmax, argmin, log_softmax, logsumexp, max, mean, min, softmax, std, sum, var
+from .ops.shape import (
+    broadcast_to,
+    concat,
+    expand_dims,
+    flip,
+    matrix_transpose,
+    permute_dims,
+    reshape,
+    split,
+    squeeze,
+    stack,
+    swapaxes,
+)
+from .random import Generator, default_generator, manual_seed, use_generator
+from .tensor import Tensor

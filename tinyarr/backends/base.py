@@ -1,0 +1,60 @@
+"""The Backend interface: memory, copies and kernels on one device. Nothing in it knows of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..array import Array, Storage
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How a backend runs one Call.
+
+    function(inputs, outputs): handles (and Python scalars) in, nothing out; it allocates nothing.
+    layouts(call): what each operand's strides must suit (see eager.fit); None where any do.
+    in_place: whether an output may be exactly the memory of an input.
+    """
+
+    function: Callable[[Sequence[Any], Sequence[Any]], None]
+    layouts: Callable[[Any], Sequence[str]] | None = None
+    in_place: bool = False
+
+
+@dataclass(frozen=True)
+class MemoryStats:
+    """Bytes: in use now, the most ever in use at once, and held by the pool for reuse."""
+
+    in_use: int
+    peak: int
+    pooled: int
+
+
+class Backend(Protocol):
+    """What a device must do."""
+
+    def allocate(self, nbytes: int) -> Storage:
+        """Uninitialized memory; it returns to the backend when its last user is gone."""
+
+    def handle(self, array: Array) -> Any:
+        """What kernels take for an array (on CPU an np.ndarray, on CUDA a pointer with strides)."""
+
+    def copy(self, source: Array, target: Array) -> None:
+        """Copies elements between arrays of this device with equal shape and dtype."""
+
+    def from_numpy(self, data: Any, target: Array) -> None:
+        """Copies an np.ndarray of the target's shape and dtype into it."""
+
+    def to_numpy(self, array: Array) -> Any:
+        """A fresh np.ndarray with the array's elements."""
+
+    def kernel(self, call: Any) -> Kernel | None:
+        """The kernel for a call, or None where this backend has none for its primitive."""
+
+    def synchronize(self) -> None:
+        """Waits until everything launched has run."""
+
+    def memory_stats(self) -> MemoryStats:
+        """The device's memory as this process uses it."""

@@ -1,0 +1,105 @@
+"""Attention over one group of heads at a time: the matrix of weights is scratch and never leaves the cache's reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .registry import kernel
+
+GROUP = 1 << 20  # elements of the weights held at once
+
+
+def _heads(q: tuple[int, ...], k: tuple[int, ...]) -> int:
+    """Heads a group: as many as GROUP allows, at least one."""
+    return min(max(GROUP // max(q[-2] * k[-2], 1), 1), q[1])
+
+
+def _groups(q: np.ndarray, heads: int) -> Iterator[tuple[int, slice]]:
+    for b in range(q.shape[0]):
+        for h in range(0, q.shape[1], max(heads, 1)):
+            yield b, slice(h, min(h + heads, q.shape[1]))
+
+
+def _scratch(q, k, v, dtype, weights: int):
+    h = _heads(q, k)
+    specs = [((h, q[-2], k[-2]), dtype.compute.numpy)] * weights + [((h, q[-2]), dtype.compute.numpy)]
+    if dtype.compute is not dtype:  # each head's operands and result in float32
+        specs += [((h, *s[-2:]), np.float32) for s in (q, k, v)] + [((h, q[-2], v[-1]), np.float32)]
+    return specs
+
+
+def _widen(arrays, buffers):
+    """The arrays themselves, or float32 copies in scratch where there is any."""
+    if not buffers:
+        return list(arrays)
+    for x, w in zip(arrays, buffers, strict=True):
+        np.copyto(w[: len(x)], x, casting="unsafe")
+    return [w[: len(x)] for x, w in zip(arrays, buffers, strict=True)]
+
+
+def _scores(q, k, weights, causal: bool, scale: float) -> None:
+    np.matmul(q, k.swapaxes(-1, -2), out=weights)
+    np.multiply(weights, scale, weights)
+    if causal:
+        t = np.arange(weights.shape[-1])
+        np.copyto(weights, -np.inf, where=t[None, :] > t[: weights.shape[-2], None])
+
+
+@kernel(
+    "scaled_dot_product_attention",
+    layouts="rows",
+    scratch=lambda call: _scratch(*call.in_shapes, call.in_dtypes[0], weights=1),
+)
+def attention(q, k, v, out, lse, weights, row, *wide, causal, scale):
+    for b, h in _groups(q, len(weights)):
+        n = h.stop - h.start
+        w, r, total = weights[:n], row[:n], lse[b, h]
+        qh, kh, vh = _widen((q[b, h], k[b, h], v[b, h]), wide[:3])
+        o = wide[3][:n] if wide else out[b, h]
+        _scores(qh, kh, w, causal, scale)
+        np.maximum.reduce(w, axis=-1, out=r)
+        np.subtract(w, r[..., None], w)
+        np.exp(w, w)
+        np.add.reduce(w, axis=-1, out=total)
+        np.divide(w, total[..., None], w)
+        np.log(total, total)
+        np.add(total, r, total)
+        np.matmul(w, vh, out=o)
+        if wide:
+            np.copyto(out[b, h], o, casting="unsafe")
+
+
+def _gradient_scratch(call):
+    _, q, k, v, _, _ = call.in_shapes
+    dtype = call.in_dtypes[0]
+    specs = _scratch(q, k, v, dtype, weights=2)
+    if dtype.compute is not dtype:
+        h = _heads(q, k)
+        specs += [((h, q[-2], v[-1]), np.float32)] + [((h, *s[-2:]), np.float32) for s in (q, k, v)]
+    return specs
+
+
+@kernel("scaled_dot_product_attention_gradient", layouts="rows", scratch=_gradient_scratch)
+def attention_gradient(g, q, k, v, out, lse, dq, dk, dv, weights, slope, row, *wide, causal, scale):
+    """With P the weights: dv = P^T g; dS = P (g v^T - rowsum(g out)) scale; dq = dS k; dk = dS^T q (FlashAttention, B.2)."""
+    for b, h in _groups(q, len(weights)):
+        n = h.stop - h.start
+        w, s, r = weights[:n], slope[:n], row[:n]
+        qh, kh, vh, oh, gh = _widen((q[b, h], k[b, h], v[b, h], out[b, h], g[b, h]), wide[:5])
+        results = [x[:n] for x in wide[5:]] if wide else [dq[b, h], dk[b, h], dv[b, h]]
+        _scores(qh, kh, w, causal, scale)
+        np.subtract(w, lse[b, h][..., None], w)
+        np.exp(w, w)
+        np.matmul(w.swapaxes(-1, -2), gh, out=results[2])
+        np.matmul(gh, vh.swapaxes(-1, -2), out=s)
+        np.einsum("htd,htd->ht", gh, oh, out=r)
+        np.subtract(s, r[..., None], s)
+        np.multiply(s, w, s)
+        np.multiply(s, scale, s)
+        np.matmul(s, kh, out=results[0])
+        np.matmul(s.swapaxes(-1, -2), qh, out=results[1])
+        if wide:
+            for target, x in zip((dq, dk, dv), results, strict=True):
+                np.copyto(target[b, h], x, casting="unsafe")

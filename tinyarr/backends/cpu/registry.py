@@ -1,0 +1,58 @@
+"""The table of CPU kernels: one record a primitive, filled by the `@kernel` decorator in the family files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Record:
+    """function(*inputs, *outputs, [scratch,] **params); scratch(call) is the list of (shape, np dtype) that it works in."""
+
+    function: Callable
+    layouts: tuple[str, ...] | str | None
+    scratch: Callable[[Any], Sequence[tuple[tuple[int, ...], Any]]] | None
+    takes_lists: bool
+
+
+KERNELS: dict[str, Record] = {}
+
+
+def kernel(
+    name: str,
+    *,
+    layouts: tuple[str, ...] | str | None = None,
+    scratch: Callable[[Any], Sequence[tuple[tuple[int, ...], Any]]] | None = None,
+    takes_lists: bool = False,
+) -> Callable[[Callable], Callable]:
+    """Decorator: the function is the NumPy kernel of the primitive `name`.
+
+    It receives the inputs, then the outputs, then the scratch arrays, as np.ndarrays, and the call's parameters by
+    keyword. It writes every element of every output and allocates nothing that grows with the operands. With
+    `takes_lists` it receives one list of inputs and one of outputs (for primitives with any number of them). `layouts`
+    names the layout of each operand (eager.fit), or one for all.
+    """
+
+    def register(function: Callable) -> Callable:
+        KERNELS[name] = Record(function, layouts, scratch, takes_lists)
+        return function
+
+    return register
+
+
+def nbytes(shape: tuple[int, ...], dtype: Any) -> int:
+    """Bytes of a scratch array, rounded up so that the next one is aligned."""
+    return -(-int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // 128) * 128
+
+
+def carve(memory: np.ndarray, specs: Sequence[tuple[tuple[int, ...], Any]]) -> list[np.ndarray]:
+    """Cuts a block of bytes into arrays of the given shapes and dtypes, one behind another."""
+    arrays, offset = [], 0
+    for shape, dtype in specs:
+        arrays.append(np.ndarray(shape, dtype, memory, offset))
+        offset += nbytes(shape, dtype)
+    return arrays

@@ -1,0 +1,26 @@
+"""Joining tensors, and placing one in zeros."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .registry import kernel
+
+
+@kernel("concat", takes_lists=True)
+def concat(inputs, outputs, *, axis):
+    (out,) = outputs
+    start = 0
+    where = [slice(None)] * out.ndim
+    for x in inputs:
+        where[axis] = slice(start, start + x.shape[axis])
+        np.copyto(out[tuple(where)], x)
+        start += x.shape[axis]
+
+
+@kernel("unslice")
+def unslice(x, out, *, shape, starts, stops, steps):
+    out.fill(0)
+    # A stop of -1 with a negative step means 'down to the first element', which a Python slice spells None.
+    where = tuple(slice(a, None if b < 0 else b, s) for a, b, s in zip(starts, stops, steps, strict=True))
+    np.copyto(out[where], x)

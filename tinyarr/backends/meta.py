@@ -1,0 +1,37 @@
+"""The meta backend: shapes and dtypes without memory. Kernels do nothing; reading a value is an error."""
+
+from __future__ import annotations
+
+from ..array import Array, Storage
+from ..device import Device
+from ..errors import DeviceError
+from .base import Kernel, MemoryStats
+
+
+class MetaBackend:
+    def __init__(self, device: Device):
+        self._device = device
+
+    def allocate(self, nbytes: int) -> Storage:
+        return Storage(None, nbytes, self._device)
+
+    def handle(self, array: Array) -> None:
+        return None
+
+    def copy(self, source: Array, target: Array) -> None:
+        pass
+
+    def from_numpy(self, data, target: Array) -> None:
+        pass
+
+    def to_numpy(self, array: Array):
+        raise DeviceError(f"to_numpy: the tensor {array.shape} is on meta, which has shapes and no values")
+
+    def kernel(self, call) -> Kernel:
+        return Kernel(lambda inputs, outputs: None, in_place=True)
+
+    def synchronize(self) -> None:
+        pass
+
+    def memory_stats(self) -> MemoryStats:
+        return MemoryStats(0, 0, 0)

@@ -1,0 +1,128 @@
+"""The eager executor: allocate the results, run the backend's kernel, at once.
+
+`run` prepares a launch for each Call the first time and keeps it: which memory the results need, which operands must be
+copied to fit the kernel's layout, and the kernel itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from . import views
+from .array import Array, empty
+from .errors import DtypeError, ShapeError
+from .views import View
+
+Launch = Callable[[Sequence[Any], Sequence[Array] | None], Sequence[Array] | None]
+
+
+def run(call, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
+    """Runs `call` on arrays and Python scalars; returns fresh arrays, or writes into `outs` and counts their versions.
+
+    Returns None where the backend has no kernel and the primitive's composite must serve.
+    """
+    launch = call.launch
+    if launch is None:
+        launch = call.launch = _prepare(call)
+    return launch(operands, outs)
+
+
+def _prepare(call) -> Launch:
+    if call.primitive.view is not None:
+        return _view_launch(call)
+    kernel = call.device.backend.kernel(call)
+    if kernel is None:
+        return lambda operands, outs: None
+    backend = call.device.backend
+    results = [
+        (views.size(shape) * dtype.itemsize, dtype, shape, views.contiguous_strides(shape))
+        for shape, dtype in zip(call.out_shapes, call.out_dtypes, strict=True)
+    ]
+    allocate = backend.allocate
+    function = kernel.function
+
+    def launch(operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array]:
+        if outs is not None:
+            return _write(call, launch, kernel, operands, outs)
+        if kernel.layouts is not None:
+            operands = [fit(x, layout) for x, layout in zip(operands, kernel.layouts(call), strict=True)]
+        outputs = [Array(allocate(n), dtype, shape, strides, 0) for n, dtype, shape, strides in results]
+        function([x.data if type(x) is Array else x for x in operands], [o.data for o in outputs])
+        return outputs
+
+    return launch
+
+
+def _view_launch(call) -> Launch:
+    primitive, params = call.primitive, call.params
+
+    def launch(operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array]:
+        (x,) = operands
+        view = primitive.view(x.view, **params)
+        if view is None:
+            x = contiguous_copy(x)
+            view = primitive.view(x.view, **params)
+        viewed = view if isinstance(view, list) else [view]
+        return [x.through(v) for v in viewed]
+
+    return launch
+
+
+def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence[Array]) -> Sequence[Array]:
+    """Runs into existing memory, through a temporary where an operand overlaps it in a way the kernel can't bear."""
+    for out, shape, dtype in zip(outs, call.out_shapes, call.out_dtypes, strict=True):
+        if out.shape != shape:
+            raise ShapeError(f"{call.primitive.name}: out has shape {out.shape}, the result {shape}: they must be equal")
+        if out.dtype is not dtype:
+            raise DtypeError(
+                f"{call.primitive.name}: out has dtype {out.dtype.name}, the result {dtype.name}: they must be equal"
+            )
+        if 0 in out.strides and any(n > 1 and s == 0 for n, s in zip(out.shape, out.strides, strict=True)):
+            raise ShapeError(f"{call.primitive.name}: out is a broadcast view: several elements share memory, copy it first")
+
+    def clashes(out: Array, x: Any) -> bool:
+        return type(x) is Array and out.overlaps(x) and not (kernel.in_place and out.same_place(x))
+
+    clash = any(clashes(out, x) for out in outs for x in operands)
+    if clash:
+        fresh = launch(operands, None)
+        assert fresh is not None
+        for out, x in zip(outs, fresh, strict=True):
+            out.device.backend.copy(x, out)
+    else:
+        if kernel.layouts is not None:
+            operands = [fit(x, layout) for x, layout in zip(operands, kernel.layouts(call), strict=True)]
+        kernel.function([x.data if type(x) is Array else x for x in operands], [o.data for o in outs])
+    for out in outs:
+        out.storage.version += 1
+    return outs
+
+
+def contiguous_copy(x: Array) -> Array:
+    """A row-major copy in memory of its own."""
+    result = empty(x.device, x.shape, x.dtype)
+    x.device.backend.copy(x, result)
+    return result
+
+
+def fit(x: Any, layout: str) -> Any:
+    """`x` itself where its strides suit the kernel, else a row-major copy.
+
+    Layouts: 'any' strides; 'rows', the last axis contiguous; 'dense', row-major without gaps; 'matrix', one of the
+    last two axes contiguous and the other at least as long apart (what a BLAS takes, transposed or not).
+    """
+    if type(x) is not Array or layout == "any" or views.size(x.shape) <= 1:
+        return x
+    return x if _suits(x.view, layout) else contiguous_copy(x)
+
+
+def _suits(view: View, layout: str) -> bool:
+    if layout == "dense":
+        return views.is_contiguous(view)
+    if layout == "rows":
+        return not view.shape or view.strides[-1] == 1 or view.shape[-1] == 1
+    if len(view.shape) < 2:
+        return view.strides[-1:] == (1,)
+    (m, n), (sm, sn) = view.shape[-2:], view.strides[-2:]
+    return (sn == 1 and sm >= n) or (sm == 1 and sn >= m)

@@ -1,0 +1,52 @@
+"""How every error message is made: `operation: what came: what is needed`, in one class a kind of mistake.
+
+Each class also derives from the built-in exception that NumPy or PyTorch would have raised, so that
+`except ValueError` around tinyarr code does what its author expects.
+"""
+
+from __future__ import annotations
+
+
+class TinyarrError(Exception):
+    """Base of all errors that tinyarr raises on purpose."""
+
+
+class ShapeError(TinyarrError, ValueError):
+    """Shapes, axes or sizes that do not fit the operation."""
+
+
+class DtypeError(TinyarrError, TypeError):
+    """Dtypes that the operation does not take, or that do not promote to a common one."""
+
+
+class DeviceError(TinyarrError, RuntimeError):
+    """A device that is missing, or operands on different devices."""
+
+
+class OutOfBounds(TinyarrError, IndexError):
+    """An index outside its axis."""
+
+
+class GradientError(TinyarrError, RuntimeError):
+    """A gradient that cannot be computed: no graph, a graph already freed, a saved value since overwritten."""
+
+
+class ArgumentError(TinyarrError, ValueError):
+    """Any other argument of the right type and an unusable value."""
+
+
+class FileError(TinyarrError, ValueError):
+    """A file whose contents are not what its format promises."""
+
+
+def ordinal(n: int) -> str:
+    """1 -> '1st', 2 -> '2nd', 11 -> '11th', 23 -> '23rd'."""
+    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
+
+
+def describe(name: str, value) -> str:
+    """How an operand is named in a message: `x has shape (3, 4), dtype float32`."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{name} has shape {tuple(value.shape)}, dtype {getattr(value.dtype, 'name', value.dtype)}"
+    return f"{name} is {value!r} ({type(value).__name__})"

@@ -1,0 +1,145 @@
+"""Making tensors without data (filled, counted, copied), and writing into existing ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .. import array, dtypes, views
+from ..device import Device, default_device
+from ..dtypes import Dtype
+from ..errors import ArgumentError
+from ..tensor import Tensor, method, result_tensor
+from . import scalar
+from .elementwise import astype, elementwise
+from .primitive import apply
+
+
+@elementwise
+def _full(value, *, shape, dtype):
+    return scalar.cast(value, dtype)
+
+
+@elementwise
+def _arange(start, step, *, shape, dtype):
+    return scalar.cast(start + scalar.weak(scalar.index(0)) * step, dtype)
+
+
+@elementwise
+def _eye(diagonal, *, shape, dtype):
+    return scalar.cast(scalar.index(0) + diagonal == scalar.index(1), dtype)
+
+
+for _f in (_full, _arange, _eye):
+    _f.no_gradient()
+
+
+@elementwise
+def _copy(x):
+    return x
+
+
+def target(dtype, device, default: Dtype | str) -> tuple[Dtype, Device]:
+    """The dtype and device to create with: the given ones, or `default` (a Dtype or a kind) and the default device."""
+    dtype = (dtypes.DEFAULT[default] if isinstance(default, str) else default) if dtype is None else dtypes.dtype(dtype)
+    return dtype, default_device() if device is None else Device(device)
+
+
+def with_gradient(x: Tensor, requires_grad: bool) -> Tensor:
+    """x, made a leaf that gradients flow to where that is asked for."""
+    if requires_grad:
+        x.requires_grad = True
+    return x
+
+
+def full(shape: int | Iterable[int], value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor filled with a Python scalar; by default of the scalar's own dtype (bool, int64, float32)."""
+    kind = dtypes.scalar_kind(value)
+    if kind is None:
+        raise ArgumentError(f"full: value is {value!r} ({type(value).__name__}): use a Python bool, int or float")
+    dtype, device = target(dtype, device, kind)
+    shape = views.normalize_shape("full", shape)
+    return with_gradient(apply(_full, value, shape=shape, dtype=dtype, device=device), requires_grad)
+
+
+def zeros(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of zeros, float32 unless a dtype is given."""
+    return full(shape, 0, dtype=dtype or dtypes.float32, device=device, requires_grad=requires_grad)
+
+
+def ones(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of ones, float32 unless a dtype is given."""
+    return full(shape, 1, dtype=dtype or dtypes.float32, device=device, requires_grad=requires_grad)
+
+
+def empty(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor with undefined contents, float32 unless a dtype is given."""
+    dtype, device = target(dtype, device, "float")
+    result = result_tensor(array.empty(device, views.normalize_shape("empty", shape), dtype))
+    return with_gradient(result, requires_grad)
+
+
+def full_like(x: Tensor, value, *, dtype=None, device=None) -> Tensor:
+    """A tensor of x's shape, dtype and device (unless given), filled with a Python scalar."""
+    return full(x.shape, value, dtype=dtype or x.dtype, device=device or x.device)
+
+
+def zeros_like(x: Tensor, *, dtype=None, device=None) -> Tensor:
+    """Zeros of x's shape, dtype and device (unless given)."""
+    return full_like(x, 0, dtype=dtype, device=device)
+
+
+def ones_like(x: Tensor, *, dtype=None, device=None) -> Tensor:
+    """Ones of x's shape, dtype and device (unless given)."""
+    return full_like(x, 1, dtype=dtype, device=device)
+
+
+def empty_like(x: Tensor, *, dtype=None, device=None) -> Tensor:
+    """Undefined contents in x's shape, dtype and device (unless given)."""
+    return empty(x.shape, dtype=dtype or x.dtype, device=device or x.device)
+
+
+def arange(start, stop=None, step=1, *, dtype=None, device=None) -> Tensor:
+    """start, start + step, ... up to but without stop; `arange(n)` counts from 0. int64 unless a float is among them."""
+    if stop is None:
+        start, stop = 0, start
+    if step == 0:
+        raise ArgumentError("arange: step is 0: it must be positive or negative")
+    kind = "float" if any(isinstance(x, float) for x in (start, stop, step)) else "signed"
+    dtype, device = target(dtype, device, kind)
+    return apply(_arange, start, step, shape=(max(math.ceil((stop - start) / step), 0),), dtype=dtype, device=device)
+
+
+def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype=None, device=None) -> Tensor:
+    """Ones on the k-th diagonal, zeros elsewhere."""
+    dtype, device = target(dtype, device, "float")
+    shape = views.normalize_shape("eye", (n_rows, n_rows if n_cols is None else n_cols))
+    return apply(_eye, k, shape=shape, dtype=dtype, device=device)
+
+
+@method("clone")
+def copy(x: Tensor) -> Tensor:
+    """The same elements in memory of their own, row-major. Gradients pass through."""
+    return apply(_copy, x)
+
+
+@method()
+def contiguous(x: Tensor) -> Tensor:
+    """x itself where it is row-major without gaps, else a copy that is."""
+    return x if views.is_contiguous(x.array.view) else copy(x)
+
+
+@method()
+def assign(x: Tensor, value) -> Tensor:
+    """Writes `value` (a tensor or Python scalar, broadcast and cast to x) into x's memory; every view of it sees it.
+
+    Raises GradientError where either takes part in a gradient: write under no_grad(), or build a new tensor with
+    where or concat.
+    """
+    from .shape import broadcast_to
+
+    if not isinstance(value, Tensor):
+        value = full((), value, dtype=x.dtype, device=x.device)
+    value = broadcast_to(astype(value, x.dtype, copy=False), x.shape)
+    apply(_copy, value, out=x)
+    return x

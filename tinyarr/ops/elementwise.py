@@ -1,0 +1,246 @@
+"""Elementwise operations: the scalar language on tensors, and what is composed of it.
+
+All broadcast their operands and take Python scalars, which are weak (see dtypes.py). Floating functions of integers
+give float32. Gradients are derived; where a function has a kink or a tie, its docstring says what is chosen.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+from .. import dtypes
+from ..dtypes import Dtype
+from ..errors import ArgumentError
+from ..tensor import Tensor, method
+from . import scalar
+from .elementwise_primitive import Elementwise, elementwise
+
+
+def _lift(name: str, documentation: str, public_name: str | None = None, inputs: tuple[str, ...] | None = None) -> Elementwise:
+    """The operation `name` of the scalar language as an operation on tensors."""
+    operation = scalar.OPERATIONS[name]
+    inputs = inputs or ("x", "y")[: operation.arity]
+    function = scalar.power if name == "power" else lambda *args: scalar.make(name, *args)
+    primitive = Elementwise(public_name or name, function, inputs, ("out",))
+    primitive.__doc__ = documentation
+    primitive.__name__ = primitive.name
+    positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in inputs]
+    primitive.__signature__ = inspect.Signature(positional)
+    return primitive
+
+
+add = _lift("add", "x + y.")
+subtract = _lift("subtract", "x - y.")
+multiply = _lift("multiply", "x * y.")
+divide = _lift("divide", "x / y; integers are divided as float32.")
+floor_divide = _lift("floor_divide", "The largest whole number not above x / y; for integers 0 where y is 0. Gradient 0.")
+remainder = _lift("remainder", "x - y * floor_divide(x, y), with the sign of y; for integers 0 where y is 0.")
+pow = _lift("power", "x ** y. d/dx is 0 where y = 0, d/dy is 0 where x = 0.", "pow")
+negative = _lift("negative", "-x.")
+abs = _lift("abs", "|x|. Gradient 0 at 0.")
+sign = _lift("sign", "-1, 0 or 1; NaN for NaN. Gradient 0.")
+maximum = _lift("maximum", "The larger of x and y, NaN if either is. A tie splits the gradient evenly.")
+minimum = _lift("minimum", "The smaller of x and y, NaN if either is. A tie splits the gradient evenly.")
+floor = _lift("floor", "The largest whole number not above x. Gradient 0.")
+ceil = _lift("ceil", "The smallest whole number not below x. Gradient 0.")
+trunc = _lift("trunc", "x without its fraction. Gradient 0.")
+round = _lift("round", "The nearest whole number, ties to even. Gradient 0.")
+sqrt = _lift("sqrt", "The square root; NaN for negative x. Gradient inf at 0.")
+exp = _lift("exp", "e ** x.")
+expm1 = _lift("expm1", "e ** x - 1, exact for small x.")
+log = _lift("log", "The natural logarithm; -inf at 0, NaN below.")
+log1p = _lift("log1p", "log(1 + x), exact for small x.")
+log2 = _lift("log2", "The logarithm to base 2.")
+log10 = _lift("log10", "The logarithm to base 10.")
+sin = _lift("sin", "The sine; x in radians.")
+cos = _lift("cos", "The cosine; x in radians.")
+tan = _lift("tan", "The tangent; x in radians.")
+asin = _lift("asin", "The inverse sine, in radians.")
+acos = _lift("acos", "The inverse cosine, in radians.")
+atan = _lift("atan", "The inverse tangent, in radians.")
+atan2 = _lift("atan2", "The angle of the point (y, x) in radians, in [-pi, pi].", inputs=("y", "x"))
+sinh = _lift("sinh", "The hyperbolic sine.")
+cosh = _lift("cosh", "The hyperbolic cosine.")
+tanh = _lift("tanh", "The hyperbolic tangent.")
+asinh = _lift("asinh", "The inverse hyperbolic sine.")
+acosh = _lift("acosh", "The inverse hyperbolic cosine.")
+atanh = _lift("atanh", "The inverse hyperbolic tangent.")
+erf = _lift("erf", "The error function, 2 / sqrt(pi) times the integral of exp(-t**2) from 0 to x.")
+hypot = _lift("hypot", "sqrt(x**2 + y**2) without overflow.")
+copysign = _lift("copysign", "|x| with the sign of y.")
+nextafter = _lift("nextafter", "The floating number next to x in the direction of y.")
+equal = _lift("equal", "x == y, bool.")
+not_equal = _lift("not_equal", "x != y, bool.")
+less = _lift("less", "x < y, bool.")
+less_equal = _lift("less_equal", "x <= y, bool.")
+greater = _lift("greater", "x > y, bool.")
+greater_equal = _lift("greater_equal", "x >= y, bool.")
+isnan = _lift("isnan", "Whether x is NaN, bool.")
+isinf = _lift("isinf", "Whether x is inf or -inf, bool.")
+isfinite = _lift("isfinite", "Whether x is neither infinite nor NaN, bool.")
+signbit = _lift("signbit", "Whether the sign bit of x is set, bool (-0.0 and negative NaN included).")
+bitwise_and = _lift("bitwise_and", "The bits set in both, of integers or bool.")
+bitwise_or = _lift("bitwise_or", "The bits set in either, of integers or bool.")
+bitwise_xor = _lift("bitwise_xor", "The bits set in exactly one, of integers or bool.")
+bitwise_invert = _lift("bitwise_invert", "The bits not set, of integers or bool.")
+bitwise_left_shift = _lift("bitwise_left_shift", "x times 2 ** y, dropping bits past the width.")
+bitwise_right_shift = _lift("bitwise_right_shift", "x divided by 2 ** y, rounded down.")
+where = _lift("where", "x where the condition holds, else y.", inputs=("condition", "x", "y"))
+
+for _f in (
+    equal, not_equal, less, less_equal, greater, greater_equal, isnan, isinf, isfinite, signbit,
+    bitwise_and, bitwise_or, bitwise_xor, bitwise_invert, bitwise_left_shift, bitwise_right_shift,
+):  # fmt: skip
+    _f.no_gradient()
+
+
+@elementwise
+def _astype(x, *, dtype):
+    return scalar.cast(x, dtype)
+
+
+@method()
+def astype(x: Tensor, dtype: Dtype, *, copy: bool = True) -> Tensor:
+    """The elements converted to `dtype`; halves and float8 are rounded to nearest even, out-of-range float8 is NaN/inf.
+
+    Floating to integer truncates. The tensor itself where it has the dtype already and `copy` is False.
+    """
+    dtype = dtypes.dtype(dtype)
+    if not copy and x.dtype is dtype:
+        return x
+    return _astype(x, dtype=dtype)
+
+
+@elementwise
+def reciprocal(x):
+    """1 / x."""
+    return 1 / x
+
+
+@elementwise
+def square(x):
+    """x * x."""
+    return x * x
+
+
+@elementwise
+def rsqrt(x):
+    """1 / sqrt(x)."""
+    return 1 / scalar.sqrt(x)
+
+
+@elementwise
+def logical_and(x, y):
+    """Whether both are true (non-zero), bool."""
+    return scalar.cast(x, dtypes.bool) & scalar.cast(y, dtypes.bool)
+
+
+@elementwise
+def logical_or(x, y):
+    """Whether either is true (non-zero), bool."""
+    return scalar.cast(x, dtypes.bool) | scalar.cast(y, dtypes.bool)
+
+
+@elementwise
+def logical_xor(x, y):
+    """Whether exactly one is true (non-zero), bool."""
+    return scalar.cast(x, dtypes.bool) ^ scalar.cast(y, dtypes.bool)
+
+
+@elementwise
+def logical_not(x):
+    """Whether x is false (zero), bool."""
+    return ~scalar.cast(x, dtypes.bool)
+
+
+for _f in (logical_and, logical_or, logical_xor, logical_not):
+    _f.no_gradient()
+
+
+@elementwise
+def _clip(x, low, high):
+    return scalar.minimum(scalar.maximum(x, low), high)
+
+
+@method()
+def clip(x: Tensor, min=None, max=None) -> Tensor:
+    """x limited to [min, max]; either may be None. At a limit half of the gradient passes, outside none."""
+    if min is None or max is None:
+        return x if min is max else maximum(x, min) if max is None else minimum(x, max)
+    return _clip(x, min, max)
+
+
+@elementwise
+def relu(x):
+    """max(x, 0). Gradient 0 at 0."""
+    return scalar.where(x > 0, x, 0)
+
+
+@elementwise
+def sigmoid(x):
+    """1 / (1 + exp(-x)), without overflow."""
+    e = scalar.exp(-abs(x))
+    return scalar.where(x >= 0, 1, e) / (1 + e)
+
+
+@sigmoid.gradient
+def _sigmoid_gradient(g, out):
+    # The derived gradient would go through |x|, whose derivative is 0 at 0.
+    return g * (out * (1 - out))
+
+
+@elementwise
+def silu(x):
+    """x * sigmoid(x) (Elfwing et al. 2017, "Sigmoid-weighted linear units", eq. 1; also called swish)."""
+    return x * sigmoid(x)
+
+
+@silu.gradient
+def _silu_gradient(g, x):
+    s = sigmoid(x)
+    return g * (s * (1 + x * (1 - s)))
+
+
+@elementwise
+def softplus(x):
+    """log(1 + exp(x)), without overflow."""
+    return scalar.maximum(x, 0) + scalar.log1p(scalar.exp(-abs(x)))
+
+
+@softplus.gradient
+def _softplus_gradient(g, x):
+    return g * sigmoid(x)
+
+
+SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
+
+
+@elementwise
+def _gelu_tanh(x):
+    return 0.5 * x * (1 + tanh(SQRT_2_OVER_PI * (x + 0.044715 * x**3)))
+
+
+@elementwise
+def _gelu_erf(x):
+    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
+
+
+@method()
+def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
+    """Gaussian error linear unit, x times the normal distribution function at x.
+
+    approximate: 'none' for the exact form with erf, 'tanh' for 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
+    Source: Hendrycks & Gimpel 2016, eq. 1 and 2.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ArgumentError(f"gelu: approximate is {approximate!r}: use 'none' or 'tanh'")
+    return (_gelu_tanh if approximate == "tanh" else _gelu_erf)(x)
+
+
+for _f in (
+    abs, sign, floor, ceil, trunc, round, sqrt, exp, expm1, log, log1p, log2, log10, sin, cos, tan, asin, acos, atan,
+    sinh, cosh, tanh, asinh, acosh, atanh, erf, maximum, minimum, isnan, isinf, isfinite, reciprocal, square, rsqrt,
+    relu, sigmoid, silu, softplus,
+):  # fmt: skip
+    method(_f.name)(_f)

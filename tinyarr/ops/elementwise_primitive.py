@@ -1,0 +1,192 @@
+"""`@elementwise`: a function in the scalar language becomes an operation on tensors.
+
+Shapes broadcast, dtypes follow from typing the expression, and the gradient is derived by differentiating it: it is
+itself an elementwise primitive, so it runs as one kernel and can be differentiated again.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any
+
+from .. import views
+from ..dtypes import Dtype
+from ..tensor import Tensor
+from ..views import Shape
+from .primitive import Call, Primitive, Rule, apply
+from .scalar import Expr, derivative, substitute, variable, variables
+from .typing import Typed, type_expression
+
+
+class Elementwise(Primitive):
+    """A primitive defined by a scalar expression.
+
+    function(*inputs, **params) is written in the scalar language and returns an expression or a tuple of them.
+    Called on tensors, the primitive is applied; called on expressions, it is inlined. The parameter `shape`, where
+    the function has one, widens the result's shape (for draws, which have no tensor operand of that shape).
+    """
+
+    def __init__(self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False):
+        super().__init__(name, self._infer, inputs=inputs, outputs=outputs, derived=derived)
+        self.function = function
+        self._by_hand: Callable | None = None
+        self._expressions: dict[tuple, tuple[Expr, ...]] = {}
+        self._derived: dict[tuple, tuple[Elementwise | None, tuple, tuple]] = {}
+
+    def __call__(self, *operands: Any, out: Any = None, **params: Any) -> Any:
+        for x in operands:
+            if isinstance(x, Expr):
+                return self.function(*operands, **params)
+        return apply(self, *operands, out=out, **params)
+
+    def __get__(self, instance, owner=None):
+        return self if instance is None else MethodType(self, instance)
+
+    def gradient(self, function: Callable) -> Callable:
+        """Decorator: a gradient by hand, `(g, saved...) -> gradients`, in the scalar language, where numerics ask for it.
+
+        The parameters after `g` are named after inputs or outputs, as in `Primitive.gradient`. It returns an
+        expression for each input, or the expression alone where there is one input.
+        """
+        self._by_hand = function
+        return function
+
+    @property
+    def has_gradient(self) -> bool:
+        return not self.non_differentiable
+
+    def expressions(self, params: dict[str, Any]) -> tuple[Expr, ...]:
+        """The outputs' expressions, traced once for each value of the parameters."""
+        if "shape" in params:  # says how far to broadcast, not what to compute
+            params = params | {"shape": None}
+        key = tuple(params.items())
+        if key not in self._expressions:
+            result = self.function(*map(variable, range(len(self.inputs))), **params)
+            self._expressions[key] = result if isinstance(result, tuple) else (result,)
+        return self._expressions[key]
+
+    def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
+        """The expression for backends: typed for these operands, 0-d ones (and Python scalars) uniform."""
+        return _typed(self.name, self.expressions(params), dtypes, tuple(not shape for shape in shapes))
+
+    def _infer(self, shapes, dtypes, **params):
+        shape = views.broadcast_shapes(self.name, *shapes, *([params["shape"]] if "shape" in params else []))
+        return [(shape, dtype) for dtype in self.typed(shapes, dtypes, params).dtypes]
+
+    def rule(self, call: Call, needs: tuple[bool, ...]) -> Rule:
+        """The derived gradient as one elementwise primitive over (cotangents, saved values)."""
+        n, m = len(self.inputs), len(self.outputs)
+        params = call.params
+        key = (needs, tuple(params.items()))
+        if key not in self._derived:
+            self._derived[key] = self._derive(params, needs)
+        primitive, operands, slots = self._derived[key]
+        saved = tuple((i >= n + m, (i - n - m) if i >= n + m else i) for i in operands if not n <= i < n + m)
+
+        def backward(call, needs, gs, values):
+            if any(gs[i - n] is None for i in operands if n <= i < n + m):
+                gs = [g if g is not None else _zeros_like_output(call, i) for i, g in enumerate(gs)]
+            remaining = iter(values)
+            arguments = [gs[i - n] if n <= i < n + m else next(remaining) for i in operands]
+            if primitive is None:
+                results: tuple = ()
+            else:
+                extra = {"shape": call.out_shapes[0]} if "shape" in call.params else {}
+                results = apply(primitive, *arguments, **extra)
+                results = results if isinstance(results, tuple) else (results,)
+            picked: list[Tensor | None] = []
+            for slot in slots:
+                if slot is None:
+                    picked.append(None)
+                else:
+                    kind, number = slot
+                    picked.append(gs[number] if kind == "g" else results[number])
+            return picked
+
+        return Rule(saved, backward)
+
+    def _derive(self, params: dict[str, Any], needs: tuple[bool, ...]):
+        """(gradient primitive or None, numbers of its operands, where each input's gradient is found).
+
+        Operand numbers count this primitive's inputs, then its cotangents, then its outputs. A gradient that is just a
+        cotangent is passed through without a kernel.
+        """
+        n, m = len(self.inputs), len(self.outputs)
+        outputs = self.expressions(params)
+        cotangents = tuple(variable(n + j) for j in range(m))
+        wanted = [i for i, need in enumerate(needs) if need]
+        if self._by_hand is not None:
+            every = self._gradients_by_hand(params, cotangents)
+            grads = [every[i] for i in wanted]
+        else:
+            grads = derivative(outputs, cotangents, wanted)
+        given = [g for g in grads if g is not None and g not in set(cotangents)]
+        saved_outputs = {o: variable(n + m + j) for j, o in enumerate(outputs) if o.args}
+        through_outputs = substitute(given, saved_outputs)
+        if any(i < n for i in variables(given)) and not any(i < n for i in variables(through_outputs)):
+            grads = [g if g is None else substitute([g], saved_outputs)[0] for g in grads]
+            given = list(through_outputs)
+        operands = tuple(variables(given))
+        slots: list = [None] * n
+        for i, g in zip(wanted, grads, strict=True):
+            if g is not None:
+                passed = [j for j, c in enumerate(cotangents) if g is c]
+                slots[i] = ("g", passed[0]) if passed else ("result", [h is g for h in given].index(True))
+        if not given:
+            return None, (), tuple(slots)
+        names = self.inputs + tuple(f"g_{o}" for o in self.outputs) + self.outputs
+        compact = {variable(i): variable(k) for k, i in enumerate(operands)}
+        expressions = substitute(given, compact)
+        primitive = Elementwise(
+            f"{self.name}_gradient",
+            lambda *_, **__: expressions,
+            inputs=[names[i] for i in operands],
+            outputs=[f"grad{i}" for i in range(len(given))],
+            derived=True,
+        )
+        return primitive, operands, tuple(slots)
+
+    def _gradients_by_hand(self, params: dict[str, Any], cotangents: tuple[Expr, ...]) -> list[Expr | None]:
+        assert self._by_hand is not None
+        n, m = len(self.inputs), len(self.outputs)
+        position = {name: i for i, name in enumerate(self.inputs)}
+        position |= {name: n + m + j for j, name in enumerate(self.outputs)}
+        position |= {f"g_{name}": n + j for j, name in enumerate(self.outputs)} | {"g": n}
+        parameters = inspect.signature(self._by_hand).parameters
+        arguments = [variable(position[p]) for p in parameters if p in position]
+        result = self._by_hand(*arguments, **{k: v for k, v in params.items() if k in parameters})
+        return list(result) if isinstance(result, tuple) else [result]
+
+
+_typed = functools.lru_cache(maxsize=4096)(type_expression)
+
+
+def _zeros_like_output(call: Call, number: int) -> Tensor:
+    from .create import zeros  # here: creation is built on elementwise primitives
+
+    return zeros(call.out_shapes[number], dtype=call.out_dtypes[number], device=call.device)
+
+
+def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("out",)) -> Any:
+    """Decorator: makes an operation on tensors of a function in the scalar language.
+
+    The positional parameters are the operands (tensors or Python scalars, broadcast together); keyword-only ones are
+    parameters, fixed while tracing. A function that returns several expressions names them: `@elementwise(outputs=...)`.
+
+    >>> import tinyarr
+    >>> @tinyarr.elementwise
+    ... def cube(x):
+    ...     return x * x * x
+    >>> cube(tinyarr.tensor([1.0, 2.0])).tolist()
+    [1.0, 8.0]
+    """
+    if function is None:
+        return functools.partial(elementwise, outputs=outputs)
+    parameters = inspect.signature(function).parameters.values()
+    inputs = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    primitive = Elementwise(function.__name__.strip("_"), function, inputs, outputs)
+    functools.update_wrapper(primitive, function)
+    return primitive

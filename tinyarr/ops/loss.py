@@ -1,0 +1,81 @@
+"""Losses."""
+
+from __future__ import annotations
+
+from ..autograd import vjp
+from ..errors import ArgumentError, DtypeError, ShapeError, describe
+from ..tensor import Tensor
+from .create import arange
+from .elementwise import astype, equal, where
+from .primitive import Primitive, apply
+from .reduce import log_softmax, logsumexp, sum
+from .shape import expand_dims, reshape
+
+
+def _infer_cross_entropy(shapes, types, *, ignore_index):
+    kept = types[0].compute
+    return [(shapes[1], kept), (shapes[1], kept)]
+
+
+def _cross_entropy_composite(logits, targets, *, ignore_index):
+    # ignore_index is no class, so nothing is hit and the loss is 0; where it is one, it is moved outside.
+    targets = where(targets == ignore_index, -1, targets)
+    wide = astype(logits, logits.dtype.compute, copy=False)
+    hit = equal(arange(wide.shape[-1], device=wide.device), expand_dims(targets, -1))
+    return -sum(where(hit, log_softmax(wide), 0), axis=-1), logsumexp(wide, axis=-1)
+
+
+_cross_entropy = Primitive(
+    "cross_entropy",
+    _infer_cross_entropy,
+    inputs=("logits", "targets"),
+    outputs=("loss", "lse"),
+    composite=_cross_entropy_composite,
+)
+
+
+def _cross_entropy_gradient_composite(g, logits, targets, lse, *, ignore_index):
+    _, pull = vjp(lambda x: _cross_entropy_composite(x, targets, ignore_index=ignore_index)[0], logits)
+    return pull(g)[0]
+
+
+_cross_entropy_gradient = Primitive(
+    "cross_entropy_gradient",
+    lambda shapes, types, *, ignore_index: [(shapes[1], types[1])],
+    inputs=("g", "logits", "targets", "lse"),
+    composite=_cross_entropy_gradient_composite,
+)
+
+
+@_cross_entropy.gradient
+def _cross_entropy_backward(gs, logits, targets, lse, *, ignore_index):
+    return apply(_cross_entropy_gradient, gs[0], logits, targets, lse, ignore_index=ignore_index), None
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+    """-log softmax(logits)[target], in nats. logits (..., V) floating, targets (...) integers in [0, V).
+
+    Targets equal to `ignore_index` count for nothing. reduction: 'mean' over the targets that count, 'sum', or 'none'
+    (a loss each). The loss is float32 for half and float32 logits, float64 for float64.
+    Raises OutOfBounds for any other target outside [0, V).
+    """
+    if logits.ndim == 0 or logits.shape[:-1] != targets.shape:
+        raise ShapeError(
+            f"cross_entropy: {describe('logits', logits)}, {describe('targets', targets)}: "
+            "logits must have one more axis than targets, the last, over the classes"
+        )
+    if targets.dtype.kind not in ("signed", "unsigned") or not logits.dtype.is_float:
+        raise DtypeError(
+            f"cross_entropy: {describe('logits', logits)}, {describe('targets', targets)}: "
+            "logits must be floating and targets integers"
+        )
+    if reduction not in ("mean", "sum", "none"):
+        raise ArgumentError(f"cross_entropy: reduction is {reduction!r}: use 'mean', 'sum' or 'none'")
+    rows = reshape(logits, (targets.size, logits.shape[-1]))
+    flat = reshape(targets, (targets.size,))
+    losses = apply(_cross_entropy, rows, flat, ignore_index=ignore_index)[0]
+    if reduction == "none":
+        return reshape(losses, targets.shape)
+    if reduction == "sum":
+        return sum(losses)
+    return sum(losses) / sum(astype(flat != ignore_index, losses.dtype))

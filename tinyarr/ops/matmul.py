@@ -1,0 +1,73 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import math
+
+from .. import dtypes, views
+from ..errors import ShapeError
+from ..tensor import Tensor, method
+from .primitive import Primitive, apply
+from .reduce import sum_to
+from .shape import matrix_transpose, reshape
+
+
+def _infer(shapes, types):
+    x, y = shapes
+    batch = views.broadcast_shapes("matmul", x[:-2], y[:-2])
+    return [(batch + (x[-2], y[-1]), types[0])]
+
+
+_matmul = Primitive("matmul", _infer, inputs=("x", "y"), promotes=lambda types: dtypes.result_type(*types))
+
+
+@_matmul.gradient
+def _matmul_gradient(g, x, y, *, needs):
+    dx = sum_to(matmul(g, matrix_transpose(y)), x.shape) if needs[0] else None
+    dy = sum_to(matmul(matrix_transpose(x), g), y.shape) if needs[1] else None
+    return dx, dy
+
+
+@method()
+def matmul(x: Tensor, y: Tensor) -> Tensor:
+    """The matrix product over the last two axes; leading axes broadcast; a 1-d operand is a row or column.
+
+    Half types accumulate in float32. Raises ShapeError where x's last axis and y's second to last differ.
+    """
+    for name, t in (("x", x), ("y", y)):
+        if not isinstance(t, Tensor) or t.ndim == 0:
+            shown = "a 0-d tensor" if isinstance(t, Tensor) else type(t).__name__
+            raise ShapeError(f"matmul: {name} is {shown}: it must be a tensor with at least 1 dimension; multiply by * ")
+    inner = y.shape[0] if y.ndim == 1 else y.shape[-2]
+    if x.shape[-1] != inner:
+        which = "second to last" if y.ndim > 1 else "only"
+        raise ShapeError(
+            f"matmul: x has shape {x.shape}, y has shape {y.shape}: "
+            f"x's last axis ({x.shape[-1]}) must equal y's {which} ({inner})"
+        )
+    if x.ndim == 1:
+        return _drop(matmul(reshape(x, (1, x.size)), y), -2 if y.ndim > 1 else -1)
+    if y.ndim == 1:
+        return _drop(matmul(x, reshape(y, (y.size, 1))), -1)
+    if y.ndim == 2 and x.ndim > 2:  # one large product in place of one a row of the batch
+        rows = math.prod(x.shape[:-1])
+        return reshape(apply(_matmul, reshape(x, (rows, inner)), y), x.shape[:-1] + y.shape[-1:])
+    return apply(_matmul, x, y)
+
+
+def _drop(x: Tensor, axis: int) -> Tensor:
+    shape = list(x.shape)
+    del shape[axis]
+    return reshape(x, shape)
+
+
+@method()
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x @ weight.T + bias. x (..., in), weight (out, in), bias (out,): (..., out)."""
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(
+            f"linear: x has shape {x.shape}, weight has shape {weight.shape}: "
+            "weight must be (out, in) with `in` equal to x's last axis"
+        )
+    y = matmul(x, matrix_transpose(weight))
+    return y if bias is None else y + bias

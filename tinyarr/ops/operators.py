@@ -1,0 +1,105 @@
+"""Python's operators on tensors."""
+
+from __future__ import annotations
+
+from ..errors import ShapeError
+from ..tensor import Tensor
+from .elementwise import (
+    abs,
+    add,
+    bitwise_and,
+    bitwise_invert,
+    bitwise_left_shift,
+    bitwise_or,
+    bitwise_right_shift,
+    bitwise_xor,
+    divide,
+    elementwise,
+    equal,
+    floor_divide,
+    greater,
+    greater_equal,
+    less,
+    less_equal,
+    multiply,
+    negative,
+    not_equal,
+    pow,
+    remainder,
+    subtract,
+)
+from .matmul import matmul
+from .primitive import apply
+
+
+@elementwise
+def _integer_power(x, *, n):
+    return x**n
+
+
+def _power(x: Tensor, y) -> Tensor:
+    """x ** y; a small whole Python number becomes products."""
+    if type(y) is int and 1 <= y <= 8:
+        return _integer_power(x, n=y)
+    return pow(x, y)
+
+
+def _binary(symbol: str, primitive) -> None:
+    def forward(self: Tensor, other):
+        return apply(primitive, self, other)
+
+    def reflected(self: Tensor, other):
+        return apply(primitive, other, self)
+
+    setattr(Tensor, f"__{symbol}__", forward)
+    setattr(Tensor, f"__r{symbol}__", reflected)
+
+
+for _symbol, _primitive in {
+    "add": add,
+    "sub": subtract,
+    "mul": multiply,
+    "truediv": divide,
+    "floordiv": floor_divide,
+    "mod": remainder,
+    "and": bitwise_and,
+    "or": bitwise_or,
+    "xor": bitwise_xor,
+    "lshift": bitwise_left_shift,
+    "rshift": bitwise_right_shift,
+}.items():
+    _binary(_symbol, _primitive)
+
+
+def _comparison(symbol: str, primitive) -> None:
+    setattr(Tensor, f"__{symbol}__", lambda self, other: apply(primitive, self, other))
+
+
+for _symbol, _primitive in {
+    "eq": equal,
+    "ne": not_equal,
+    "lt": less,
+    "le": less_equal,
+    "gt": greater,
+    "ge": greater_equal,
+}.items():
+    _comparison(_symbol, _primitive)
+
+
+def _truth(self: Tensor) -> bool:
+    if self.size != 1:
+        raise ShapeError(
+            f"bool: the truth of a tensor of shape {self.shape} is ambiguous: use any(), all(), or where(condition, a, b)"
+        )
+    return bool(self.item())  # type: ignore[attr-defined]
+
+
+Tensor.__pow__ = _power  # type: ignore[attr-defined]
+Tensor.__rpow__ = lambda self, other: pow(other, self)  # type: ignore[attr-defined]
+Tensor.__neg__ = lambda self: negative(self)  # type: ignore[attr-defined]
+Tensor.__pos__ = lambda self: self  # type: ignore[attr-defined]
+Tensor.__abs__ = lambda self: abs(self)  # type: ignore[attr-defined]
+Tensor.__invert__ = lambda self: bitwise_invert(self)  # type: ignore[attr-defined]
+Tensor.__matmul__ = lambda self, other: matmul(self, other)  # type: ignore[attr-defined]
+Tensor.__rmatmul__ = lambda self, other: matmul(other, self)  # type: ignore[attr-defined]
+Tensor.__bool__ = _truth  # type: ignore[attr-defined]

@@ -1,0 +1,265 @@
+"""Primitive, the registry, and `apply`, the one function through which every operation on a Tensor passes.
+
+A primitive states once what an operation is: the shapes and dtypes of its results (`infer`), its gradient, and, where
+it can be written in other operations, its `composite`. How it runs is the backends' business. `apply` finds the
+`Call` (the primitive specialised to shapes, dtypes and parameters, inferred once and kept), hands it to the current
+executor (eager, or a trace), and puts a node on the tape where a gradient is wanted.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+from .. import autograd, eager
+from ..array import Array
+from ..device import Device
+from ..dtypes import Dtype, scalar_kind
+from ..errors import ArgumentError, DeviceError, GradientError
+from ..tensor import Tensor, result_tensor
+from ..views import Shape, View
+
+registry: dict[str, Primitive] = {}
+executor: ContextVar[Any] = ContextVar("executor", default=eager)
+
+
+class Rule(NamedTuple):
+    """How a node goes backward: what it saves, and the function from output gradients to input gradients.
+
+    saved: for each saved value whether it is an output, and its number.
+    backward: (call, needs, gs, saved tensors) -> one gradient or None for each operand.
+    """
+
+    saved: tuple[tuple[bool, int], ...]
+    backward: Callable[[Call, tuple[bool, ...], Sequence[Tensor | None], Sequence[Any]], Sequence[Tensor | None]]
+
+
+class Call:
+    """A primitive specialised to its operands' shapes and dtypes and to its parameters.
+
+    A Python scalar among the operands has shape () and, as dtype, its kind. `launch` is the executor's prepared
+    kernel; `rules` the gradient rules by which operands need one.
+    """
+
+    __slots__ = (
+        "casts", "device", "in_dtypes", "in_shapes", "launch", "out_dtypes", "out_shapes", "params", "primitive", "rules"
+    )  # fmt: skip
+
+    def __init__(self, primitive: Primitive, device: Device, shapes, dtypes, params: dict[str, Any]):
+        self.primitive = primitive
+        self.device = device
+        self.params = params
+        self.casts = primitive.casts(dtypes)
+        self.in_shapes: tuple[Shape, ...] = shapes
+        self.in_dtypes: tuple[Dtype | str, ...] = self.casts or dtypes
+        results = primitive.infer(shapes, self.in_dtypes, **params)
+        self.out_shapes: tuple[Shape, ...] = tuple(shape for shape, _ in results)
+        self.out_dtypes: tuple[Dtype, ...] = tuple(dtype for _, dtype in results)
+        self.launch: Any = None
+        self.rules: dict[tuple[bool, ...], Rule] = {}
+
+    def rule(self, needs: tuple[bool, ...]) -> Rule:
+        if needs not in self.rules:
+            self.rules[needs] = self.primitive.rule(self, needs)
+        return self.rules[needs]
+
+    def __repr__(self) -> str:
+        operands = ", ".join(f"{d}{list(s)}" for s, d in zip(self.in_shapes, self.in_dtypes, strict=True))
+        return f"{self.primitive.name}({operands})"
+
+
+class Primitive:
+    """An operation that backends implement.
+
+    name: unique in the registry.
+    infer(shapes, dtypes, **params): one (shape, dtype) for each result; raises for operands that do not fit.
+    inputs, outputs: the operands' and results' names, which the gradient uses to say what it needs saved; an output
+    named `*parts` stands for any number of them.
+    view(view, **params): for operations that only look at memory differently, the operand's View through them, or
+    None where it takes a copy.
+    composite(*operands, **params): the plain definition in other public operations.
+    promotes(dtypes): the dtype to which all operands are cast first.
+    variadic: takes any number of operands.
+    derived: made by the library from another primitive (its gradient), and so not in the registry.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        infer: Callable,
+        *,
+        inputs: Sequence[str] = ("x",),
+        outputs: Sequence[str] = ("out",),
+        view: Callable[..., View | None] | None = None,
+        composite: Callable | None = None,
+        promotes: Callable[[Sequence[Dtype]], Dtype] | None = None,
+        variadic: bool = False,
+        derived: bool = False,
+    ):
+        if name in registry and not derived:
+            raise ArgumentError(f"Primitive: {name!r} is registered already: choose another name")
+        self.name = name
+        self.infer = infer
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.returns_tuple = len(self.outputs) > 1 or self.outputs[0].startswith("*")
+        self.view = view
+        self.composite = composite
+        self.promotes = promotes
+        self.variadic = variadic
+        self.non_differentiable = False
+        self._backward: tuple[Callable, tuple[tuple[bool, int], ...], frozenset[str]] | None = None
+        self._calls: dict[tuple, Call] = {}
+        if not derived:
+            registry[name] = self
+
+    def __repr__(self) -> str:
+        return f"Primitive({self.name})"
+
+    def gradient(self, function: Callable) -> Callable:
+        """Decorator: `function` is the gradient, `(g, saved..., *, params..., needs, shapes) -> gradients`.
+
+        `g` is the output's gradient (`gs`, a tuple with None for unused outputs, where there are several). Every
+        other positional parameter is named after an input or output, and so says what is kept for backward. The
+        keyword-only ones are the primitive's own parameters that it uses, and on demand `needs` (which inputs want
+        a gradient), `shapes` and `dtypes` (of the inputs). It returns a gradient, or None, for each input; the
+        tensor alone where there is one input.
+        """
+        names = inspect.signature(function).parameters.values()
+        positional = [p.name for p in names if p.kind is p.POSITIONAL_OR_KEYWORD]
+        keywords = frozenset(p.name for p in names if p.kind is p.KEYWORD_ONLY)
+        if positional[:1] not in (["g"], ["gs"]):
+            raise ArgumentError(f"{self.name}.gradient: the first parameter must be g (or gs), not {positional[:1]}")
+        saved = []
+        for name in positional[1:]:
+            if name not in self.inputs + self.outputs:
+                raise ArgumentError(f"{self.name}.gradient: {name!r} is none of {self.inputs + self.outputs}")
+            is_output = name in self.outputs
+            saved.append((is_output, (self.outputs if is_output else self.inputs).index(name)))
+        self._backward = function, tuple(saved), keywords
+        return function
+
+    def no_gradient(self) -> Primitive:
+        """Declares that no gradient flows through the operation (integer results, or constant almost everywhere)."""
+        self.non_differentiable = True
+        return self
+
+    @property
+    def has_gradient(self) -> bool:
+        return self._backward is not None
+
+    def casts(self, dtypes: tuple) -> tuple[Dtype, ...] | None:
+        """The dtypes that the operands must be cast to first, or None where they fit as they are."""
+        if self.promotes is None:
+            return None
+        common = self.promotes(dtypes)
+        return None if all(d is common for d in dtypes) else (common,) * len(dtypes)
+
+    def rule(self, call: Call, needs: tuple[bool, ...]) -> Rule:
+        if self._backward is None:
+            raise GradientError(f"{self.name}: has no gradient: declare one with @{self.name}.gradient or no_gradient()")
+        function, saved, keywords = self._backward
+
+        def backward(call, needs, gs, values):
+            kwargs = {k: v for k, v in call.params.items() if k in keywords}
+            for name, value in (("needs", needs), ("shapes", call.in_shapes), ("dtypes", call.in_dtypes)):
+                if name in keywords:
+                    kwargs[name] = value
+            grads = function(gs[0] if len(gs) == 1 else gs, *values, **kwargs)
+            return (grads,) if grads is None or isinstance(grads, Tensor) else grads
+
+        return Rule(saved, backward)
+
+    def call(self, device: Device, key: tuple, operands: Sequence[Any], params: dict[str, Any]) -> Call:
+        """Infers the Call for operands seen for the first time and keeps it under `key`."""
+        if not self.variadic and len(operands) != len(self.inputs):
+            raise ArgumentError(f"{self.name}: takes {len(self.inputs)} operands {self.inputs}, {len(operands)} came")
+        shapes = tuple(x.shape if isinstance(x, Array) else () for x in operands)
+        dtypes = tuple(x.dtype if isinstance(x, Array) else scalar_kind(x) for x in operands)
+        call = self._calls[key] = Call(self, device, shapes, dtypes, params)
+        return call
+
+
+def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device | None = None, **params: Any) -> Any:
+    """Runs `primitive` on tensors and Python scalars under the current executor, and records it on the tape.
+
+    Returns a Tensor, or a tuple of them where the primitive has several outputs. `out`, a tensor or tuple of them,
+    is where the results are written instead; its version counter goes up. `device` is needed where no operand is a
+    tensor.
+    """
+    wants_gradient = False
+    arrays = []
+    key: list = list(params.items()) if params else []
+    for x in operands:
+        if isinstance(x, Tensor):
+            array = x.array
+            if device is None:
+                device = array.device
+            elif array.device is not device:
+                raise DeviceError(_devices_differ(primitive, operands))
+            key.append(array.shape)
+            key.append(array.dtype)
+            wants_gradient |= x._requires_grad
+            arrays.append(array)
+        else:
+            key.append(type(x))
+            arrays.append(x)
+    key.append(device)
+    call_key = tuple(key)
+    call = primitive._calls.get(call_key)
+    if call is None:
+        if device is None or any(not isinstance(x, Array) and scalar_kind(x) is None for x in arrays):
+            return apply(primitive, *_as_operands(primitive, operands), out=out, device=device, **params)
+        call = primitive.call(device, call_key, arrays, params)
+    if call.casts is not None:
+        from .elementwise import astype  # here: elementwise.py is built on this module
+
+        operands = tuple(astype(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
+        return apply(primitive, *operands, out=out, **params)
+
+    wants_gradient = wants_gradient and not primitive.non_differentiable and autograd.recording.get()
+    if wants_gradient and primitive.composite is not None and not primitive.has_gradient:
+        return primitive.composite(*operands, **params)
+    if out is not None:
+        outs = (out,) if isinstance(out, Tensor) else tuple(out)
+        if wants_gradient or any(o._requires_grad and autograd.recording.get() for o in outs):
+            raise GradientError(
+                f"{primitive.name}: out= takes part in a gradient: a write can't be differentiated; "
+                "use where or concat to build a new tensor, or write under no_grad()"
+            )
+        executor.get().run(call, arrays, [o.array for o in outs])
+        return out
+    results = executor.get().run(call, arrays, None)
+    if results is None:  # the executor has no kernel: the composite is differentiated instead
+        return primitive.composite(*operands, **params)  # type: ignore[misc]
+    tensors = tuple(map(result_tensor, results))
+    if wants_gradient:
+        autograd.record(call, operands, tensors)
+    return tensors if primitive.returns_tuple else tensors[0]
+
+
+def _as_operands(primitive: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
+    """Operands that `apply` doesn't know: NumPy scalars become Python ones, anything else is refused."""
+    result = []
+    for name, x in zip(primitive.inputs * len(operands), operands, strict=False):
+        if isinstance(x, Tensor) or scalar_kind(x):
+            result.append(x)
+        elif getattr(x, "ndim", None) == 0 and scalar_kind(x.item()):
+            result.append(x.item())
+        else:
+            advice = "make it a tensor with tinyarr.tensor(...)"
+            raise TypeError(f"{primitive.name}: {name} is {type(x).__name__}: {advice}")
+    if not any(isinstance(x, Tensor) for x in result):
+        raise TypeError(f"{primitive.name}: needs at least one tensor, got {result}: make one with tinyarr.tensor(...)")
+    return tuple(result)
+
+
+def _devices_differ(primitive: Primitive, operands: Sequence[Any]) -> str:
+    where = ", ".join(
+        f"{name} is on {x.device}"
+        for name, x in zip(primitive.inputs * len(operands), operands, strict=False)
+        if isinstance(x, Tensor)
+    )
+    return f"{primitive.name}: {where}: move them to one device with .to(device)"

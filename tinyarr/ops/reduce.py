@@ -1,0 +1,175 @@
+"""Reductions over axes: sum, max, min, argmax, argmin, and mean, var, std, softmax and logsumexp composed of them.
+
+`axis` is an int, a tuple of ints, or None for all axes; `keepdims` leaves reduced axes with size 1. Sums of half
+types accumulate in float32 and return their own dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from .. import dtypes, views
+from ..errors import ShapeError
+from ..tensor import Tensor, method
+from ..views import Shape
+from .create import full
+from .elementwise import astype, equal, exp, log, sqrt, square, where
+from .primitive import Primitive, apply
+from .shape import broadcast_to, reshape
+
+Axis = int | Sequence[int] | None
+
+
+def _reduced(shape: Shape, axes: Shape, keepdims: bool) -> Shape:
+    if keepdims:
+        return tuple(1 if i in axes else n for i, n in enumerate(shape))
+    return tuple(n for i, n in enumerate(shape) if i not in axes)
+
+
+def _infer_sum(shapes, dtypes_, *, axis, keepdims):
+    return [(_reduced(shapes[0], axis, keepdims), dtypes_[0])]
+
+
+def _infer_extremum(shapes, dtypes_, *, axis, keepdims):
+    if any(shapes[0][a] == 0 for a in axis):
+        raise ShapeError(f"max, min: x has shape {shapes[0]}, axis is {axis}: an empty axis has no largest element")
+    return _infer_sum(shapes, dtypes_, axis=axis, keepdims=keepdims)
+
+
+def _infer_arg_extremum(shapes, dtypes_, *, axis, keepdims):
+    return [(_infer_extremum(shapes, dtypes_, axis=(axis,), keepdims=keepdims)[0][0], dtypes.int64)]
+
+
+_sum = Primitive("sum", _infer_sum)
+_max = Primitive("max", _infer_extremum)
+_min = Primitive("min", _infer_extremum)
+_argmax = Primitive("argmax", _infer_arg_extremum).no_gradient()
+_argmin = Primitive("argmin", _infer_arg_extremum).no_gradient()
+
+
+def _restored(x: Tensor, shape: Shape, axes: Shape) -> Tensor:
+    """A reduced tensor (with or without keepdims) broadcast back to the shape that was reduced."""
+    return broadcast_to(reshape(x, _reduced(shape, axes, keepdims=True)), shape)
+
+
+@_sum.gradient
+def _sum_gradient(g, *, axis, shapes):
+    return _restored(g, shapes[0], axis)
+
+
+@_max.gradient
+@_min.gradient
+def _extremum_gradient(g, x, out, *, axis):
+    """Split evenly among the elements that equal the extremum; a NaN result passes its gradient to nothing."""
+    attained = equal(x, _restored(out, x.shape, axis))
+    count = astype(sum(attained, axis=axis, keepdims=True), g.dtype)
+    return where(attained, _restored(g, x.shape, axis) / count, 0)
+
+
+@method()
+def sum(x: Tensor, /, *, axis: Axis = None, dtype=None, keepdims: bool = False) -> Tensor:
+    """The sum over axes. bool and small integers are summed as int64 (unsigned as uint64), unless `dtype` is given."""
+    if dtype is None and not x.dtype.is_float:
+        dtype = dtypes.uint64 if x.dtype.kind == "unsigned" else dtypes.int64
+    if dtype is not None:
+        x = astype(x, dtype, copy=False)
+    return apply(_sum, x, axis=views.normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
+
+
+@method()
+def max(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The largest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
+    return apply(_max, x, axis=views.normalize_axes("max", axis, x.ndim), keepdims=keepdims)
+
+
+@method()
+def min(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The smallest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
+    return apply(_min, x, axis=views.normalize_axes("min", axis, x.ndim), keepdims=keepdims)
+
+
+def _arg(primitive: Primitive, x: Tensor, axis: int | None, keepdims: bool) -> Tensor:
+    if axis is None:
+        found = apply(primitive, reshape(x, (x.size,)), axis=0, keepdims=False)
+        return reshape(found, (1,) * x.ndim) if keepdims else found
+    return apply(primitive, x, axis=views.normalize_axis(primitive.name, axis, x.ndim), keepdims=keepdims)
+
+
+@method()
+def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The position of the first largest element along one axis (None: in the flattened tensor); int64."""
+    return _arg(_argmax, x, axis, keepdims)
+
+
+@method()
+def argmin(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """The position of the first smallest element along one axis (None: in the flattened tensor); int64."""
+    return _arg(_argmin, x, axis, keepdims)
+
+
+def sum_to(x: Tensor, shape: Shape, *, operation: str = "sum_to") -> Tensor:
+    """x summed over the axes along which `shape` was broadcast to x's shape: the transpose of broadcast_to."""
+    if x.shape == shape:
+        return x
+    extra = x.ndim - len(shape)
+    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, x.shape[extra:], strict=False)):
+        raise ShapeError(f"{operation}: the gradient has shape {x.shape}, its operand {shape}: it must broadcast to that")
+    axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and x.shape[extra + i] != 1)
+    return reshape(apply(_sum, x, axis=axes, keepdims=False), shape)
+
+
+def _count(x: Tensor, axis: Axis) -> int:
+    return math.prod(x.shape[a] for a in views.normalize_axes("mean", axis, x.ndim))
+
+
+def _floating(x: Tensor) -> Tensor:
+    return x if x.dtype.is_float else astype(x, dtypes.float32)
+
+
+@method()
+def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
+    x = _floating(x)
+    count = _count(x, axis)
+    total = sum(x, axis=axis, keepdims=keepdims)
+    return total / count if count else full(total.shape, math.nan, dtype=x.dtype, device=x.device)
+
+
+@method()
+def var(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
+    """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
+    x = _floating(x)
+    divisor = _count(x, axis) - correction
+    squares = sum(square(x - mean(x, axis=axis, keepdims=True)), axis=axis, keepdims=keepdims)
+    return squares / divisor if divisor > 0 else full(squares.shape, math.nan, dtype=x.dtype, device=x.device)
+
+
+@method()
+def std(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
+    """The square root of `var`."""
+    return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
+
+
+@method()
+def logsumexp(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) over axes, without overflow."""
+    largest = max(x, axis=axis, keepdims=True).detach()
+    shift = where(equal(abs(largest), math.inf), 0, largest)
+    total = log(sum(exp(x - shift), axis=axis, keepdims=True)) + shift
+    axes = views.normalize_axes("logsumexp", axis, x.ndim)
+    return total if keepdims else reshape(total, _reduced(x.shape, axes, keepdims=False))
+
+
+@method()
+def softmax(x: Tensor, /, *, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) along an axis, without overflow."""
+    e = exp(x - max(x, axis=axis, keepdims=True).detach())
+    return e / sum(e, axis=axis, keepdims=True)
+
+
+@method()
+def log_softmax(x: Tensor, /, *, axis: int = -1) -> Tensor:
+    """log(softmax(x)) along an axis, exact where softmax underflows."""
+    shifted = x - max(x, axis=axis, keepdims=True).detach()
+    return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))

@@ -1,0 +1,179 @@
+"""Typing of a scalar expression: from a traced `Expr` graph and the operands' dtypes to a list of typed values.
+
+The result is what backends print or evaluate: a list in which each value names its operation, its arguments (numbers
+of earlier values), and the dtype in which it is computed. Every conversion is an explicit `cast`. Half types are
+computed in float32 and rounded once, when the output is stored. Constants and Python scalars are weak: among
+themselves they are computed in float64 and int64, and they take the dtype of the strong operand that they meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .. import dtypes
+from ..dtypes import Dtype
+from ..errors import DtypeError
+from .scalar import OPERATIONS, Expr, topological
+
+Type = Dtype | str
+"""A strong type is a Dtype; a weak one the kind of a Python scalar: 'bool', 'signed' or 'float'."""
+
+_WEAK_COMPUTE = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One step: `op` applied to earlier values `args`, computed in `dtype`.
+
+    `value` is the number of an input, a constant, the axis of an index, or the stream of random bits. A `uniform`
+    value is the same for all elements: it depends on 0-d operands and constants alone and is computed once.
+    """
+
+    op: str
+    args: tuple[int, ...]
+    dtype: Dtype
+    value: object
+    uniform: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """A typed expression: its values in order, which of them are the outputs, and the dtypes in which those are stored."""
+
+    values: tuple[Value, ...]
+    outputs: tuple[int, ...]
+    dtypes: tuple[Dtype, ...]
+
+
+def _compute(t: Type) -> Dtype:
+    return _WEAK_COMPUTE[t] if isinstance(t, str) else t.compute
+
+
+def _kind(t: Type) -> str:
+    return t if isinstance(t, str) else t.kind
+
+
+def _unify(types: list[Type]) -> Type:
+    strong = [t for t in types if isinstance(t, Dtype)]
+    highest = max((t for t in types if isinstance(t, str)), key=dtypes.KINDS.index, default=None)
+    if not strong:
+        assert highest is not None
+        return highest
+    result = strong[0]
+    for t in strong[1:]:
+        result = dtypes.promote(result, t)
+    return result if highest is None else dtypes.promote_weak(result, highest)
+
+
+def _reject(name: str, op: str, types: list[Type], needs: str):
+    came = ", ".join(t if isinstance(t, str) else t.name for t in types)
+    raise DtypeError(f"{name}: {op} of {came}: the operands must be {needs}")
+
+
+def _operand_and_result_type(name: str, node: Expr, types: list[Type]) -> tuple[Type, Type]:
+    """The type in which `node` takes its arguments, and the type of its result."""
+    rule = OPERATIONS[node.op].typing
+    if rule == "cast" or rule == "bitcast":
+        assert isinstance(node.value, Dtype)
+        if rule == "bitcast" and (isinstance(types[0], str) or types[0].itemsize != node.value.itemsize):
+            _reject(name, node.op, types, f"of {node.value.name}'s size")
+        return types[0], node.value
+    if rule == "weak":
+        kind = _kind(types[0])
+        kind = "signed" if kind == "unsigned" else kind
+        return kind, kind
+    if rule == "random_bits":
+        return dtypes.uint64, dtypes.uint32
+    t = _unify(types[1:] if rule == "where" else types)
+    if rule == "arithmetic" and _kind(t) == "bool":
+        if isinstance(t, Dtype):
+            _reject(name, node.op, types, "numbers: use & | ^ ~ on bool, or astype")
+        t = "signed"
+    elif rule == "float" and _kind(t) != "float":
+        t = "float" if isinstance(t, str) else dtypes.float32
+    elif rule == "predicate":
+        t = t if _kind(t) == "float" else dtypes.float64
+    elif rule == "bits" and _kind(t) == "float":
+        _reject(name, node.op, types, "bool or integers")
+    elif rule == "integers" and _kind(t) in ("bool", "float"):
+        _reject(name, node.op, types, "integers")
+    result = dtypes.bool if rule in ("comparison", "predicate") else t
+    return t, result
+
+
+def type_expression(name: str, outputs: tuple[Expr, ...], operands: tuple[Type, ...], uniform: tuple[bool, ...]) -> Typed:
+    """Types `outputs` for operands of the given types; `uniform` tells which of them are 0-d or Python scalars.
+
+    `name` is the operation's, for messages. Raises DtypeError where a dtype does not fit.
+    """
+    values: list[Value] = []
+    known: dict[tuple, int] = {}
+    typed: dict[Expr, tuple[int, Type]] = {}
+
+    def emit(op: str, args: tuple[int, ...], dtype: Dtype, value=None, is_uniform: bool | None = None) -> int:
+        key = (op, args, dtype, type(value), repr(value))
+        if key not in known:
+            if is_uniform is None:
+                is_uniform = all(values[a].uniform for a in args)
+            known[key] = len(values)
+            values.append(Value(op, args, dtype, value, is_uniform))
+        return known[key]
+
+    def convert(number: int, dtype: Dtype) -> int:
+        source = values[number]
+        if source.dtype is dtype:
+            return number
+        if source.op == "constant":
+            return emit("constant", (), dtype, dtype_constant(name, source.value, dtype), True)
+        return emit("cast", (number,), dtype)
+
+    for node in topological(outputs):
+        if node.op == "input":
+            t = operands[node.value]  # type: ignore[index]
+            stored = _WEAK_COMPUTE[t] if isinstance(t, str) else t
+            number = emit("input", (), stored, node.value, uniform[node.value])  # type: ignore[index]
+            typed[node] = convert(number, _compute(t)), t
+        elif node.op == "constant":
+            kind = dtypes.scalar_kind(node.value)
+            assert kind is not None
+            typed[node] = emit("constant", (), _WEAK_COMPUTE[kind], node.value, True), kind
+        elif node.op == "index":
+            typed[node] = emit("index", (), dtypes.int64, node.value, False), dtypes.int64
+        else:
+            arguments = [typed[a] for a in node.args]
+            t, result = _operand_and_result_type(name, node, [type_ for _, type_ in arguments])
+            numbers = [convert(n, _compute(t)) for n, _ in arguments]
+            if node.op == "where":
+                numbers[0] = convert(arguments[0][0], dtypes.bool)
+            if node.op in ("cast", "weak"):
+                stored = result if isinstance(result, Dtype) else _compute(result)
+                typed[node] = convert(convert(numbers[0], stored), _compute(result)), result
+            else:
+                is_uniform = False if node.op == "random_bits" else None
+                number = emit(node.op, tuple(numbers), _compute(result), node.value, is_uniform)
+                typed[node] = number, result
+
+    numbers, stores = [], []
+    for output in outputs:
+        number, t = typed[output]
+        store = dtypes.DEFAULT[t] if isinstance(t, str) else t
+        source = values[number]
+        if source.op == "cast" and values[source.args[0]].dtype is store:
+            numbers.append(source.args[0])  # already rounded to what is stored
+        else:
+            numbers.append(convert(number, store.compute))
+        stores.append(store)
+    return Typed(tuple(values), tuple(numbers), tuple(stores))
+
+
+def dtype_constant(name: str, value, dtype: Dtype):
+    """A Python scalar as a constant of `dtype`. Raises DtypeError for an integer that the dtype can't hold."""
+    if dtype.kind == "float":
+        return float(value)
+    if dtype.kind == "bool":
+        return bool(value)
+    bits = dtype.itemsize * 8 - (dtype.kind == "signed")
+    low = -(2**bits) if dtype.kind == "signed" else 0
+    if not low <= value < 2**bits:
+        raise DtypeError(f"{name}: the Python integer {value} does not fit {dtype.name}: use astype on the tensor first")
+    return int(value)

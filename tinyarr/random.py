@@ -1,0 +1,95 @@
+"""Random number generators: a draw is a pure function of a key (the seed) and a counter.
+
+A generator only hands out counters, one a draw; the bits come from Philox 4x32-10 (Salmon et al. 2011, "Parallel
+random numbers: as easy as 1, 2, 3") keyed by both, and are the same on every device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from contextvars import ContextVar
+
+from .errors import ArgumentError
+
+
+class Generator:
+    """A stream of draws: `Generator(seed)` with 0 <= seed < 2**63. Its whole state is `key` and `counter`."""
+
+    def __init__(self, seed: int = 0):
+        seed = operator.index(seed)
+        if not 0 <= seed < 2**63:
+            raise ArgumentError(f"Generator: seed is {seed}: it must lie in [0, 2**63)")
+        self.key = seed
+        self.counter = 0
+
+    def take(self) -> tuple[int, int]:
+        """The key and the counter of the next draw."""
+        replayed = _replayed.get()
+        if replayed is not None:
+            return replayed.pop(0)
+        drawn = self.key, self.counter
+        self.counter += 1
+        log = _log.get()
+        if log is not None:
+            log.append(drawn)
+        return drawn
+
+    def state_dict(self) -> dict[str, int]:
+        """`{"key", "counter"}`: with load_state_dict, the stream goes on where it was."""
+        return {"key": self.key, "counter": self.counter}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.key, self.counter = state["key"], state["counter"]
+
+
+_default: ContextVar[Generator] = ContextVar("default_generator")
+_process_wide = Generator(0)
+_log: ContextVar[list | None] = ContextVar("log", default=None)
+_replayed: ContextVar[list | None] = ContextVar("replayed", default=None)
+
+
+def default_generator() -> Generator:
+    """The generator used where none is given."""
+    return _default.get(_process_wide)
+
+
+def manual_seed(seed: int) -> Generator:
+    """Starts the default generator anew from `seed` and returns it."""
+    generator = default_generator()
+    generator.__init__(seed)  # type: ignore[misc]
+    return generator
+
+
+@contextlib.contextmanager
+def use_generator(generator: Generator):
+    """Makes `generator` the default inside a `with` block, for this thread or task only."""
+    token = _default.set(generator)
+    try:
+        yield generator
+    finally:
+        _default.reset(token)
+
+
+@contextlib.contextmanager
+def draws():
+    """Records every draw made inside the block; yields the list, for `replay`."""
+    outer = _log.get()
+    log: list[tuple[int, int]] = []
+    token = _log.set(log)
+    try:
+        yield log
+    finally:
+        _log.reset(token)
+        if outer is not None:
+            outer.extend(log)
+
+
+@contextlib.contextmanager
+def replay(drawn: list[tuple[int, int]]):
+    """Makes the draws inside the block those of a recorded list, in order."""
+    token = _replayed.set(list(drawn))
+    try:
+        yield
+    finally:
+        _replayed.reset(token)

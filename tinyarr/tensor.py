@@ -1,0 +1,124 @@
+"""Tensor: an Array with a place in the graph of gradients.
+
+The class is bare here: its methods and operators are the public functions of `ops/`, attached where they are defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from . import views
+from .array import Array
+from .device import Device
+from .dtypes import Dtype
+from .errors import GradientError, ShapeError
+
+
+class Tensor:
+    """An n-dimensional array of one dtype on one device that remembers how it was computed.
+
+    Make one with `tinyarr.tensor(data)`, or `zeros`, `ones`, `rand` and the like. With `requires_grad=True`, operations
+    on it are recorded, and `backward()` on a scalar result adds d(result)/d(tensor) to `.grad`.
+    """
+
+    __slots__ = ("__weakref__", "_hooks", "_requires_grad", "array", "grad", "node", "node_output")
+
+    array: Array
+    grad: Tensor | None
+    node: Any  # the tape node that computed this tensor, None for leaves
+    node_output: int  # which of the node's outputs it is
+    _requires_grad: bool
+    _hooks: list[Callable] | None
+
+    def __init__(self, array: Array, requires_grad: bool = False):
+        if not isinstance(array, Array):
+            raise TypeError(f"Tensor: array is {type(array).__name__}: use tinyarr.tensor(...) to make a tensor from data")
+        self.array = array
+        self.grad = None
+        self.node = None
+        self.node_output = 0
+        self._hooks = None
+        self._requires_grad = False
+        if requires_grad:
+            self.requires_grad = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> Dtype:
+        return self.array.dtype
+
+    @property
+    def device(self) -> Device:
+        return self.array.device
+
+    @property
+    def ndim(self) -> int:
+        return len(self.array.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return views.size(self.array.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of elements times the item size, whether or not a view repeats them."""
+        return self.array.nbytes
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether gradients flow to this tensor: set by the user on leaves, inherited by results."""
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and not self.array.dtype.is_float:
+            raise GradientError(
+                f"requires_grad: the tensor has dtype {self.array.dtype.name}: only floating tensors have gradients"
+            )
+        if self.node is not None and not value:
+            raise GradientError("requires_grad: the tensor is a result of recorded operations: use detach()")
+        self._requires_grad = value
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether the tensor was made by the user and not by a recorded operation."""
+        return self.node is None
+
+    def detach(self) -> Tensor:
+        """The same elements (shared memory) without history."""
+        return result_tensor(self.array)
+
+    def __len__(self) -> int:
+        if not self.array.shape:
+            raise ShapeError("len: a 0-d tensor has no length")
+        return self.array.shape[0]
+
+    # A tensor is compared elementwise by ==, but is itself a valid key of a dict or set.
+    __hash__ = object.__hash__
+
+
+def result_tensor(array: Array) -> Tensor:
+    """A tensor around an array, skipping the checks of the constructor: what every operation returns."""
+    self = object.__new__(Tensor)
+    self.array = array
+    self.grad = None
+    self.node = None
+    self.node_output = 0
+    self._hooks = None
+    self._requires_grad = False
+    return self
+
+
+def method(name: str | None = None) -> Callable[[Callable], Callable]:
+    """Decorator: the function is also a method of Tensor, under its own name unless another is given."""
+
+    def attach(function: Callable) -> Callable:
+        setattr(Tensor, name or function.__name__, function)
+        return function
+
+    return attach

@@ -1,0 +1,172 @@
+"""Shapes, strides, broadcasting, and what a view is: pure functions on tuples of ints.
+
+A View says how a tensor lies in its storage: element (i, j, ...) stands at `offset + i*strides[0] + j*strides[1] + ...`,
+counted in elements. The same functions serve eager mode, where a view is made at once, and the compiler, where it is
+a node without a kernel.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .errors import OutOfBounds, ShapeError
+
+Shape = tuple[int, ...]
+
+
+class View(NamedTuple):
+    """Shape, strides and offset in elements. A stride of 0 repeats, a negative one walks backwards."""
+
+    shape: Shape
+    strides: Shape
+    offset: int = 0
+
+
+def size(shape: Shape) -> int:
+    """Number of elements; 1 for a 0-d shape."""
+    return math.prod(shape)
+
+
+def contiguous_strides(shape: Shape) -> Shape:
+    """Strides of a densely packed row-major tensor."""
+    strides, step = [], 1
+    for n in reversed(shape):
+        strides.append(step)
+        step *= max(n, 1)
+    return tuple(reversed(strides))
+
+
+def contiguous(shape: Shape) -> View:
+    """The row-major view at offset 0."""
+    return View(shape, contiguous_strides(shape), 0)
+
+
+def is_contiguous(view: View) -> bool:
+    """Whether the elements stand densely packed in row-major order (at any offset)."""
+    step = 1
+    for n, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
+        if n == 0:
+            return True
+        if n != 1 and stride != step:
+            return False
+        step *= n
+    return True
+
+
+def extent(view: View) -> tuple[int, int]:
+    """The first element of the storage that the view touches and the one after the last; (0, 0) when it is empty."""
+    if 0 in view.shape:
+        return 0, 0
+    reach = [(n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)]
+    return view.offset + sum(r for r in reach if r < 0), view.offset + sum(r for r in reach if r > 0) + 1
+
+
+def normalize_shape(operation: str, shape: int | Iterable[int]) -> Shape:
+    """`shape` as a tuple of non-negative ints; one int means a 1-d shape."""
+    if isinstance(shape, Iterable):
+        result = tuple(operator.index(n) for n in shape)
+    else:
+        result = (operator.index(shape),)
+    if any(n < 0 for n in result):
+        raise ShapeError(f"{operation}: shape is {result}: every size must be 0 or more")
+    return result
+
+
+def normalize_axis(operation: str, axis: int, ndim: int) -> int:
+    """`axis` counted from the front. Raises OutOfBounds outside [-ndim, ndim)."""
+    result = operator.index(axis)
+    if not -ndim <= result < ndim:
+        where = f"axes go from {-ndim} to {ndim - 1}" if ndim else "a 0-d tensor has no axes"
+        raise OutOfBounds(f"{operation}: axis is {axis}, the tensor has {ndim} dimensions: {where}")
+    return result % ndim
+
+
+def normalize_axes(operation: str, axes: int | Sequence[int] | None, ndim: int) -> Shape:
+    """`axes` counted from the front, sorted; None means all of them. Raises ShapeError for one named twice."""
+    if axes is None:
+        return tuple(range(ndim))
+    if not isinstance(axes, Sequence):
+        axes = (axes,)
+    result = tuple(sorted(normalize_axis(operation, a, ndim) for a in axes))
+    if len(set(result)) < len(result):
+        raise ShapeError(f"{operation}: axis is {tuple(axes)}: an axis is named twice")
+    return result
+
+
+def broadcast_shapes(operation: str, *shapes: Shape) -> Shape:
+    """The shape that all of `shapes` broadcast to (the standard's rule: aligned at the end, size 1 repeats)."""
+    if len(set(shapes)) == 1:
+        return shapes[0]
+    result = [1] * max(map(len, shapes), default=0)
+    for shape in shapes:
+        for i, n in enumerate(reversed(shape), 1):
+            if result[-i] == 1:
+                result[-i] = n
+            elif n not in (1, result[-i]):
+                listed = " and ".join(map(str, shapes))
+                raise ShapeError(
+                    f"{operation}: shapes {listed} do not broadcast: "
+                    f"axis -{i} has sizes {result[-i]} and {n}, which must be equal or 1"
+                )
+    return tuple(result)
+
+
+def broadcast_to(view: View, shape: Shape) -> View:
+    """The view repeated with stride 0 to `shape`. Raises ShapeError where a size is neither 1 nor equal."""
+    missing = len(shape) - len(view.shape)
+    strides = [0] * max(missing, 0)
+    for n, stride, target in zip(view.shape, view.strides, shape[max(missing, 0) :], strict=False):
+        if n not in (1, target):
+            missing = -1
+        strides.append(0 if n == 1 and target != 1 else stride)
+    if missing < 0:
+        raise ShapeError(f"broadcast_to: x has shape {view.shape}, shape is {shape}: each size must be equal or 1")
+    return View(shape, tuple(strides), view.offset)
+
+
+def permute(view: View, axes: Shape) -> View:
+    """The view with its axes reordered: axis i of the result is axis axes[i] of the view."""
+    return View(tuple(view.shape[a] for a in axes), tuple(view.strides[a] for a in axes), view.offset)
+
+
+def reshape(view: View, shape: Shape) -> View | None:
+    """The view with another shape of the same size, or None where no strides can express it without a copy."""
+    if view.shape == shape:
+        return view
+    if is_contiguous(view):
+        return View(shape, contiguous_strides(shape), view.offset)
+    if 0 in shape:
+        return View(shape, contiguous_strides(shape), view.offset)
+    # Runs of old axes that lie densely behind one another can be cut anew; each new axis must stay within one run.
+    runs: list[list[int]] = []  # [size, stride of its innermost element]
+    for n, stride in zip(view.shape, view.strides, strict=True):
+        if n == 1:
+            continue
+        if runs and runs[-1][1] == n * stride:
+            runs[-1] = [runs[-1][0] * n, stride]
+        else:
+            runs.append([n, stride])
+    strides: list[int] = []
+    for n in reversed(shape):
+        while runs and runs[-1][0] == 1:
+            runs.pop()
+        if n == 1:
+            strides.append(1)
+        elif runs and runs[-1][0] % n == 0:
+            strides.append(runs[-1][1])
+            runs[-1] = [runs[-1][0] // n, runs[-1][1] * n]
+        else:
+            return None
+    return View(shape, tuple(reversed(strides)), view.offset)
+
+
+def slice_view(view: View, starts: Shape, stops: Shape, steps: Shape) -> View:
+    """The view cut along each axis to start:stop:step, all already normalized as by `slice.indices`."""
+    shape = tuple(len(range(*s)) for s in zip(starts, stops, steps, strict=True))
+    offset = view.offset
+    if 0 not in shape:
+        offset += sum(start * stride for start, stride in zip(starts, view.strides, strict=True))
+    return View(shape, tuple(stride * step for stride, step in zip(view.strides, steps, strict=True)), offset)
