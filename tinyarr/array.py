@@ -11,7 +11,7 @@ from .views import Shape, View
 class Storage:
     """A block of memory on one device, shared by all views of it, and the count of writes into it.
 
-    `memory` is the backend's own object (on CPU a NumPy array of bytes). Whoever saves a value for later remembers
+    `memory` is the backend's own object (on CPU an np.ndarray). Whoever saves a value for later remembers
     `version` with it, and so can tell whether the value has been overwritten since.
     """
 
@@ -74,5 +74,5 @@ class Array:
 
 def empty(device: Device, shape: Shape, dtype: Dtype) -> Array:
     """A contiguous array over fresh memory with undefined contents."""
-    storage = device.backend.allocate(views.size(shape) * dtype.itemsize)
-    return Array(storage, dtype, shape, views.contiguous_strides(shape), 0)
+    nbytes = views.size(shape) * dtype.itemsize
+    return device.backend.empty(shape, dtype, views.contiguous_strides(shape), nbytes)

@@ -56,10 +56,17 @@ Edge = tuple[Any, int]
 
 def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     """Puts a node on the tape: `outputs` were computed from `operands` by `call`."""
-    if not any(t.array.dtype.is_float for t in outputs):
-        return
-    needs = tuple([isinstance(x, Tensor) and x._requires_grad for x in operands])
-    rule = call.rule(needs)
+    needs: list[bool] = []
+    edges: list[Edge | None] = []
+    for x in operands:
+        if isinstance(x, Tensor) and x._requires_grad:
+            needs.append(True)
+            edges.append(edge_of(x))
+        else:
+            needs.append(False)
+            edges.append(None)
+    key = tuple(needs)
+    rule = call.rules.get(key) or call.rule(key)
     saved: list = []
     versions: list = []
     for is_output, i in rule.saved:
@@ -71,23 +78,23 @@ def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         else:
             saved.append(value)
             versions.append(None)
-    attach(Node(call, rule, needs, _edges(operands, needs), saved, versions), outputs)
+    attach(Node(call, rule, key, edges, saved, versions), outputs)
 
 
-def _edges(operands: Sequence[Any], needs: Sequence[bool]) -> list[Edge | None]:
-    return [
-        ((x, 0) if x.node is None else (x.node, x.node_output)) if need else None
-        for x, need in zip(operands, needs, strict=True)
-    ]
+def edge_of(x: Tensor) -> Edge:
+    """Where the gradient of a tensor goes: (its node, which output of it), or (the leaf itself, 0)."""
+    return (x, 0) if x.node is None else (x.node, x.node_output)
 
 
 def attach(node: Node, outputs: Sequence[Tensor]) -> None:
     """Makes `node` the one that computed `outputs`."""
-    for i, t in enumerate(outputs):
+    i = 0
+    for t in outputs:
         if t.array.dtype.is_float:
             t.node = node
             t.node_output = i
             t._requires_grad = True
+        i += 1
 
 
 @contextlib.contextmanager
@@ -306,8 +313,7 @@ def _root_gradients(operation: str, outputs: Sequence[Tensor], given: Sequence[T
             g = ones_like(output)
         elif g.shape != output.shape or g.dtype is not output.dtype:
             raise GradientError(f"{operation}: {describe('output', output)}, {describe('gradient', g)}: they must be equal")
-        edge = (output, 0) if output.node is None else (output.node, output.node_output)
-        pairs.append((edge, g))
+        pairs.append((edge_of(output), g))
     return pairs
 
 
@@ -339,8 +345,7 @@ def gradients(
     if not outputs:
         return [None] * len(inputs)
     roots = _root_gradients("gradients", outputs, output_gradients)
-    targets = [(x, 0) if x.node is None else (x.node, x.node_output) for x in inputs]
-    return _walk(roots, targets, create_graph, create_graph if retain_graph is None else retain_graph)
+    return _walk(roots, [edge_of(x) for x in inputs], create_graph, create_graph if retain_graph is None else retain_graph)
 
 
 def _independent(x: Tensor) -> tuple[Tensor, bool]:
@@ -482,7 +487,7 @@ def custom_gradient(function: Callable) -> Callable:
 
             plain = tuple(result_tensor(o.array) for o in outputs)
             call = _Custom(function.__name__, tensors, outputs)
-            attach(Node(call, _CustomRule(rule), needs, _edges(tensors, needs), [], []), outputs)
+            attach(Node(call, _CustomRule(rule), needs, [edge_of(x) if x._requires_grad else None for x in tensors], [], []), outputs)
         return outputs if isinstance(result, tuple) else outputs[0]
 
     return evaluate
@@ -500,7 +505,7 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
     with random.draws() as drawn:
         result = function(*args, **kwargs)
     outputs = result if isinstance(result, tuple) else (result,)
-    roots = [(o.node, o.node_output) for o in outputs if o.node is not None]
+    roots = [edge_of(o) for o in outputs if o._requires_grad]
     outside: dict[Edge, None] = {}
     for node in _reachable(roots, oldest):
         for edge in node.edges:
@@ -515,7 +520,7 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
         with _recording(True), random.replay(drawn):
             again = function(*args, **kwargs)
         again = again if isinstance(again, tuple) else (again,)
-        pairs = [(((o.node, o.node_output)), g) for o, g in zip(again, gs, strict=True) if g is not None]
+        pairs = [(edge_of(o), g) for o, g in zip(again, gs, strict=True) if g is not None]
         return _walk(pairs, edges, create_graph, create_graph)
 
     plain = tuple(result_tensor(o.array) for o in outputs)

@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..array import Array, Storage
+from ..array import Array
+from ..dtypes import Dtype
+from ..views import Shape
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,8 @@ class MemoryStats:
 class Backend(Protocol):
     """What a device must do."""
 
-    def allocate(self, nbytes: int) -> Storage:
-        """Uninitialized memory; it returns to the backend when its last user is gone."""
+    def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
+        """A contiguous array over uninitialized memory, which returns to the backend when its last user is gone."""
 
     def handle(self, array: Array) -> Any:
         """What kernels take for an array (on CPU an np.ndarray, on CUDA a pointer with strides)."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ..array import Array, Storage
 from ..device import Device
+from ..dtypes import Dtype
 from ..errors import DeviceError
+from ..views import Shape
 from .base import Kernel, MemoryStats
 
 
@@ -12,8 +14,8 @@ class MetaBackend:
     def __init__(self, device: Device):
         self._device = device
 
-    def allocate(self, nbytes: int) -> Storage:
-        return Storage(None, nbytes, self._device)
+    def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
+        return Array(Storage(None, nbytes, self._device), dtype, shape, strides, 0)
 
     def handle(self, array: Array) -> None:
         return None

@@ -31,6 +31,7 @@ class Elementwise(Primitive):
 
     def __init__(self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False):
         super().__init__(name, self._infer, inputs=inputs, outputs=outputs, derived=derived)
+        self.built_in = function.__module__.startswith("tinyarr.")
         self.function = function
         self._by_hand: Callable | None = None
         self._expressions: dict[tuple, tuple[Expr, ...]] = {}

@@ -44,7 +44,8 @@ class Call:
     """
 
     __slots__ = (
-        "casts", "device", "in_dtypes", "in_shapes", "launch", "out_dtypes", "out_shapes", "params", "primitive", "rules"
+        "casts", "device", "differentiable", "in_dtypes", "in_shapes", "launch", "out_dtypes", "out_shapes", "params",
+        "primitive", "rules",
     )  # fmt: skip
 
     def __init__(self, primitive: Primitive, device: Device, shapes, dtypes, params: dict[str, Any]):
@@ -57,6 +58,7 @@ class Call:
         results = primitive.infer(shapes, self.in_dtypes, **params)
         self.out_shapes: tuple[Shape, ...] = tuple(shape for shape, _ in results)
         self.out_dtypes: tuple[Dtype, ...] = tuple(dtype for _, dtype in results)
+        self.differentiable = not primitive.non_differentiable and any(d.is_float for d in self.out_dtypes)
         self.launch: Any = None
         self.rules: dict[tuple[bool, ...], Rule] = {}
 
@@ -73,7 +75,7 @@ class Call:
 class Primitive:
     """An operation that backends implement.
 
-    name: unique in the registry.
+    name: unique in the registry; a user's own may be defined again (in a notebook, say), tinyarr's may not.
     infer(shapes, dtypes, **params): one (shape, dtype) for each result; raises for operands that do not fit.
     inputs, outputs: the operands' and results' names, which the gradient uses to say what it needs saved; an output
     named `*parts` stands for any number of them.
@@ -98,9 +100,10 @@ class Primitive:
         variadic: bool = False,
         derived: bool = False,
     ):
-        if name in registry and not derived:
-            raise ArgumentError(f"Primitive: {name!r} is registered already: choose another name")
+        if not derived and name in registry and registry[name].built_in:
+            raise ArgumentError(f"Primitive: {name!r} is one of tinyarr's own: choose another name")
         self.name = name
+        self.built_in = infer.__module__.startswith("tinyarr.")
         self.infer = infer
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -219,7 +222,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         operands = tuple(astype(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
         return apply(primitive, *operands, out=out, **params)
 
-    wants_gradient = wants_gradient and not primitive.non_differentiable and autograd.recording.get()
+    wants_gradient = wants_gradient and call.differentiable and autograd.recording.get()
     if wants_gradient and primitive.composite is not None and not primitive.has_gradient:
         return primitive.composite(*operands, **params)
     if out is not None:

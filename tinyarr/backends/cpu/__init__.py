@@ -11,12 +11,16 @@ import numpy as np
 
 from ...array import Array, Storage
 from ...device import Device
+from ...dtypes import Dtype
+from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import attention, expression, index, loss, matmul, norm, reduce, shape
-from .memory import Pool
+from .memory import POOLED_FROM, Pool
 from .registry import KERNELS, Record, carve, nbytes
 
 FAMILIES = (attention, index, loss, matmul, norm, reduce, shape)  # importing them fills KERNELS
+
+_BYTES = np.dtype(np.uint8)
 
 
 class CpuBackend:
@@ -26,13 +30,19 @@ class CpuBackend:
         self._device = device
         self._pool = Pool(device)
 
-    def allocate(self, nbytes: int) -> Storage:
-        return self._pool.allocate(nbytes)
+    def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
+        if nbytes < POOLED_FROM:
+            data = np.empty(shape, dtype.numpy)
+            return Array(Storage(data, nbytes, self._device), dtype, shape, strides, 0, data)
+        return Array(self._pool.allocate(nbytes), dtype, shape, strides, 0)
 
     def handle(self, array: Array) -> np.ndarray:
+        memory = array.storage.memory
+        if memory.dtype is not _BYTES:
+            memory = memory.reshape(-1).view(_BYTES)
         itemsize = array.dtype.itemsize
         strides = tuple([s * itemsize for s in array.strides])
-        return np.ndarray(array.shape, array.dtype.numpy, array.storage.memory, array.offset * itemsize, strides)
+        return np.ndarray(array.shape, array.dtype.numpy, memory, array.offset * itemsize, strides)
 
     def copy(self, source: Array, target: Array) -> None:
         np.copyto(target.data, source.data)

@@ -37,9 +37,8 @@ class Pool:
         self.peak = 0
 
     def allocate(self, nbytes: int) -> Storage:
-        if nbytes < POOLED_FROM:
-            return Storage(np.empty(nbytes, np.uint8), nbytes, self._device)
-        size = size_class(nbytes)
+        """A block of at least `nbytes` bytes."""
+        size = size_class(max(nbytes, 1))
         blocks = self._free.get(size)
         if blocks:
             block = blocks.pop()
