@@ -1,6 +1,6 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
-from . import dtypes, random
+from . import dtypes, nn, optim, random, saving, schedule
 from .autograd import (
     checkpoint,
     custom_gradient,
@@ -11,7 +11,7 @@ from .autograd import (
     value_and_grad,
     vjp,
 )
-from .device import Device, default_device, use_device
+from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (
     bfloat16,
     bool,
@@ -37,7 +37,7 @@ from .ops.create import arange, copy, empty, empty_like, eye, full, full_like, o
 from .ops.elementwise import *  # noqa: F403
 from .ops.elementwise_primitive import elementwise
 from .ops.index import embedding, take
-from .ops.loss import cross_entropy
+from .ops.loss import cross_entropy, mse_loss
 from .ops.matmul import linear, matmul
 from .ops.norm import layer_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform

@@ -93,3 +93,8 @@ def use_device(device: str | Device):
         yield Device(device)
     finally:
         _default.reset(token)
+
+
+def memory_stats(device: str | Device = "cpu"):
+    """The device's memory as this process uses it: `in_use`, `peak` and `pooled`, in bytes."""
+    return Device(device).backend.memory_stats()

@@ -6,9 +6,9 @@ from ..autograd import vjp
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tensor import Tensor
 from .create import arange
-from .elementwise import astype, equal, where
+from .elementwise import astype, equal, square, where
 from .primitive import Primitive, apply
-from .reduce import log_softmax, logsumexp, sum
+from .reduce import log_softmax, logsumexp, mean, sum
 from .shape import expand_dims, reshape
 
 
@@ -69,13 +69,22 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
             f"cross_entropy: {describe('logits', logits)}, {describe('targets', targets)}: "
             "logits must be floating and targets integers"
         )
-    if reduction not in ("mean", "sum", "none"):
-        raise ArgumentError(f"cross_entropy: reduction is {reduction!r}: use 'mean', 'sum' or 'none'")
     rows = reshape(logits, (targets.size, logits.shape[-1]))
     flat = reshape(targets, (targets.size,))
     losses = apply(_cross_entropy, rows, flat, ignore_index=ignore_index)[0]
-    if reduction == "none":
-        return reshape(losses, targets.shape)
-    if reduction == "sum":
-        return sum(losses)
-    return sum(losses) / sum(astype(flat != ignore_index, losses.dtype))
+    if reduction == "mean":
+        return sum(losses) / sum(astype(flat != ignore_index, losses.dtype))
+    return _reduce("cross_entropy", reshape(losses, targets.shape), reduction)
+
+
+def mse_loss(x: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    """(x - target)**2, for equal shapes. reduction: 'mean', 'sum', or 'none' (elementwise)."""
+    if x.shape != target.shape:
+        raise ShapeError(f"mse_loss: {describe('x', x)}, {describe('target', target)}: they must have equal shapes")
+    return _reduce("mse_loss", square(x - target), reduction)
+
+
+def _reduce(operation: str, losses: Tensor, reduction: str) -> Tensor:
+    if reduction not in ("mean", "sum", "none"):
+        raise ArgumentError(f"{operation}: reduction is {reduction!r}: use 'mean', 'sum' or 'none'")
+    return losses if reduction == "none" else sum(losses) if reduction == "sum" else mean(losses)

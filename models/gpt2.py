@@ -1,0 +1,193 @@
+"""GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners").
+
+Shapes: B batch, T time, C channels, H heads, D = C / H head size, V vocabulary. Attributes are named as in Hugging Face's
+files, so a checkpoint's names are the model's own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import tinyarr
+from tinyarr import Generator, Tensor, nn
+
+
+@dataclass(frozen=True)
+class Config:
+    vocab_size: int = 50257
+    block_size: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table: a multiple of 128, which matrix products like. No result shows the padding."""
+        return -(-self.vocab_size // 128) * 128
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: Config, **place):
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, **place)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, **place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).reshape((B, T, 3 * self.n_head, C // self.n_head))  # (B, T, 3H, D)
+        q, k, v = qkv.permute_dims((0, 2, 1, 3)).split(self.n_head, axis=1)  # (B, H, T, D) each
+        y = tinyarr.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        return self.c_proj(y.permute_dims((0, 2, 1, 3)).reshape((B, T, C)))
+
+
+class MLP(nn.Module):
+    """Two linear layers around a GELU."""
+
+    def __init__(self, config: Config, **place):
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, **place)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, **place)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(self.c_fc(x).gelu(approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a layer norm and added to its input."""
+
+    def __init__(self, config: Config, **place):
+        here = {"dtype": place["dtype"], "device": place["device"]}
+        self.ln_1 = nn.LayerNorm(config.n_embd, **here)
+        self.attn = Attention(config, **place)
+        self.ln_2 = nn.LayerNorm(config.n_embd, **here)
+        self.mlp = MLP(config, **place)
+        self.dropout = nn.Dropout(config.dropout, generator=place["generator"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x)))
+        return x + self.dropout(self.mlp(self.ln_2(x)))
+
+
+class GPT2(nn.Module):
+    """The language model: tokens (B, T) of integers in [0, V) to logits (B, T, V). The head is the embedding table.
+
+    Weights start normal with standard deviation 0.02, the projections back into the residual stream with
+    0.02 / sqrt(2 n_layer) (section 2.3 of the paper), biases at 0.
+    """
+
+    name = "gpt2"
+    sizes = {
+        "tiny": Config(vocab_size=257, block_size=64, n_layer=4, n_head=4, n_embd=128),
+        "124M": Config(n_layer=12, n_head=12, n_embd=768),
+        "350M": Config(n_layer=24, n_head=16, n_embd=1024),
+        "774M": Config(n_layer=36, n_head=20, n_embd=1280),
+        "1558M": Config(n_layer=48, n_head=25, n_embd=1600),
+    }
+
+    def __init__(self, config: Config, *, dtype=tinyarr.float32, device="cpu", generator: Generator | None = None):
+        if config.n_embd % config.n_head:
+            raise ValueError(f"GPT2: n_embd is {config.n_embd}, n_head is {config.n_head}: the heads must divide it evenly")
+        place = {"dtype": dtype, "device": device, "generator": generator}
+        self.config = config
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd, **place)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd, **place)
+        self.dropout = nn.Dropout(config.dropout, generator=generator)
+        self.h = [Block(config, **place) for _ in range(config.n_layer)]
+        self.ln_f = nn.LayerNorm(config.n_embd, dtype=dtype, device=device)
+        self._initialize(generator)
+
+    def _initialize(self, generator: Generator | None) -> None:
+        with tinyarr.no_grad():
+            for name, p in self.named_parameters():
+                if name.endswith("bias"):
+                    p.assign(0.0)
+                elif "ln_" not in name:
+                    residual = name.endswith("c_proj.weight")
+                    std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
+                    p.assign(tinyarr.normal(p.shape, 0.0, std, generator=generator, device=p.device))
+            self.wte.weight[self.config.vocab_size :] = 0.0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        B, T = tokens.shape
+        if T > self.config.block_size:
+            raise ValueError(f"GPT2: {T} tokens came, the model has {self.config.block_size} positions: pass the last ones")
+        x = self.dropout(self.wte(tokens) + self.wpe.weight[:T])  # (B, T, C)
+        for block in self.h:
+            x = block(x)
+        logits = tinyarr.linear(self.ln_f(x), self.wte.weight)  # (B, T, padded V)
+        return logits[..., : self.config.vocab_size]
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The mean cross-entropy in nats a token: tokens and targets (B, T), the targets one position ahead."""
+        return tinyarr.cross_entropy(self(tokens), targets)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict]:
+        """For the optimizer: matrices decay, biases and layer norms don't."""
+        matrices = [p for p in self.parameters() if p.ndim >= 2]
+        others = [p for p in self.parameters() if p.ndim < 2]
+        return [
+            {"parameters": matrices, "weight_decay": weight_decay},
+            {"parameters": others, "weight_decay": 0.0},
+        ]
+
+    def flops_per_token(self, T: int) -> int:
+        """Of a training step: 6 N + 6 L C T, the N parameters of the products, attention's causal half counted once."""
+        N = sum(p.size for p in self.parameters()) - self.wpe.weight.size
+        return 6 * N + 6 * self.config.n_layer * self.config.n_embd * T
+
+    def hugging_face_state(self) -> dict[str, Tensor]:
+        """The weights under the names and in the layout of transformers' GPT2LMHeadModel."""
+        state = {}
+        for name, t in self.state_dict().items():
+            if name == "wte.weight":
+                t = t[: self.config.vocab_size]
+            elif _is_conv1d(name):
+                t = t.T  # transformers' Conv1D stores (in, out)
+            state[f"transformer.{name}"] = t
+        return state
+
+    def load_hugging_face_state(self, state: dict[str, Tensor]) -> None:
+        """Reads weights as transformers saves them. Raises ArgumentError for missing names, ShapeError for other sizes."""
+        own: dict[str, Tensor] = {}
+        for name, t in state.items():
+            name = name.removeprefix("transformer.")
+            if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
+                continue  # the tied head, and the causal masks that old files hold
+            own[name] = t.T if _is_conv1d(name) else t
+        if "wte.weight" in own:
+            padding = self.config.padded_vocab_size - own["wte.weight"].shape[0]
+            zeros = tinyarr.zeros((max(padding, 0), self.config.n_embd), dtype=own["wte.weight"].dtype)
+            own["wte.weight"] = tinyarr.concat([own["wte.weight"], zeros])
+        self.load_state_dict(own)
+
+    def hugging_face_config(self) -> dict:
+        """The contents of transformers' config.json for this model."""
+        c = self.config
+        return {
+            "architectures": ["GPT2LMHeadModel"],
+            "model_type": "gpt2",
+            "vocab_size": c.vocab_size,
+            "n_positions": c.block_size,
+            "n_layer": c.n_layer,
+            "n_head": c.n_head,
+            "n_embd": c.n_embd,
+            "activation_function": "gelu_new",
+            "resid_pdrop": c.dropout,
+            "embd_pdrop": c.dropout,
+            "attn_pdrop": 0.0,
+            "layer_norm_epsilon": 1e-5,
+            "tie_word_embeddings": True,
+        }
+
+
+def _is_conv1d(name: str) -> bool:
+    return name.endswith(".weight") and any(part.startswith("c_") for part in name.split("."))
+
+
+if __name__ == "__main__":
+    from models.options import main
+
+    main(GPT2)

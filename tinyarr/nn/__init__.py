@@ -1,0 +1,18 @@
+"""Neural networks: Module and Parameter, layers, initial values, losses."""
+
+from . import init
+from .layers import Dropout, Embedding, LayerNorm, Linear
+from .losses import CrossEntropyLoss, MSELoss
+from .module import Module, Parameter
+
+__all__ = [
+    "CrossEntropyLoss",
+    "Dropout",
+    "Embedding",
+    "LayerNorm",
+    "Linear",
+    "MSELoss",
+    "Module",
+    "Parameter",
+    "init",
+]

@@ -1,0 +1,32 @@
+"""Initial values: each function returns a new Parameter."""
+
+from __future__ import annotations
+
+import math
+
+from ..ops.create import full
+from ..ops.random import normal as _normal
+from ..ops.random import uniform as _uniform
+from ..random import Generator
+from ..views import Shape
+from .module import Parameter
+
+
+def constant(shape: Shape, value: float, *, dtype=None, device=None) -> Parameter:
+    """Every element the same."""
+    return Parameter(full(shape, float(value), dtype=dtype, device=device))
+
+
+def normal(shape: Shape, std: float, *, generator: Generator | None = None, dtype=None, device=None) -> Parameter:
+    """Normal with mean 0."""
+    return Parameter(_normal(shape, 0.0, std, generator=generator, dtype=dtype, device=device))
+
+
+def uniform(shape: Shape, bound: float, *, generator: Generator | None = None, dtype=None, device=None) -> Parameter:
+    """Uniform on [-bound, bound)."""
+    return Parameter(_uniform(shape, -bound, bound, generator=generator, dtype=dtype, device=device))
+
+
+def kaiming_uniform(shape: Shape, fan_in: int, *, generator: Generator | None = None, dtype=None, device=None) -> Parameter:
+    """Uniform on +-1/sqrt(fan_in), PyTorch's default for linear layers (He et al. 2015, section 2.2, with a = sqrt(5))."""
+    return uniform(shape, 1 / math.sqrt(max(fan_in, 1)), generator=generator, dtype=dtype, device=device)

@@ -1,0 +1,77 @@
+"""Layers: modules around the operations that have parameters or behave differently in training."""
+
+from __future__ import annotations
+
+from ..ops.index import embedding
+from ..ops.matmul import linear
+from ..ops.norm import layer_norm
+from ..ops.random import dropout
+from ..random import Generator
+from ..tensor import Tensor
+from . import init
+from .module import Module, Parameter
+
+
+class Linear(Module):
+    """x @ weight.T + bias: (..., in_features) to (..., out_features). weight is (out_features, in_features).
+
+    Weight and bias start uniform on +-1/sqrt(in_features).
+    """
+
+    bias: Parameter | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        generator: Generator | None = None,
+        dtype=None,
+        device=None,
+    ):
+        place = {"generator": generator, "dtype": dtype, "device": device}
+        self.weight = init.kaiming_uniform((out_features, in_features), in_features, **place)
+        self.bias = init.kaiming_uniform((out_features,), in_features, **place) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
+
+
+class Embedding(Module):
+    """Rows of a table by number: (...) integers in [0, num_embeddings) to (..., embedding_dim).
+
+    The table starts standard normal.
+    """
+
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, *, generator: Generator | None = None, dtype=None, device=None
+    ):
+        shape = (num_embeddings, embedding_dim)
+        self.weight = init.normal(shape, 1.0, generator=generator, dtype=dtype, device=device)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return embedding(self.weight, tokens)
+
+
+class LayerNorm(Module):
+    """Layer normalization over the last axis (see tinyarr.layer_norm), with a weight of ones and a bias of zeros."""
+
+    def __init__(self, features: int, *, eps: float = 1e-5, dtype=None, device=None):
+        self.weight = init.constant((features,), 1.0, dtype=dtype, device=device)
+        self.bias = init.constant((features,), 0.0, dtype=dtype, device=device)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class Dropout(Module):
+    """Zeroes each element with probability p while training (see tinyarr.dropout)."""
+
+    def __init__(self, p: float = 0.5, *, generator: Generator | None = None):
+        self.p = p
+        self.generator = generator
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, training=self.training, generator=self.generator)

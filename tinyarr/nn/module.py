@@ -1,0 +1,134 @@
+"""Module: named parameters and submodules, found by looking at the object's attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..autograd import no_grad
+from ..errors import ArgumentError, DtypeError, ShapeError
+from ..tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A tensor that a module owns and an optimizer updates: `Parameter(tensor)`. It requires a gradient by default."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Tensor, requires_grad: bool = True):
+        super().__init__(data.array, requires_grad)
+
+
+class Module:
+    """Base of layers and models: define `forward`, and assign parameters and submodules as attributes.
+
+    A Parameter is what the optimizer updates, any other tensor a buffer: both are part of `state_dict`. Lists, tuples
+    and dicts of modules or tensors are looked into. A name is the path of attributes: `blocks.0.attention.weight`.
+    """
+
+    training: bool = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise ArgumentError(f"{type(self).__name__}: has no forward(): define what calling the module computes")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """This module (under `prefix`) and all below it, each once."""
+        for name, value in _walk(self, prefix, set()):
+            if isinstance(value, Module):
+                yield name, value
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer with its name, in the order of assignment; a shared one once, by its first name."""
+        for name, value in _walk(self, "", set()):
+            if isinstance(value, Tensor):
+                yield name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """Every Parameter with its name; a shared one once, by its first name."""
+        for name, value in self.named_tensors():
+            if isinstance(value, Parameter):
+                yield name, value
+
+    def parameters(self) -> Iterator[Parameter]:
+        """Every Parameter, each once."""
+        return (p for _, p in self.named_parameters())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name to tensor, for parameters and buffers; they share memory with the module's and have no history."""
+        return {name: t.detach() for name, t in self.named_tensors()}
+
+    def load_state_dict(self, state: dict[str, Tensor], *, strict: bool = True) -> None:
+        """Writes the tensors of `state` into the module's, cast to their dtypes.
+
+        Raises ArgumentError for missing or unexpected names (unless not strict: those are then left alone) and
+        ShapeError for another shape; then nothing has been written.
+        """
+        own = dict(self.named_tensors())
+        missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+        if strict and (missing or unexpected):
+            raise ArgumentError(f"load_state_dict: missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}")
+        shared = own.keys() & state.keys()
+        for name in shared:
+            if state[name].shape != own[name].shape:
+                raise ShapeError(
+                    f"load_state_dict: {name} has shape {state[name].shape}, the module's {own[name].shape}: must be equal"
+                )
+        with no_grad():
+            for name in shared:
+                own[name].assign(state[name].detach())  # type: ignore[attr-defined]
+
+    def train(self, mode: bool = True) -> Module:
+        """Switches this module and all below to training behaviour (dropout on), or with False to evaluation."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """train(False)."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forgets the gradient of every parameter."""
+        for p in self.parameters():
+            p.grad = None
+
+    def to_dtype(self, dtype) -> Module:
+        """Converts every floating parameter and buffer to `dtype`. Make the optimizer afterwards."""
+        for name, t in self.named_tensors():
+            if not t.dtype.is_float:
+                continue
+            if t.grad is not None:
+                raise DtypeError(f"to_dtype: {name} holds a gradient: convert before training, or zero_grad() first")
+            t.array = t.detach().astype(dtype).array  # type: ignore[attr-defined]
+        return self
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__}("]
+        for name, value in vars(self).items():
+            if isinstance(value, Module | list | tuple | dict):
+                lines.append(f"  {name}: " + repr(value).replace("\n", "\n  "))
+            elif isinstance(value, Tensor):
+                lines.append(f"  {name}: {value.dtype.name}{list(value.shape)}")
+        return "\n".join([*lines, ")"]) if len(lines) > 1 else lines[0] + ")"
+
+
+def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """Modules and tensors at and below `value`, each once, with their paths."""
+    if isinstance(value, Module | Tensor):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+        yield name, value
+    if isinstance(value, Module):
+        children = vars(value).items()
+    elif isinstance(value, dict):
+        children = value.items()
+    elif isinstance(value, list | tuple):
+        children = enumerate(value)  # type: ignore[assignment]
+    else:
+        return
+    for key, child in children:
+        yield from _walk(child, f"{name}.{key}" if name else str(key), seen)

@@ -1,0 +1,267 @@
+"""Optimizers: AdamW and SGD with momentum, and clipping by the global norm.
+
+An update is one elementwise expression over a parameter, its gradient and its state, written in place. The state lies
+in segments. Learning rate and step are 0-d tensors, so that a compiled step reads them; they are weak in the
+expression: computed with in float64, once, then taking the parameter's dtype. A parameter of a half type has a float32
+master copy, which is what is updated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from . import dtypes
+from .autograd import no_grad
+from .errors import ArgumentError, ShapeError
+from .ops.create import full
+from .ops.elementwise import astype, minimum, multiply, sqrt, square
+from .ops.elementwise_primitive import elementwise
+from .ops.primitive import apply
+from .ops.reduce import sum
+from .ops.scalar import Expr, cast, weak
+from .ops.scalar import sqrt as _sqrt
+from .segments import Segment, pack
+from .tensor import Tensor
+
+
+class _Packed:
+    """Parameters of one group and dtype in a segment, and the segments of their state by name."""
+
+    def __init__(self, parameters: Sequence[Tensor], options: dict[str, Any], state_names: Sequence[str]):
+        # Backward finishes the last layers first; a segment fills from its start.
+        self.parameters = list(reversed(parameters))
+        self.options = options
+        self.segment = pack(self.parameters)
+        dtype = self.segment.flat.dtype
+        self.state: dict[str, Segment] = {name: self.segment.zeros(dtype.compute) for name in state_names}
+        if dtype.compute is not dtype:
+            master = self.segment.zeros(dtype.compute)
+            master.flat.assign(self.segment.flat)  # type: ignore[attr-defined]
+            self.state["master"] = master
+        self.views = {name: [s.view(i) for i in range(len(parameters))] for name, s in self.state.items()}
+
+
+class Optimizer:
+    """What all optimizers share: parameter groups, the learning rate, the step, saving and loading.
+
+    `parameters` is an iterable of parameters, or a list of groups, dicts with the key "parameters" and any of the
+    optimizer's options but lr; "lr_scale" (default 1) multiplies the learning rate for a group. Making an optimizer
+    moves the parameters into its segments.
+    """
+
+    state_names: tuple[str, ...] = ()
+
+    def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
+        groups = list(parameters)
+        if groups and not isinstance(groups[0], dict):
+            groups = [{"parameters": groups}]
+        name = type(self).__name__
+        seen: set[Tensor] = set()
+        self._packed: list[_Packed] = []
+        for group in groups:
+            options = {k: v for k, v in group.items() if k != "parameters"}
+            unknown = options.keys() - defaults.keys() - {"lr_scale"}
+            if "parameters" not in group or unknown:
+                raise ArgumentError(f"{name}: a group needs 'parameters' and takes {[*defaults, 'lr_scale']}, not {unknown}")
+            options = {**defaults, "lr_scale": 1.0, **options}
+            by_dtype: dict[Any, list[Tensor]] = {}
+            for p in group["parameters"]:
+                if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
+                    raise ArgumentError(f"{name}: {p!r} is no parameter: it must be a leaf tensor with requires_grad=True")
+                if p in seen:
+                    raise ArgumentError(f"{name}: a parameter of shape {p.shape} came twice: name each one once")
+                seen.add(p)
+                by_dtype.setdefault(p.dtype, []).append(p)
+            self._packed += [_Packed(ps, options, self.state_names) for ps in by_dtype.values()]
+        if not self._packed:
+            raise ArgumentError(f"{name}: got no parameters: pass model.parameters()")
+        device = self._packed[0].segment.flat.device
+        self._lr = full((), float(lr), dtype=dtypes.float64, device=device)
+        self._step = full((), 0, dtype=dtypes.int64, device=device)
+
+    @property
+    def lr(self) -> Tensor:
+        """The learning rate, a 0-d float64 tensor; assigning a number writes into it."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float | Tensor) -> None:
+        self._lr.assign(value)  # type: ignore[attr-defined]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Every parameter."""
+        return [p for packed in self._packed for p in packed.parameters]
+
+    def zero_grad(self) -> None:
+        """Forgets the gradient of every parameter."""
+        for p in self.parameters:
+            p.grad = None
+
+    def step(self) -> None:
+        """Updates every parameter that has a gradient, in place."""
+        with no_grad():
+            self._step.assign(self._step + 1)  # type: ignore[attr-defined]
+            for packed in self._packed:
+                for i, p in enumerate(packed.parameters):
+                    if p.grad is None:
+                        continue
+                    if p.grad.shape != p.shape:
+                        raise ShapeError(f"step: a gradient has shape {p.grad.shape}, its parameter {p.shape}")
+                    self.update(p, p.grad, {name: views[i] for name, views in packed.views.items()}, packed.options)
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
+        """Writes the new parameter and state. `state` has the tensors of `state_names`, and "master" for half types."""
+        raise ArgumentError(f"{type(self).__name__}: has no update(): define how a parameter changes")
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Name to tensor: lr, step, and each parameter's state by group, parameter and name; they share memory."""
+        state = {"lr": self._lr, "step": self._step}
+        for g, packed in enumerate(self._packed):
+            for name, views in packed.views.items():
+                state |= {f"{g}.{i}.{name}": view for i, view in enumerate(views)}
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Writes a saved state into this optimizer's. Raises ArgumentError for other names, ShapeError for other shapes."""
+        own = self.state_dict()
+        if own.keys() != state.keys():
+            difference = sorted(own.keys() ^ state.keys())
+            raise ArgumentError(f"load_state_dict: the states differ in {difference[:5]}: made by another optimizer or model?")
+        for name, tensor in own.items():
+            if tensor.shape != state[name].shape:
+                raise ShapeError(f"load_state_dict: {name} has shape {state[name].shape}, expected {tensor.shape}")
+        for name, tensor in own.items():
+            tensor.assign(state[name])  # type: ignore[attr-defined]
+
+
+def _adamw(p: Expr, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
+    lr, t = weak(lr) * lr_scale, weak(step)
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * (g * g)
+    # Everything in brackets depends on 0-d operands alone and is computed once.
+    denominator = _sqrt(v) / (_sqrt(1 - beta2**t)) + eps
+    p = p * (1 - lr * weight_decay) - (lr / (1 - beta1**t)) * (m / denominator)
+    return p, m, v
+
+
+@elementwise(outputs=("p_out", "m_out", "v_out"))
+def _adamw_update(p, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
+    return _adamw(p, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
+
+
+@elementwise(outputs=("p_out", "master_out", "m_out", "v_out"))
+def _adamw_master_update(master, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay, *, dtype):
+    master, m, v = _adamw(master, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
+    return cast(master, dtype), master, m, v
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; Kingma & Ba 2015, algorithm 1).
+
+    With g the gradient and t the step: m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
+    p = p (1 - lr weight_decay) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps).
+    """
+
+    state_names = ("m", "v")
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
+            raise ArgumentError(f"AdamW: betas is {betas}: both must lie in [0, 1)")
+        super().__init__(parameters, lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
+        m, v, master = state["m"], state["v"], state.get("master")
+        scalars = (self._lr, self._step, options["lr_scale"], *options["betas"], options["eps"], options["weight_decay"])
+        if master is None:
+            apply(_adamw_update, parameter, gradient, m, v, *scalars, out=(parameter, m, v))
+        else:
+            outs = (parameter, master, m, v)
+            apply(_adamw_master_update, master, gradient, m, v, *scalars, dtype=parameter.dtype, out=outs)
+
+
+@elementwise(outputs=("p_out", "velocity_out"))
+def _sgd_update(p, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov, dtype):
+    g = g + weight_decay * p
+    velocity = momentum * velocity + g
+    p = p - weak(lr) * lr_scale * (g + momentum * velocity if nesterov else velocity)
+    return p, velocity
+
+
+@elementwise(outputs=("p_out", "master_out", "velocity_out"))
+def _sgd_master_update(master, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov, dtype):
+    master, velocity = _sgd_update.function(
+        master, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov=nesterov, dtype=dtype
+    )
+    return cast(master, dtype), master, velocity
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013, section 2, in PyTorch's form).
+
+    With g the gradient plus weight_decay p: velocity = momentum velocity + g; p = p - lr velocity, or with nesterov
+    p = p - lr (g + momentum velocity).
+    """
+
+    state_names = ("velocity",)
+
+    def __init__(
+        self,
+        parameters: Iterable[Any],
+        lr: float = 1e-2,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ):
+        if nesterov and momentum == 0:
+            raise ArgumentError("SGD: nesterov=True with momentum 0 does nothing: give a momentum")
+        super().__init__(parameters, lr, {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
+
+    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
+        velocity, master = state["velocity"], state.get("master")
+        scalars = (self._lr, options["lr_scale"], options["momentum"], options["weight_decay"])
+        params = {"nesterov": options["nesterov"], "dtype": parameter.dtype}
+        if master is None:
+            apply(_sgd_update, parameter, gradient, velocity, *scalars, **params, out=(parameter, velocity))
+        else:
+            apply(
+                _sgd_master_update, master, gradient, velocity, *scalars, **params, out=(parameter, master, velocity)
+            )
+
+
+for _f in (_adamw_update, _adamw_master_update, _sgd_update, _sgd_master_update):
+    _f.no_gradient()
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scales all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
+
+    The norm is a 0-d tensor, float32 (float64 for float64 gradients); nothing is read back to Python.
+    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
+    """
+    if not max_norm > 0:
+        raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm}: it must be positive")
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        raise ArgumentError("clip_grad_norm: no parameter has a gradient: call backward() first")
+    with no_grad():
+        total = None
+        for g in gradients:
+            squares = sum(square(astype(g, g.dtype.compute, copy=False)))
+            total = squares if total is None else total + squares
+        assert total is not None
+        norm = sqrt(total)
+        scale = minimum(max_norm / (norm + 1e-6), 1.0)
+        for g in gradients:
+            multiply(g, astype(scale, g.dtype, copy=False), out=g)
+    return norm
