@@ -79,5 +79,6 @@ class _PooledStorage(Storage):
 
     def __del__(self, _getrefcount=sys.getrefcount):
         block = self.memory
-        # Three references when nobody else has one: self.memory, `block`, and the argument of getrefcount.
-        self._pool.release(block, shared=_getrefcount(block) > 3)
+        # NumPy makes the block's base the base of every view of it. Two references to it when there are none: the
+        # block's own, and the argument of getrefcount.
+        self._pool.release(block, shared=_getrefcount(block.base) > 2)
