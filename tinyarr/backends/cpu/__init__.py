@@ -16,7 +16,7 @@ from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import attention, expression, index, loss, matmul, norm, reduce, shape
 from .memory import POOLED_FROM, Pool
-from .registry import KERNELS, Record, carve, nbytes
+from .registry import KERNELS, Record, plan_scratch
 
 FAMILIES = (attention, index, loss, matmul, norm, reduce, shape)  # importing them fills KERNELS
 
@@ -55,8 +55,8 @@ class CpuBackend:
 
     def kernel(self, call: Any) -> Kernel | None:
         if hasattr(call.primitive, "typed"):
-            specs, function = expression.compile_call(call)
-            return Kernel(self._with_scratch(specs, function), in_place=True)
+            specs, function, in_place = expression.compile_call(call)
+            return Kernel(self._with_scratch(specs, function), in_place=in_place)
         record = KERNELS.get(call.primitive.name)
         if record is None:
             return None
@@ -72,11 +72,12 @@ class CpuBackend:
         quiet = _quiet
         if not specs:
             return lambda inputs, outputs: quiet().run(function, inputs, outputs)
-        total = sum(nbytes(shape, dtype) for shape, dtype in specs)
+        total, pieces = plan_scratch(specs)
 
         def run(inputs: Sequence[Any], outputs: Sequence[np.ndarray]) -> None:
             block = self._pool.allocate(total)
-            quiet().run(function, inputs, outputs, carve(block.memory, specs))
+            scratch = [np.ndarray(shape, dtype, block.memory, offset) for shape, dtype, offset in pieces]
+            quiet().run(function, inputs, outputs, scratch)
 
         return run
 

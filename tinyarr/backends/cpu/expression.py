@@ -7,14 +7,16 @@ known size. Uniform values (0-d operands, Python scalars, constants) are compute
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import DtypeError
-from ...ops.typing import Typed
+from ...dtypes import Dtype
+from ...ops.typing import Typed, Value, dtype_constant
 from .functions import FUNCTIONS, philox_scratch, random_bits
 
 TILE = 32768  # elements; six float32 registers of this size fill 3/4 of a 1 MiB L2 cache
@@ -22,181 +24,219 @@ TILE = 32768  # elements; six float32 registers of this size fill 3/4 of a 1 MiB
 Specs = list[tuple[tuple[int, ...], Any]]
 
 
-def compile_call(call: Any) -> tuple[Specs, Callable]:
-    """(scratch, function(inputs, outputs, scratch)) that evaluates an Elementwise call."""
+class _Tile(NamedTuple):
+    """Where a tile lies: its first element in row-major order, its corner, the number of axes; and scratch for random bits."""
+
+    start: int
+    corner: tuple[int, ...]
+    ndim: int
+    scratch: Sequence[np.ndarray]
+
+
+def compile_call(call: Any) -> tuple[Specs, Callable, bool]:
+    """(scratch, function(inputs, outputs, scratch), whether in place is safe) to evaluate an Elementwise call."""
     typed: Typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
+    # Several outputs of which one is an operand itself could overwrite what another still has to copy.
+    in_place = len(typed.outputs) == 1 or not any(typed.values[n].op == "input" for n in typed.outputs)
     simple = _single_ufunc(typed)
     if simple is not None:
-        return [], simple
-    program = _Program(call.primitive.name, typed, call.in_shapes, call.out_shapes[0])
-    return program.scratch(), program.run
+        return [], simple, in_place
+    program = _Program(typed, call.in_shapes, call.out_shapes[0])
+    return program.scratch(), program.run, in_place
 
 
 def _single_ufunc(typed: Typed) -> Callable | None:
     """The direct call, where the expression is one ufunc of operands in their own dtype."""
-    computed = [v for v in typed.values if v.op not in ("input", "constant")]
-    scalar_casts = [v for v in computed if v.op == "cast" and typed.values[v.args[0]].uniform]
-    steps = [v for v in computed if v not in scalar_casts]
-    if len(steps) != 1 or len(typed.outputs) != 1 or typed.values[typed.outputs[0]] is not steps[0]:
+    values = typed.values
+    steps = [v for v in values if v.op != "input" and not (v.op == "cast" and values[v.args[0]].uniform)]
+    if len(steps) != 1 or len(typed.outputs) != 1 or values[typed.outputs[0]] is not steps[0]:
         return None
-    step, stored = steps[0], typed.dtypes[0]
-    function = FUNCTIONS.get(step.op)
-    if not isinstance(function, np.ufunc) or stored is not step.dtype or stored.compute is not stored:
+    function = FUNCTIONS.get(steps[0].op)
+    if not isinstance(function, np.ufunc) or typed.dtypes[0] is not steps[0].dtype:
         return None
-    picks: list[tuple[int, Any]] = []
-    for a in step.args:
-        value = typed.values[a]
-        convert = None
-        if value.op == "cast":
-            convert = value.dtype.numpy.type
-            value = typed.values[value.args[0]]
-        if value.op != "input" or (convert is not None and value.dtype.compute is not value.dtype):
-            return None
-        picks.append((value.value, convert))  # type: ignore[arg-type]
-    if len(picks) == 2 and picks == [(0, None), (1, None)]:
+    picks: list[tuple[Any, Callable | None]] = []
+    for v in (values[a] for a in steps[0].args):
+        if v.op == "cast":
+            picks.append((values[v.args[0]].value, _uniform_cast(v.dtype)))
+        else:
+            picks.append((v.value, None))
+    if picks == [(0, None), (1, None)]:
         return lambda inputs, outputs: function(inputs[0], inputs[1], outputs[0])
 
     def run(inputs: Sequence[Any], outputs: Sequence[np.ndarray]) -> None:
-        function(*[inputs[i] if c is None else _scalar(c, inputs[i]) for i, c in picks], outputs[0])
+        function(*[inputs[i] if convert is None else convert(inputs[i]) for i, convert in picks], outputs[0])
 
     return run
 
 
-def _scalar(convert: Callable, x: Any) -> Any:
-    """A Python scalar or 0-d array as a NumPy scalar."""
-    try:
-        return convert(x)
-    except OverflowError as e:
-        raise DtypeError(f"scalar operand: {e}: use astype on the tensor first") from None
+def _uniform_cast(dtype: Dtype) -> Callable:
+    """Converts a Python scalar or 0-d array to a NumPy scalar of `dtype`; an integer that does not fit is an error."""
+    scalar_type = dtype.numpy.type
+
+    def convert(x: Any) -> Any:
+        if isinstance(x, bool | int | float):
+            return scalar_type(dtype_constant("scalar operand", x, dtype))
+        return np.asarray(x).astype(scalar_type)[()]
+
+    return convert
+
+
+def _function(v: Value) -> Callable:
+    """What computes a value: `function(*arguments)` returning it where it is uniform, else `function(*arguments, target)`."""
+    if v.uniform:
+        if v.op == "cast":
+            return _uniform_cast(v.dtype)
+        compute = _function(dataclasses.replace(v, uniform=False))
+
+        def uniform(*arguments: Any) -> Any:
+            result = np.empty((), v.dtype.numpy)
+            compute(*arguments, result)
+            return result[()]
+
+        return uniform
+    if v.op == "cast":
+        return lambda x, target: np.copyto(target, x, casting="unsafe")
+    if v.op == "bitcast":
+        return lambda x, target: np.copyto(target, np.asarray(x).view(v.dtype.numpy))
+    if v.op == "index":
+        return functools.partial(_index, v.value)
+    if v.op == "random_bits":
+        return functools.partial(_random_bits, v.value)
+    return FUNCTIONS[v.op]
+
+
+def _index(axis: int, tile: _Tile, target: np.ndarray) -> None:
+    axis %= tile.ndim
+    first = tile.corner[axis]
+    positions = np.arange(first, first + target.shape[axis])
+    target[...] = positions.reshape([-1 if a == axis else 1 for a in range(tile.ndim)])
+
+
+def _random_bits(stream: int, key: Any, counter: Any, tile: _Tile, target: np.ndarray) -> None:
+    random_bits(int(key), int(counter), stream, tile.start, target, tile.scratch)
 
 
 class _Program:
     """The steps of one typed expression for operands of given shapes."""
 
-    def __init__(self, name: str, typed: Typed, in_shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]):
-        self.name = name
+    def __init__(self, typed: Typed, in_shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]):
+        values = typed.values
         self.typed = typed
         self.shape = shape
         self.size = math.prod(shape)
-        values = typed.values
-        self.steps = [i for i, v in enumerate(values) if not v.uniform and v.op != "input"]
+        # What is known before a run, by value number; the last entry is for the tile, which positional steps take.
+        self.constants = [v.dtype.numpy.type(v.value) if v.op == "constant" else None for v in values] + [None]
+        self.uniform_inputs = [(i, v.value) for i, v in enumerate(values) if v.op == "input" and v.uniform]
+        self.inputs = [(i, v.value) for i, v in enumerate(values) if v.op == "input" and not v.uniform]
+        computed = [i for i, v in enumerate(values) if v.op not in ("input", "constant")]
+        self.uniform = [(i, _function(values[i]), values[i].args) for i in computed if values[i].uniform]
+        varying = [i for i in computed if not values[i].uniform]
+        self.steps = [(i, _function(values[i]), self._arguments(values[i])) for i in varying]
+        # Without positions, operands of one contiguous shape can be walked as if they had one axis.
         self.flat = not any(v.op == "index" for v in values) and all(s == shape or not s for s in in_shapes)
-        last_use = {a: i for i in self.steps for a in values[i].args}
-        last_input_read = max((i for a, i in last_use.items() if values[a].op == "input" and not values[a].uniform), default=-1)
-        # An output is computed straight into its tile when no operand, whose memory it may share, is read afterwards.
-        self.direct: dict[int, int] = {}
-        for o, (n, stored) in enumerate(zip(typed.outputs, typed.dtypes, strict=True)):
-            if n in self.steps and n >= last_input_read and stored is values[n].dtype and n not in self.direct:
-                self.direct[n] = o
-        self._assign_registers(last_use)
+        self._place_results(varying)
 
-    def _assign_registers(self, last_use: dict[int, int]) -> None:
-        """A register for every step that needs one; a register is free again after its value's last use."""
-        values, outputs = self.typed.values, set(self.typed.outputs)
+    def _arguments(self, v: Value) -> tuple[int, ...]:
+        return (*v.args, len(self.typed.values)) if v.op in ("index", "random_bits") else v.args
+
+    def _place_results(self, varying: Sequence[int]) -> None:
+        """Where each step writes: straight into an output's tile, or into a register that is free again after its last use.
+
+        A step may write into an output only when no operand, whose memory the output may share, is read after it.
+        """
+        values, outputs = self.typed.values, self.typed.outputs
+        last_use = {a: i for i in varying for a in values[i].args}
+        last_input_read = max((last_use.get(i, -1) for i, _ in self.inputs), default=-1)
+        self.direct: dict[int, int] = {}
+        for o, (n, stored) in enumerate(zip(outputs, self.typed.dtypes, strict=True)):
+            if n in varying and n >= last_input_read and stored is values[n].dtype and n not in self.direct:
+                self.direct[n] = o
+        self.copied = [(o, n) for o, n in enumerate(outputs) if self.direct.get(n) != o]
         self.register: dict[int, int] = {}
-        self.sizes: list[int] = []
+        itemsizes: list[int] = []
         free: dict[int, list[int]] = {}
-        for i in self.steps:
+        for i in varying:
             if i not in self.direct:
                 itemsize = values[i].dtype.itemsize
                 if free.get(itemsize):
                     self.register[i] = free[itemsize].pop()
                 else:
-                    self.register[i] = len(self.sizes)
-                    self.sizes.append(itemsize)
+                    self.register[i] = len(itemsizes)
+                    itemsizes.append(itemsize)
             for a in set(values[i].args):
                 if last_use.get(a) == i and a in self.register and a not in outputs:
                     free.setdefault(values[a].dtype.itemsize, []).append(self.register[a])
+        n = min(self.size, TILE)
+        self.starts = [0]
+        for itemsize in itemsizes:
+            self.starts.append(self.starts[-1] + -(-n * itemsize // 64) * 64)
 
     def scratch(self) -> Specs:
-        n = min(self.size, TILE)
-        specs: Specs = [((n * size,), np.uint8) for size in self.sizes]
-        if any(self.typed.values[i].op == "random_bits" for i in self.steps):
-            specs += philox_scratch(n)
+        """One block for the registers, and what random bits need."""
+        specs: Specs = [((self.starts[-1],), np.uint8)] if self.register else []
+        if any(v.op == "random_bits" for v in self.typed.values):
+            specs = [((self.starts[-1],), np.uint8), *philox_scratch(min(self.size, TILE))]
         return specs
 
     def run(self, inputs: Sequence[Any], outputs: Sequence[np.ndarray], scratch: Sequence[np.ndarray] = ()) -> None:
-        values = self.typed.values
-        known: list[Any] = [None] * len(values)
-        for i, v in enumerate(values):
-            if v.uniform:
-                known[i] = self._uniform(v, known, inputs)
+        known = self.constants.copy()
+        for i, k in self.uniform_inputs:
+            known[i] = inputs[k]
+        for i, function, args in self.uniform:
+            known[i] = function(*[known[a] for a in args])
         if self.size == 0:
             return
-        varying = [(i, v.value) for i, v in enumerate(values) if v.op == "input" and not v.uniform]
         if self.size <= TILE:
-            tiles: Iterator = iter([(..., self.shape, 0, None)])
-        elif self.flat and all(x.flags.c_contiguous for x in (*outputs, *(inputs[k] for _, k in varying))):
-            inputs = [x.reshape(-1) if isinstance(x, np.ndarray) and x.ndim else x for x in inputs]
+            tile = _Tile(0, (0,) * len(self.shape), len(self.shape), scratch[1:])
+            self._tile(known, inputs, outputs, self._registers(self.shape, scratch), ..., tile)
+            return
+        operands = [inputs[k] for _, k in self.inputs]
+        if self.flat and all(x.flags.c_contiguous for x in (*operands, *outputs)):
+            operands = [x.reshape(-1) for x in operands]
             outputs = [o.reshape(-1) for o in outputs]
             tiles = _flat_tiles(self.size)
         else:
-            inputs = [np.broadcast_to(x, self.shape) if isinstance(x, np.ndarray) and x.ndim else x for x in inputs]
+            operands = [np.broadcast_to(x, self.shape) for x in operands]
             tiles = _block_tiles(self.shape)
-        shaped: dict[tuple[int, ...], list[np.ndarray | None]] = {}
+        inputs = list(inputs)
+        for (_, k), x in zip(self.inputs, operands, strict=True):
+            inputs[k] = x
+        registers: dict[tuple[int, ...], list] = {}
         for where, shape, start, corner in tiles:
-            for i, k in varying:
-                known[i] = inputs[k][where]
-            if shape not in shaped:
-                shaped[shape] = self._shape_registers(shape, scratch)
-            registers = shaped[shape]
-            for i in self.steps:
-                target = registers[i]
-                if target is None:
-                    target = outputs[self.direct[i]][where]
-                known[i] = target
-                self._step(i, known, target, scratch, start, corner)
-            for o, n in enumerate(self.typed.outputs):
-                if self.direct.get(n) != o:
-                    np.copyto(outputs[o][where], known[n], casting="unsafe")
+            if shape not in registers:
+                registers[shape] = self._registers(shape, scratch)
+            tile = _Tile(start, corner, len(self.shape), scratch[1:])
+            self._tile(known, inputs, outputs, registers[shape], where, tile)
 
-    def _shape_registers(self, shape: tuple[int, ...], scratch: Sequence[np.ndarray]) -> list[np.ndarray | None]:
-        values = self.typed.values
-        return [
-            np.ndarray(shape, values[i].dtype.numpy, scratch[self.register[i]]) if i in self.register else None
-            for i in range(len(values))
-        ]
+    def _tile(self, known: list, inputs: Sequence, outputs: Sequence, registers: list, where: Any, tile: _Tile) -> None:
+        known[-1] = tile
+        for i, k in self.inputs:
+            known[i] = inputs[k][where]
+        for i, function, args in self.steps:
+            target = registers[i]
+            if target is None:
+                target = outputs[self.direct[i]][where]
+            if len(args) == 2:
+                function(known[args[0]], known[args[1]], target)
+            elif len(args) == 1:
+                function(known[args[0]], target)
+            else:
+                function(*[known[a] for a in args], target)
+            known[i] = target
+        for o, n in self.copied:
+            np.copyto(outputs[o][where], known[n], casting="unsafe")
 
-    def _uniform(self, v: Any, known: list[Any], inputs: Sequence[Any]) -> Any:
-        if v.op == "input":
-            return inputs[v.value]
-        if v.op == "constant":
-            return v.dtype.numpy.type(v.value)
-        if v.op == "cast":
-            x = known[v.args[0]]
-            if isinstance(x, bool | int | float):
-                return _scalar(v.dtype.numpy.type, x)
-            return np.asarray(x).astype(v.dtype.numpy)[()]
-        result = np.empty((), v.dtype.numpy)
-        self._apply(v, [known[a] for a in v.args], result)
-        return result[()]
-
-    def _step(self, i: int, known: list[Any], target: np.ndarray, scratch: Sequence[np.ndarray], start: int, corner: Any) -> None:
-        v = self.typed.values[i]
-        if v.op == "random_bits":
-            key, counter = (known[a] for a in v.args)
-            random_bits(int(key), int(counter), v.value, start, target, scratch[len(self.sizes) :])
-        elif v.op == "index":
-            axis = v.value % len(self.shape)
-            first = corner[axis] if corner is not None else 0
-            positions = np.arange(first, first + target.shape[axis])
-            target[...] = positions.reshape([-1 if a == axis else 1 for a in range(target.ndim)])
-        else:
-            self._apply(v, [known[a] for a in v.args], target)
-
-    def _apply(self, v: Any, arguments: list[Any], target: np.ndarray) -> None:
-        if v.op == "cast":
-            np.copyto(target, arguments[0], casting="unsafe")
-        elif v.op == "bitcast":
-            target[...] = np.asarray(arguments[0]).view(v.dtype.numpy)
-        else:
-            FUNCTIONS[v.op](*arguments, target)
+    def _registers(self, shape: tuple[int, ...], scratch: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+        registers: list[np.ndarray | None] = [None] * len(self.constants)
+        for i, r in self.register.items():
+            registers[i] = np.ndarray(shape, self.typed.values[i].dtype.numpy, scratch[0], self.starts[r])
+        return registers
 
 
 def _flat_tiles(size: int) -> Iterator:
     for start in range(0, size, TILE):
         stop = min(start + TILE, size)
-        yield slice(start, stop), (stop - start,), start, None
+        yield slice(start, stop), (stop - start,), start, (start,)
 
 
 def _block_tiles(shape: tuple[int, ...]) -> Iterator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,15 +45,10 @@ def kernel(
     return register
 
 
-def nbytes(shape: tuple[int, ...], dtype: Any) -> int:
-    """Bytes of a scratch array, rounded up so that the next one is aligned."""
-    return -(-int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize // 128) * 128
-
-
-def carve(memory: np.ndarray, specs: Sequence[tuple[tuple[int, ...], Any]]) -> list[np.ndarray]:
-    """Cuts a block of bytes into arrays of the given shapes and dtypes, one behind another."""
-    arrays, offset = [], 0
+def plan_scratch(specs: Sequence[tuple[tuple[int, ...], Any]]) -> tuple[int, list[tuple[tuple[int, ...], Any, int]]]:
+    """The bytes of a block that holds arrays of the given shapes and dtypes, and each one with its aligned offset."""
+    pieces, offset = [], 0
     for shape, dtype in specs:
-        arrays.append(np.ndarray(shape, dtype, memory, offset))
-        offset += nbytes(shape, dtype)
-    return arrays
+        pieces.append((shape, dtype, offset))
+        offset += -(-math.prod(shape) * np.dtype(dtype).itemsize // 128) * 128
+    return offset, pieces
