@@ -1,7 +1,7 @@
 """GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners").
 
-Shapes: B batch, T time, C channels, H heads, D = C / H head size, V vocabulary. Attributes are named as in Hugging Face's
-files, so a checkpoint's names are the model's own.
+Shapes: B batch, T time, C channels, H heads, D = C / H head size, V vocabulary. Attributes are named as in Hugging
+Face's files, so a checkpoint's names are the model's own.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ class GPT2(nn.Module):
 
     def __init__(self, config: Config, *, dtype=tinyarr.float32, device="cpu", generator: Generator | None = None):
         if config.n_embd % config.n_head:
-            raise ValueError(f"GPT2: n_embd is {config.n_embd}, n_head is {config.n_head}: the heads must divide it evenly")
+            raise ValueError(
+                f"GPT2: n_embd is {config.n_embd}, n_head is {config.n_head}: the heads must divide it evenly"
+            )
         place = {"dtype": dtype, "device": device, "generator": generator}
         self.config = config
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd, **place)
@@ -112,8 +114,10 @@ class GPT2(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         B, T = tokens.shape
-        if T > self.config.block_size:
-            raise ValueError(f"GPT2: {T} tokens came, the model has {self.config.block_size} positions: pass the last ones")
+        if self.config.block_size < T:
+            raise ValueError(
+                f"GPT2: {T} tokens came, the model has {self.config.block_size} positions: pass the last ones"
+            )
         x = self.dropout(self.wte(tokens) + self.wpe.weight[:T])  # (B, T, C)
         for block in self.h:
             x = block(x)
@@ -150,7 +154,7 @@ class GPT2(nn.Module):
         return state
 
     def load_hugging_face_state(self, state: dict[str, Tensor]) -> None:
-        """Reads weights as transformers saves them. Raises ArgumentError for missing names, ShapeError for other sizes."""
+        """Reads weights as transformers saves them. Raises ArgumentError for other names, ShapeError for sizes."""
         own: dict[str, Tensor] = {}
         for name, t in state.items():
             name = name.removeprefix("transformer.")

@@ -88,13 +88,11 @@ def edge_of(x: Tensor) -> Edge:
 
 def attach(node: Node, outputs: Sequence[Tensor]) -> None:
     """Makes `node` the one that computed `outputs`."""
-    i = 0
-    for t in outputs:
+    for i, t in enumerate(outputs):
         if t.array.dtype.is_float:
             t.node = node
             t.node_output = i
             t._requires_grad = True
-        i += 1
 
 
 @contextlib.contextmanager
@@ -188,22 +186,23 @@ def _walk(
             _, node = heapq.heappop(heap)
             gs: list[Tensor | None] = []
             for i in range(len(node.call.out_shapes)):
-                g = pending.pop((node, i), None)
-                for hook in (node.hooks or {}).get(i, ()) if g is not None else ():
-                    g = _hooked(hook, g)
-                if g is not None and (node, i) in wanted:
-                    captured[node, i] = g
-                gs.append(g)
+                arrived = pending.pop((node, i), None)
+                if arrived is not None:
+                    for hook in (node.hooks or {}).get(i, ()):
+                        arrived = _hooked(hook, arrived)
+                    if (node, i) in wanted:
+                        captured[node, i] = arrived
+                gs.append(arrived)
             if targets is not None and node not in leading:
                 continue
             grads = _backward(node, gs, create_graph)
             if not retain_graph:
                 node.saved = None
-            for i, (edge, g) in enumerate(zip(node.edges, grads, strict=True)):
+            for i, (edge, found) in enumerate(zip(node.edges, grads, strict=True)):
                 if edge is None:
                     continue
-                if g is not None:
-                    arrive(edge, _fitted(node, i, g))
+                if found is not None:
+                    arrive(edge, _fitted(node, i, found))
                 if isinstance(edge[0], Tensor):
                     uses[edge[0]] -= 1
                     if not uses[edge[0]]:
@@ -215,7 +214,7 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
     """The gradients of a node's operands from those of its outputs."""
     if node.saved is None:
         raise GradientError(
-            f"backward: the graph through {node.name} was freed by an earlier backward: pass retain_graph=True to that one"
+            f"backward: the graph through {node.name} was freed by an earlier backward: give that one retain_graph=True"
         )
     values = []
     for (is_output, i), value, version in zip(node.rule.saved, node.saved, node.versions, strict=True):
@@ -290,7 +289,9 @@ def _hooked(hook: Callable, g: Tensor) -> Tensor:
     if replaced is None:
         return g
     if not isinstance(replaced, Tensor) or replaced.shape != g.shape:
-        raise GradientError(f"hook: returned {describe('the gradient', replaced)}: must be a tensor of shape {g.shape} or None")
+        raise GradientError(
+            f"hook: returned {describe('the gradient', replaced)}: must be a tensor of shape {g.shape} or None"
+        )
     return replaced
 
 
@@ -307,18 +308,22 @@ def _root_gradients(operation: str, outputs: Sequence[Tensor], given: Sequence[T
         if g is None:
             if output.size != 1:
                 raise GradientError(
-                    f"{operation}: the output has shape {output.shape}: only a single element has a gradient by itself; "
-                    "reduce it (mean, sum) or pass the gradient to start from"
+                    f"{operation}: the output has shape {output.shape}: only a single element has a gradient "
+                    "by itself; reduce it (mean, sum) or pass the gradient to start from"
                 )
             g = ones_like(output)
         elif g.shape != output.shape or g.dtype is not output.dtype:
-            raise GradientError(f"{operation}: {describe('output', output)}, {describe('gradient', g)}: they must be equal")
+            raise GradientError(
+                f"{operation}: {describe('output', output)}, {describe('gradient', g)}: they must be equal"
+            )
         pairs.append((edge_of(output), g))
     return pairs
 
 
 @method()
-def backward(tensor: Tensor, gradient: Tensor | None = None, *, retain_graph: bool | None = None, create_graph: bool = False):
+def backward(
+    tensor: Tensor, gradient: Tensor | None = None, *, retain_graph: bool | None = None, create_graph: bool = False
+):
     """Adds d(tensor)/d(leaf) to `.grad` of every leaf with requires_grad=True that `tensor` was computed from.
 
     `gradient`, of the tensor's shape and dtype, is what the derivative is multiplied by; needed unless the tensor
@@ -345,7 +350,9 @@ def gradients(
     if not outputs:
         return [None] * len(inputs)
     roots = _root_gradients("gradients", outputs, output_gradients)
-    return _walk(roots, [edge_of(x) for x in inputs], create_graph, create_graph if retain_graph is None else retain_graph)
+    return _walk(
+        roots, [edge_of(x) for x in inputs], create_graph, create_graph if retain_graph is None else retain_graph
+    )
 
 
 def _independent(x: Tensor) -> tuple[Tensor, bool]:
@@ -379,7 +386,9 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
         from .ops.create import zeros_like
 
         pairs = [(o, g) for o, g in zip(outputs, output_gradients, strict=True) if o._requires_grad]
-        found = gradients([o for o, _ in pairs], variables, [g for _, g in pairs], create_graph=again, retain_graph=True)
+        found = gradients(
+            [o for o, _ in pairs], variables, [g for _, g in pairs], create_graph=again, retain_graph=True
+        )
         return tuple(zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True))
 
     return (result if again else _detached(result)), pull
@@ -412,7 +421,9 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
 
         value, pull = vjp(of_variables, *(args[n] for n in numbers))
         if not isinstance(value, Tensor) or value.size != 1:
-            raise GradientError(f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element")
+            raise GradientError(
+                f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
+            )
         found = pull(ones_like(value))
         return value, found[0] if isinstance(argnums, int) else found
 
@@ -481,13 +492,19 @@ def custom_gradient(function: Callable) -> Callable:
                 grads = grads if isinstance(grads, tuple | list) else (grads,)
                 if len(grads) != len(tensors):
                     raise GradientError(
-                        f"{function.__name__}: backward returned {len(grads)} gradients for {len(tensors)} tensor arguments"
+                        f"{function.__name__}: backward returned {len(grads)} gradients "
+                        f"for {len(tensors)} tensor arguments"
                     )
                 return grads
 
             plain = tuple(result_tensor(o.array) for o in outputs)
             call = _Custom(function.__name__, tensors, outputs)
-            attach(Node(call, _CustomRule(rule), needs, [edge_of(x) if x._requires_grad else None for x in tensors], [], []), outputs)
+            attach(
+                Node(
+                    call, _CustomRule(rule), needs, [edge_of(x) if x._requires_grad else None for x in tensors], [], []
+                ),
+                outputs,
+            )
         return outputs if isinstance(result, tuple) else outputs[0]
 
     return evaluate

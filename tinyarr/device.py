@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 from contextvars import ContextVar
+from typing import Any
 
 from .errors import DeviceError
 
@@ -26,6 +27,7 @@ class Device:
     kind: str
     index: int
     like: str | None
+    _backend: Any
 
     def __new__(cls, name: str | Device = "cpu", *, like: str | None = None) -> Device:
         if isinstance(name, Device):
@@ -77,7 +79,8 @@ def _restore(name: str, like: str | None) -> Device:
     return Device(name, like=like)
 
 
-_default: ContextVar[Device] = ContextVar("default_device", default=Device("cpu"))
+_cpu = Device("cpu")
+_default: ContextVar[Device] = ContextVar("default_device", default=_cpu)
 
 
 def default_device() -> Device:

@@ -12,6 +12,7 @@ Python scalars are weak: they take the dtype of the tensor they meet, unless the
 
 from __future__ import annotations
 
+import builtins
 import functools
 
 import ml_dtypes
@@ -78,7 +79,7 @@ DEFAULT = {"bool": bool, "signed": int64, "float": float32}
 
 _by_name = {d.name: d for d in ALL}
 _by_numpy = {d.numpy: d for d in ALL}
-_kind_of_scalar: dict[type, str] = {type(True): "bool", int: "signed", float: "float"}
+_kind_of_scalar: dict[type, str] = {builtins.bool: "bool", int: "signed", float: "float"}
 
 
 def dtype(x) -> Dtype:
@@ -112,7 +113,9 @@ def promote(a: Dtype, b: Dtype) -> Dtype:
     if a in FLOAT8 or b in FLOAT8:
         if bool in (a, b):
             return b if a is bool else a
-        raise DtypeError(f"promotion: {a.name} and {b.name} have no common dtype: float8 has no implicit casts, use astype")
+        raise DtypeError(
+            f"promotion: {a.name} and {b.name} have no common dtype: float8 has no implicit casts, use astype"
+        )
     if KINDS.index(a.kind) > KINDS.index(b.kind):
         a, b = b, a
     if a.kind == "bool" or (b.kind == "float" and a.kind != "float"):

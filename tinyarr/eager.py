@@ -85,13 +85,17 @@ def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence
     """Runs into existing memory, through a temporary where an operand overlaps it in a way the kernel can't bear."""
     for out, shape, dtype in zip(outs, call.out_shapes, call.out_dtypes, strict=True):
         if out.shape != shape:
-            raise ShapeError(f"{call.primitive.name}: out has shape {out.shape}, the result {shape}: they must be equal")
+            raise ShapeError(
+                f"{call.primitive.name}: out has shape {out.shape}, the result {shape}: they must be equal"
+            )
         if out.dtype is not dtype:
             raise DtypeError(
                 f"{call.primitive.name}: out has dtype {out.dtype.name}, the result {dtype.name}: they must be equal"
             )
         if 0 in out.strides and any(n > 1 and s == 0 for n, s in zip(out.shape, out.strides, strict=True)):
-            raise ShapeError(f"{call.primitive.name}: out is a broadcast view: several elements share memory, copy it first")
+            raise ShapeError(
+                f"{call.primitive.name}: out is a broadcast view: several elements share memory, copy it first"
+            )
 
     def clashes(out: Array, x: Any) -> bool:
         return type(x) is Array and out.overlaps(x) and not (kernel.in_place and out.same_place(x))

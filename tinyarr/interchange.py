@@ -79,7 +79,9 @@ def item(x: Tensor) -> Any:
 def _as_numpy_array(self: Tensor, dtype=None, copy=None) -> np.ndarray:
     """NumPy's conversion protocol. A tensor that is part of a gradient must be detached first, as the graph is lost."""
     if self.requires_grad:
-        raise GradientError("np.asarray: the tensor requires a gradient, which NumPy would lose: use x.detach() or x.numpy()")
+        raise GradientError(
+            "np.asarray: the tensor requires a gradient, which NumPy would lose: use x.detach() or x.numpy()"
+        )
     values = to_numpy(self)
     return values if dtype is None else values.astype(dtype)
 
@@ -99,9 +101,9 @@ def _repr(self: Tensor) -> str:
     return f"tensor({', '.join(parts)})"
 
 
-Tensor.__array__ = _as_numpy_array  # type: ignore[attr-defined]
-Tensor.__array_ufunc__ = None  # type: ignore[attr-defined]  # np.float32(2) * tensor is the tensor's business
-Tensor.__repr__ = _repr  # type: ignore[method-assign]
-Tensor.__float__ = lambda self: float(self.item())  # type: ignore[attr-defined]
-Tensor.__int__ = lambda self: int(self.item())  # type: ignore[attr-defined]
-Tensor.__index__ = lambda self: operator.index(self.item())  # type: ignore[attr-defined]
+Tensor.__array__ = _as_numpy_array
+Tensor.__array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
+Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
+Tensor.__float__ = lambda self: float(self.item())
+Tensor.__int__ = lambda self: int(self.item())
+Tensor.__index__ = lambda self: operator.index(self.item())

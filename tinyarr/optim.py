@@ -37,7 +37,7 @@ class _Packed:
         self.state: dict[str, Segment] = {name: self.segment.zeros(dtype.compute) for name in state_names}
         if dtype.compute is not dtype:
             master = self.segment.zeros(dtype.compute)
-            master.flat.assign(self.segment.flat)  # type: ignore[attr-defined]
+            master.flat.assign(self.segment.flat)
             self.state["master"] = master
         self.views = {name: [s.view(i) for i in range(len(parameters))] for name, s in self.state.items()}
 
@@ -63,12 +63,16 @@ class Optimizer:
             options = {k: v for k, v in group.items() if k != "parameters"}
             unknown = options.keys() - defaults.keys() - {"lr_scale"}
             if "parameters" not in group or unknown:
-                raise ArgumentError(f"{name}: a group needs 'parameters' and takes {[*defaults, 'lr_scale']}, not {unknown}")
+                raise ArgumentError(
+                    f"{name}: a group needs 'parameters' and takes {[*defaults, 'lr_scale']}, not {unknown}"
+                )
             options = {**defaults, "lr_scale": 1.0, **options}
             by_dtype: dict[Any, list[Tensor]] = {}
             for p in group["parameters"]:
                 if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
-                    raise ArgumentError(f"{name}: {p!r} is no parameter: it must be a leaf tensor with requires_grad=True")
+                    raise ArgumentError(
+                        f"{name}: {p!r} is no parameter: it must be a leaf tensor with requires_grad=True"
+                    )
                 if p in seen:
                     raise ArgumentError(f"{name}: a parameter of shape {p.shape} came twice: name each one once")
                 seen.add(p)
@@ -87,7 +91,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float | Tensor) -> None:
-        self._lr.assign(value)  # type: ignore[attr-defined]
+        self._lr.assign(value)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -102,7 +106,7 @@ class Optimizer:
     def step(self) -> None:
         """Updates every parameter that has a gradient, in place."""
         with no_grad():
-            self._step.assign(self._step + 1)  # type: ignore[attr-defined]
+            self._step.assign(self._step + 1)
             for packed in self._packed:
                 for i, p in enumerate(packed.parameters):
                     if p.grad is None:
@@ -124,16 +128,18 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Writes a saved state into this optimizer's. Raises ArgumentError for other names, ShapeError for other shapes."""
+        """Writes a saved state into this one's. Raises ArgumentError for other names, ShapeError for other shapes."""
         own = self.state_dict()
         if own.keys() != state.keys():
             difference = sorted(own.keys() ^ state.keys())
-            raise ArgumentError(f"load_state_dict: the states differ in {difference[:5]}: made by another optimizer or model?")
+            raise ArgumentError(
+                f"load_state_dict: the states differ in {difference[:5]}: made by another optimizer or model?"
+            )
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
                 raise ShapeError(f"load_state_dict: {name} has shape {state[name].shape}, expected {tensor.shape}")
         for name, tensor in own.items():
-            tensor.assign(state[name])  # type: ignore[attr-defined]
+            tensor.assign(state[name])
 
 
 def _adamw(p: Expr, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
@@ -181,7 +187,14 @@ class AdamW(Optimizer):
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
         m, v, master = state["m"], state["v"], state.get("master")
-        scalars = (self._lr, self._step, options["lr_scale"], *options["betas"], options["eps"], options["weight_decay"])
+        scalars = (
+            self._lr,
+            self._step,
+            options["lr_scale"],
+            *options["betas"],
+            options["eps"],
+            options["weight_decay"],
+        )
         if master is None:
             apply(_adamw_update, parameter, gradient, m, v, *scalars, out=(parameter, m, v))
         else:
@@ -234,9 +247,7 @@ class SGD(Optimizer):
         if master is None:
             apply(_sgd_update, parameter, gradient, velocity, *scalars, **params, out=(parameter, velocity))
         else:
-            apply(
-                _sgd_master_update, master, gradient, velocity, *scalars, **params, out=(parameter, master, velocity)
-            )
+            apply(_sgd_master_update, master, gradient, velocity, *scalars, **params, out=(parameter, master, velocity))
 
 
 for _f in (_adamw_update, _adamw_master_update, _sgd_update, _sgd_master_update):

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, readable by every other framework, written so that a crash can't damage an old file."""
+"""Tensors in files: safetensors, which every framework reads, written so that a crash can't damage an older file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file({name: t.numpy() for name, t in tensors.items()}, temporary, metadata)  # type: ignore[attr-defined]
+        save_file({name: t.numpy() for name, t in tensors.items()}, temporary, metadata)
         with open(temporary, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
@@ -57,7 +57,9 @@ def load(
     wanted = list(header) if names is None else list(names)
     missing = [name for name in wanted if name not in header]
     if missing:
-        raise FileError(f"load: {path} holds no {missing[0]!r}; it has {len(header)} tensors, such as {list(header)[:3]}")
+        raise FileError(
+            f"load: {path} holds no {missing[0]!r}; it has {len(header)} tensors, such as {list(header)[:3]}"
+        )
     place = default_device() if device is None else Device(device)
     data = np.memmap(path, np.uint8, "r", start) if os.path.getsize(path) > start else np.empty(0, np.uint8)
     tensors = {}

@@ -38,11 +38,13 @@ def linear(lr: float, steps: int, *, warmup: int = 0, final: float = 0.0) -> Sch
 
 def cosine(lr: float, steps: int, *, warmup: int = 0, final: float = 0.1) -> Schedule:
     """Half a cosine from lr after the warm-up to `final * lr` at `steps` (Loshchilov & Hutter 2017, "SGDR", eq. 5)."""
-    return _warmed("cosine", lr, warmup, steps, lambda passed: final + (1 - final) * (1 + math.cos(math.pi * passed)) / 2)
+    return _warmed(
+        "cosine", lr, warmup, steps, lambda passed: final + (1 - final) * (1 + math.cos(math.pi * passed)) / 2
+    )
 
 
 def warmup_stable_decay(lr: float, steps: int, *, warmup: int = 0, decay: int, final: float = 0.0) -> Schedule:
-    """lr until `decay` steps before the end, then a straight line to `final * lr` (Hu et al. 2024, "MiniCPM", eq. 1)."""
+    """lr until `decay` steps before the end, then a line down to `final * lr` (Hu et al. 2024, "MiniCPM", eq. 1)."""
     if not 0 <= decay <= steps - warmup:
         raise ArgumentError(f"warmup_stable_decay: decay is {decay}: 0 <= decay <= steps - warmup must hold")
     remaining = max(steps - warmup, 1)

@@ -6,7 +6,7 @@ The class is bare here: its methods and operators are the public functions of `o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import views
 from .array import Array
@@ -33,7 +33,9 @@ class Tensor:
 
     def __init__(self, array: Array, requires_grad: bool = False):
         if not isinstance(array, Array):
-            raise TypeError(f"Tensor: array is {type(array).__name__}: use tinyarr.tensor(...) to make a tensor from data")
+            raise TypeError(
+                f"Tensor: array is {type(array).__name__}: use tinyarr.tensor(...) to make a tensor from data"
+            )
         self.array = array
         self.grad = None
         self.node = None
@@ -97,6 +99,41 @@ class Tensor:
         if not self.array.shape:
             raise ShapeError("len: a 0-d tensor has no length")
         return self.array.shape[0]
+
+    if TYPE_CHECKING:  # what ops/ and interchange.py attach, as far as a type checker needs to know
+        __add__: Any
+        __radd__: Any
+        __sub__: Any
+        __rsub__: Any
+        __mul__: Any
+        __rmul__: Any
+        __truediv__: Any
+        __rtruediv__: Any
+        __pow__: Any
+        __rpow__: Any
+        __neg__: Any
+        __pos__: Any
+        __abs__: Any
+        __invert__: Any
+        __matmul__: Any
+        __rmatmul__: Any
+        __lt__: Any
+        __le__: Any
+        __gt__: Any
+        __ge__: Any
+        __bool__: Any
+        __getitem__: Any
+        __setitem__: Any
+        __iter__: Any
+        __array__: Any
+        __array_ufunc__: Any
+        __float__: Any
+        __int__: Any
+        __index__: Any
+        T: Any
+        mT: Any
+
+        def __getattr__(self, name: str) -> Any: ...
 
     # A tensor is compared elementwise by ==, but is itself a valid key of a dict or set.
     __hash__ = object.__hash__

@@ -1,8 +1,8 @@
 """Shapes, strides, broadcasting, and what a view is: pure functions on tuples of ints.
 
-A View says how a tensor lies in its storage: element (i, j, ...) stands at `offset + i*strides[0] + j*strides[1] + ...`,
-counted in elements. The same functions serve eager mode, where a view is made at once, and the compiler, where it is
-a node without a kernel.
+A View says how a tensor lies in its storage: element (i, j, ...) stands at offset + i * strides[0] + j * strides[1]
++ ..., counted in elements. The same functions serve eager mode, where a view is made at once, and the compiler, where
+it is a node without a kernel.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ def uniform(shape: Shape, bound: float, *, generator: Generator | None = None, d
     return Parameter(_uniform(shape, -bound, bound, generator=generator, dtype=dtype, device=device))
 
 
-def kaiming_uniform(shape: Shape, fan_in: int, *, generator: Generator | None = None, dtype=None, device=None) -> Parameter:
-    """Uniform on +-1/sqrt(fan_in), PyTorch's default for linear layers (He et al. 2015, section 2.2, with a = sqrt(5))."""
+def kaiming_uniform(
+    shape: Shape, fan_in: int, *, generator: Generator | None = None, dtype=None, device=None
+) -> Parameter:
+    """Uniform on +-1/sqrt(fan_in), PyTorch's default for linear layers (He et al. 2015, section 2.2, a = sqrt(5))."""
     return uniform(shape, 1 / math.sqrt(max(fan_in, 1)), generator=generator, dtype=dtype, device=device)

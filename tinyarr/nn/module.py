@@ -41,7 +41,7 @@ class Module:
                 yield name, value
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and buffer with its name, in the order of assignment; a shared one once, by its first name."""
+        """Every parameter and buffer with its name, in order of assignment; a shared one once, by its first name."""
         for name, value in _walk(self, "", set()):
             if isinstance(value, Tensor):
                 yield name, value
@@ -69,16 +69,18 @@ class Module:
         own = dict(self.named_tensors())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):
-            raise ArgumentError(f"load_state_dict: missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}")
+            raise ArgumentError(
+                f"load_state_dict: missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}"
+            )
         shared = own.keys() & state.keys()
         for name in shared:
             if state[name].shape != own[name].shape:
                 raise ShapeError(
-                    f"load_state_dict: {name} has shape {state[name].shape}, the module's {own[name].shape}: must be equal"
+                    f"load_state_dict: {name} has shape {state[name].shape}, the module's {own[name].shape}"
                 )
         with no_grad():
             for name in shared:
-                own[name].assign(state[name].detach())  # type: ignore[attr-defined]
+                own[name].assign(state[name].detach())
 
     def train(self, mode: bool = True) -> Module:
         """Switches this module and all below to training behaviour (dropout on), or with False to evaluation."""
@@ -102,7 +104,7 @@ class Module:
                 continue
             if t.grad is not None:
                 raise DtypeError(f"to_dtype: {name} holds a gradient: convert before training, or zero_grad() first")
-            t.array = t.detach().astype(dtype).array  # type: ignore[attr-defined]
+            t.array = t.detach().astype(dtype).array
         return self
 
     def __repr__(self) -> str:

@@ -100,7 +100,7 @@ def empty_like(x: Tensor, *, dtype=None, device=None) -> Tensor:
 
 
 def arange(start, stop=None, step=1, *, dtype=None, device=None) -> Tensor:
-    """start, start + step, ... up to but without stop; `arange(n)` counts from 0. int64 unless a float is among them."""
+    """start, start + step, ... before stop; `arange(n)` counts from 0. int64 unless a float is among them."""
     if stop is None:
         start, stop = 0, start
     if step == 0:

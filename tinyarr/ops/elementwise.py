@@ -6,7 +6,6 @@ give float32. Gradients are derived; where a function has a kink or a tie, its d
 
 from __future__ import annotations
 
-import inspect
 import math
 
 from .. import dtypes
@@ -17,16 +16,15 @@ from . import scalar
 from .elementwise_primitive import Elementwise, elementwise
 
 
-def _lift(name: str, documentation: str, public_name: str | None = None, inputs: tuple[str, ...] | None = None) -> Elementwise:
+def _lift(
+    name: str, documentation: str, public_name: str | None = None, inputs: tuple[str, ...] | None = None
+) -> Elementwise:
     """The operation `name` of the scalar language as an operation on tensors."""
     operation = scalar.OPERATIONS[name]
     inputs = inputs or ("x", "y")[: operation.arity]
     function = scalar.power if name == "power" else lambda *args: scalar.make(name, *args)
     primitive = Elementwise(public_name or name, function, inputs, ("out",))
     primitive.__doc__ = documentation
-    primitive.__name__ = primitive.name
-    positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in inputs]
-    primitive.__signature__ = inspect.Signature(positional)
     return primitive
 
 
@@ -34,7 +32,9 @@ add = _lift("add", "x + y.")
 subtract = _lift("subtract", "x - y.")
 multiply = _lift("multiply", "x * y.")
 divide = _lift("divide", "x / y; integers are divided as float32.")
-floor_divide = _lift("floor_divide", "The largest whole number not above x / y; for integers 0 where y is 0. Gradient 0.")
+floor_divide = _lift(
+    "floor_divide", "The largest whole number not above x / y; for integers 0 where y is 0. Gradient 0."
+)
 remainder = _lift("remainder", "x - y * floor_divide(x, y), with the sign of y; for integers 0 where y is 0.")
 pow = _lift("power", "x ** y. d/dx is 0 where y = 0, d/dy is 0 where x = 0.", "pow")
 negative = _lift("negative", "-x.")

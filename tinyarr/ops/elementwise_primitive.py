@@ -29,10 +29,13 @@ class Elementwise(Primitive):
     the function has one, widens the result's shape (for draws, which have no tensor operand of that shape).
     """
 
-    def __init__(self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False):
+    def __init__(
+        self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False
+    ):
         super().__init__(name, self._infer, inputs=inputs, outputs=outputs, derived=derived)
         self.built_in = function.__module__.startswith("tinyarr.")
         self.function = function
+        self.__name__ = name
         self._by_hand: Callable | None = None
         self._expressions: dict[tuple, tuple[Expr, ...]] = {}
         self._derived: dict[tuple, tuple[Elementwise | None, tuple, tuple]] = {}
@@ -47,7 +50,7 @@ class Elementwise(Primitive):
         return self if instance is None else MethodType(self, instance)
 
     def gradient(self, function: Callable) -> Callable:
-        """Decorator: a gradient by hand, `(g, saved...) -> gradients`, in the scalar language, where numerics ask for it.
+        """Decorator: a gradient by hand, `(g, saved...) -> gradients`, in the scalar language.
 
         The parameters after `g` are named after inputs or outputs, as in `Primitive.gradient`. It returns an
         expression for each input, or the expression alone where there is one input.
@@ -175,7 +178,7 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     """Decorator: makes an operation on tensors of a function in the scalar language.
 
     The positional parameters are the operands (tensors or Python scalars, broadcast together); keyword-only ones are
-    parameters, fixed while tracing. A function that returns several expressions names them: `@elementwise(outputs=...)`.
+    parameters, fixed while tracing. One that returns several expressions names them: `@elementwise(outputs=...)`.
 
     >>> import tinyarr
     >>> @tinyarr.elementwise

@@ -37,7 +37,9 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
     for name, t in (("x", x), ("y", y)):
         if not isinstance(t, Tensor) or t.ndim == 0:
             shown = "a 0-d tensor" if isinstance(t, Tensor) else type(t).__name__
-            raise ShapeError(f"matmul: {name} is {shown}: it must be a tensor with at least 1 dimension; multiply by * ")
+            raise ShapeError(
+                f"matmul: {name} is {shown}: it must be a tensor with at least 1 dimension; multiply by * "
+            )
     inner = y.shape[0] if y.ndim == 1 else y.shape[-2]
     if x.shape[-1] != inner:
         which = "second to last" if y.ndim > 1 else "only"

@@ -89,17 +89,17 @@ for _symbol, _primitive in {
 def _truth(self: Tensor) -> bool:
     if self.size != 1:
         raise ShapeError(
-            f"bool: the truth of a tensor of shape {self.shape} is ambiguous: use any(), all(), or where(condition, a, b)"
+            f"bool: the truth of a tensor of shape {self.shape} is ambiguous: compare one element, or use where(...)"
         )
-    return bool(self.item())  # type: ignore[attr-defined]
+    return bool(self.item())
 
 
-Tensor.__pow__ = _power  # type: ignore[attr-defined]
-Tensor.__rpow__ = lambda self, other: pow(other, self)  # type: ignore[attr-defined]
-Tensor.__neg__ = lambda self: negative(self)  # type: ignore[attr-defined]
-Tensor.__pos__ = lambda self: self  # type: ignore[attr-defined]
-Tensor.__abs__ = lambda self: abs(self)  # type: ignore[attr-defined]
-Tensor.__invert__ = lambda self: bitwise_invert(self)  # type: ignore[attr-defined]
-Tensor.__matmul__ = lambda self, other: matmul(self, other)  # type: ignore[attr-defined]
-Tensor.__rmatmul__ = lambda self, other: matmul(other, self)  # type: ignore[attr-defined]
-Tensor.__bool__ = _truth  # type: ignore[attr-defined]
+Tensor.__pow__ = _power
+Tensor.__rpow__ = lambda self, other: pow(other, self)
+Tensor.__neg__ = lambda self: negative(self)
+Tensor.__pos__ = lambda self: self
+Tensor.__abs__ = lambda self: abs(self)
+Tensor.__invert__ = lambda self: bitwise_invert(self)
+Tensor.__matmul__ = lambda self, other: matmul(self, other)
+Tensor.__rmatmul__ = lambda self, other: matmul(other, self)
+Tensor.__bool__ = _truth

@@ -102,8 +102,8 @@ class Primitive:
     ):
         if not derived and name in registry and registry[name].built_in:
             raise ArgumentError(f"Primitive: {name!r} is one of tinyarr's own: choose another name")
-        self.name = name
-        self.built_in = infer.__module__.startswith("tinyarr.")
+        self.name: str = name
+        self.built_in: bool = infer.__module__.startswith("tinyarr.")
         self.infer = infer
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -112,7 +112,7 @@ class Primitive:
         self.composite = composite
         self.promotes = promotes
         self.variadic = variadic
-        self.non_differentiable = False
+        self.non_differentiable: bool = False
         self._backward: tuple[Callable, tuple[tuple[bool, int], ...], frozenset[str]] | None = None
         self._calls: dict[tuple, Call] = {}
         if not derived:
@@ -162,7 +162,9 @@ class Primitive:
 
     def rule(self, call: Call, needs: tuple[bool, ...]) -> Rule:
         if self._backward is None:
-            raise GradientError(f"{self.name}: has no gradient: declare one with @{self.name}.gradient or no_gradient()")
+            raise GradientError(
+                f"{self.name}: has no gradient: declare one with @{self.name}.gradient or no_gradient()"
+            )
         function, saved, keywords = self._backward
 
         def backward(call, needs, gs, values):

@@ -114,7 +114,9 @@ def sum_to(x: Tensor, shape: Shape, *, operation: str = "sum_to") -> Tensor:
         return x
     extra = x.ndim - len(shape)
     if extra < 0 or any(n not in (1, m) for n, m in zip(shape, x.shape[extra:], strict=False)):
-        raise ShapeError(f"{operation}: the gradient has shape {x.shape}, its operand {shape}: it must broadcast to that")
+        raise ShapeError(
+            f"{operation}: the gradient has shape {x.shape}, its operand {shape}: it must broadcast to that"
+        )
     axes = tuple(range(extra)) + tuple(extra + i for i, n in enumerate(shape) if n == 1 and x.shape[extra + i] != 1)
     return reshape(apply(_sum, x, axis=axes, keepdims=False), shape)
 

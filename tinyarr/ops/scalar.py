@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..dtypes import Dtype
 from ..errors import GradientError
@@ -26,7 +27,7 @@ class Expr:
 
     op: str
     args: tuple[Expr, ...]
-    value: object
+    value: Any
 
     def __repr__(self) -> str:
         inside = [repr(a) for a in self.args] + ([] if self.value is None else [repr(self.value)])
@@ -145,7 +146,9 @@ def as_expr(x) -> Expr:
         return x
     if type(x) in (bool, int, float):
         return _intern("constant", (), x)
-    raise TypeError(f"elementwise: {x!r} ({type(x).__name__}) can't stand in an expression: use Python numbers and tensors")
+    raise TypeError(
+        f"elementwise: {x!r} ({type(x).__name__}) can't stand in an expression: use Python numbers and tensors"
+    )
 
 
 def make(op: str, *args, value=None) -> Expr:
@@ -162,14 +165,10 @@ def power(x, y) -> Expr:
     """x**y; whole exponents from 1 to 8 become products, which are exact more often and far faster than pow."""
     if type(y) is not int or not 1 <= y <= 8:
         return make("power", x, y)
-    result, square = None, x
-    while y:
-        if y & 1:
-            result = square if result is None else result * square
-        y >>= 1
-        if y:
-            square = square * square
-    return result
+    if y == 1:
+        return x
+    half = power(x * x, y // 2)
+    return half * x if y % 2 else half
 
 
 def where(condition, x, y) -> Expr:
@@ -200,8 +199,6 @@ def index(axis: int) -> Expr:
 def random_bits(key, counter, *, stream: int = 0) -> Expr:
     """32 random bits (uint32), a pure function of key, counter, stream and the element's row-major position."""
     return make("random_bits", key, counter, value=stream)
-
-
 
 
 @dataclass(frozen=True)
@@ -305,8 +302,6 @@ _operation("bitcast", 1, "bitcast")
 _operation("random_bits", 2, "random_bits")
 
 
-
-
 def topological(outputs: Iterable[Expr]) -> Iterator[Expr]:
     """Every node that the outputs need, arguments before users. Iterative: expressions may be deep."""
     seen: set[int] = set()
@@ -323,7 +318,7 @@ def topological(outputs: Iterable[Expr]) -> Iterator[Expr]:
 
 def variables(outputs: Iterable[Expr]) -> list[int]:
     """The numbers of the inputs that the outputs read, in ascending order."""
-    return sorted(node.value for node in topological(outputs) if node.op == "input")  # type: ignore[type-var]
+    return sorted(node.value for node in topological(outputs) if node.op == "input")
 
 
 def substitute(outputs: Iterable[Expr], replacements: dict[Expr, Expr]) -> tuple[Expr, ...]:
@@ -340,7 +335,9 @@ def substitute(outputs: Iterable[Expr], replacements: dict[Expr, Expr]) -> tuple
     return tuple(new[o] for o in outputs)
 
 
-def derivative(outputs: tuple[Expr, ...], cotangents: tuple[Expr | None, ...], inputs: Iterable[int]) -> list[Expr | None]:
+def derivative(
+    outputs: tuple[Expr, ...], cotangents: tuple[Expr | None, ...], inputs: Iterable[int]
+) -> list[Expr | None]:
     """Reverse-mode derivative: for each input number, the sum over outputs of cotangent * d(output)/d(input).
 
     None where no gradient flows. Raises GradientError where an operation on the way has no derivative.
@@ -366,7 +363,9 @@ def derivative(outputs: tuple[Expr, ...], cotangents: tuple[Expr | None, ...], i
         if operation.vjp is None:
             if operation.typing in ("comparison", "predicate", "bits", "integers"):
                 continue
-            raise GradientError(f"elementwise: {node.op} has no derivative: write the gradient by hand with @f.gradient")
+            raise GradientError(
+                f"elementwise: {node.op} has no derivative: write the gradient by hand with @f.gradient"
+            )
         for argument, g in zip(node.args, operation.vjp(adjoint[node], node, *node.args), strict=True):
             if argument in leads_to_wanted:
                 add(argument, g)

@@ -72,7 +72,7 @@ def slice_axes(x: Tensor, slices: Sequence[slice]) -> Tensor:
 
 @method()
 def reshape(x: Tensor, shape: int | Sequence[int]) -> Tensor:
-    """The elements in row-major order under another shape; one size may be -1. A view where strides allow, else a copy."""
+    """The elements in row-major order under another shape; one size may be -1. A view if strides allow, else a copy."""
     wanted = list(shape) if isinstance(shape, Sequence) else [shape]
     if wanted.count(-1) == 1:
         rest = math.prod(n for n in wanted if n != -1)
@@ -148,9 +148,11 @@ def flip(x: Tensor, /, *, axis: int | Sequence[int] | None = None) -> Tensor:
 def _infer_concat(shapes, dtypes, *, axis):
     first = shapes[0]
     for i, shape in enumerate(shapes):
-        if len(shape) != len(first) or any(a != axis and n != m for a, (n, m) in enumerate(zip(shape, first, strict=True))):
+        if len(shape) != len(first) or any(
+            a != axis and n != m for a, (n, m) in enumerate(zip(shape, first, strict=True))
+        ):
             raise ShapeError(
-                f"concat: tensor 0 has shape {first}, tensor {i} has shape {shape}: all axes but axis {axis} must be equal"
+                f"concat: tensor 0 has shape {first}, tensor {i} has shape {shape}: axes but {axis} must be equal"
             )
     return [(first[:axis] + (builtins.sum(s[axis] for s in shapes),) + first[axis + 1 :], dtypes[0])]
 
@@ -182,7 +184,9 @@ def stack(tensors: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
         raise ShapeError("stack: needs at least one tensor")
     for i, t in enumerate(tensors):
         if t.shape != tensors[0].shape:
-            raise ShapeError(f"stack: tensor 0 has shape {tensors[0].shape}, tensor {i} has shape {t.shape}: must be equal")
+            raise ShapeError(
+                f"stack: tensor 0 has shape {tensors[0].shape}, tensor {i} has shape {t.shape}: must be equal"
+            )
     axis = views.normalize_axis("stack", axis, tensors[0].ndim + 1)
     return concat([expand_dims(t, axis) for t in tensors], axis=axis)
 
@@ -237,5 +241,5 @@ def _transposed(x: Tensor) -> Tensor:
     return matrix_transpose(x)
 
 
-Tensor.T = _transposed  # type: ignore[attr-defined]
-Tensor.mT = property(matrix_transpose)  # type: ignore[attr-defined]
+Tensor.T = _transposed
+Tensor.mT = property(matrix_transpose)

@@ -9,6 +9,7 @@ themselves they are computed in float64 and int64, and they take the dtype of th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .. import dtypes
 from ..dtypes import Dtype
@@ -32,13 +33,13 @@ class Value:
     op: str
     args: tuple[int, ...]
     dtype: Dtype
-    value: object
+    value: Any
     uniform: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """A typed expression: its values in order, which of them are the outputs, and the dtypes in which those are stored."""
+    """A typed expression: its values in order, which of them are the outputs, and the dtypes they are stored in."""
 
     values: tuple[Value, ...]
     outputs: tuple[int, ...]
@@ -101,7 +102,9 @@ def _operand_and_result_type(name: str, node: Expr, types: list[Type]) -> tuple[
     return t, result
 
 
-def type_expression(name: str, outputs: tuple[Expr, ...], operands: tuple[Type, ...], uniform: tuple[bool, ...]) -> Typed:
+def type_expression(
+    name: str, outputs: tuple[Expr, ...], operands: tuple[Type, ...], uniform: tuple[bool, ...]
+) -> Typed:
     """Types `outputs` for operands of the given types; `uniform` tells which of them are 0-d or Python scalars.
 
     `name` is the operation's, for messages. Raises DtypeError where a dtype does not fit.
@@ -129,9 +132,9 @@ def type_expression(name: str, outputs: tuple[Expr, ...], operands: tuple[Type, 
 
     for node in topological(outputs):
         if node.op == "input":
-            t = operands[node.value]  # type: ignore[index]
+            t = operands[node.value]
             stored = _WEAK_COMPUTE[t] if isinstance(t, str) else t
-            number = emit("input", (), stored, node.value, uniform[node.value])  # type: ignore[index]
+            number = emit("input", (), stored, node.value, uniform[node.value])
             typed[node] = convert(number, _compute(t)), t
         elif node.op == "constant":
             kind = dtypes.scalar_kind(node.value)
@@ -175,5 +178,7 @@ def dtype_constant(name: str, value, dtype: Dtype):
     bits = dtype.itemsize * 8 - (dtype.kind == "signed")
     low = -(2**bits) if dtype.kind == "signed" else 0
     if not low <= value < 2**bits:
-        raise DtypeError(f"{name}: the Python integer {value} does not fit {dtype.name}: use astype on the tensor first")
+        raise DtypeError(
+            f"{name}: the Python integer {value} does not fit {dtype.name}: use astype on the tensor first"
+        )
     return int(value)

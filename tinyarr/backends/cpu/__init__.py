@@ -60,7 +60,7 @@ class CpuBackend:
         record = KERNELS.get(call.primitive.name)
         if record is None:
             return None
-        specs = record.scratch(call) if record.scratch else []
+        specs = list(record.scratch(call)) if record.scratch else []
         return Kernel(self._with_scratch(specs, _spread(record, call.params)), layouts=_layouts(record))
 
     def _with_scratch(self, specs: Sequence, function: Callable) -> Callable:
@@ -111,8 +111,7 @@ def _spread(record: Record, params: dict[str, Any]) -> Callable:
 
 
 def _layouts(record: Record) -> Callable[[Any], Sequence[str]] | None:
-    if record.layouts is None:
+    layouts = record.layouts
+    if layouts is None:
         return None
-    if isinstance(record.layouts, str):
-        return lambda call: (record.layouts,) * len(call.in_shapes)
-    return lambda call: record.layouts
+    return lambda call: (layouts,) * len(call.in_shapes) if isinstance(layouts, str) else layouts

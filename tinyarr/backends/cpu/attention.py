@@ -22,7 +22,8 @@ def _groups(q: np.ndarray, heads: int) -> Iterator[tuple[int, slice]]:
             yield b, slice(h, min(h + heads, q.shape[1]))
 
 
-def _scratch(q, k, v, dtype, weights: int):
+def _scratch(shapes, dtype, weights: int):
+    q, k, v = shapes
     h = _heads(q, k)
     specs = [((h, q[-2], k[-2]), dtype.compute.numpy)] * weights + [((h, q[-2]), dtype.compute.numpy)]
     if dtype.compute is not dtype:  # each head's operands and result in float32
@@ -50,7 +51,7 @@ def _scores(q, k, weights, causal: bool, scale: float) -> None:
 @kernel(
     "scaled_dot_product_attention",
     layouts="rows",
-    scratch=lambda call: _scratch(*call.in_shapes, call.in_dtypes[0], weights=1),
+    scratch=lambda call: _scratch(call.in_shapes, call.in_dtypes[0], weights=1),
 )
 def attention(q, k, v, out, lse, weights, row, *wide, causal, scale):
     for b, h in _groups(q, len(weights)):
@@ -74,7 +75,7 @@ def attention(q, k, v, out, lse, weights, row, *wide, causal, scale):
 def _gradient_scratch(call):
     _, q, k, v, _, _ = call.in_shapes
     dtype = call.in_dtypes[0]
-    specs = _scratch(q, k, v, dtype, weights=2)
+    specs = _scratch((q, k, v), dtype, weights=2)
     if dtype.compute is not dtype:
         h = _heads(q, k)
         specs += [((h, q[-2], v[-1]), np.float32)] + [((h, *s[-2:]), np.float32) for s in (q, k, v)]
@@ -83,7 +84,10 @@ def _gradient_scratch(call):
 
 @kernel("scaled_dot_product_attention_gradient", layouts="rows", scratch=_gradient_scratch)
 def attention_gradient(g, q, k, v, out, lse, dq, dk, dv, weights, slope, row, *wide, causal, scale):
-    """With P the weights: dv = P^T g; dS = P (g v^T - rowsum(g out)) scale; dq = dS k; dk = dS^T q (FlashAttention, B.2)."""
+    """With P the weights: dv = P^T g; dS = P (g v^T - rowsum(g out)) scale; dq = dS k; dk = dS^T q.
+
+    Source: Dao et al. 2022, "FlashAttention", appendix B.2.
+    """
     for b, h in _groups(q, len(weights)):
         n = h.stop - h.start
         w, s, r = weights[:n], slope[:n], row[:n]

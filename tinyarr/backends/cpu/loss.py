@@ -35,7 +35,9 @@ def cross_entropy(logits, targets, loss, lse, block, *, ignore_index):
         loss[a:b][~counted] = 0
 
 
-@kernel("cross_entropy_gradient", layouts=("any", "rows", "any", "any"), scratch=lambda call: row_blocks(call, 1, operand=1))
+@kernel(
+    "cross_entropy_gradient", layouts=("any", "rows", "any", "any"), scratch=lambda call: row_blocks(call, 1, operand=1)
+)
 def cross_entropy_gradient(g, logits, targets, lse, out, block, *, ignore_index):
     """g (softmax(logits) - onehot(target)); 0 where the target is ignored."""
     step = max(len(block), 1)
@@ -49,4 +51,3 @@ def cross_entropy_gradient(g, logits, targets, lse, out, block, *, ignore_index)
         e[np.arange(b - a), np.where(counted, t, 0)] -= 1
         np.multiply(e, np.where(counted, g[a:b], 0)[:, None], e)
         np.copyto(out[a:b], e, casting="unsafe")
-

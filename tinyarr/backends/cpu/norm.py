@@ -55,7 +55,7 @@ def _gradient_scratch(call):
 def layer_norm_gradient(
     g, x, weight, mean, rstd, dx, dweight, dbias, normalized, wide_g, product, total_w, total_b, column, row, *, eps
 ):
-    """With h = (x - mean) rstd and d = g weight: dx = rstd (d - mean(d) - h mean(d h)); dweight = sum g h; dbias = sum g."""
+    """With h = (x - mean) rstd, d = g weight: dx = rstd (d - mean(d) - h mean(d h)), dweight: sum g h, dbias: sum g."""
     n = x.shape[-1]
     g, x, dx, mean, rstd = _flat(g, n), _flat(x, n), _flat(dx, n), _flat(mean), _flat(rstd)
     total_w.fill(0)

@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Record:
-    """function(*inputs, *outputs, [scratch,] **params); scratch(call) is the list of (shape, np dtype) that it works in."""
+    """function(*inputs, *outputs, *scratch, **params); scratch(call) lists the (shape, np dtype) that it works in."""
 
     function: Callable
     layouts: tuple[str, ...] | str | None
