@@ -1,0 +1,172 @@
+"""The command line of a model: a table of every option with its default, its group and what it means."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from tinyarr.errors import DeviceError
+
+
+class Stop(Exception):
+    """Ends the program with one line and an exit status, 2 for a mistake in the command or in a file it names."""
+
+    def __init__(self, message: object, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def option(default: Any, group: str, meaning: str, *, least: float = 0, most: float = math.inf,
+           choices: Sequence[str] | None = None) -> Any:
+    """A field of a table below: its default, the group and the words of --help, and what values it takes."""
+    return field(default=default, metadata=dict(group=group, meaning=meaning, least=least, most=most, choices=choices))
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What a run depends on. The defaults train a small GPT on a laptop in a few minutes.
+
+    Raises Stop where options contradict each other.
+    """
+
+    size: str = option("tiny", "model", "which configuration of the model")
+    dtype: str = option("float32", "model", "of the weights and of the computation", choices=("float32", "bfloat16"))
+    device: str = option("cpu", "model", "where to train: cpu, cuda, cuda:1 and so on")
+
+    text: str | None = option(None, "data", "a text file to learn; else the documentation inside Python")
+    data: str | None = option(None, "data", "token shards in llm.c's format, as 'shards*.bin'; files with 'val' in "
+                              "their name are for validation, else the last tenth of the last shard is")
+    tokenizer: str | None = option(None, "data", "bytes, gpt2, or the path of GPT-2's vocab.bpe; else bytes, but with "
+                                   "--data the vocabulary of --size and no sample of text")
+    seq_len: int = option(64, "data", "tokens in a sequence, and the longest context of the model", least=1)
+    batch_size: int = option(12, "data", "sequences in a batch", least=1)
+
+    steps: int = option(2000, "optimization", "updates of the weights", least=1)
+    accumulate: int = option(1, "optimization", "batches whose gradients make one update", least=1)
+    lr: float = option(4e-3, "optimization", "highest learning rate")
+    schedule: str = option("cosine", "optimization", "how the learning rate falls after --warmup: not at all, to a "
+                           "tenth along a line or a cosine, or (wsd) to 0 in the last fifth",
+                           choices=("constant", "linear", "cosine", "wsd"))
+    warmup: int | None = option(None, "optimization", "updates over which the learning rate rises from 0; else a "
+                                "twentieth of --steps")
+    weight_decay: float = option(0.1, "optimization", "AdamW's, of matrices only")
+    clip: float = option(1.0, "optimization", "largest norm of the gradient, 0 for any")
+    seed: int = option(0, "optimization", "of the first weights and of the order of the data", most=2**63 - 1)
+
+    eval_every: int = option(400, "run", "updates between validations; each also saves a checkpoint", least=1)
+    out: str | None = option(None, "run", "a new folder for the run; else the next free number under runs/")
+    resume: str | None = option(None, "run", "the folder of a run to go on with; all other options are the run's own")
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.data is not None:
+            raise Stop("--text and --data exclude each other: give one")
+        if self.out is not None and self.resume is not None:
+            raise Stop("--out and --resume exclude each other: a resumed run stays in its folder")
+        if self.warmup is not None and self.warmup >= self.steps:
+            raise Stop(f"--warmup {self.warmup} must be less than --steps {self.steps}: give a smaller one")
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What a generated text depends on. Raises Stop where options contradict each other."""
+
+    run: str | None = option(None, "model", "the folder of a run; else the newest under runs/")
+    weights: str | None = option(None, "model", "a safetensors file with Hugging Face's names, instead of --run")
+    size: str | None = option(None, "model", "which configuration --weights has")
+    tokenizer: str | None = option(None, "model", "bytes, gpt2, or the path of GPT-2's vocab.bpe; else the run's own")
+    device: str = option("cpu", "model", "where to compute: cpu, cuda, cuda:1 and so on")
+
+    prompt: str = option("", "text", "how the text begins")
+    tokens: int = option(400, "text", "how many tokens to add, fewer where the text ends by itself", least=1)
+    temperature: float = option(0.8, "text", "0 always takes the likeliest token, 1 draws as the model predicts")
+    top_k: int = option(0, "text", "draw among this many likeliest tokens only, 0 for all")
+    top_p: float = option(1.0, "text", "draw among the fewest tokens that have this probability together", most=1)
+    seed: int = option(0, "text", "of the draws", most=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        if self.run is not None and self.weights is not None:
+            raise Stop("--run and --weights exclude each other: give one")
+        if self.weights is not None and (self.size is None or self.tokenizer is None):
+            raise Stop("--weights also needs --size and --tokenizer: the file doesn't name them")
+        if self.weights is None and self.size is not None:
+            raise Stop("--size belongs to --weights: a run knows its own")
+
+
+def main(model_class: type, argv: Sequence[str] | None = None) -> None:
+    """Run `train` or `generate` of a model; mistakes end in one line on stderr and exit status 2."""
+    program = f"python -m models.{model_class.name}"
+    try:
+        given = vars(_parser(model_class, program).parse_args(argv))  # only what the command line has
+        given.pop("command")(model_class, given)
+    except Stop as stop:
+        message, status = str(stop), stop.status
+    except BrokenPipeError:  # the reader, perhaps `head`, has what it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except (DeviceError, OSError, ModuleNotFoundError) as error:
+        message, status = str(error), 2
+    except KeyboardInterrupt:
+        message, status = "interrupted", 130
+    else:
+        return
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _train(model_class: type, given: dict[str, Any]) -> None:
+    from .run import saved_options
+    from .train import train
+
+    train(model_class, TrainOptions(**(saved_options(model_class.name, given) if "resume" in given else given)))
+
+
+def _generate(model_class: type, given: dict[str, Any]) -> None:
+    from .generate import generate
+
+    generate(model_class, GenerateOptions(**given))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise Stop(f"{message} ({self.prog} --help explains)")
+
+
+def _parser(model_class: type, program: str) -> argparse.ArgumentParser:
+    parser = _Parser(program, description=f"Train {model_class.name}, or let it write.", allow_abbrev=False)
+    commands = parser.add_subparsers(required=True, metavar="train|generate")
+    for name, table, command in [("train", TrainOptions, _train), ("generate", GenerateOptions, _generate)]:
+        # argparse's own defaults are suppressed, so that what was given can be told from what was not.
+        subparser = commands.add_parser(name, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+        subparser.set_defaults(command=command)
+        groups = {title: subparser.add_argument_group(title) for title in
+                  dict.fromkeys(entry.metadata["group"] for entry in fields(table))}
+        for entry in fields(table):
+            about = entry.metadata
+            default = "" if entry.default in (None, "") else f" (default: {entry.default})"
+            groups[about["group"]].add_argument(
+                f"--{entry.name.replace('_', '-')}", help=f"{about['meaning']}{default}", type=_reader(entry),
+                choices=tuple(model_class.sizes) if entry.name == "size" else about["choices"])
+    return parser
+
+
+def _reader(entry: Field) -> Callable[[str], Any]:
+    """Turns what stands on the command line into the option's type, and checks its range."""
+    kind = {"int": int, "float": float, "str": str}[entry.type.partition(" ")[0]]
+    least, most = entry.metadata["least"], entry.metadata["most"]
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and least <= value <= most):
+            limits = f"at least {least}" if most == math.inf else f"from {least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' * (kind is int)}number {limits}")
+        return value
+
+    return str if kind is str else read

@@ -1,0 +1,64 @@
+"""What a run shows while it trains: a live line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+from typing import Any
+
+PLAIN_SECONDS = 10
+
+
+class Progress:
+    """A context manager whose `show` takes each record of the log.
+
+    On a terminal the newest record is a line at the bottom, with a bar; elsewhere a line is printed every ten
+    seconds. Records with a validation loss stay on the screen either way.
+    """
+
+    def __init__(self, first: int, steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn
+        from rich.progress import Progress as Bar
+
+        self.first, self.steps = first, steps
+        self.console = Console(highlight=False)
+        self.bar = Bar("{task.description}", BarColumn(20), console=self.console, transient=True,
+                       disable=not self.console.is_terminal, refresh_per_second=4)
+        self.task = self.bar.add_task("", total=steps, completed=first)
+        self.began = self.printed = 0.0
+        self.validation = ""
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def show(self, record: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if record["step"] == self.first:
+            self.began = now
+        if record["val_loss"] is not None:
+            self.validation = f"  validation {record['val_loss']:.3f}"
+        line = self._line(record, now)
+        self.bar.update(self.task, description=line, completed=record["step"])
+        plain = not self.console.is_terminal and now - self.printed >= PLAIN_SECONDS
+        if plain or record["val_loss"] is not None:
+            self.console.print(line, soft_wrap=True)
+            self.printed = now
+
+    def _line(self, record: dict[str, Any], now: float) -> str:
+        step, steps = record["step"], self.steps
+        line = f"step {step:>{len(str(steps))}}/{steps}"
+        if record["loss"] is not None:
+            line += f"  loss {record['loss']:.3f}"
+        line += self.validation
+        if record["tokens_per_s"] is not None:
+            line += f"  {record['tokens_per_s']:,.0f} tokens/s"
+        if step > self.first:
+            # The mean since the start counts the validations in, which the tokens per second leave out.
+            left = (now - self.began) / (step - self.first) * (steps - step)
+            line += f"  {timedelta(seconds=round(left))} left"
+        return line

@@ -1,0 +1,223 @@
+"""The folder of a run: never overwritten, never damaged, and enough to repeat the run."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+import tinyarr
+from models import progress
+from models.options import Stop
+from models.run import Run, check_free, environment, newest, saved_options
+from tinyarr import saving
+
+OPTIONS = {"size": "tiny", "steps": 3, "text": None, "lr": 0.1}
+CONFIG = {"model": "toy", "options": OPTIONS, "environment": environment()}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class State:
+    """A model or an optimizer that is one tensor."""
+
+    def __init__(self, *values):
+        self.tensor = tinyarr.tensor(list(values), dtype=tinyarr.float32)
+
+    def state_dict(self):
+        return {"x": self.tensor}
+
+    def load_state_dict(self, state):
+        self.tensor = state["x"]
+
+
+def record(step, loss=2.0, val_loss=None):
+    return dict(step=step, loss=loss, val_loss=val_loss, lr=0.1, grad_norm=1.0, tokens_per_s=10.0, mfu=None,
+                memory_gib=0.1, seconds=float(step))
+
+
+def saved(folder=None, steps=2):
+    """A run with `steps` records and a checkpoint of the state after them."""
+    run = Run.start(folder, CONFIG)
+    for step in range(steps):
+        run.log(record(step))
+    run.save(steps, State(1, 2), State(3), tinyarr.Generator(5))
+    return run
+
+
+def test_runs_without_a_name_take_the_next_free_number():
+    assert [str(Run.start(None, CONFIG).folder) for _ in range(3)] == ["runs/1", "runs/2", "runs/3"]
+    assert str(newest()) == "runs/3"
+
+
+def test_runs_that_start_at_once_get_a_folder_each(folder):
+    start = "from models.run import Run; print(Run.start(None, {}).folder)"
+    env = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(progress.__file__))}
+    started = [subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, env=env) for _ in range(3)]
+    assert sorted(process.communicate()[0] for process in started) == [b"runs/1\n", b"runs/2\n", b"runs/3\n"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.safetensors", "loss.png"])
+def test_a_folder_that_holds_any_file_of_a_run_is_not_taken(folder, name):
+    (folder / "mine").mkdir()
+    (folder / "mine" / name).write_text("precious")
+    with pytest.raises(Stop, match="--out mine already exists: go on with --resume mine, or choose another name"):
+        Run.start("mine", CONFIG)
+    assert (folder / "mine" / name).read_text() == "precious"
+
+
+def test_a_file_is_no_folder_but_an_empty_folder_is_taken(folder):
+    (folder / "file").touch()
+    with pytest.raises(Stop, match="--out file already exists"):
+        check_free(folder.joinpath("file").relative_to(folder))
+    (folder / "empty").mkdir()
+    assert str(Run.start("empty", CONFIG).folder) == "empty"
+
+
+def test_what_a_run_was_given_and_has_logged_can_be_read_back():
+    run = saved()
+    assert Run.open(run.folder) == run
+    assert [record["step"] for record in run.records] == [0, 1]
+
+
+def test_half_a_line_at_the_end_of_the_log_is_left_out():
+    run = saved()
+    with open("runs/1/log.jsonl", "a") as log:
+        log.write('{"step": 2, "lo')
+    assert Run.open("runs/1").records == run.records
+
+
+def test_records_newer_than_the_checkpoint_are_forgotten(folder):
+    run = saved(steps=3)
+    run.back_to(1)
+    assert (folder / "runs/1/log.jsonl").read_text() == json.dumps(record(0)) + "\n"
+    assert Run.open("runs/1").records == run.records == [record(0)]
+
+
+@pytest.mark.parametrize(("missing", "message"), [
+    ("config.json", "runs/1 holds no run: runs/1/config.json is missing"),
+    ("log.jsonl", "runs/1 holds no run: runs/1/log.jsonl is missing"),
+    ("checkpoint.safetensors", "runs/1 has no checkpoint"),
+])
+def test_a_folder_that_lacks_a_file_is_named(missing, message):
+    (saved().folder / missing).unlink()
+    with pytest.raises(Stop, match=message):
+        Run.open("runs/1")
+
+
+def test_a_damaged_config_is_named():
+    (saved().folder / "config.json").write_text("{")
+    with pytest.raises(Stop, match=r"runs/1/config\.json is damaged"):
+        Run.open("runs/1")
+
+
+def test_without_runs_there_is_no_newest():
+    with pytest.raises(Stop, match="there is no run under runs/: train a model first"):
+        newest()
+
+
+def test_a_checkpoint_brings_back_model_optimizer_generator_and_step():
+    run, generator = saved(), tinyarr.Generator(0)
+    model, optimizer = State(0, 0), State(0)
+    assert run.load(model, optimizer, generator) == 2
+    assert model.tensor.tolist() == [1, 2] and optimizer.tensor.tolist() == [3]
+    assert generator.state_dict() == tinyarr.Generator(5).state_dict()
+
+
+def test_the_same_state_gives_the_same_bytes(folder):
+    first, second = saved("a"), saved("b")
+    assert first.checkpoint.read_bytes() == second.checkpoint.read_bytes()
+
+
+def test_a_full_disk_is_told_with_the_command_to_go_on_and_spares_the_checkpoint(monkeypatch):
+    run = saved()
+    before = run.checkpoint.read_bytes()
+
+    def full(path, tensors, metadata):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(saving, "save", full)
+    with pytest.raises(Stop, match=r"step 3: .*\(No space left on device\).*--resume runs/1") as caught:
+        run.save(3, State(0), State(0), tinyarr.Generator(0))
+    assert caught.value.status == 1
+    assert run.checkpoint.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_told_in_words():
+    run = saved()
+    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-3])
+    with pytest.raises(Stop, match=r"checkpoint\.safetensors"):
+        run.load(State(0))
+
+
+def test_a_run_is_finished_once_the_validation_after_all_steps_is_logged():
+    run = saved(steps=3)
+    assert not run.finished
+    run.log(record(3, loss=None, val_loss=1.0))
+    assert run.finished and Run.open("runs/1").finished
+
+
+def test_a_resumed_run_takes_its_own_options():
+    saved()
+    assert saved_options("toy", {"resume": "runs/1"}) == OPTIONS | {"resume": "runs/1"}
+    assert saved_options("toy", {"resume": "runs/1", "lr": 0.1})["lr"] == 0.1
+
+
+@pytest.mark.parametrize(("model", "given", "message"), [
+    ("toy", {"size": "124M"}, "--size 124M contradicts runs/1, which has tiny"),
+    ("toy", {"text": "other.txt"}, r"--text other\.txt contradicts runs/1, which has None"),
+    ("other", {}, "the run trains toy, not other"),
+])
+def test_a_resumed_run_refuses_other_options(model, given, message):
+    saved()
+    with pytest.raises(Stop, match=message):
+        saved_options(model, {"resume": "runs/1"} | given)
+
+
+def test_the_plot_is_a_picture_with_and_without_a_baseline(folder):
+    run = saved()
+    run.plot(None)
+    plain = Image.open("runs/1/loss.png").size
+    run.log(record(2, val_loss=1.7))
+    run.plot(1.5)
+    assert Image.open("runs/1/loss.png").size == plain >= (800, 500)
+
+
+def shown(monkeypatch, terminal, records):
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
+    monkeypatch.setattr("rich.console.Console", lambda **options: console)
+    with progress.Progress(0, 100) as line:
+        for entry in records:
+            line.show(entry)
+    return out.getvalue()
+
+
+def test_away_from_a_terminal_there_is_a_line_each_validation_and_every_ten_seconds(monkeypatch):
+    seconds = iter(range(100))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    text = shown(monkeypatch, False, [record(step, val_loss=2.5 if step in (0, 50) else None) for step in range(61)])
+    lines = text.splitlines()
+    assert [int(line.split()[1].split("/")[0]) for line in lines] == [0, 10, 20, 30, 40, 50, 60]
+    assert lines[1] == "step  10/100  loss 2.000  validation 2.500  10 tokens/s  0:01:30 left"
+
+
+def test_on_a_terminal_the_line_is_renewed_in_place_and_validations_stay(monkeypatch):
+    text = shown(monkeypatch, True, [record(0, val_loss=2.5), record(1), record(2)])
+    assert "\x1b[" in text and "step   2/100" in text
+    assert "step   0/100  loss 2.000  validation 2.500" in text
+
+
+def test_the_environment_names_versions_and_threads(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "3")
+    assert environment()["threads"] == 3
+    assert environment().keys() >= {"numpy", "python", "machine"}

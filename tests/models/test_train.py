@@ -1,0 +1,327 @@
+"""Training: it learns, the same command gives the same bits, and nothing that interrupts it does harm."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tinyarr
+from models import train
+from models.corpus import split_shards
+from models.gpt2 import GPT2, Config
+from models.options import TrainOptions, main
+from models.progress import Progress
+from models.run import Run
+from tinyarr import saving
+from tinyarr.data import read_shards, write_shard
+
+ROOT = Path(__file__).parents[2]
+CLOCK = ("tokens_per_s", "seconds", "memory_gib")
+FIELDS = ["step", "loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "seconds"]
+SMALL = "--text text.txt --seq-len 8 --batch-size 4 --steps 9 --eval-every 4"
+
+
+class Micro(GPT2):
+    sizes = {
+        "tiny": Config(vocab_size=257, block_size=8, n_layer=1, n_head=2, n_embd=16),
+        "small": Config(vocab_size=300, block_size=8, n_layer=2, n_head=2, n_embd=16),
+    }
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A folder with a text of many different sentences."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("\n\n".join(f"The {n}th word of {n * n} is {n * 7919}." for n in range(200)))
+    return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Leaves out the plot and the sample, which take longer than these runs."""
+    monkeypatch.setattr(Run, "plot", lambda run, baseline: None)
+    monkeypatch.setattr(train, "write", lambda model, tokenizer, options: None)
+
+
+def command(line):
+    """The exit status of `python -m models.gpt2 <line>`, with models of a few thousand parameters."""
+    try:
+        main(Micro, line.split())
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def files(path):
+    """What must not differ between two runs: the log less its clocks, and the bytes of checkpoint and export."""
+    lines = (Path(path) / "log.jsonl").read_text().splitlines()
+    log = [{name: value for name, value in json.loads(line).items() if name not in CLOCK} for line in lines]
+    return log, *((Path(path) / name).read_bytes() for name in
+                  ("checkpoint.safetensors", "hugging_face/model.safetensors", "hugging_face/config.json"))
+
+
+def at_step(monkeypatch, number, action):
+    """Does something right after the record of a step is written."""
+    show = Progress.show
+
+    def show_and_act(progress, record):
+        show(progress, record)
+        if record["step"] == number:
+            action()
+
+    monkeypatch.setattr(Progress, "show", show_and_act)
+
+
+def ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_learns_and_leaves_log_plot_weights_and_a_sample(capsys):
+    Path("text.txt").write_text("\n\n".join("abcdefgh" * n for n in range(1, 60)))
+    assert command("train --text text.txt --seq-len 8 --steps 80 --eval-every 40 --lr 1e-2 --out run") == 0
+    log = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
+    out = capsys.readouterr().out
+    assert [record["step"] for record in log] == [*range(81)] and all(list(record) == FIELDS for record in log)
+    assert log[0]["val_loss"] == pytest.approx(math.log(257), abs=0.1) and log[80]["val_loss"] < 1
+    assert [record["step"] for record in log if record["val_loss"] is not None] == [0, 40, 80]
+    assert all(record["loss"] > 0 and record["grad_norm"] > 0 and record["mfu"] is None for record in log[:-1])
+    assert f"validation loss {log[80]['val_loss']:.3f}; byte trigrams get " in out
+    assert "abc" in out.partition("a sample of what the model writes:\n")[2]
+    assert sorted(path.name for path in Path("run").iterdir()) == [
+        "checkpoint.safetensors", "config.json", "hugging_face", "log.jsonl", "loss.png"]
+
+
+def test_the_same_command_gives_the_same_log_and_the_same_bytes(quick):
+    for out in ("a", "b"):
+        assert command(f"train {SMALL} --accumulate 2 --out {out}") == 0
+    assert files("a") == files("b")
+
+
+def test_the_saved_options_repeat_a_run(quick):
+    command(f"train {SMALL} --lr 2e-3 --seed 5 --out a")
+    config = json.loads(Path("a/config.json").read_text())
+    options = TrainOptions(**config["options"])
+    assert (options.lr, options.seed, options.steps) == (2e-3, 5, 9)
+    train.train(Micro, TrainOptions(**config["options"] | {"out": "b"}))
+    assert files("a") == files("b")
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monkeypatch, capsys, step, dtype):
+    command(f"train {SMALL} --dtype {dtype} --out whole")
+    with monkeypatch.context() as patch:
+        at_step(patch, step, ctrl_c)
+        assert command(f"train {SMALL} --dtype {dtype} --out part") == 130
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert f"stopped at step {step + 1}, saved part/checkpoint.safetensors; to go on: " in message
+    assert message.endswith(" -m models.gpt2 train --resume part")
+    assert command("train --resume part") == 0
+    assert files("part") == files("whole")
+
+
+def test_ctrl_c_in_a_validation_leaves_it_and_loses_nothing(quick, monkeypatch, capsys):
+    command(f"train {SMALL} --out whole")
+    validated = []
+    walk = train.Batches.walk
+
+    def walk_and_press(batches):
+        for number, batch in enumerate(walk(batches)):
+            validated.append(number)
+            if len(validated) == 25:
+                ctrl_c()
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Batches, "walk", walk_and_press)
+        assert command(f"train {SMALL} --out part") == 130
+    assert len(validated) == 25
+    assert command("train --resume part") == 0
+    assert files("part") == files("whole")
+
+
+def test_a_second_ctrl_c_aborts_and_leaves_the_last_checkpoint(quick, monkeypatch, capsys):
+    command(f"train {SMALL} --out whole")
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, lambda: (ctrl_c(), ctrl_c()))
+        assert command(f"train {SMALL} --out part") == 130
+    assert capsys.readouterr().err.endswith("python -m models.gpt2: interrupted\n")
+    assert command("train --resume part") == 0
+    assert files("part") == files("whole")
+
+
+@pytest.mark.parametrize("step", [4, 6, 9])
+def test_a_killed_run_goes_on_from_its_last_checkpoint(quick, step):
+    command(f"train {SMALL} --out whole")
+    killed = f"""
+import os, signal, sys, pytest
+sys.path[:0] = [{str(ROOT)!r}]
+from tests.models.test_train import Micro, at_step, main
+at_step(pytest.MonkeyPatch(), {step}, lambda: os.kill(os.getpid(), signal.SIGKILL))
+main(Micro, {(f"train {SMALL} --out part").split()})
+"""
+    assert subprocess.run([sys.executable, "-c", killed], capture_output=True).returncode == -signal.SIGKILL
+    assert command("train --resume part") == (2 if step == 9 else 0)
+    assert files("part")[:2] == files("whole")[:2]
+
+
+def test_a_real_ctrl_c_ends_the_program_with_status_130_and_what_it_says_goes_on(folder):
+    arguments = [sys.executable, "-m", "models.gpt2", "train", "--steps", "3000", "--batch-size", "1", "--seq-len", "4"]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    run = subprocess.Popen([*arguments, "--text", "text.txt"], env=env, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not (line := run.stdout.readline()).startswith("step"):
+        assert line
+    run.send_signal(signal.SIGINT)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    again = error.rpartition("to go on: ")[2].split()
+    again = subprocess.Popen(again, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert again.stdout.readline().startswith("runs/1: gpt2 tiny")
+    again.kill()
+    assert again.communicate()[1] == ""
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    ("train --resume run", "run is finished: it has all its 9 steps"),
+    ("train --resume run --size small", "--size small contradicts run, which has tiny"),
+    ("train --resume run --out other", "--out and --resume exclude each other"),
+    (f"train {SMALL} --out run", "--out run already exists: go on with --resume run, or choose another name"),
+    ("train --device cuda", "cuda:0: tinyarr has no CUDA backend yet"),
+    ("train --device tpu", "'tpu' is not a device"),
+    ("train --text none.txt", "none.txt: no such file"),
+    ("train --text text.txt --seq-len 5000", "expected at least seq_len + 1 = 5001"),
+    ("train --data none*.bin", "no file matches 'none*.bin'"),
+    ("train --data text.txt", "header magic"),
+    ("train --data big.bin", "big.bin: token "),
+    ("train --tokenizer none.bpe", "none.bpe: no such file"),
+])
+def test_a_mistake_is_told_in_one_line_and_changes_nothing(quick, capsys, line, message):
+    command(f"train {SMALL} --out run")
+    write_shard("big.bin", np.full(5000, 40_000, np.uint16))
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert command(line) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and message in error and error.count("\n") == 1
+    assert before == {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+
+
+def test_other_data_or_another_number_of_threads_is_noticed_on_resume(quick, monkeypatch, capsys):
+    at_step(monkeypatch, 2, ctrl_c)
+    command(f"train {SMALL} --out run")
+    text = Path("text.txt").read_text()
+    Path("text.txt").write_text(text.replace("word", "work"))
+    assert command("train --resume run") == 2
+    assert "run was trained on other data than is there now" in capsys.readouterr().err
+    Path("text.txt").write_text(text)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "77")
+    assert command("train --resume run") == 0
+    assert "is 77: the last bits may differ" in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(quick, capsys):
+    assert command(f"train {SMALL} --lr 1e38 --warmup 0 --clip 0 --schedule constant --out run") == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "loss is nan" in error or "loss is inf" in error
+    assert "start again with a lower --lr" in error
+    tensors, _ = saving.load("run/checkpoint.safetensors")
+    assert all(np.isfinite(tensor.numpy()).all() for tensor in tensors.values())
+
+
+def test_a_full_disk_ends_the_run_in_one_line(quick, monkeypatch, capsys):
+    save = saving.save
+
+    def full(path, tensors, metadata):
+        if json.loads(metadata["state"])["step"] > 4:
+            raise OSError(28, "No space left on device")
+        save(path, tensors, metadata)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "save", full)
+        assert command(f"train {SMALL} --out part") == 1
+    assert "step 8: part/checkpoint.safetensors can't be written (No space left on device)" in capsys.readouterr().err
+    assert command("train --resume part") == 0
+    command(f"train {SMALL} --out whole")
+    assert files("part") == files("whole")
+
+
+def test_accumulating_gradients_equals_a_larger_batch(quick):
+    command("train --text text.txt --seq-len 8 --steps 4 --batch-size 4 --out large")
+    command("train --text text.txt --seq-len 8 --steps 4 --batch-size 2 --accumulate 2 --out small")
+    large, small = files("large")[0], files("small")[0]
+    for name in ("loss", "grad_norm"):
+        assert [r[name] for r in small[:-1]] == pytest.approx([r[name] for r in large[:-1]], rel=1e-5)
+
+
+def test_clipping_is_off_at_0_and_the_norm_is_logged_before_it(quick):
+    for clip in ("0", "1e-3"):
+        command(f"train {SMALL} --clip {clip} --out {clip}")
+    (free, *_), (clipped, *_) = files("0"), files("1e-3")
+    assert free[0] == clipped[0] and free[0]["grad_norm"] > 1e-3
+    assert free[1] != clipped[1]
+
+
+@pytest.mark.parametrize(("schedule", "rates"), [
+    ("constant", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ("linear", [0.5, 1, 1, 0.91, 0.82, 0.73, 0.64, 0.55, 0.46, 0.37, 0.28, 0.19]),
+    ("cosine", [0.5, 1, 1, *(0.1 + 0.45 * (1 + math.cos(math.pi * n / 10)) for n in range(1, 10))]),
+    ("wsd", [0.5, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0.5]),
+])
+def test_the_learning_rate_follows_its_schedule(schedule, rates):
+    rate = train.SCHEDULES[schedule](2.0, 12, 2)
+    assert [rate(step) / 2 for step in range(12)] == pytest.approx(rates)
+
+
+def test_shards_need_no_tokenizer_and_then_there_is_no_sample(capsys):
+    write_shard("train.bin", np.arange(600, dtype=np.uint16) % 256)
+    write_shard("val.bin", np.arange(100, dtype=np.uint16) % 256)
+    options = "--seq-len 8 --steps 2 --batch-size 2"
+    assert command(f"train --data *.bin {options} --size small --out plain") == 0
+    assert "sample" not in capsys.readouterr().out
+    assert json.loads(Path("plain/config.json").read_text())["config"]["vocab_size"] == 300
+    assert command("generate --run plain") == 2
+    assert "say with --tokenizer which tokenizer made them" in capsys.readouterr().err
+    assert command(f"train --data *.bin {options} --tokenizer bytes --out bytes") == 0
+    assert "a sample of what the model writes" in capsys.readouterr().out
+
+
+def test_shards_with_val_in_their_name_validate_or_else_the_last_tenth():
+    for number, name in enumerate(["a_train_1", "a_train_2", "a_val_0"]):
+        write_shard(f"{name}.bin", np.full(100, number, np.uint16))
+    training, validation = split_shards(read_shards("a_*.bin"))
+    assert [array[0] for array in training] == [0, 1] and [array[0] for array in validation] == [2]
+    training, validation = split_shards(read_shards("a_train*.bin"))
+    assert [array.size for array in training] == [100, 90] and [array.size for array in validation] == [10]
+
+
+def test_generate_takes_the_newest_run_and_repeats_itself(quick, capsys):
+    command(f"train {SMALL}")
+    command(f"train {SMALL} --size small --seed 7")
+    texts = []
+    for line in ("generate --prompt The", "generate --prompt The --run runs/2", "generate --prompt The --run runs/1"):
+        capsys.readouterr()
+        assert command(f"{line} --tokens 30") == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("The")
+
+
+def test_mfu_is_a_share_of_a_known_card_s_peak():
+    assert train.mfu(494.5e12, "NVIDIA H100 80GB HBM3") == 0.5
+    assert train.mfu(1e12, "cpu") is None
+
+
+def test_weights_reach_transformers_names(quick):
+    command(f"train {SMALL} --out run")
+    exported, _ = saving.load("run/hugging_face/model.safetensors")
+    assert exported["transformer.wte.weight"].shape == (257, 16)
+    model = GPT2(Micro.sizes["tiny"], generator=tinyarr.Generator(1))
+    model.load_hugging_face_state(exported)
+    trained, _ = saving.load("run/checkpoint.safetensors")
+    assert np.array_equal(model.h[0].mlp.c_fc.weight.numpy(), trained["model.h.0.mlp.c_fc.weight"].numpy())
