@@ -1,7 +1,12 @@
+import functools
 import os
 
+import numpy as np
 import pytest
 from hypothesis import settings
+
+from tinyarr.backends.cpu import CpuBackend
+from tinyarr.backends.cpu.memory import Pool
 
 REQUIRE_PARITY = os.environ.get("TINYARR_REQUIRE_PARITY") == "1"
 
@@ -13,6 +18,24 @@ for name in [name for name in os.environ if name.startswith("TINYARR_") and name
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def poisoned(allocate):
+    """Fresh memory holds 0xFF bytes, NaN for floats, so that a kernel that leaves an element unwritten is caught."""
+
+    @functools.wraps(allocate)
+    def wrapper(*args):
+        result = allocate(*args)
+        memory = getattr(result, "storage", result).memory
+        memory.reshape(-1).view(np.uint8).fill(0xFF)
+        return result
+
+    return wrapper
+
+
+# Here and not in a fixture: what runs while tests are collected is kept for later calls.
+CpuBackend.empty = poisoned(CpuBackend.empty)
+Pool.allocate = poisoned(Pool.allocate)
 
 
 @pytest.hookimpl(wrapper=True)
