@@ -29,31 +29,43 @@ def read_shards(pattern: str) -> list[np.ndarray]:
     """
     paths = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
     if not paths:
-        raise FileNotFoundError(f"read_shards: no file matches {pattern!r}: check the path, and quote the "
-                                "pattern so that the shell does not expand it")
+        raise FileNotFoundError(
+            f"read_shards: no file matches {pattern!r}: check the path, and quote the "
+            "pattern so that the shell does not expand it"
+        )
     return [_open_shard(path) for path in paths]
 
 
 def _open_shard(path: str) -> np.ndarray:
     size = os.path.getsize(path)
     if size < HEADER_BYTES:
-        raise ValueError(f"read_shards: {path}: the file has {size} bytes, expected a header of "
-                         f"{HEADER_BYTES}: it is not a token shard, or was cut off; write it again")
+        raise ValueError(
+            f"read_shards: {path}: the file has {size} bytes, expected a header of "
+            f"{HEADER_BYTES}: it is not a token shard, or was cut off; write it again"
+        )
     magic, version, count = (int(word) for word in np.fromfile(path, "<i4", 3))
     if magic not in FORMATS:
-        raise ValueError(f"read_shards: {path}: header magic is {magic}, expected 20240520 (uint16 "
-                         "tokens) or 20240801 (uint32): give llm.c token shards; write_shard makes them")
+        raise ValueError(
+            f"read_shards: {path}: header magic is {magic}, expected 20240520 (uint16 "
+            "tokens) or 20240801 (uint32): give llm.c token shards; write_shard makes them"
+        )
     expected_version, dtype = FORMATS[magic]
     if version != expected_version:
-        raise ValueError(f"read_shards: {path}: header version is {version}, expected {expected_version} for "
-                         f"magic {magic}: make the shard again with write_shard or a current llm.c")
+        raise ValueError(
+            f"read_shards: {path}: header version is {version}, expected {expected_version} for "
+            f"magic {magic}: make the shard again with write_shard or a current llm.c"
+        )
     if count < 1:
-        raise ValueError(f"read_shards: {path}: the header announces {count} tokens, expected at least 1: "
-                         f"leave this file out, or write it again")
+        raise ValueError(
+            f"read_shards: {path}: the header announces {count} tokens, expected at least 1: "
+            f"leave this file out, or write it again"
+        )
     expected_size = HEADER_BYTES + count * dtype.itemsize
     if size != expected_size:
-        raise ValueError(f"read_shards: {path}: the file has {size} bytes, expected {expected_size} for the "
-                         f"{count} {dtype.name} tokens of its header: it was cut off; copy it again")
+        raise ValueError(
+            f"read_shards: {path}: the file has {size} bytes, expected {expected_size} for the "
+            f"{count} {dtype.name} tokens of its header: it was cut off; copy it again"
+        )
     return np.memmap(path, dtype, mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
@@ -65,11 +77,15 @@ def write_shard(path: str | os.PathLike, tokens: np.ndarray) -> None:
     """
     magic = next((m for m, (_, dtype) in FORMATS.items() if dtype == tokens.dtype), None)
     if magic is None:
-        raise ValueError(f"write_shard: tokens are {tokens.dtype}, expected uint16 (ids up to 65,535) or "
-                         f"uint32: convert them with tokens.astype(np.uint16)")
+        raise ValueError(
+            f"write_shard: tokens are {tokens.dtype}, expected uint16 (ids up to 65,535) or "
+            f"uint32: convert them with tokens.astype(np.uint16)"
+        )
     if tokens.ndim != 1 or not 1 <= tokens.size < 2**31:
-        raise ValueError(f"write_shard: tokens have shape {tokens.shape}, expected one dimension of 1 to "
-                         f"2**31 - 1 tokens: flatten them, or spread them over several shards")
+        raise ValueError(
+            f"write_shard: tokens have shape {tokens.shape}, expected one dimension of 1 to "
+            f"2**31 - 1 tokens: flatten them, or spread them over several shards"
+        )
     version, dtype = FORMATS[magic]
     header = np.zeros(HEADER_BYTES // 4, "<i4")
     header[:3] = magic, version, tokens.size
@@ -97,8 +113,13 @@ class Batches:
     """
 
     def __init__(
-        self, arrays: np.ndarray | Sequence[np.ndarray], batch_size: int, seq_len: int, *,
-        vocab_size: int, seed: int = 0,
+        self,
+        arrays: np.ndarray | Sequence[np.ndarray],
+        batch_size: int,
+        seq_len: int,
+        *,
+        vocab_size: int,
+        seed: int = 0,
     ) -> None:
         self.arrays = [arrays] if isinstance(arrays, np.ndarray) else list(arrays)
         self.batch_size, self.seq_len, self.vocab_size, self.seed = batch_size, seq_len, vocab_size, seed
@@ -109,13 +130,17 @@ class Batches:
             raise ValueError(f"Batches: seed is {seed}, expected 0 to 2**64 - 1: give another")
         for number, array in enumerate(self.arrays):
             if array.ndim != 1 or array.dtype.kind not in "iu":
-                raise ValueError(f"Batches: {self._name(number)} has shape {array.shape} and dtype "
-                                 f"{array.dtype}, expected one dimension of integers: give token ids")
+                raise ValueError(
+                    f"Batches: {self._name(number)} has shape {array.shape} and dtype "
+                    f"{array.dtype}, expected one dimension of integers: give token ids"
+                )
         lengths = np.array([array.size for array in self.arrays], np.int64)
         if not (lengths > seq_len).any():
-            raise ValueError(f"Batches: the longest of {len(lengths)} token arrays has "
-                             f"{lengths.max(initial=0)} tokens, expected at least seq_len + 1 = {seq_len + 1}"
-                             ": give more text or a smaller seq_len")
+            raise ValueError(
+                f"Batches: the longest of {len(lengths)} token arrays has "
+                f"{lengths.max(initial=0)} tokens, expected at least seq_len + 1 = {seq_len + 1}"
+                ": give more text or a smaller seq_len"
+            )
         # One window fewer than fit leaves room to move all of them by up to T - 1 tokens between epochs.
         windows = np.where(lengths > seq_len, np.maximum(lengths // seq_len - 1, 1), 0)
         self._offsets = np.clip(lengths - windows * seq_len, 1, seq_len).tolist()
@@ -135,8 +160,10 @@ class Batches:
         vocabulary.
         """
         if step < 0 or not 0 <= rank < ranks:
-            raise ValueError(f"Batches.batch: step is {step}, rank {rank} of {ranks}, expected step >= 0 and "
-                             "0 <= rank < ranks: count both from 0")
+            raise ValueError(
+                f"Batches.batch: step is {step}, rank {rank} of {ranks}, expected step >= 0 and "
+                "0 <= rank < ranks: count both from 0"
+            )
         drawn = (step * ranks + rank) * self.batch_size + np.arange(self.batch_size)
         epochs, indices = np.divmod(drawn, self.windows)
         numbers, starts = np.empty_like(indices), np.empty_like(indices)
@@ -176,9 +203,11 @@ class Batches:
         wrong = np.argwhere((windows < 0) | (windows >= self.vocab_size))
         if len(wrong):
             row, column = wrong[0]
-            raise ValueError(f"Batches: {self._name(numbers[row])}: token {starts[row] + column} is "
-                             f"{windows[row, column]}, expected an id from 0 to {self.vocab_size - 1}: the "
-                             "data was made with another tokenizer; use that one, or raise vocab_size")
+            raise ValueError(
+                f"Batches: {self._name(numbers[row])}: token {starts[row] + column} is "
+                f"{windows[row, column]}, expected an id from 0 to {self.vocab_size - 1}: the "
+                "data was made with another tokenizer; use that one, or raise vocab_size"
+            )
         return windows[:, :-1].copy(), windows[:, 1:].copy()
 
     def _name(self, number: int) -> str:

@@ -8,37 +8,51 @@ from typing import Any
 import numpy as np
 
 from . import array, dtypes
+from .array import Array
 from .device import Device
 from .errors import DtypeError, GradientError, ShapeError
-from .ops.create import copy, target, with_gradient
+from .ops.create import copy, target
 from .ops.elementwise import astype
 from .tensor import Tensor, method, result_tensor
 
 
-def tensor(data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """A tensor with a copy of `data`: Python numbers in nested lists, an np.ndarray, or another tensor.
+def _initialize(self: Tensor, data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> None:
+    self.array = _array_of(data, dtype, device)
+    self.grad = self.node = self._hooks = None
+    self.node_output = 0
+    self._requires_grad = False
+    if requires_grad:
+        self.requires_grad = True
 
-    Python numbers give bool, int64 or float32; an array or tensor keeps its dtype; `dtype` overrides both.
-    Raises ShapeError for lists of unequal length, DtypeError for a dtype that tinyarr lacks.
-    """
+
+def _array_of(data: Any, dtype: Any, device: Any) -> Array:
+    """A copy of data on a device, in `dtype` or the one that follows from the data."""
     if isinstance(data, Tensor):
-        result = copy(data.detach())
-        result = result if device is None else to(result, device)
-        return with_gradient(result if dtype is None else astype(result, dtype, copy=False), requires_grad)
+        moved = data.detach() if device is None else to(data.detach(), device)
+        if dtype is not None and dtypes.dtype(dtype) is not moved.dtype:
+            return astype(moved, dtype).array
+        return copy(moved).array
     try:
         values = np.asarray(data)
     except ValueError:
-        raise ShapeError("tensor: the nested lists have unequal lengths: every row must have the same shape") from None
+        raise ShapeError("Tensor: the nested lists have unequal lengths: every row must have the same shape") from None
     if values.dtype.kind not in "biufV" or values.dtype.names:
-        raise DtypeError(f"tensor: data holds {values.dtype}: use bool, integers or real floating numbers")
+        raise DtypeError(f"Tensor: data holds {values.dtype}: use bool, integers or real floating numbers")
     natural = dtypes.dtype(values.dtype)
-    from_python = not hasattr(data, "dtype")
-    if from_python and natural is dtypes.float64:
-        natural = dtypes.float32
+    if natural is dtypes.float64 and not hasattr(data, "dtype"):
+        natural = dtypes.float32  # the default for Python's floats
     dtype, device = target(dtype, device, natural)
     stored = array.empty(device, tuple(values.shape), dtype)
     device.backend.from_numpy(values.astype(dtype.numpy), stored)
-    return with_gradient(result_tensor(stored), requires_grad)
+    return stored
+
+
+def tensor(data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """`Tensor(data, ...)`: a tensor with a copy of `data`.
+
+    Raises ShapeError for lists of unequal length, DtypeError for a dtype that tinyarr lacks.
+    """
+    return Tensor(data, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 asarray = tensor
@@ -103,6 +117,7 @@ def _repr(self: Tensor) -> str:
 
 Tensor.__array__ = _as_numpy_array
 Tensor.__array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
+Tensor.__init__ = _initialize  # type: ignore[method-assign]
 Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
 Tensor.__float__ = lambda self: float(self.item())
 Tensor.__int__ = lambda self: int(self.item())

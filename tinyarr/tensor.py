@@ -18,8 +18,16 @@ from .errors import GradientError, ShapeError
 class Tensor:
     """An n-dimensional array of one dtype on one device that remembers how it was computed.
 
-    Make one with `tinyarr.tensor(data)`, or `zeros`, `ones`, `rand` and the like. With `requires_grad=True`, operations
-    on it are recorded, and `backward()` on a scalar result adds d(result)/d(tensor) to `.grad`.
+    `Tensor(data, dtype=None, device=None, requires_grad=False)` copies data: Python numbers in nested lists, an
+    np.ndarray, or another tensor. Python numbers give bool, int64 or float32; an array or tensor keeps its dtype;
+    `dtype` overrides both. With `requires_grad=True`, operations on the tensor are recorded, and `backward()` on a
+    single-element result adds d(result)/d(tensor) to `.grad`.
+
+    >>> from tinyarr import Tensor
+    >>> x = Tensor([3.0, 4.0], requires_grad=True)
+    >>> (x * x).sum().backward()
+    >>> x.grad
+    tensor([6., 8.])
     """
 
     __slots__ = ("__weakref__", "_hooks", "_requires_grad", "array", "grad", "node", "node_output")
@@ -30,20 +38,6 @@ class Tensor:
     node_output: int  # which of the node's outputs it is
     _requires_grad: bool
     _hooks: list[Callable] | None
-
-    def __init__(self, array: Array, requires_grad: bool = False):
-        if not isinstance(array, Array):
-            raise TypeError(
-                f"Tensor: array is {type(array).__name__}: use tinyarr.tensor(...) to make a tensor from data"
-            )
-        self.array = array
-        self.grad = None
-        self.node = None
-        self.node_output = 0
-        self._hooks = None
-        self._requires_grad = False
-        if requires_grad:
-            self.requires_grad = True
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -101,6 +95,9 @@ class Tensor:
         return self.array.shape[0]
 
     if TYPE_CHECKING:  # what ops/ and interchange.py attach, as far as a type checker needs to know
+
+        def __init__(self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False): ...
+
         __add__: Any
         __radd__: Any
         __sub__: Any
@@ -139,9 +136,9 @@ class Tensor:
     __hash__ = object.__hash__
 
 
-def result_tensor(array: Array) -> Tensor:
-    """A tensor around an array, skipping the checks of the constructor: what every operation returns."""
-    self = object.__new__(Tensor)
+def result_tensor(array: Array, kind: type[Tensor] = Tensor) -> Any:
+    """A tensor around an array, which is shared and not copied: what every operation returns."""
+    self = object.__new__(kind)
     self.array = array
     self.grad = None
     self.node = None

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..autograd import no_grad
 from ..errors import ArgumentError, DtypeError, ShapeError
-from ..tensor import Tensor
+from ..tensor import Tensor, result_tensor
 
 
 class Parameter(Tensor):
@@ -15,8 +15,14 @@ class Parameter(Tensor):
 
     __slots__ = ()
 
+    def __new__(cls, data: Tensor, requires_grad: bool = True) -> Parameter:
+        """Shares the tensor's memory."""
+        self = result_tensor(data.array, cls)
+        self.requires_grad = requires_grad
+        return self
+
     def __init__(self, data: Tensor, requires_grad: bool = True):
-        super().__init__(data.array, requires_grad)
+        pass  # __new__ did it: Tensor's own would copy the data
 
 
 class Module:

@@ -72,7 +72,11 @@ for _symbol, _primitive in {
 
 
 def _comparison(symbol: str, primitive) -> None:
-    setattr(Tensor, f"__{symbol}__", lambda self, other: apply(primitive, self, other))
+    def compare(self: Tensor, other):
+        # `x == None` is False and `x in list_of_anything` works, as Python's own rules have it.
+        return NotImplemented if other is None or isinstance(other, str) else apply(primitive, self, other)
+
+    setattr(Tensor, f"__{symbol}__", compare)
 
 
 for _symbol, _primitive in {

@@ -21,6 +21,8 @@ from ..errors import ArgumentError, DeviceError, GradientError
 from ..tensor import Tensor, result_tensor
 from ..views import Shape, View
 
+MOST_CALLS = 4096  # kept for one primitive; an entry takes about 2 KB
+
 registry: dict[str, Primitive] = {}
 executor: ContextVar[Any] = ContextVar("executor", default=eager)
 
@@ -172,7 +174,7 @@ class Primitive:
             for name, value in (("needs", needs), ("shapes", call.in_shapes), ("dtypes", call.in_dtypes)):
                 if name in keywords:
                     kwargs[name] = value
-            grads = function(gs[0] if len(gs) == 1 else gs, *values, **kwargs)
+            grads = function(gs if self.returns_tuple else gs[0], *values, **kwargs)
             return (grads,) if grads is None or isinstance(grads, Tensor) else grads
 
         return Rule(saved, backward)
@@ -183,6 +185,8 @@ class Primitive:
             raise ArgumentError(f"{self.name}: takes {len(self.inputs)} operands {self.inputs}, {len(operands)} came")
         shapes = tuple(x.shape if isinstance(x, Array) else () for x in operands)
         dtypes = tuple(x.dtype if isinstance(x, Array) else scalar_kind(x) for x in operands)
+        if len(self._calls) >= MOST_CALLS:
+            self._calls.clear()  # shapes that never come back, as in generation, must not pile up
         call = self._calls[key] = Call(self, device, shapes, dtypes, params)
         return call
 

@@ -44,8 +44,8 @@ def _scores(q, k, weights, causal: bool, scale: float) -> None:
     np.matmul(q, k.swapaxes(-1, -2), out=weights)
     np.multiply(weights, scale, weights)
     if causal:
-        t = np.arange(weights.shape[-1])
-        np.copyto(weights, -np.inf, where=t[None, :] > t[: weights.shape[-2], None])
+        for t in range(weights.shape[-2]):
+            weights[:, t, t + 1 :] = -np.inf
 
 
 @kernel(

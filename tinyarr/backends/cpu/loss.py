@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import numpy as np
 
-from .index import check_range
+from ...errors import OutOfBounds
 from .norm import row_blocks
 from .registry import kernel
 
 
-def _check_targets(targets: np.ndarray, classes: int, ignore_index: int) -> None:
-    used = targets[targets != ignore_index]
-    check_range("cross_entropy: targets", used, 0, classes)
+def _check_targets(targets: np.ndarray, first: int, classes: int, ignore_index: int) -> np.ndarray:
+    """Which targets count. Raises OutOfBounds for one that is neither a class nor ignored."""
+    counted = targets != ignore_index
+    bad = counted & ((targets < 0) | (targets >= classes))
+    if bad.any():
+        at = int(np.argmax(bad))
+        raise OutOfBounds(
+            f"cross_entropy: target {first + at} is {int(targets[at])}, there are {classes} classes: "
+            f"use 0 to {classes - 1}, or ignore_index ({ignore_index})"
+        )
+    return counted
 
 
 @kernel("cross_entropy", layouts=("rows", "any"), scratch=lambda call: row_blocks(call, 1))
 def cross_entropy(logits, targets, loss, lse, block, *, ignore_index):
-    _check_targets(targets, logits.shape[-1], ignore_index)
     step = max(len(block), 1)
     for a in range(0, len(logits), step):
         b = min(a + step, len(logits))
         e, total, t = block[: b - a], lse[a:b], targets[a:b]
+        counted = _check_targets(t, a, logits.shape[-1], ignore_index)
         np.copyto(e, logits[a:b], casting="unsafe")
         np.maximum.reduce(e, axis=-1, out=total)
-        counted = t != ignore_index
         loss[a:b] = -e[np.arange(b - a), np.where(counted, t, 0)]
         shift = total.copy()
         np.subtract(e, shift[:, None], e)
