@@ -17,8 +17,10 @@ from contextvars import ContextVar
 from typing import Any
 
 from . import random
+from .dtypes import Dtype
 from .errors import ArgumentError, GradientError, describe
 from .tensor import Tensor, method, result_tensor
+from .views import Shape
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 _nested: ContextVar[int] = ContextVar("nested", default=0)
@@ -127,31 +129,48 @@ def _reachable(roots: Sequence[Edge], oldest: int = 0) -> list[Node]:
     return [found[n] for n in sorted(found, reverse=True)]
 
 
-def _walk(
-    roots: Sequence[tuple[Edge, Tensor]],
-    targets: Sequence[Edge] | None,
-    create_graph: bool,
-    retain_graph: bool,
-) -> list[Tensor | None]:
-    """Carries the gradients of `roots` back. With `targets`, returns their gradients; else adds to leaves' `.grad`."""
-    from .ops.elementwise import add  # here: operations are built on the tape
+def _leading(nodes: Sequence[Node], targets: set[Edge]) -> set[Node]:
+    """The nodes from which a gradient flows on to one of the targets."""
+    stops = {parent for parent, _ in targets}
+    leading: set[Node] = set()
+    for node in reversed(nodes):
+        if any(edge is not None and (edge[0] in leading or edge[0] in stops) for edge in node.edges):
+            leading.add(node)
+    return leading
 
-    nodes = _reachable([edge for edge, _ in roots])
-    wanted: set[Edge] = set(targets or ())
-    if targets is not None:
-        stops = {parent for parent, _ in wanted}
-        leading: set[Node] = set()
-        for node in reversed(nodes):
-            if any(e is not None and (e[0] in leading or e[0] in stops) for e in node.edges):
-                leading.add(node)
+
+def _uses_of_leaves(nodes: Sequence[Node]) -> dict[Tensor, int]:
+    """How many gradients each leaf waits for."""
     uses: dict[Tensor, int] = {}
     for node in nodes:
         for edge in node.edges:
             if edge is not None and isinstance(edge[0], Tensor):
                 uses[edge[0]] = uses.get(edge[0], 0) + 1
+    return uses
+
+
+def _walk(
+    roots: Sequence[tuple[Edge, Tensor]],
+    targets: Sequence[Edge] | None,
+    create_graph: bool,
+    retain_graph: bool,
+    oldest: int | None = None,
+) -> list[Tensor | None]:
+    """Carries the gradients of `roots` back. With `targets`, returns their gradients; else adds to leaves' `.grad`.
+
+    With `oldest`, only the nodes numbered so or above are walked. The targets, leaves or older than that, get what
+    arrives at them: it is a part of their gradients, so their hooks are left to the walk that collects the whole.
+    """
+    from .ops.elementwise import add  # here: operations are built on the tape
+
+    partial, oldest = oldest is not None, oldest or 0
+    nodes = _reachable([edge for edge, _ in roots], oldest)
+    wanted: set[Edge] = set(targets or ())
+    leading = set(nodes) if targets is None else _leading(nodes, wanted)
+    uses = _uses_of_leaves(nodes)
 
     pending: dict[Edge, Tensor] = {}
-    owned: set[int] = {id(g.array.storage) for _, g in roots}
+    shared: set[int] = {id(g.array.storage) for _, g in roots}
     heap: list[tuple[int, Node]] = []
     queued: set[Node] = set()
     captured: dict[Edge, Tensor] = {}
@@ -159,45 +178,45 @@ def _walk(
     def arrive(edge: Edge, g: Tensor) -> None:
         pending[edge] = add(pending[edge], g) if edge in pending else g
         parent = edge[0]
-        if isinstance(parent, Node) and parent not in queued:
+        if isinstance(parent, Node) and parent.number >= oldest and parent not in queued:
             queued.add(parent)
             heapq.heappush(heap, (-parent.number, parent))
 
     def settle(leaf: Tensor) -> None:
         """All of a leaf's gradient has arrived."""
-        g = pending.pop((leaf, 0), None)
-        if g is None:
+        if partial or (leaf, 0) not in pending or (targets is not None and (leaf, 0) not in wanted):
             return
-        for hook in leaf._hooks or ():
-            g = _hooked(hook, g)
+        g = pending.pop((leaf, 0))
+        g = _hooked(leaf._hooks, g, shared)
         if targets is not None:
             captured[leaf, 0] = g
-        elif leaf.grad is not None:
-            leaf.grad = add(leaf.grad, g)
         else:
-            leaf.grad = g if create_graph else _owned(g, owned)
+            leaf.grad = _owned(g, shared) if leaf.grad is None else add(leaf.grad, g)
 
     with _recording(create_graph):
         for edge, g in roots:
             arrive(edge, g)
-            if isinstance(edge[0], Tensor):
-                settle(edge[0])
+        for (parent, _), _ in roots:
+            if isinstance(parent, Tensor) and parent not in uses:
+                settle(parent)
         while heap:
             _, node = heapq.heappop(heap)
             gs: list[Tensor | None] = []
             for i in range(len(node.call.out_shapes)):
                 arrived = pending.pop((node, i), None)
                 if arrived is not None:
-                    for hook in (node.hooks or {}).get(i, ()):
-                        arrived = _hooked(hook, arrived)
+                    if node.hooks is not None:
+                        arrived = _hooked(node.hooks.get(i), arrived, shared)
                     if (node, i) in wanted:
                         captured[node, i] = arrived
                 gs.append(arrived)
-            if targets is not None and node not in leading:
+            if node not in leading:
                 continue
             grads = _backward(node, gs, create_graph)
+            if isinstance(node.rule, _Custom):
+                shared.update(id(g.array.storage) for g in grads if g is not None)
             if not retain_graph:
-                node.saved = None
+                node.saved = node.rule = None
             for i, (edge, found) in enumerate(zip(node.edges, grads, strict=True)):
                 if edge is None:
                     continue
@@ -207,7 +226,7 @@ def _walk(
                     uses[edge[0]] -= 1
                     if not uses[edge[0]]:
                         settle(edge[0])
-    return [captured.get(edge) for edge in targets or ()]
+    return [captured.get(edge, pending.get(edge)) for edge in targets or ()]
 
 
 def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
@@ -241,23 +260,20 @@ def _backward_of_composite(node: Node, gs: Sequence[Tensor | None], values: Sequ
     """
     from .ops.create import zeros
 
-    call = node.call
+    call, since = node.call, next(_numbers)
     known = {i: value for (is_output, i), value in zip(node.rule.saved, values, strict=True) if not is_output}
     operands: list[Any] = []
     for i, (shape, dtype) in enumerate(zip(call.in_shapes, call.in_dtypes, strict=True)):
         operand = known.get(i)
         if operand is None:
             operand = zeros(shape, dtype=dtype, device=call.device)
-        if node.needs[i] and not operand._requires_grad:
-            operand = operand.detach()
-            operand.requires_grad = True
-        operands.append(operand)
+        operands.append(_independent(operand)[0] if node.needs[i] else operand)
     with _recording(True):
         outputs = call.primitive.composite(*operands, **call.params)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    wanted = [x for x, need in zip(operands, node.needs, strict=True) if need]
-    pairs = [(o, g) for o, g in zip(outputs, gs, strict=False) if g is not None and o._requires_grad]
-    found = iter(gradients([o for o, _ in pairs], wanted, [g for _, g in pairs], create_graph=True))
+    wanted = [edge_of(x) for x, need in zip(operands, node.needs, strict=True) if need]
+    roots = [(edge_of(o), g) for o, g in zip(outputs, gs, strict=False) if g is not None and o._requires_grad]
+    found = iter(_walk(roots, wanted, create_graph=True, retain_graph=True, oldest=since))
     return [next(found) if need else None for need in node.needs]
 
 
@@ -272,27 +288,34 @@ def _fitted(node: Node, i: int, g: Tensor) -> Tensor:
     return g if g.array.dtype is dtype else astype(g, dtype)
 
 
-def _owned(g: Tensor, owned: set[int]) -> Tensor:
-    """`g` in memory of its own, so that a write into one leaf's gradient can't change another's."""
+def _owned(g: Tensor, shared: set[int]) -> Tensor:
+    """`g` in memory of its own, so that a write into one leaf's gradient can't change another's or anything else.
+
+    shared: the ids of the storages that another leaf has already taken, or that code outside this file has seen.
+    """
     from .ops.create import copy
     from .views import is_contiguous
 
     storage = g.array.storage
-    if id(storage) in owned or not is_contiguous(g.array.view) or storage.nbytes != g.nbytes:
+    if id(storage) in shared or not is_contiguous(g.array.view) or storage.nbytes != g.nbytes:
         return copy(g)
-    owned.add(id(storage))
+    shared.add(id(storage))
     return g
 
 
-def _hooked(hook: Callable, g: Tensor) -> Tensor:
-    replaced = hook(g)
-    if replaced is None:
-        return g
-    if not isinstance(replaced, Tensor) or replaced.shape != g.shape:
-        raise GradientError(
-            f"hook: returned {describe('the gradient', replaced)}: must be a tensor of shape {g.shape} or None"
-        )
-    return replaced
+def _hooked(hooks: Sequence[Callable] | None, g: Tensor, shared: set[int]) -> Tensor:
+    """What the hooks make of a gradient, which they may keep."""
+    for hook in tuple(hooks or ()):
+        replaced = hook(g)
+        if replaced is not None:
+            if not isinstance(replaced, Tensor) or replaced.shape != g.shape or replaced.dtype is not g.dtype:
+                raise GradientError(
+                    f"hook: returned {describe('the gradient', replaced)}: "
+                    f"it must be None or a tensor of shape {g.shape}, dtype {g.dtype.name}"
+                )
+            g = replaced
+        shared.add(id(g.array.storage))
+    return g
 
 
 def _root_gradients(operation: str, outputs: Sequence[Tensor], given: Sequence[Tensor | None] | None):
@@ -357,13 +380,23 @@ def gradients(
 
 def _independent(x: Tensor) -> tuple[Tensor, bool]:
     """`x` as a variable of its own, still connected to x's history if it has any; and whether it has."""
-    if x._requires_grad:
+    if x._requires_grad and recording.get():
         from .ops.shape import reshape
 
         return reshape(x, x.shape), True
     leaf = x.detach()
     leaf.requires_grad = True
     return leaf, False
+
+
+def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
+    """What a differentiated function returned, as a tuple."""
+    outputs = result if isinstance(result, tuple) else (result,)
+    for o in outputs:
+        if not isinstance(o, Tensor):
+            came = type(o).__name__
+            raise GradientError(f"{operation}: the function returned {came}: return a tensor or a tuple of tensors")
+    return outputs
 
 
 def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
@@ -379,7 +412,7 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
             result = function(*variables)
     finally:
         _nested.reset(token)
-    outputs = result if isinstance(result, tuple) else (result,)
+    outputs = _tensors("vjp", result)
     again = any(connected) or _nested.get() > 0
 
     def pull(*output_gradients: Tensor) -> tuple[Tensor, ...]:
@@ -420,7 +453,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
         from .ops.create import ones_like
 
         value, pull = vjp(of_variables, *(args[n] for n in numbers))
-        if not isinstance(value, Tensor) or value.size != 1:
+        if isinstance(value, tuple) or value.size != 1:
             raise GradientError(
                 f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
             )
@@ -447,48 +480,63 @@ def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
 
 
 class _Custom:
-    """What stands in for a Call where a Python function, not a primitive, says how to go backward."""
+    """What stands in for a Call and its Rule where a Python function, not a primitive, says how to go backward.
 
-    def __init__(self, name: str, operands: Sequence[Tensor], outputs: Sequence[Tensor]):
+    `function` maps the gradients of the outputs (None where there is none) to those of the operands, of which `specs`
+    gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then.
+    """
+
+    composite = None
+
+    def __init__(self, name: str, function: Callable, specs, outputs: Sequence[Tensor], read: Sequence[Tensor]):
         self.primitive = self
         self.name = name
-        self.composite = None
-        self.in_shapes = tuple(x.shape for x in operands)
-        self.in_dtypes = tuple(x.dtype for x in operands)
+        self.function = function
+        self.in_shapes, self.in_dtypes = zip(*specs, strict=True)
         self.out_shapes = tuple(o.shape for o in outputs)
         self.out_dtypes = tuple(o.dtype for o in outputs)
-
-
-class _CustomRule:
-    saved: tuple = ()
-
-    def __init__(self, function: Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]):
-        self.function = function
+        self.inputs = ("a tensor",) * len(read)
+        self.saved = tuple((False, i) for i in range(len(read)))
 
     def backward(self, call, needs, gs, values):
         return self.function(gs)
+
+
+def _record_custom(name: str, function: Callable, specs, edges: Sequence[Edge | None], outputs, read) -> None:
+    """Puts a node on the tape whose rule is `function`; see _Custom."""
+    custom = _Custom(name, function, specs, outputs, read)
+    needs = tuple(edge is not None for edge in edges)
+    attach(Node(custom, custom, needs, edges, list(read), [x.array.storage.version for x in read]), outputs)
+
+
+def _enclosed(function: Callable) -> list[Tensor]:
+    """The tensors that a function closes over."""
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell.cell_contents for cell in cells if isinstance(cell.cell_contents, Tensor)]
 
 
 def custom_gradient(function: Callable) -> Callable:
     """Decorator: `function(*tensors, **params)` returns `(result, backward)` and so brings its own gradient.
 
     The result is a tensor or a tuple of them. `backward(*gradients of the results)` returns a gradient or None for
-    each tensor argument. Operations inside the function are not recorded; those inside `backward` are, when a
-    gradient of the gradient is asked for.
+    each positional tensor. Operations inside the function are not recorded; those inside `backward` are, when a
+    gradient of the gradient is asked for: it then flows through the function's arguments, not through its results.
     """
 
     @functools.wraps(function)
     def evaluate(*args, **kwargs):
         with no_grad():
             result, back = function(*args, **kwargs)
-        outputs = tuple(t.detach() for t in (result if isinstance(result, tuple) else (result,)))
+        outputs = tuple(t.detach() for t in _tensors(function.__name__, result))
         tensors = [x for x in args if isinstance(x, Tensor)]
-        needs = tuple(x._requires_grad for x in tensors)
-        if any(needs) and recording.get():
-            from .ops.create import zeros_like
+        if recording.get() and any(x._requires_grad for x in tensors):
+            from .ops.create import zeros
+
+            results = [(o.shape, o.dtype, o.device) for o in outputs]
 
             def rule(gs):
-                grads = back(*(zeros_like(o) if g is None else g for g, o in zip(gs, plain, strict=True)))
+                given = zip(gs, results, strict=True)
+                grads = back(*(zeros(s, dtype=t, device=d) if g is None else g for g, (s, t, d) in given))
                 grads = grads if isinstance(grads, tuple | list) else (grads,)
                 if len(grads) != len(tensors):
                     raise GradientError(
@@ -497,14 +545,9 @@ def custom_gradient(function: Callable) -> Callable:
                     )
                 return grads
 
-            plain = tuple(result_tensor(o.array) for o in outputs)
-            call = _Custom(function.__name__, tensors, outputs)
-            attach(
-                Node(
-                    call, _CustomRule(rule), needs, [edge_of(x) if x._requires_grad else None for x in tensors], [], []
-                ),
-                outputs,
-            )
+            edges = [edge_of(x) if x._requires_grad else None for x in tensors]
+            specs = [(x.shape, x.dtype) for x in tensors]
+            _record_custom(function.__name__, rule, specs, edges, outputs, _enclosed(back))
         return outputs if isinstance(result, tuple) else outputs[0]
 
     return evaluate
@@ -521,44 +564,34 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
     oldest = next(_numbers)
     with random.draws() as drawn:
         result = function(*args, **kwargs)
-    outputs = result if isinstance(result, tuple) else (result,)
+    outputs = _tensors("checkpoint", result)
     roots = [edge_of(o) for o in outputs if o._requires_grad]
-    outside: dict[Edge, None] = {}
-    for node in _reachable(roots, oldest):
-        for edge in node.edges:
-            if edge is not None and (isinstance(edge[0], Tensor) or edge[0].number < oldest):
-                outside[edge] = None
-    edges = list(outside)
-    if not edges:
+    inside = _reachable(roots, oldest)
+    if not inside:
         return result
+    ends = roots + [edge for node in inside for edge in node.edges if edge is not None]
+    edges = list(dict.fromkeys(e for e in ends if isinstance(e[0], Tensor) or e[0].number < oldest))
 
     def rule(gs):
-        create_graph = recording.get()
+        create_graph, since = recording.get(), next(_numbers)
         with _recording(True), random.replay(drawn):
-            again = function(*args, **kwargs)
-        again = again if isinstance(again, tuple) else (again,)
+            again = _tensors("checkpoint", function(*args, **kwargs))
         pairs = [(edge_of(o), g) for o, g in zip(again, gs, strict=True) if g is not None]
-        return _walk(pairs, edges, create_graph, create_graph)
+        return _walk(pairs, edges, create_graph, create_graph, since)
 
+    passed = [x for x in (*args, *kwargs.values(), *(parent for parent, _ in edges)) if isinstance(x, Tensor)]
     plain = tuple(result_tensor(o.array) for o in outputs)
-    call = _Custom("checkpoint", [], plain)
-    call.in_shapes = tuple(_edge_array(e).shape for e in edges)
-    call.in_dtypes = tuple(_edge_array(e).dtype for e in edges)
-    attach(Node(call, _CustomRule(rule), (True,) * len(edges), edges, [], []), plain)
-    return plain if isinstance(result, tuple) else plain[0]
+    _record_custom("checkpoint", rule, [_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
+    kept = tuple(p if o._requires_grad else o for o, p in zip(outputs, plain, strict=True))
+    return kept if isinstance(result, tuple) else kept[0]
 
 
-class _Operand:
-    def __init__(self, shape, dtype):
-        self.shape, self.dtype = shape, dtype
-
-
-def _edge_array(edge: Edge) -> Any:
+def _spec(edge: Edge) -> tuple[Shape, Dtype]:
     """Shape and dtype of the tensor that an edge stands for."""
     parent, output = edge
     if isinstance(parent, Tensor):
-        return parent
-    return _Operand(parent.call.out_shapes[output], parent.call.out_dtypes[output])
+        return parent.shape, parent.dtype
+    return parent.call.out_shapes[output], parent.call.out_dtypes[output]
 
 
 class HookHandle:

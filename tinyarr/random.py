@@ -27,9 +27,10 @@ class Generator:
         """The key and the counter of the next draw."""
         replayed = _replayed.get()
         if replayed is not None:
-            return replayed.pop(0)
-        drawn = self.key, self.counter
-        self.counter += 1
+            drawn = replayed.pop(0)
+        else:
+            drawn = self.key, self.counter
+            self.counter += 1
         log = _log.get()
         if log is not None:
             log.append(drawn)
