@@ -3,7 +3,8 @@
 An update is one elementwise expression over a parameter, its gradient and its state, written in place. The state lies
 in segments. Learning rate and step are 0-d tensors, so that a compiled step reads them; they are weak in the
 expression: computed with in float64, once, then taking the parameter's dtype. A parameter of a half type has a float32
-master copy, which is what is updated.
+master copy, which is what is updated; where the parameter was written since, by hand or by loading weights, the
+update starts from what was written.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from . import dtypes
 from .autograd import no_grad
 from .errors import ArgumentError, ShapeError
 from .ops.create import full
-from .ops.elementwise import astype, minimum, multiply, sqrt, square
+from .ops.elementwise import astype, minimum, sqrt, square
 from .ops.elementwise_primitive import elementwise
 from .ops.primitive import apply
 from .ops.reduce import sum
 from .ops.scalar import Expr, cast, weak
 from .ops.scalar import sqrt as _sqrt
+from .ops.scalar import where as _where
 from .segments import Segment, pack
 from .tensor import Tensor
 
@@ -60,13 +62,11 @@ class Optimizer:
         seen: set[Tensor] = set()
         self._packed: list[_Packed] = []
         for group in groups:
-            options = {k: v for k, v in group.items() if k != "parameters"}
-            unknown = options.keys() - defaults.keys() - {"lr_scale"}
-            if "parameters" not in group or unknown:
-                raise ArgumentError(
-                    f"{name}: a group needs 'parameters' and takes {[*defaults, 'lr_scale']}, not {unknown}"
-                )
-            options = {**defaults, "lr_scale": 1.0, **options}
+            allowed = {**defaults, "lr_scale": 1.0}
+            if not isinstance(group, dict) or "parameters" not in group or group.keys() - allowed - {"parameters"}:
+                came = list(group) if isinstance(group, dict) else repr(group)
+                raise ArgumentError(f"{name}: a group is {came}: it must be a dict of 'parameters', {[*allowed]}")
+            options = {**allowed, **{k: v for k, v in group.items() if k != "parameters"}}
             by_dtype: dict[Any, list[Tensor]] = {}
             for p in group["parameters"]:
                 if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
@@ -142,6 +142,11 @@ class Optimizer:
             tensor.assign(state[name])
 
 
+def _current(master: Expr, p, dtype) -> Expr:
+    """The master copy, or the parameter where that is no longer the copy's rounding: someone has written it."""
+    return _where(cast(master, dtype) == p, master, p)
+
+
 def _adamw(p: Expr, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
     lr, t = weak(lr) * lr_scale, weak(step)
     m = beta1 * m + (1 - beta1) * g
@@ -158,8 +163,8 @@ def _adamw_update(p, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_deca
 
 
 @elementwise(outputs=("p_out", "master_out", "m_out", "v_out"))
-def _adamw_master_update(master, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay, *, dtype):
-    master, m, v = _adamw(master, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
+def _adamw_master_update(p, master, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay, *, dtype):
+    master, m, v = _adamw(_current(master, p, dtype), g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
     return cast(master, dtype), master, m, v
 
 
@@ -167,7 +172,8 @@ class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; Kingma & Ba 2015, algorithm 1).
 
     With g the gradient and t the step: m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
-    p = p (1 - lr weight_decay) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps).
+    p = p (1 - lr weight_decay) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps). The step counts for every
+    parameter, also for one that had no gradient in it.
     """
 
     state_names = ("m", "v")
@@ -187,34 +193,30 @@ class AdamW(Optimizer):
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
         m, v, master = state["m"], state["v"], state.get("master")
-        scalars = (
-            self._lr,
-            self._step,
-            options["lr_scale"],
-            *options["betas"],
-            options["eps"],
-            options["weight_decay"],
-        )
+        scalars = (options["lr_scale"], *options["betas"], options["eps"], options["weight_decay"])
+        operands = (gradient, m, v, self._lr, self._step, *scalars)
         if master is None:
-            apply(_adamw_update, parameter, gradient, m, v, *scalars, out=(parameter, m, v))
+            apply(_adamw_update, parameter, *operands, out=(parameter, m, v))
         else:
             outs = (parameter, master, m, v)
-            apply(_adamw_master_update, master, gradient, m, v, *scalars, dtype=parameter.dtype, out=outs)
+            apply(_adamw_master_update, parameter, master, *operands, dtype=parameter.dtype, out=outs)
+
+
+def _sgd(p: Expr, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov):
+    g = g + weight_decay * p
+    velocity = momentum * velocity + g
+    return p - weak(lr) * lr_scale * (g + momentum * velocity if nesterov else velocity), velocity
 
 
 @elementwise(outputs=("p_out", "velocity_out"))
-def _sgd_update(p, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov, dtype):
-    g = g + weight_decay * p
-    velocity = momentum * velocity + g
-    p = p - weak(lr) * lr_scale * (g + momentum * velocity if nesterov else velocity)
-    return p, velocity
+def _sgd_update(p, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov):
+    return _sgd(p, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov)
 
 
 @elementwise(outputs=("p_out", "master_out", "velocity_out"))
-def _sgd_master_update(master, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov, dtype):
-    master, velocity = _sgd_update.function(
-        master, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov=nesterov, dtype=dtype
-    )
+def _sgd_master_update(p, master, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov, dtype):
+    current = _current(master, p, dtype)
+    master, velocity = _sgd(current, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov)
     return cast(master, dtype), master, velocity
 
 
@@ -242,15 +244,21 @@ class SGD(Optimizer):
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
         velocity, master = state["velocity"], state.get("master")
-        scalars = (self._lr, options["lr_scale"], options["momentum"], options["weight_decay"])
-        params = {"nesterov": options["nesterov"], "dtype": parameter.dtype}
+        operands = (gradient, velocity, self._lr, options["lr_scale"], options["momentum"], options["weight_decay"])
+        params = {"nesterov": options["nesterov"]}
         if master is None:
-            apply(_sgd_update, parameter, gradient, velocity, *scalars, **params, out=(parameter, velocity))
+            apply(_sgd_update, parameter, *operands, **params, out=(parameter, velocity))
         else:
-            apply(_sgd_master_update, master, gradient, velocity, *scalars, **params, out=(parameter, master, velocity))
+            params["dtype"] = parameter.dtype
+            apply(_sgd_master_update, parameter, master, *operands, **params, out=(parameter, master, velocity))
 
 
-for _f in (_adamw_update, _adamw_master_update, _sgd_update, _sgd_master_update):
+@elementwise
+def _scaled(g, scale, *, dtype):
+    return cast(g * scale, dtype)  # with the whole scale: a half type would round it
+
+
+for _f in (_adamw_update, _adamw_master_update, _sgd_update, _sgd_master_update, _scaled):
     _f.no_gradient()
 
 
@@ -274,5 +282,5 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         norm = sqrt(total)
         scale = minimum(max_norm / (norm + 1e-6), 1.0)
         for g in gradients:
-            multiply(g, astype(scale, g.dtype, copy=False), out=g)
+            apply(_scaled, g, scale, dtype=g.dtype, out=g)
     return norm
