@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import tinyarr
 from tinyarr import Generator, Tensor, nn
+from tinyarr.errors import ShapeError
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ class GPT2(nn.Module):
             raise ValueError(
                 f"GPT2: {T} tokens came, the model has {self.config.block_size} positions: pass the last ones"
             )
-        x = self.dropout(self.wte(tokens) + self.wpe.weight[:T])  # (B, T, C)
+        V = self.config.vocab_size
+        x = self.dropout(tinyarr.embedding(self.wte.weight[:V], tokens) + self.wpe.weight[:T])  # (B, T, C)
         for block in self.h:
             x = block(x)
-        logits = tinyarr.linear(self.ln_f(x), self.wte.weight)  # (B, T, padded V)
-        return logits[..., : self.config.vocab_size]
+        return tinyarr.linear(self.ln_f(x), self.wte.weight)[..., :V]
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy in nats a token: tokens and targets (B, T), the targets one position ahead."""
@@ -162,9 +163,11 @@ class GPT2(nn.Module):
                 continue  # the tied head, and the causal masks that old files hold
             own[name] = t.T if _is_conv1d(name) else t
         if "wte.weight" in own:
-            padding = self.config.padded_vocab_size - own["wte.weight"].shape[0]
-            zeros = tinyarr.zeros((max(padding, 0), self.config.n_embd), dtype=own["wte.weight"].dtype)
-            own["wte.weight"] = tinyarr.concat([own["wte.weight"], zeros])
+            rows, V, C = own["wte.weight"], self.config.vocab_size, self.config.n_embd
+            if rows.shape != (V, C):
+                raise ShapeError(f"GPT2: wte.weight has shape {rows.shape}, the model needs {(V, C)}")
+            padding = tinyarr.zeros((self.config.padded_vocab_size - V, C), dtype=rows.dtype, device=rows.device)
+            own["wte.weight"] = tinyarr.concat([rows, padding])
         self.load_state_dict(own)
 
     def hugging_face_config(self) -> dict:
