@@ -1,16 +1,7 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
 from . import dtypes, nn, optim, random, saving, schedule
-from .autograd import (
-    checkpoint,
-    custom_gradient,
-    enable_grad,
-    grad,
-    gradients,
-    no_grad,
-    value_and_grad,
-    vjp,
-)
+from .autograd import gradients
 from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (
     bfloat16,
@@ -128,4 +119,6 @@ from .ops.shape import (
     swapaxes,
 )
 from .random import Generator, default_generator, manual_seed, use_generator
+from .tape import enable_grad, no_grad
 from .tensor import Tensor
+from .transforms import checkpoint, custom_gradient, grad, value_and_grad, vjp

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import dtypes
-from .autograd import no_grad
 from .errors import ArgumentError, ShapeError
 from .ops.create import full
 from .ops.elementwise import astype, minimum, sqrt, square
@@ -24,6 +23,7 @@ from .ops.scalar import Expr, cast, weak
 from .ops.scalar import sqrt as _sqrt
 from .ops.scalar import where as _where
 from .segments import Segment, pack
+from .tape import no_grad
 from .tensor import Tensor
 
 

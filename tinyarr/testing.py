@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .autograd import gradients, vjp
+from .autograd import gradients
 from .dtypes import ALL, FLOAT8, KINDS, Dtype, float64
 from .errors import ArgumentError, DtypeError, TinyarrError
 from .interchange import tensor, to_numpy
 from .tensor import Tensor, result_tensor
+from .transforms import vjp
 from .views import Shape, View, contiguous_strides
 
 EPSILON = float(np.finfo(np.float64).eps)

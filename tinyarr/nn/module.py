@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..autograd import no_grad
 from ..errors import ArgumentError, DtypeError, ShapeError
+from ..tape import no_grad
 from ..tensor import Tensor, result_tensor
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..autograd import vjp
 from ..errors import ShapeError
 from ..tensor import Tensor
+from ..transforms import vjp
 from .create import arange
 from .elementwise import astype, where
 from .matmul import matmul

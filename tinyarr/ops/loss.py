@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from ..autograd import vjp
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tensor import Tensor
+from ..transforms import vjp
 from .create import arange
 from .elementwise import astype, equal, square, where
 from .primitive import Primitive, apply

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .. import dtypes
-from ..autograd import vjp
 from ..errors import ShapeError, describe
 from ..tensor import Tensor
+from ..transforms import vjp
 from .create import zeros_like
 from .elementwise import astype, rsqrt, square
 from .primitive import Primitive, apply

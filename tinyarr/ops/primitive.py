@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from .. import autograd, eager
+from .. import eager, tape
 from ..array import Array
 from ..device import Device
-from ..dtypes import Dtype, scalar_kind
+from ..dtypes import Dtype, python_scalar, scalar_kind
 from ..errors import ArgumentError, DeviceError, GradientError
 from ..tensor import Tensor, result_tensor
 from ..views import Shape, View
@@ -200,7 +200,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     """
     wants_gradient = False
     arrays = []
-    key: list = list(params.items()) if params else []
+    key: list = list(parameter_key(params)) if params else []
     for x in operands:
         if isinstance(x, Tensor):
             array = x.array
@@ -220,7 +220,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     call = primitive._calls.get(call_key)
     if call is None:
         if device is None or any(not isinstance(x, Array) and scalar_kind(x) is None for x in arrays):
-            return apply(primitive, *_as_operands(primitive, operands), out=out, device=device, **params)
+            return apply(primitive, *_as_operands(primitive, operands, device), out=out, device=device, **params)
         call = primitive.call(device, call_key, arrays, params)
     if call.casts is not None:
         from .elementwise import astype  # here: elementwise.py is built on this module
@@ -228,12 +228,12 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         operands = tuple(astype(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
         return apply(primitive, *operands, out=out, **params)
 
-    wants_gradient = wants_gradient and call.differentiable and autograd.recording.get()
+    wants_gradient = wants_gradient and call.differentiable and tape.recording.get()
     if wants_gradient and primitive.composite is not None and not primitive.has_gradient:
         return primitive.composite(*operands, **params)
     if out is not None:
         outs = (out,) if isinstance(out, Tensor) else tuple(out)
-        if wants_gradient or any(o._requires_grad and autograd.recording.get() for o in outs):
+        if wants_gradient or any(o._requires_grad and tape.recording.get() for o in outs):
             raise GradientError(
                 f"{primitive.name}: out= takes part in a gradient: a write can't be differentiated; "
                 "use where or concat to build a new tensor, or write under no_grad()"
@@ -245,22 +245,25 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         return primitive.composite(*operands, **params)  # type: ignore[misc]
     tensors = tuple(map(result_tensor, results))
     if wants_gradient:
-        autograd.record(call, operands, tensors)
+        tape.record(call, operands, tensors)
     return tensors if primitive.returns_tuple else tensors[0]
 
 
-def _as_operands(primitive: Primitive, operands: Sequence[Any]) -> tuple[Any, ...]:
+def parameter_key(params: dict[str, Any]) -> tuple:
+    """The parameters as a key that tells 1 from 1.0 and True, and 0.0 from -0.0, which Python calls equal."""
+    return tuple([(k, type(v), repr(v) if type(v) is float else v) for k, v in params.items()])
+
+
+def _as_operands(primitive: Primitive, operands: Sequence[Any], device: Device | None) -> tuple[Any, ...]:
     """Operands that `apply` doesn't know: NumPy scalars become Python ones, anything else is refused."""
     result = []
     for name, x in zip(primitive.inputs * len(operands), operands, strict=False):
-        if isinstance(x, Tensor) or scalar_kind(x):
-            result.append(x)
-        elif getattr(x, "ndim", None) == 0 and scalar_kind(x.item()):
-            result.append(x.item())
-        else:
+        x = python_scalar(x)
+        if not isinstance(x, Tensor) and scalar_kind(x) is None:
             advice = "make it a tensor with tinyarr.tensor(...)"
             raise TypeError(f"{primitive.name}: {name} is {type(x).__name__}: {advice}")
-    if not any(isinstance(x, Tensor) for x in result):
+        result.append(x)
+    if device is None and not any(isinstance(x, Tensor) for x in result):
         raise TypeError(f"{primitive.name}: needs at least one tensor, got {result}: make one with tinyarr.tensor(...)")
     return tuple(result)
 

@@ -1,0 +1,150 @@
+"""The tape: what is remembered of each operation so that gradients can be carried back through it.
+
+`apply` puts a Node on the tape for each operation that a gradient passes through. A node knows its operands' nodes,
+what it saved, and its rule. `autograd.py` walks the nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from .tensor import Tensor, result_tensor
+
+recording: ContextVar[bool] = ContextVar("recording", default=True)
+numbers = itertools.count()
+
+
+class Node:
+    """One recorded operation: what backward needs of it.
+
+    number: nodes are numbered as they are recorded, so every user of a node has a higher number than it.
+    edges: for each operand that needs a gradient (parent, output): the node and which output of it the operand was,
+    or the leaf tensor itself and 0; None for the others.
+    saved, versions: the saved values, and the version of their storage when they were saved.
+    """
+
+    __slots__ = ("call", "edges", "hooks", "needs", "number", "rule", "saved", "versions")
+
+    def __init__(self, call, rule, needs, edges, saved, versions):
+        self.number = next(numbers)
+        self.call = call
+        self.rule = rule
+        self.needs = needs
+        self.edges = edges
+        self.saved = saved
+        self.versions = versions
+        self.hooks: dict[int, list[Callable]] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.call.primitive.name
+
+
+Edge = tuple[Any, int]
+
+
+def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
+    """Puts a node on the tape: `outputs` were computed from `operands` by `call`."""
+    needs: list[bool] = []
+    edges: list[Edge | None] = []
+    for x in operands:
+        if isinstance(x, Tensor) and x._requires_grad:
+            needs.append(True)
+            edges.append(edge_of(x))
+        else:
+            needs.append(False)
+            edges.append(None)
+    key = tuple(needs)
+    rule = call.rules.get(key) or call.rule(key)
+    saved: list = []
+    versions: list = []
+    for is_output, i in rule.saved:
+        value = outputs[i] if is_output else operands[i]
+        if isinstance(value, Tensor):
+            # An output is saved without its node: the node must not hold itself alive.
+            saved.append(result_tensor(value.array) if is_output else value)
+            versions.append(value.array.storage.version)
+        else:
+            saved.append(value)
+            versions.append(None)
+    attach(Node(call, rule, key, edges, saved, versions), outputs)
+
+
+def edge_of(x: Tensor) -> Edge:
+    """Where the gradient of a tensor goes: (its node, which output of it), or (the leaf itself, 0)."""
+    return (x, 0) if x.node is None else (x.node, x.node_output)
+
+
+def attach(node: Node, outputs: Sequence[Tensor]) -> None:
+    """Makes `node` the one that computed `outputs`."""
+    for i, t in enumerate(outputs):
+        if t.array.dtype.is_float:
+            t.node = node
+            t.node_output = i
+            t._requires_grad = True
+
+
+class CustomCall:
+    """What stands in for a Call and its Rule where a Python function, not a primitive, says how to go backward.
+
+    `function` maps the gradients of the outputs (None where there is none) to those of the operands, of which `specs`
+    gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then.
+    """
+
+    composite = None
+
+    def __init__(self, name: str, function: Callable, specs, outputs: Sequence[Tensor], read: Sequence[Tensor]):
+        self.primitive = self
+        self.name = name
+        self.function = function
+        self.in_shapes, self.in_dtypes = zip(*specs, strict=True)
+        self.out_shapes = tuple(o.shape for o in outputs)
+        self.out_dtypes = tuple(o.dtype for o in outputs)
+        self.inputs = ("a tensor",) * len(read)
+        self.saved = tuple((False, i) for i in range(len(read)))
+
+    def backward(self, call, needs, gs, values):
+        return self.function(gs)
+
+
+def record_custom(name: str, function: Callable, specs, edges: Sequence[Edge | None], outputs, read) -> None:
+    """Puts a node on the tape whose rule is `function`; see CustomCall."""
+    custom = CustomCall(name, function, specs, outputs, read)
+    needs = tuple(edge is not None for edge in edges)
+    attach(Node(custom, custom, needs, edges, list(read), [x.array.storage.version for x in read]), outputs)
+
+
+@contextlib.contextmanager
+def set_recording(on: bool):
+    token = recording.set(on)
+    try:
+        yield
+    finally:
+        recording.reset(token)
+
+
+def no_grad():
+    """Context manager and decorator: operations inside are not recorded."""
+    return set_recording(False)
+
+
+def enable_grad():
+    """Context manager and decorator: operations inside are recorded, also within no_grad()."""
+    return set_recording(True)
+
+
+def reachable(roots: Sequence[Edge], oldest: int = 0) -> list[Node]:
+    """The nodes from which the roots were computed, numbered `oldest` or above, latest first."""
+    found: dict[int, Node] = {}
+    stack = [parent for parent, _ in roots if isinstance(parent, Node)]
+    while stack:
+        node = stack.pop()
+        if node.number < oldest or node.number in found:
+            continue
+        found[node.number] = node
+        stack.extend(edge[0] for edge in node.edges if edge is not None and isinstance(edge[0], Node))
+    return [found[n] for n in sorted(found, reverse=True)]

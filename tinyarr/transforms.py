@@ -1,0 +1,188 @@
+"""Differentiating functions: vjp, grad, value_and_grad; functions that bring their own gradient; checkpoint."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+from . import random
+from .autograd import gradients, independent, walk
+from .dtypes import Dtype
+from .errors import ArgumentError, GradientError, describe
+from .ops.create import ones_like, zeros, zeros_like
+from .tape import Edge, edge_of, no_grad, numbers, reachable, record_custom, recording, set_recording
+from .tensor import Tensor, result_tensor
+from .views import Shape
+
+_nested: ContextVar[int] = ContextVar("nested", default=0)
+
+
+def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
+    """What a differentiated function returned, as a tuple."""
+    outputs = result if isinstance(result, tuple) else (result,)
+    for o in outputs:
+        if not isinstance(o, Tensor):
+            came = type(o).__name__
+            raise GradientError(f"{operation}: the function returned {came}: return a tensor or a tuple of tensors")
+    return outputs
+
+
+def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
+    """`function(*primals)`, and the function that maps a gradient of its result to the gradients of the primals.
+
+    The result may be a tensor or a tuple of tensors; the second function takes one gradient for each.
+    Source: the vector-Jacobian product of Baydin et al. 2018, "Automatic differentiation in machine learning", 3.2.
+    """
+    variables, connected = zip(*map(independent, primals), strict=True)
+    token = _nested.set(_nested.get() + 1)
+    try:
+        with set_recording(True):
+            result = function(*variables)
+    finally:
+        _nested.reset(token)
+    outputs = _tensors("vjp", result)
+    again = any(connected) or _nested.get() > 0
+
+    def pull(*output_gradients: Tensor) -> tuple[Tensor, ...]:
+        pairs = [(o, g) for o, g in zip(outputs, output_gradients, strict=True) if o._requires_grad]
+        found = gradients(
+            [o for o, _ in pairs], variables, [g for _, g in pairs], create_graph=again, retain_graph=True
+        )
+        return tuple(zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True))
+
+    return (result if again else _detached(result)), pull
+
+
+def _detached(result: Any) -> Any:
+    return tuple(t.detach() for t in result) if isinstance(result, tuple) else result.detach()
+
+
+def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+    """A function that returns `(function(*args), gradient)`, the gradient with respect to the arguments `argnums`.
+
+    The function must return a tensor of one element. One argument number gives a tensor, a sequence a tuple.
+    """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+
+    @functools.wraps(function)
+    def evaluate(*args, **kwargs):
+        for n in numbers:
+            if not -len(args) <= n < len(args) or not isinstance(args[n], Tensor):
+                raise ArgumentError(f"grad: argument {n} of {function.__name__} must be a positional tensor")
+
+        def of_variables(*variables):
+            filled = list(args)
+            for n, variable in zip(numbers, variables, strict=True):
+                filled[n] = variable
+            return function(*filled, **kwargs)
+
+        value, pull = vjp(of_variables, *(args[n] for n in numbers))
+        if isinstance(value, tuple) or value.size != 1:
+            raise GradientError(
+                f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
+            )
+        found = pull(ones_like(value))
+        return value, found[0] if isinstance(argnums, int) else found
+
+    return evaluate
+
+
+def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+    """A function that returns the gradient of `function` with respect to the arguments `argnums`. See value_and_grad.
+
+    >>> import tinyarr
+    >>> tinyarr.grad(lambda x: x**3)(tinyarr.tensor(2.0)).item()
+    12.0
+    """
+    both = value_and_grad(function, argnums)
+
+    @functools.wraps(function)
+    def evaluate(*args, **kwargs):
+        return both(*args, **kwargs)[1]
+
+    return evaluate
+
+
+def _enclosed(function: Callable) -> list[Tensor]:
+    """The tensors that a function closes over."""
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell.cell_contents for cell in cells if isinstance(cell.cell_contents, Tensor)]
+
+
+def custom_gradient(function: Callable) -> Callable:
+    """Decorator: `function(*tensors, **params)` returns `(result, backward)` and so brings its own gradient.
+
+    The result is a tensor or a tuple of them. `backward(*gradients of the results)` returns a gradient or None for
+    each positional tensor. Operations inside the function are not recorded; those inside `backward` are, when a
+    gradient of the gradient is asked for: it then flows through the function's arguments, not through its results.
+    """
+
+    @functools.wraps(function)
+    def evaluate(*args, **kwargs):
+        with no_grad():
+            result, back = function(*args, **kwargs)
+        outputs = tuple(t.detach() for t in _tensors(function.__name__, result))
+        tensors = [x for x in args if isinstance(x, Tensor)]
+        if recording.get() and any(x._requires_grad for x in tensors):
+            results = [(o.shape, o.dtype, o.device) for o in outputs]
+
+            def rule(gs):
+                given = zip(gs, results, strict=True)
+                grads = back(*(zeros(s, dtype=t, device=d) if g is None else g for g, (s, t, d) in given))
+                grads = grads if isinstance(grads, tuple | list) else (grads,)
+                if len(grads) != len(tensors):
+                    raise GradientError(
+                        f"{function.__name__}: backward returned {len(grads)} gradients "
+                        f"for {len(tensors)} tensor arguments"
+                    )
+                return grads
+
+            edges = [edge_of(x) if x._requires_grad else None for x in tensors]
+            specs = [(x.shape, x.dtype) for x in tensors]
+            record_custom(function.__name__, rule, specs, edges, outputs, _enclosed(back))
+        return outputs if isinstance(result, tuple) else outputs[0]
+
+    return evaluate
+
+
+def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)`, keeping none of its intermediate values: backward computes them again.
+
+    Random draws inside are repeated exactly. The function must not write into tensors. Source: Chen et al. 2016,
+    "Training deep nets with sublinear memory cost".
+    """
+    if not recording.get():
+        return function(*args, **kwargs)
+    oldest = next(numbers)
+    with random.draws() as drawn:
+        result = function(*args, **kwargs)
+    outputs = _tensors("checkpoint", result)
+    roots = [edge_of(o) for o in outputs if o._requires_grad]
+    inside = reachable(roots, oldest)
+    if not inside:
+        return result
+    ends = roots + [edge for node in inside for edge in node.edges if edge is not None]
+    edges = list(dict.fromkeys(e for e in ends if isinstance(e[0], Tensor) or e[0].number < oldest))
+
+    def rule(gs):
+        create_graph, since = recording.get(), next(numbers)
+        with set_recording(True), random.replay(drawn):
+            again = _tensors("checkpoint", function(*args, **kwargs))
+        pairs = [(edge_of(o), g) for o, g in zip(again, gs, strict=True) if g is not None]
+        return walk(pairs, edges, create_graph, create_graph, since)
+
+    passed = [x for x in (*args, *kwargs.values(), *(parent for parent, _ in edges)) if isinstance(x, Tensor)]
+    plain = tuple(result_tensor(o.array) for o in outputs)
+    record_custom("checkpoint", rule, [_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
+    kept = tuple(p if o._requires_grad else o for o, p in zip(outputs, plain, strict=True))
+    return kept if isinstance(result, tuple) else kept[0]
+
+
+def _spec(edge: Edge) -> tuple[Shape, Dtype]:
+    """Shape and dtype of the tensor that an edge stands for."""
+    parent, output = edge
+    if isinstance(parent, Tensor):
+        return parent.shape, parent.dtype
+    return parent.call.out_shapes[output], parent.call.out_dtypes[output]
