@@ -43,7 +43,7 @@ def open_corpus(options: TrainOptions, vocab_size: int) -> Corpus:
         else:
             text = load_text(options.text)
             train, validation = [encode(tokenizer, text.train)], [encode(tokenizer, text.validation)]
-            if vocab_size == 257:
+            if tokenizer.name == "bytes":
                 # End of text, 256, becomes the byte 0, which no text holds: the table predicts what the model does.
                 baseline = nats_per_byte(*(ids.astype(np.uint8).tobytes() for [ids] in (train, validation)))
         shape = dict(batch_size=options.batch_size, seq_len=options.seq_len, vocab_size=vocab_size)

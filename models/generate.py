@@ -27,6 +27,9 @@ def generate(model_class: type, options: GenerateOptions) -> None:
         model, tokenizer = from_run(model_class, Run.open(options.run or newest()), options)
     else:
         model, tokenizer = from_weights(model_class, options)
+    if tokenizer.n_vocab != model.config.vocab_size:
+        raise Stop(f"the tokenizer {tokenizer.name} has {tokenizer.n_vocab} tokens, the model "
+                   f"{model.config.vocab_size}: give the --tokenizer that the model was trained with")
     write(model, tokenizer, options)
 
 

@@ -52,14 +52,15 @@ class Run:
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
             lines = (path / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            # A killed writer may have left half a line.
+            records = [json.loads(line) for line in lines if line.endswith("\n")]
         except FileNotFoundError as error:
             raise Stop(f"{path} holds no run: {error.filename} is missing") from error
         except ValueError as error:
-            raise Stop(f"{path}/config.json is damaged: {error}") from error
+            raise Stop(f"{path}: config.json or log.jsonl is damaged: {error}") from error
         if not (path / "checkpoint.safetensors").exists():
             raise Stop(f"{path} has no checkpoint: it ended before the first was saved; train anew")
-        # A killed writer may have left half a line.
-        return cls(path, config, [json.loads(line) for line in lines if line.endswith("\n")])
+        return cls(path, config, records)
 
     @property
     def checkpoint(self) -> Path:

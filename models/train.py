@@ -38,8 +38,8 @@ PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense b
 def train(model_class: type, options: TrainOptions) -> None:
     """Train a model, or go on with a run, and print a sample of what it writes.
 
-    Raises Stop for a file or option that is wrong, when Ctrl-C has ended the run (its next step is saved first),
-    when a checkpoint can't be written, and when the loss or the gradient is no longer finite.
+    Raises Stop for a file or option that is wrong, when Ctrl-C has ended the run (after saving it), when a checkpoint
+    can't be written, and when the loss or the gradient is no longer finite.
     """
     device = tinyarr.Device(options.device)
     tinyarr.memory_stats(device)  # a missing device is named before any work

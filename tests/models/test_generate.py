@@ -129,6 +129,17 @@ def test_wrong_files_and_devices_end_in_one_line(tmp_path, monkeypatch, capsys, 
     assert out == "" and message in error and error.count("\n") == 1
 
 
+def test_a_tokenizer_of_another_vocabulary_is_told_in_one_line(tmp_path, capsys):
+    class Wider(GPT2):
+        sizes = {"tiny": dataclasses.replace(MICRO, vocab_size=300)}
+
+    saving.save(tmp_path / "w.safetensors", GPT2(Wider.sizes["tiny"]).hugging_face_state())
+    options = ["--weights", str(tmp_path / "w.safetensors"), "--size", "tiny", "--tokenizer", "bytes"]
+    with pytest.raises(SystemExit, match="2"):
+        main(Wider, ["generate", *options])
+    assert "the tokenizer bytes has 257 tokens, the model 300" in capsys.readouterr().err
+
+
 def test_weights_of_another_size_are_told_in_one_line(tmp_path, capsys):
     other = GPT2(dataclasses.replace(MICRO, n_embd=8))
     saving.save(tmp_path / "w.safetensors", other.hugging_face_state())

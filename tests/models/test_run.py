@@ -1,22 +1,20 @@
 """The folder of a run: never overwritten, never damaged, and enough to repeat the run."""
 
-import io
 import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from pathlib import Path
 
 import pytest
 from PIL import Image
-from rich.console import Console
 
 import tinyarr
-from models import progress
 from models.options import Stop
 from models.run import Run, check_free, environment, newest, saved_options
 from tinyarr import saving
 
+ROOT = Path(__file__).parents[2]
 OPTIONS = {"size": "tiny", "steps": 3, "text": None, "lr": 0.1}
 CONFIG = {"model": "toy", "options": OPTIONS, "environment": environment()}
 
@@ -59,9 +57,9 @@ def test_runs_without_a_name_take_the_next_free_number():
     assert str(newest()) == "runs/3"
 
 
-def test_runs_that_start_at_once_get_a_folder_each(folder):
+def test_runs_that_start_at_once_get_a_folder_each():
     start = "from models.run import Run; print(Run.start(None, {}).folder)"
-    env = os.environ | {"PYTHONPATH": os.path.dirname(os.path.dirname(progress.__file__))}
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
     started = [subprocess.Popen([sys.executable, "-c", start], stdout=subprocess.PIPE, env=env) for _ in range(3)]
     assert sorted(process.communicate()[0] for process in started) == [b"runs/1\n", b"runs/2\n", b"runs/3\n"]
 
@@ -114,9 +112,10 @@ def test_a_folder_that_lacks_a_file_is_named(missing, message):
         Run.open("runs/1")
 
 
-def test_a_damaged_config_is_named():
-    (saved().folder / "config.json").write_text("{")
-    with pytest.raises(Stop, match=r"runs/1/config\.json is damaged"):
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl"])
+def test_a_damaged_file_is_told(name):
+    (saved().folder / name).write_text("{\n")
+    with pytest.raises(Stop, match=r"runs/1: config\.json or log\.jsonl is damaged"):
         Run.open("runs/1")
 
 
@@ -190,31 +189,6 @@ def test_the_plot_is_a_picture_with_and_without_a_baseline(folder):
     run.log(record(2, val_loss=1.7))
     run.plot(1.5)
     assert Image.open("runs/1/loss.png").size == plain >= (800, 500)
-
-
-def shown(monkeypatch, terminal, records):
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=120, highlight=False)
-    monkeypatch.setattr("rich.console.Console", lambda **options: console)
-    with progress.Progress(0, 100) as line:
-        for entry in records:
-            line.show(entry)
-    return out.getvalue()
-
-
-def test_away_from_a_terminal_there_is_a_line_each_validation_and_every_ten_seconds(monkeypatch):
-    seconds = iter(range(100))
-    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
-    text = shown(monkeypatch, False, [record(step, val_loss=2.5 if step in (0, 50) else None) for step in range(61)])
-    lines = text.splitlines()
-    assert [int(line.split()[1].split("/")[0]) for line in lines] == [0, 10, 20, 30, 40, 50, 60]
-    assert lines[1] == "step  10/100  loss 2.000  validation 2.500  10 tokens/s  0:01:30 left"
-
-
-def test_on_a_terminal_the_line_is_renewed_in_place_and_validations_stay(monkeypatch):
-    text = shown(monkeypatch, True, [record(0, val_loss=2.5), record(1), record(2)])
-    assert "\x1b[" in text and "step   2/100" in text
-    assert "step   0/100  loss 2.000  validation 2.500" in text
 
 
 def test_the_environment_names_versions_and_threads(monkeypatch):
