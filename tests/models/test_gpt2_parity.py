@@ -1,0 +1,133 @@
+"""GPT-2 beside transformers' GPT-2: the same numbers from the same weights, and each reads the other's files."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyarr
+from models.gpt2 import GPT2, Config
+from tinyarr import Generator, optim, saving
+
+pytestmark = pytest.mark.parity
+
+CONFIG = Config(vocab_size=200, block_size=24, n_layer=3, n_head=4, n_embd=48)
+configs = st.builds(
+    lambda n_head, head_size, **sizes: Config(n_head=n_head, n_embd=n_head * head_size, **sizes),
+    n_head=st.integers(1, 4),
+    head_size=st.integers(8, 20),
+    vocab_size=st.integers(2, 300),
+    block_size=st.integers(1, 24),
+    n_layer=st.integers(1, 3),
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """Imported here, as the fast tests run without transformers but collect this file."""
+    from tests.recorded import make_gpt2
+
+    return make_gpt2
+
+
+def loaded(config, weights, dtype=tinyarr.float64):
+    """tinyarr's model with the weights of transformers' names, given as NumPy arrays."""
+    model = GPT2(config, dtype=dtype, generator=Generator(0))
+    model.load_hugging_face_state({name: tinyarr.tensor(value) for name, value in weights.items()})
+    return model
+
+
+def part(record, prefix):
+    return {name.removeprefix(f"{prefix}."): x for name, x in record.items() if name.startswith(f"{prefix}.")}
+
+
+def relative_error(x, expected):
+    """The largest difference, in units of the largest expected value."""
+    return np.abs(x - expected).max() / np.abs(expected).max()
+
+
+def assert_close(model, config, expected, bound):
+    """Compares the parameters of two models, the second given by its weights."""
+    others = dict(loaded(config, expected).named_parameters())
+    for name, p in model.named_parameters():
+        assert relative_error(p.numpy(), others[name].numpy()) < bound, name
+
+
+@settings(max_examples=12)
+@given(data=st.data(), config=configs, seed=seeds, B=st.integers(1, 3))
+def test_logits_loss_gradients_and_ten_steps_of_adamw_are_those_of_transformers(oracle, data, config, seed, B):
+    T = data.draw(st.integers(1, config.block_size))
+    tokens = oracle.random_tokens(config, seed, B, T)
+    expected = oracle.train(oracle.random_model(config, seed), tokens, steps=10)
+
+    model = loaded(config, part(expected, "weights"))
+    optimizer = optim.AdamW(model.parameter_groups(oracle.WEIGHT_DECAY), **oracle.ADAMW)
+    inputs, targets = tinyarr.tensor(tokens[:, :-1]), tinyarr.tensor(tokens[:, 1:])
+    assert relative_error(model(inputs).numpy(), expected["logits"]) < 1e-9
+    for step in range(10):
+        optimizer.zero_grad()
+        loss = model.loss(inputs, targets)
+        loss.backward()
+        if step == 0:
+            assert loss.item() == pytest.approx(expected["loss"], rel=1e-9)
+            gradients = loaded(config, part(expected, "gradients"))
+            for (name, p), (_, g) in zip(model.named_parameters(), gradients.named_parameters()):
+                assert relative_error(p.grad.numpy(), g.numpy()) < 1e-9, name
+        optimizer.step()
+    assert_close(model, config, part(expected, "trained"), 1e-8)
+
+
+def test_float32_is_as_near_to_float64_as_transformers_is(oracle):
+    """Neither's roundings are the other's, so the bound is twice the error that transformers makes itself."""
+    tokens = oracle.random_tokens(CONFIG, 0, B=4, T=24)
+    reference = oracle.random_model(CONFIG, 0).float().double()
+    exact = oracle.train(reference, tokens, steps=1)
+    theirs = oracle.train(oracle.random_model(CONFIG, 0).float(), tokens, steps=1)
+
+    model = loaded(CONFIG, part(exact, "weights"), tinyarr.float32)
+    inputs, targets = tinyarr.tensor(tokens[:, :-1]), tinyarr.tensor(tokens[:, 1:])
+    model.loss(inputs, targets).backward()
+
+    def flat(record):
+        gradients = loaded(CONFIG, part(record, "gradients"))
+        return np.concatenate([g.numpy().ravel() for g in gradients.parameters()])
+
+    ours = np.concatenate([p.grad.numpy().ravel() for p in model.parameters()])
+    norm = np.linalg.norm
+    assert norm(model(inputs).numpy() - exact["logits"]) < 2 * norm(theirs["logits"] - exact["logits"])
+    assert norm(ours - flat(exact)) < 2 * norm(flat(theirs) - flat(exact))
+
+
+def test_transformers_reads_what_tinyarr_writes(tmp_path):
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    model = GPT2(CONFIG, dtype=tinyarr.float64, generator=Generator(0))
+    saving.save(tmp_path / "model.safetensors", model.hugging_face_state(), {"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(model.hugging_face_config()))
+
+    read, found = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
+    tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 24))
+    with torch.no_grad():
+        logits = read(torch.from_numpy(tokens)).logits.numpy()
+    assert relative_error(model(tinyarr.tensor(tokens)).numpy(), logits) < 1e-9
+    assert not any(found.values()), found
+
+
+def test_tinyarr_reads_what_transformers_writes(oracle, tmp_path):
+    import torch
+
+    written = oracle.random_model(CONFIG, 0)
+    written.save_pretrained(tmp_path)
+    model = GPT2(CONFIG, dtype=tinyarr.float64, generator=Generator(0))
+    model.load_hugging_face_state(saving.load(tmp_path / "model.safetensors")[0])
+
+    tokens = oracle.random_tokens(CONFIG, 0, B=2, T=24)[:, :-1]
+    with torch.no_grad():
+        logits = written(torch.from_numpy(tokens)).logits.numpy()
+    assert relative_error(model(tinyarr.tensor(tokens)).numpy(), logits) < 1e-9
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert model.hugging_face_config().items() <= config.items()
