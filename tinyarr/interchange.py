@@ -96,8 +96,16 @@ def _as_numpy_array(self: Tensor, dtype=None, copy=None) -> np.ndarray:
         raise GradientError(
             "np.asarray: the tensor requires a gradient, which NumPy would lose: use x.detach() or x.numpy()"
         )
+    if copy is False:
+        raise ValueError("np.asarray: copy is False: a tensor's values can only be copied out")
     values = to_numpy(self)
     return values if dtype is None else values.astype(dtype)
+
+
+def _index(self: Tensor) -> int:
+    if self.dtype.kind not in ("signed", "unsigned"):
+        raise DtypeError(f"index: the tensor has dtype {self.dtype.name}: only an integer can be an index")
+    return operator.index(self.item())
 
 
 def _repr(self: Tensor) -> str:
@@ -111,7 +119,7 @@ def _repr(self: Tensor) -> str:
     if self.device.kind != "cpu":
         parts.append(f"device='{self.device}'")
     if self.requires_grad:
-        parts.append("requires_grad=True" if self.node is None else f"computed_by={self.node.name}")
+        parts.append("requires_grad=True")
     return f"tensor({', '.join(parts)})"
 
 
@@ -121,4 +129,4 @@ Tensor.__init__ = _initialize  # type: ignore[method-assign]
 Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
 Tensor.__float__ = lambda self: float(self.item())
 Tensor.__int__ = lambda self: int(self.item())
-Tensor.__index__ = lambda self: operator.index(self.item())
+Tensor.__index__ = _index

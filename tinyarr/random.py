@@ -23,6 +23,9 @@ class Generator:
         self.key = seed
         self.counter = 0
 
+    def __repr__(self) -> str:
+        return f"Generator(key={self.key}, counter={self.counter})"
+
     def take(self) -> tuple[int, int]:
         """The key and the counter of the next draw."""
         replayed = _replayed.get()

@@ -6,7 +6,7 @@ what it saved, and its rule. `autograd.py` walks the nodes.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
@@ -118,21 +118,34 @@ def record_custom(name: str, function: Callable, specs, edges: Sequence[Edge | N
     attach(Node(custom, custom, needs, edges, list(read), [x.array.storage.version for x in read]), outputs)
 
 
-@contextlib.contextmanager
-def set_recording(on: bool):
-    token = recording.set(on)
-    try:
-        yield
-    finally:
-        recording.reset(token)
+class set_recording:
+    """Context manager and decorator: operations inside are recorded (True) or not (False)."""
+
+    def __init__(self, on: bool):
+        self._on = on
+        self._tokens: list[Any] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(recording.set(self._on))
+
+    def __exit__(self, *exception: object) -> None:
+        recording.reset(self._tokens.pop())
+
+    def __call__(self, function: Callable) -> Callable:
+        @functools.wraps(function)
+        def wrapped(*args, **kwargs):
+            with set_recording(self._on):
+                return function(*args, **kwargs)
+
+        return wrapped
 
 
-def no_grad():
+def no_grad() -> set_recording:
     """Context manager and decorator: operations inside are not recorded."""
     return set_recording(False)
 
 
-def enable_grad():
+def enable_grad() -> set_recording:
     """Context manager and decorator: operations inside are recorded, also within no_grad()."""
     return set_recording(True)
 

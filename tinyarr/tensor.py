@@ -148,6 +148,13 @@ def result_tensor(array: Array, kind: type[Tensor] = Tensor) -> Any:
     return self
 
 
+def require_tensors(operation: str, **operands: Any) -> None:
+    """Raises TypeError that names the first operand that is no Tensor."""
+    for name, x in operands.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{operation}: {name} is {type(x).__name__}: make it a tensor with Tensor(...)")
+
+
 def method(name: str | None = None) -> Callable[[Callable], Callable]:
     """Decorator: the function is also a method of Tensor, under its own name unless another is given."""
 

@@ -115,22 +115,32 @@ def custom_gradient(function: Callable) -> Callable:
     """Decorator: `function(*tensors, **params)` returns `(result, backward)` and so brings its own gradient.
 
     The result is a tensor or a tuple of them. `backward(*gradients of the results)` returns a gradient or None for
-    each positional tensor. Operations inside the function are not recorded; those inside `backward` are, when a
-    gradient of the gradient is asked for: it then flows through the function's arguments, not through its results.
+    each positional tensor. Operations inside the function are not recorded. When a gradient of the gradient is asked
+    for, the function runs once more, recorded, so that whatever `backward` reads of it has a history.
     """
+
+    def run(args, kwargs):
+        returned = function(*args, **kwargs)
+        if not (isinstance(returned, tuple) and len(returned) == 2 and callable(returned[1])):
+            raise GradientError(f"{function.__name__}: must return (result, backward), the second a function")
+        return returned
 
     @functools.wraps(function)
     def evaluate(*args, **kwargs):
-        with no_grad():
-            result, back = function(*args, **kwargs)
+        with no_grad(), random.draws() as drawn:
+            result, back = run(args, kwargs)
         outputs = tuple(t.detach() for t in _tensors(function.__name__, result))
         tensors = [x for x in args if isinstance(x, Tensor)]
         if recording.get() and any(x._requires_grad for x in tensors):
             results = [(o.shape, o.dtype, o.device) for o in outputs]
 
             def rule(gs):
+                backward = back
+                if recording.get():
+                    with random.replay(drawn):
+                        _, backward = run(args, kwargs)
                 given = zip(gs, results, strict=True)
-                grads = back(*(zeros(s, dtype=t, device=d) if g is None else g for g, (s, t, d) in given))
+                grads = backward(*(zeros(s, dtype=t, device=d) if g is None else g for g, (s, t, d) in given))
                 grads = grads if isinstance(grads, tuple | list) else (grads,)
                 if len(grads) != len(tensors):
                     raise GradientError(

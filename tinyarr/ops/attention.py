@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from ..errors import ShapeError
-from ..tensor import Tensor
+from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from .create import arange
 from .elementwise import astype, where
@@ -67,6 +67,7 @@ def scaled_dot_product_attention(
     unless given. Softmax and sums are computed in float32 for half types.
     Source: Vaswani et al. 2017, "Attention is all you need", eq. 1; computed as by Dao et al. 2022, "FlashAttention".
     """
+    require_tensors("scaled_dot_product_attention", q=q, k=k, v=v)
     shapes = f"q has shape {q.shape}, k has shape {k.shape}, v has shape {v.shape}"
     if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:-1] != v.shape[:-1] or q.shape[:2] != k.shape[:2]:
         raise ShapeError(f"scaled_dot_product_attention: {shapes}: they must be (B, H, T, D) with equal B, H")

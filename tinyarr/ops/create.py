@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from .. import array, dtypes, views
 from ..device import Device, default_device
 from ..dtypes import Dtype
-from ..errors import ArgumentError
+from ..errors import ArgumentError, GradientError, ShapeError
+from ..tape import recording
 from ..tensor import Tensor, method, result_tensor
 from . import scalar
 from .elementwise import astype, elementwise
@@ -54,6 +55,7 @@ def with_gradient(x: Tensor, requires_grad: bool) -> Tensor:
 
 def full(shape: int | Iterable[int], value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor filled with a Python scalar; by default of the scalar's own dtype (bool, int64, float32)."""
+    value = dtypes.python_scalar(value)
     kind = dtypes.scalar_kind(value)
     if kind is None:
         raise ArgumentError(f"full: value is {value!r} ({type(value).__name__}): use a Python bool, int or float")
@@ -139,7 +141,16 @@ def assign(x: Tensor, value) -> Tensor:
     from .shape import broadcast_to
 
     if not isinstance(value, Tensor):
+        if dtypes.scalar_kind(dtypes.python_scalar(value)) is None:
+            raise TypeError(f"assign: value is {type(value).__name__}: make it a tensor with tinyarr.tensor(...)")
         value = full((), value, dtype=x.dtype, device=x.device)
+    if views.broadcast_shapes("assign", value.shape, x.shape) != x.shape:
+        raise ShapeError(f"assign: value has shape {value.shape}, x has shape {x.shape}: it must broadcast to that")
+    if recording.get() and (x.requires_grad or value.requires_grad):
+        raise GradientError(
+            "assign: x or the value takes part in a gradient, and a write can't be differentiated: "
+            "use where or concat to build a new tensor, or write under no_grad()"
+        )
     value = broadcast_to(astype(value, x.dtype, copy=False), x.shape)
     apply(_copy, value, out=x)
     return x

@@ -14,10 +14,11 @@ from typing import Any
 
 from .. import views
 from ..dtypes import Dtype
+from ..errors import ArgumentError
 from ..tensor import Tensor
 from ..views import Shape
-from .primitive import Call, Primitive, Rule, apply
-from .scalar import Expr, derivative, substitute, variable, variables
+from .primitive import Call, Primitive, Rule, apply, parameter_key
+from .scalar import Expr, as_expr, derivative, set_gradient, substitute, variable, variables
 from .typing import Typed, type_expression
 
 
@@ -36,15 +37,29 @@ class Elementwise(Primitive):
         self.built_in = function.__module__.startswith("tinyarr.")
         self.function = function
         self.__name__ = name
+        names = [f"x{i}" for i in range(len(self.inputs))] if derived else self.inputs
+        positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in names]
+        options = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+        self.__signature__ = inspect.Signature(positional + options)
         self._by_hand: Callable | None = None
         self._expressions: dict[tuple, tuple[Expr, ...]] = {}
         self._derived: dict[tuple, tuple[Elementwise | None, tuple, tuple]] = {}
 
+    def __repr__(self) -> str:
+        return f"<elementwise operation {self.name}{self.__signature__}>"
+
     def __call__(self, *operands: Any, out: Any = None, **params: Any) -> Any:
         for x in operands:
             if isinstance(x, Expr):
-                return self.function(*operands, **params)
+                return self._inlined(tuple(map(as_expr, operands)), params)
         return apply(self, *operands, out=out, **params)
+
+    def _inlined(self, operands: tuple[Expr, ...], params: dict[str, Any]) -> Any:
+        """The expression of the operands; a gradient written by hand stays its gradient."""
+        result = self.function(*operands, **params)
+        if self._by_hand is not None and isinstance(result, Expr):
+            set_gradient(result, operands, lambda g, out, *args: self._gradients_by_hand(params, args, (g,), (out,)))
+        return result
 
     def __get__(self, instance, owner=None):
         return self if instance is None else MethodType(self, instance)
@@ -55,6 +70,10 @@ class Elementwise(Primitive):
         The parameters after `g` are named after inputs or outputs, as in `Primitive.gradient`. It returns an
         expression for each input, or the expression alone where there is one input.
         """
+        known = {"g", *(f"g_{name}" for name in self.outputs), *self.inputs, *self.outputs}
+        for p in inspect.signature(function).parameters.values():
+            if p.name not in known and p.kind is not p.KEYWORD_ONLY:
+                raise ArgumentError(f"{self.name}.gradient: parameter {p.name!r} is none of {sorted(known)}")
         self._by_hand = function
         return function
 
@@ -66,7 +85,7 @@ class Elementwise(Primitive):
         """The outputs' expressions, traced once for each value of the parameters."""
         if "shape" in params:  # says how far to broadcast, not what to compute
             params = params | {"shape": None}
-        key = tuple(params.items())
+        key = parameter_key(params)
         if key not in self._expressions:
             result = self.function(*map(variable, range(len(self.inputs))), **params)
             self._expressions[key] = result if isinstance(result, tuple) else (result,)
@@ -84,7 +103,7 @@ class Elementwise(Primitive):
         """The derived gradient as one elementwise primitive over (cotangents, saved values)."""
         n, m = len(self.inputs), len(self.outputs)
         params = call.params
-        key = (needs, tuple(params.items()))
+        key = (needs, parameter_key(params))
         if key not in self._derived:
             self._derived[key] = self._derive(params, needs)
         primitive, operands, slots = self._derived[key]
@@ -123,7 +142,8 @@ class Elementwise(Primitive):
         cotangents = tuple(variable(n + j) for j in range(m))
         wanted = [i for i, need in enumerate(needs) if need]
         if self._by_hand is not None:
-            every = self._gradients_by_hand(params, cotangents)
+            operands_, results = map(variable, range(n)), map(variable, range(n + m, n + 2 * m))
+            every = self._gradients_by_hand(params, tuple(operands_), cotangents, tuple(results))
             grads = [every[i] for i in wanted]
         else:
             grads = derivative(outputs, cotangents, wanted)
@@ -153,16 +173,13 @@ class Elementwise(Primitive):
         )
         return primitive, operands, tuple(slots)
 
-    def _gradients_by_hand(self, params: dict[str, Any], cotangents: tuple[Expr, ...]) -> list[Expr | None]:
+    def _gradients_by_hand(self, params: dict[str, Any], operands, cotangents, results) -> list[Expr | None]:
         assert self._by_hand is not None
-        n, m = len(self.inputs), len(self.outputs)
-        position = {name: i for i, name in enumerate(self.inputs)}
-        position |= {name: n + m + j for j, name in enumerate(self.outputs)}
-        position |= {f"g_{name}": n + j for j, name in enumerate(self.outputs)} | {"g": n}
-        parameters = inspect.signature(self._by_hand).parameters
-        arguments = [variable(position[p]) for p in parameters if p in position]
-        result = self._by_hand(*arguments, **{k: v for k, v in params.items() if k in parameters})
-        return list(result) if isinstance(result, tuple) else [result]
+        named = dict(zip(self.inputs, operands, strict=True)) | dict(zip(self.outputs, results, strict=True))
+        named |= {f"g_{name}": g for name, g in zip(self.outputs, cotangents, strict=True)} | {"g": cotangents[0]}
+        names = inspect.signature(self._by_hand).parameters
+        found = self._by_hand(*[named[k] for k in names if k in named], **{k: params[k] for k in names if k in params})
+        return list(found) if isinstance(found, tuple) else [found]
 
 
 _typed = functools.lru_cache(maxsize=4096)(type_expression)
@@ -189,8 +206,14 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     """
     if function is None:
         return functools.partial(elementwise, outputs=outputs)
-    parameters = inspect.signature(function).parameters.values()
-    inputs = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    inputs = []
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.KEYWORD_ONLY:
+            continue
+        if p.default is not p.empty or p.kind is p.VAR_POSITIONAL:
+            name = function.__name__
+            raise ArgumentError(f"elementwise: {name}: {p.name} is no plain operand: put options behind a *")
+        inputs.append(p.name)
     primitive = Elementwise(function.__name__.strip("_"), function, inputs, outputs)
     functools.update_wrapper(primitive, function)
     return primitive

@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import dtypes, views
 from ..errors import DtypeError, OutOfBounds
-from ..tensor import Tensor, method
+from ..tensor import Tensor, method, require_tensors
 from .create import assign
 from .primitive import Primitive, apply
 from .shape import reshape, slice_axes
@@ -45,6 +45,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     Negative indices count from the end. In the gradient, repeated indices add up, in the order in which they stand.
     Raises OutOfBounds for an index outside the axis.
     """
+    require_tensors("take", x=x, indices=indices)
     if indices.dtype.kind not in ("signed", "unsigned"):
         raise DtypeError(f"take: indices has dtype {indices.dtype.name}: it must be an integer dtype")
     if axis is None:
@@ -58,16 +59,27 @@ def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
     return take(weight, tokens, axis=0)
 
 
+def _whole_number(index: Any) -> int:
+    try:
+        if isinstance(index, bool):
+            raise TypeError
+        return operator.index(index)
+    except TypeError:
+        came = f"{index!r} ({type(index).__name__})"
+        raise DtypeError(
+            f"index: {came} is no index: use ints, slices, None, ... or an integer tensor; for masks, where"
+        ) from None
+
+
 def _basic(x: Tensor, key: tuple) -> Tensor:
     """A view of x by ints, slices, None and Ellipsis."""
-    if key.count(Ellipsis) > 1:
+    ellipses = [i for i, k in enumerate(key) if k is Ellipsis]
+    if len(ellipses) > 1:
         raise OutOfBounds(f"index: {key} holds more than one Ellipsis")
     named = sum(k is not None and k is not Ellipsis for k in key)
     if named > x.ndim:
         raise OutOfBounds(f"index: {named} indices came for a tensor of shape {x.shape}: it has {x.ndim} dimensions")
-    if Ellipsis not in key:
-        key = (*key, Ellipsis)
-    at = key.index(Ellipsis)
+    at = ellipses[0] if ellipses else len(key)
     key = key[:at] + (slice(None),) * (x.ndim - named) + key[at + 1 :]
     slices, dropped, added, axis = [], set(), [], 0
     for k in key:
@@ -78,7 +90,7 @@ def _basic(x: Tensor, key: tuple) -> Tensor:
         if isinstance(k, slice):
             slices.append(k)
         else:
-            i = operator.index(k)
+            i = _whole_number(k)
             if not -n <= i < n:
                 raise OutOfBounds(f"index: {i} is outside axis {axis} of size {n}: use {-n} to {n - 1}")
             slices.append(slice(i % n, i % n + 1))

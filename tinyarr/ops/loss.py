@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
-from ..tensor import Tensor
+from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from .create import arange
 from .elementwise import astype, equal, square, where
@@ -59,6 +59,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
     (a loss each). The loss is float32 for half and float32 logits, float64 for float64.
     Raises OutOfBounds for any other target outside [0, V).
     """
+    require_tensors("cross_entropy", logits=logits, targets=targets)
     if logits.ndim == 0 or logits.shape[:-1] != targets.shape:
         raise ShapeError(
             f"cross_entropy: {describe('logits', logits)}, {describe('targets', targets)}: "
@@ -79,6 +80,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
 
 def mse_loss(x: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """(x - target)**2, for equal shapes. reduction: 'mean', 'sum', or 'none' (elementwise)."""
+    require_tensors("mse_loss", x=x, target=target)
     if x.shape != target.shape:
         raise ShapeError(f"mse_loss: {describe('x', x)}, {describe('target', target)}: they must have equal shapes")
     return _reduce("mse_loss", square(x - target), reduction)

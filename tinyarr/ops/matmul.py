@@ -6,7 +6,7 @@ import math
 
 from .. import dtypes, views
 from ..errors import ShapeError
-from ..tensor import Tensor, method
+from ..tensor import Tensor, method, require_tensors
 from .primitive import Primitive, apply
 from .reduce import sum_to
 from .shape import matrix_transpose, reshape
@@ -34,12 +34,10 @@ def matmul(x: Tensor, y: Tensor) -> Tensor:
 
     Half types accumulate in float32. Raises ShapeError where x's last axis and y's second to last differ.
     """
+    require_tensors("matmul", x=x, y=y)
     for name, t in (("x", x), ("y", y)):
-        if not isinstance(t, Tensor) or t.ndim == 0:
-            shown = "a 0-d tensor" if isinstance(t, Tensor) else type(t).__name__
-            raise ShapeError(
-                f"matmul: {name} is {shown}: it must be a tensor with at least 1 dimension; multiply by * "
-            )
+        if t.ndim == 0:
+            raise ShapeError(f"matmul: {name} is 0-d: it must have at least 1 dimension; multiply numbers with *")
     inner = y.shape[0] if y.ndim == 1 else y.shape[-2]
     if x.shape[-1] != inner:
         which = "second to last" if y.ndim > 1 else "only"
@@ -66,6 +64,7 @@ def _drop(x: Tensor, axis: int) -> Tensor:
 @method()
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias. x (..., in), weight (out, in), bias (out,): (..., out)."""
+    require_tensors("linear", x=x, weight=weight)
     if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
         raise ShapeError(
             f"linear: x has shape {x.shape}, weight has shape {weight.shape}: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import dtypes
 from ..errors import ShapeError, describe
-from ..tensor import Tensor
+from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from .create import zeros_like
 from .elementwise import astype, rsqrt, square
@@ -61,6 +61,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) ->
     x (..., C), weight (C,), bias (C,), all of one dtype: (..., C). The variance is the biased one.
     Source: Ba et al. 2016, "Layer normalization", eq. 3 and 4.
     """
+    require_tensors("layer_norm", x=x, weight=weight, bias=bias)
     if x.ndim == 0 or weight.shape != x.shape[-1:] or bias.shape != x.shape[-1:]:
         raise ShapeError(
             f"layer_norm: {describe('x', x)}, {describe('weight', weight)}, {describe('bias', bias)}: "

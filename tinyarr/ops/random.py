@@ -62,7 +62,8 @@ def _exact_cos_turns(u: Expr) -> Expr:
 
 @elementwise
 def _uniform(key, counter, low, high, *, shape, dtype):
-    return scalar.cast(low + _unit(key, counter) * (high - low), dtype)
+    drawn = scalar.cast(low + _unit(key, counter) * (high - low), dtype)
+    return scalar.where(drawn < high, drawn, scalar.cast(low, dtype))  # rounding can reach high
 
 
 @elementwise

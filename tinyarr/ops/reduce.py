@@ -68,7 +68,7 @@ def _extremum_gradient(g, x, out, *, axis):
 
 
 @method()
-def sum(x: Tensor, /, *, axis: Axis = None, dtype=None, keepdims: bool = False) -> Tensor:
+def sum(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) -> Tensor:
     """The sum over axes. bool and small integers are summed as int64 (unsigned as uint64), unless `dtype` is given."""
     if dtype is None and not x.dtype.is_float:
         dtype = dtypes.uint64 if x.dtype.kind == "unsigned" else dtypes.int64
@@ -78,13 +78,13 @@ def sum(x: Tensor, /, *, axis: Axis = None, dtype=None, keepdims: bool = False) 
 
 
 @method()
-def max(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def max(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The largest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
     return apply(_max, x, axis=views.normalize_axes("max", axis, x.ndim), keepdims=keepdims)
 
 
 @method()
-def min(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def min(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The smallest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
     return apply(_min, x, axis=views.normalize_axes("min", axis, x.ndim), keepdims=keepdims)
 
@@ -97,13 +97,13 @@ def _arg(primitive: Primitive, x: Tensor, axis: int | None, keepdims: bool) -> T
 
 
 @method()
-def argmax(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+def argmax(x: Tensor, /, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
     """The position of the first largest element along one axis (None: in the flattened tensor); int64."""
     return _arg(_argmax, x, axis, keepdims)
 
 
 @method()
-def argmin(x: Tensor, /, *, axis: int | None = None, keepdims: bool = False) -> Tensor:
+def argmin(x: Tensor, /, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
     """The position of the first smallest element along one axis (None: in the flattened tensor); int64."""
     return _arg(_argmin, x, axis, keepdims)
 
@@ -130,7 +130,7 @@ def _floating(x: Tensor) -> Tensor:
 
 
 @method()
-def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
     x = _floating(x)
     count = _count(x, axis)
@@ -139,7 +139,7 @@ def mean(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
 
 
 @method()
-def var(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
+def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
     x = _floating(x)
     divisor = _count(x, axis) - correction
@@ -148,13 +148,13 @@ def var(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: b
 
 
 @method()
-def std(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
+def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The square root of `var`."""
     return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 
 @method()
-def logsumexp(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Tensor:
+def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, without overflow."""
     largest = max(x, axis=axis, keepdims=True).detach()
     shift = where(equal(abs(largest), math.inf), 0, largest)
@@ -164,14 +164,14 @@ def logsumexp(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False) -> Ten
 
 
 @method()
-def softmax(x: Tensor, /, *, axis: int = -1) -> Tensor:
+def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along an axis, without overflow."""
     e = exp(x - max(x, axis=axis, keepdims=True).detach())
     return e / sum(e, axis=axis, keepdims=True)
 
 
 @method()
-def log_softmax(x: Tensor, /, *, axis: int = -1) -> Tensor:
+def log_softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """log(softmax(x)) along an axis, exact where softmax underflows."""
     shifted = x - max(x, axis=axis, keepdims=True).detach()
     return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))

@@ -124,6 +124,16 @@ class Expr:
         return make("not_equal", self, y)
 
     __hash__ = object.__hash__
+    __array_ufunc__ = None  # so that NumPy's functions refuse an expression
+
+    def __float__(self):
+        raise TypeError("elementwise: an expression has no value yet while it is traced: use tinyarr's functions")
+
+    def __getattr__(self, name: str):
+        raise AttributeError(
+            f"elementwise: an expression stands for one element and has no {name!r}: "
+            "use operators and tinyarr's elementwise functions on it; reductions go outside"
+        )
 
 
 _interned: dict[tuple, Expr] = {}
@@ -292,7 +302,7 @@ for _name in ("isnan", "isinf", "isfinite", "signbit"):
 for _name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
     _operation(_name, 2, "bits")
 _operation("bitwise_invert", 1, "bits")
-for _name in ("bitwise_left_shift", "bitwise_right_shift", "multiply_high"):
+for _name in ("bitwise_left_shift", "bitwise_right_shift"):
     _operation(_name, 2, "integers")
 
 _operation("where", 3, "where", lambda g, out, c, x, y: (None, where(c, g, 0), where(c, 0, g)))
@@ -300,6 +310,15 @@ _operation("cast", 1, "cast", lambda g, out, x: (g if out.value.is_float else No
 _operation("weak", 1, "weak", lambda g, out, x: (g,))
 _operation("bitcast", 1, "bitcast")
 _operation("random_bits", 2, "random_bits")
+
+
+_by_hand: dict[Expr, tuple[tuple[Expr, ...], Callable]] = {}
+
+
+def set_gradient(node: Expr, args: tuple[Expr, ...], vjp: Callable) -> None:
+    """Makes `vjp(g, out, *args)` the derivative of `node` with respect to `args`, from which it was built."""
+    if all(node is not a for a in args):
+        _by_hand[node] = args, vjp
 
 
 def topological(outputs: Iterable[Expr]) -> Iterator[Expr]:
@@ -359,14 +378,14 @@ def derivative(
     for node in reversed(order):
         if node not in adjoint or node not in leads_to_wanted or not node.args:
             continue
-        operation = OPERATIONS[node.op]
-        if operation.vjp is None:
-            if operation.typing in ("comparison", "predicate", "bits", "integers"):
+        args, vjp = _by_hand.get(node, (node.args, OPERATIONS[node.op].vjp))
+        if vjp is None:
+            if OPERATIONS[node.op].typing in ("comparison", "predicate", "bits", "integers"):
                 continue
             raise GradientError(
                 f"elementwise: {node.op} has no derivative: write the gradient by hand with @f.gradient"
             )
-        for argument, g in zip(node.args, operation.vjp(adjoint[node], node, *node.args), strict=True):
+        for argument, g in zip(args, vjp(adjoint[node], node, *args), strict=True):
             if argument in leads_to_wanted:
                 add(argument, g)
     return [adjoint.get(variable(i)) for i in inputs]

@@ -71,9 +71,12 @@ def slice_axes(x: Tensor, slices: Sequence[slice]) -> Tensor:
 
 
 @method()
-def reshape(x: Tensor, shape: int | Sequence[int]) -> Tensor:
-    """The elements in row-major order under another shape; one size may be -1. A view if strides allow, else a copy."""
-    wanted = list(shape) if isinstance(shape, Sequence) else [shape]
+def reshape(x: Tensor, shape: int | Sequence[int], *more: int) -> Tensor:
+    """The elements in row-major order under another shape, given as a tuple or as ints; one size may be -1.
+
+    A view where the strides allow it, else a copy.
+    """
+    wanted = list(shape) if isinstance(shape, Sequence) else [shape, *more]
     if wanted.count(-1) == 1:
         rest = math.prod(n for n in wanted if n != -1)
         if rest == 0 or x.size % rest:

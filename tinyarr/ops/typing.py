@@ -126,7 +126,9 @@ def type_expression(
         source = values[number]
         if source.dtype is dtype:
             return number
-        if source.op == "constant":
+        # Only a weak constant: another one, or a float made an integer, is rounded like any value.
+        is_weak = source.op == "constant" and source.dtype in _WEAK_COMPUTE.values()
+        if is_weak and (dtype.is_float or not source.dtype.is_float):
             return emit("constant", (), dtype, dtype_constant(name, source.value, dtype), True)
         return emit("cast", (number,), dtype)
 
@@ -145,16 +147,21 @@ def type_expression(
         else:
             arguments = [typed[a] for a in node.args]
             t, result = _operand_and_result_type(name, node, [type_ for _, type_ in arguments])
-            numbers = [convert(n, _compute(t)) for n, _ in arguments]
+            wanted = [_compute(t)] * len(arguments)
             if node.op == "where":
-                numbers[0] = convert(arguments[0][0], dtypes.bool)
+                wanted[0] = dtypes.bool
+            elif node.op == "bitcast":
+                assert isinstance(t, Dtype)
+                wanted[0] = t
+            numbers = [convert(n, d) for (n, _), d in zip(arguments, wanted, strict=True)]
             if node.op in ("cast", "weak"):
                 stored = result if isinstance(result, Dtype) else _compute(result)
                 typed[node] = convert(convert(numbers[0], stored), _compute(result)), result
             else:
                 is_uniform = False if node.op == "random_bits" else None
-                number = emit(node.op, tuple(numbers), _compute(result), node.value, is_uniform)
-                typed[node] = number, result
+                computed = node.value if node.op == "bitcast" else _compute(result)
+                number = emit(node.op, tuple(numbers), computed, node.value, is_uniform)
+                typed[node] = convert(number, _compute(result)), result
 
     numbers, stores = [], []
     for output in outputs:
