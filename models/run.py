@@ -173,7 +173,8 @@ def environment() -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or cores
     return {
-        "numpy": np.__version__, "python": platform.python_version(), "machine": platform.machine(),
+        "tinyarr": tinyarr.__version__, "numpy": np.__version__, "python": platform.python_version(),
+        "machine": platform.machine(),
         "blas": os.environ.get("OPENBLAS_CORETYPE"), "threads": int(threads)}
 
 

@@ -122,3 +122,5 @@ from .random import Generator, default_generator, manual_seed, use_generator
 from .tape import enable_grad, no_grad
 from .tensor import Tensor
 from .transforms import checkpoint, custom_gradient, grad, value_and_grad, vjp
+
+__version__ = "0.1.0"
