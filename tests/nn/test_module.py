@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+
+import tinyarr
+from tinyarr import Tensor, nn
+from tinyarr.errors import ArgumentError, DtypeError, GradientError, ShapeError
+
+
+class Block(nn.Module):
+    def __init__(self, size):
+        self.scale = nn.Parameter(tinyarr.ones((size,)))
+        self.seen = tinyarr.zeros((), dtype=tinyarr.int64)  # a buffer
+
+
+class Net(nn.Module):
+    """Has a parameter in each kind of place in which one is found."""
+
+    def __init__(self):
+        self.first = Block(1)
+        self.blocks = [Block(2), Block(3)]
+        self.table = {"a": nn.Parameter(tinyarr.ones((4,))), "b": (Block(5),)}
+        self.tied = self.first.scale
+        self.parent = self
+        self.size = 7
+
+    def forward(self, x, *, plus=0):
+        return x * self.first.scale + plus
+
+
+NAMES = ["first.scale", "first.seen", "blocks.0.scale", "blocks.0.seen", "blocks.1.scale", "blocks.1.seen", "table.a",
+         "table.b.0.scale", "table.b.0.seen"]  # fmt: skip
+
+
+def filled(value):
+    net = Net()
+    with tinyarr.no_grad():
+        for t in net.state_dict().values():
+            t.assign(value)
+    return net
+
+
+def values(net):
+    return {name: t.numpy().tolist() for name, t in net.state_dict().items()}
+
+
+def test_a_name_is_the_path_of_attributes_in_order_of_assignment_and_what_is_shared_comes_once():
+    net = Net()
+    assert [name for name, _ in net.named_tensors()] == list(net.state_dict()) == NAMES
+    assert [name for name, _ in net.named_modules()] == ["", "first", "blocks.0", "blocks.1", "table.b.0"]
+    assert [name for name, _ in net.named_modules("net")][:2] == ["net", "net.first"]
+
+
+def test_parameters_are_what_an_optimizer_updates_and_buffers_are_not():
+    net = Net()
+    assert [name for name, _ in net.named_parameters()] == [name for name in NAMES if not name.endswith("seen")]
+    assert all(isinstance(p, nn.Parameter) and p.requires_grad for p in net.parameters())
+    assert next(net.parameters()) is net.first.scale
+
+
+def test_a_parameter_shares_the_memory_of_its_tensor():
+    x = tinyarr.zeros((3,))
+    p = nn.Parameter(x)
+    x.assign(2.0)
+    assert p.tolist() == [2, 2, 2]
+    assert p.is_leaf and p.requires_grad and not x.requires_grad
+    assert not nn.Parameter(x, requires_grad=False).requires_grad
+    with pytest.raises(GradientError, match="int64"):
+        nn.Parameter(tinyarr.arange(3))
+
+
+def test_calling_a_module_calls_forward():
+    assert Net()(tinyarr.tensor([2.0]), plus=1).tolist() == [3]
+    with pytest.raises(ArgumentError, match=r"Block: has no forward\(\)"):
+        Block(1)(tinyarr.ones((1,)))
+
+
+def test_a_state_dict_shares_memory_and_has_no_history():
+    net = Net()
+    state = net.state_dict()
+    assert not any(t.requires_grad or isinstance(t, nn.Parameter) for t in state.values())
+    state["first.scale"].assign(5.0)
+    assert net.first.scale.tolist() == [5]
+
+
+def test_a_state_is_loaded_into_the_same_memory_cast_to_the_module_s_dtypes():
+    net = filled(0)
+    before = dict(net.named_tensors())
+    net.load_state_dict({name: tinyarr.astype(t, tinyarr.float64) for name, t in filled(3).state_dict().items()})
+    assert values(net) == values(filled(3))
+    assert all(t is before[name] and t.dtype is before[name].dtype for name, t in net.named_tensors())
+    assert net.first.scale.requires_grad
+
+
+def test_names_that_do_not_fit_are_an_error_unless_not_strict():
+    net, state = filled(0), filled(3).state_dict()
+    del state["first.scale"]
+    state["more"] = tinyarr.ones((1,))
+    with pytest.raises(ArgumentError, match=r"missing \['first.scale'\], unexpected \['more'\]"):
+        net.load_state_dict(state)
+    assert values(net) == values(filled(0))
+    net.load_state_dict(state, strict=False)
+    assert values(net) == values(filled(3)) | {"first.scale": [0]}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_shape_that_does_not_fit_is_an_error_before_anything_is_written(strict):
+    net, state = filled(0), filled(3).state_dict()
+    state["table.b.0.scale"] = tinyarr.ones((4,))
+    with pytest.raises(ShapeError, match=r"table.b.0.scale has shape \(4,\), .* \(5,\)"):
+        net.load_state_dict(state, strict=strict)
+    assert values(net) == values(filled(0))
+
+
+def test_train_and_eval_reach_every_module():
+    net = Net()
+    assert net.training
+    assert net.eval() is net
+    assert not any(module.training for _, module in net.named_modules())
+    assert net.train() is net
+    assert all(module.training for _, module in net.named_modules())
+
+
+def test_zero_grad_forgets_gradients():
+    net = Net()
+    net(tinyarr.ones((1,))).sum().backward()
+    assert net.first.scale.grad is not None
+    net.zero_grad()
+    assert net.first.scale.grad is None
+
+
+def test_to_dtype_converts_floating_tensors_and_keeps_their_identity():
+    net = filled(3)
+    before = dict(net.named_tensors())
+    assert net.to_dtype(tinyarr.bfloat16) is net
+    assert values(net) == values(filled(3))
+    for name, t in net.named_tensors():
+        assert t is before[name]
+        assert t.dtype is (tinyarr.int64 if name.endswith("seen") else tinyarr.bfloat16)
+
+
+def test_to_dtype_with_gradients_is_an_error():
+    net = Net()
+    net(tinyarr.ones((1,))).sum().backward()
+    with pytest.raises(DtypeError, match=r"first\.scale holds a gradient"):
+        net.to_dtype(tinyarr.bfloat16)
+    net.zero_grad()
+    net.to_dtype(tinyarr.bfloat16)
+
+
+def test_a_module_prints_as_a_tree():
+    layer = nn.Linear(2, 3, dtype=tinyarr.float64)
+    layer.inner = nn.LayerNorm(2)
+    assert repr(layer) == (
+        "Linear(\n  weight: float64[3, 2]\n  bias: float64[3]\n"
+        "  inner: LayerNorm(\n    weight: float32[2]\n    bias: float32[2]\n  )\n)"
+    )
+    assert repr(nn.Dropout()) == "Dropout()"
+
+
+def test_replacing_an_attribute_replaces_the_parameter():
+    net = Net()
+    net.first.scale = nn.Parameter(tinyarr.zeros((6,)))
+    assert net.state_dict()["first.scale"].shape == (6,)
+    assert isinstance(net.tied, Tensor) and np.array_equal(net.state_dict()["tied"], [1])
