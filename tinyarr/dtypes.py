@@ -94,6 +94,8 @@ def dtype(x) -> Dtype:
     if isinstance(x, type) and x in _kind_of_scalar:
         return DEFAULT[_kind_of_scalar[x]]
     try:
+        if x is None:  # which NumPy takes for float64
+            raise TypeError
         return _by_numpy[np.dtype(x).newbyteorder("=")]
     except (TypeError, KeyError):
         names = ", ".join(_by_name)
@@ -103,6 +105,11 @@ def dtype(x) -> Dtype:
 def scalar_kind(x) -> str | None:
     """The kind of a Python scalar ('bool', 'signed' or 'float'), or None for anything else."""
     return _kind_of_scalar.get(type(x))
+
+
+def python_scalar(x):
+    """A NumPy scalar or 0-d array as a Python scalar; anything else as it is."""
+    return x.item() if isinstance(x, np.generic | np.ndarray) and x.ndim == 0 else x
 
 
 @functools.cache
@@ -140,7 +147,7 @@ def promote_weak(a: Dtype, kind: str) -> Dtype:
 
 
 def result_type(*operands) -> Dtype:
-    """The dtype of an operation on `operands`: dtypes, tensors, and Python scalars, which are weak.
+    """The dtype of an operation on `operands`: dtypes, tensors, and Python and NumPy scalars, which are weak.
 
     With scalars alone, the default dtype of the highest kind (int64, float32, bool).
     Raises DtypeError where two dtypes have no common one.
@@ -148,11 +155,11 @@ def result_type(*operands) -> Dtype:
     strong: Dtype | None = None
     kinds = []
     for x in operands:
-        kind = scalar_kind(x)
+        kind = scalar_kind(python_scalar(x))
         if kind:
             kinds.append(kind)
         else:
-            d = dtype(getattr(x, "dtype", x))
+            d = dtype(x if isinstance(x, type) else getattr(x, "dtype", x))
             strong = d if strong is None else promote(strong, d)
     if not kinds:
         if strong is None:
