@@ -11,7 +11,7 @@ from typing import Any
 
 from . import views
 from .array import Array, empty
-from .errors import DtypeError, ShapeError
+from .errors import DeviceError, DtypeError, ShapeError
 from .views import View
 
 Launch = Callable[[Sequence[Any], Sequence[Array] | None], Sequence[Array] | None]
@@ -84,6 +84,8 @@ def _view_launch(call) -> Launch:
 def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence[Array]) -> Sequence[Array]:
     """Runs into existing memory, through a temporary where an operand overlaps it in a way the kernel can't bear."""
     for out, shape, dtype in zip(outs, call.out_shapes, call.out_dtypes, strict=True):
+        if out.device is not call.device:
+            raise DeviceError(f"{call.primitive.name}: out is on {out.device}, the operands on {call.device}")
         if out.shape != shape:
             raise ShapeError(
                 f"{call.primitive.name}: out has shape {out.shape}, the result {shape}: they must be equal"
