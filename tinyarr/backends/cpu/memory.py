@@ -39,11 +39,10 @@ class Pool:
     def allocate(self, nbytes: int) -> Storage:
         """A block of at least `nbytes` bytes."""
         size = size_class(max(nbytes, 1))
-        blocks = self._free.get(size)
-        if blocks:
-            block = blocks.pop()
+        try:  # not asking first whether there is one: another thread may take it meanwhile
+            block = self._free[size].pop()
             self._pooled -= size
-        else:
+        except LookupError:
             self._trim(size)
             raw = np.empty(size + ALIGNMENT, np.uint8)
             start = -raw.ctypes.data % ALIGNMENT
