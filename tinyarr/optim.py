@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import dtypes
-from .errors import ArgumentError, ShapeError
+from .errors import ArgumentError, ShapeError, describe
 from .ops.create import full
 from .ops.elementwise import astype, minimum, sqrt, square
 from .ops.elementwise_primitive import elementwise
@@ -64,14 +64,14 @@ class Optimizer:
         for group in groups:
             allowed = {**defaults, "lr_scale": 1.0}
             if not isinstance(group, dict) or "parameters" not in group or group.keys() - allowed - {"parameters"}:
-                came = list(group) if isinstance(group, dict) else repr(group)
-                raise ArgumentError(f"{name}: a group is {came}: it must be a dict of 'parameters', {[*allowed]}")
+                came = f"has {list(group)}" if isinstance(group, dict) else f"is a {type(group).__name__}"
+                raise ArgumentError(f"{name}: a group {came}: it is a dict of 'parameters' and some of {[*allowed]}")
             options = {**allowed, **{k: v for k, v in group.items() if k != "parameters"}}
             by_dtype: dict[Any, list[Tensor]] = {}
             for p in group["parameters"]:
                 if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
                     raise ArgumentError(
-                        f"{name}: {p!r} is no parameter: it must be a leaf tensor with requires_grad=True"
+                        f"{name}: {describe('a parameter', p)}: it must be a leaf tensor with requires_grad=True"
                     )
                 if p in seen:
                     raise ArgumentError(f"{name}: a parameter of shape {p.shape} came twice: name each one once")
