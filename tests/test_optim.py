@@ -1,0 +1,379 @@
+"""Optimizers against their formulas in NumPy and, where torch is installed, against torch.optim, step for step."""
+
+import numpy as np
+import pytest
+
+import tinyarr
+from tinyarr import bfloat16, float16, float32, float64, nn, optim, saving
+from tinyarr.errors import ArgumentError, ShapeError
+
+RNG = np.random.default_rng(0)
+SHAPES = [(4, 3), (5,), ()]
+START = [RNG.normal(size=shape) for shape in SHAPES]
+RATES = [0.1, 0.1, 0.02, 0.3, 0.0, 0.1]
+GRADIENTS = [[RNG.normal(size=shape) for shape in SHAPES] for _ in RATES]  # by step, then by parameter
+GAPS = [[None if (step, i) in [(0, 2), (2, 1), (3, 1)] else g for i, g in enumerate(gs)]
+        for step, gs in enumerate(GRADIENTS)]  # fmt: skip
+LARGEST = 4.0  # no parameter or update gets there
+ADAMW = [{}, {"weight_decay": 0.0}, {"betas": (0.5, 0.7), "eps": 0.1, "weight_decay": 0.3}, {"betas": (0.0, 0.0)}]
+SGD = [{}, {"weight_decay": 0.3}, {"momentum": 0.9}, {"momentum": 0.5, "weight_decay": 0.1, "nesterov": True}]
+
+
+def leaves(dtype=float64):
+    return [tinyarr.tensor(x, dtype=dtype, requires_grad=True) for x in START]
+
+
+def set_gradients(parameters, gradients):
+    for p, g in zip(parameters, gradients):
+        p.grad = None if g is None else tinyarr.tensor(g, dtype=p.dtype)
+
+
+def walk(optimizer, parameters, gradients=GRADIENTS):
+    """Takes a step for each of RATES; yields the parameters after each."""
+    for lr, gs in zip(RATES, gradients):
+        optimizer.lr = lr
+        set_gradients(parameters, gs)
+        optimizer.step()
+        yield [p.numpy() for p in parameters]
+
+
+def last(steps):
+    *_, result = steps
+    return result
+
+
+def adamw(p, gradients, rates=RATES, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
+    m = v = 0.0
+    for t, (lr, g) in enumerate(zip(rates, gradients), 1):
+        if g is not None:
+            m = betas[0] * m + (1 - betas[0]) * g
+            v = betas[1] * v + (1 - betas[1]) * g**2
+            p = p - lr * weight_decay * p - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        yield p
+
+
+def sgd(p, gradients, rates=RATES, *, momentum=0.0, nesterov=False, weight_decay=0.0):
+    velocity = 0.0
+    for lr, g in zip(rates, gradients):
+        if g is not None:
+            g = g + weight_decay * p
+            velocity = momentum * velocity + g
+            p = p - lr * (g + momentum * velocity if nesterov else velocity)
+        yield p
+
+
+def by_formula(formula, options, gradients=GRADIENTS):
+    """What `walk` should yield."""
+    return zip(*[formula(x, [gs[i] for gs in gradients], **options) for i, x in enumerate(START)])
+
+
+def assert_steps_equal(steps, expected, rtol=1e-12):
+    for arrays, others in zip(steps, expected, strict=True):
+        for x, y in zip(arrays, others, strict=True):
+            np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol)
+
+
+def roundings(steps):
+    """What float32 may lose: of the start and, in each step, of decay, an update of 8 operations, and difference."""
+    return (1 + 10 * steps) * LARGEST * np.finfo(np.float32).eps
+
+
+both = pytest.mark.parametrize(
+    ("kind", "formula", "options"),
+    [pytest.param(optim.AdamW, adamw, options, id=f"AdamW {options}") for options in ADAMW]
+    + [pytest.param(optim.SGD, sgd, options, id=f"SGD {options}") for options in SGD],
+)
+each_kind = pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
+half_types = pytest.mark.parametrize("dtype", [bfloat16, float16])
+
+
+@pytest.mark.parametrize("gradients", [GRADIENTS, GAPS], ids=["all gradients", "missing gradients"])
+@both
+def test_steps_follow_the_formula(kind, formula, options, gradients):
+    parameters = leaves()
+    steps = walk(kind(parameters, **options), parameters, gradients)
+    assert_steps_equal(steps, by_formula(formula, options, gradients))
+
+
+@both
+def test_float32_steps_differ_by_their_roundings(kind, formula, options):
+    parameters = leaves(float32)
+    steps = walk(kind(parameters, **options), parameters)
+    for step, (got, expected) in enumerate(zip(steps, by_formula(formula, options)), 1):
+        for x, y in zip(got, expected):
+            assert x.dtype == np.float32 and np.abs(x - y).max() <= roundings(step)
+
+
+@both
+def test_groups_have_their_own_options_and_share_of_the_learning_rate(kind, formula, options):
+    parameters = leaves()
+    optimizer = kind(
+        [{"parameters": parameters[1:], "lr_scale": 2.0, **options}, {"parameters": parameters[:1]}], weight_decay=0.2
+    )
+    for i, got in enumerate(last(walk(optimizer, parameters))):
+        rates, theirs = ([2 * lr for lr in RATES], options) if i else (RATES, {})
+        expected = last(formula(START[i], [gs[i] for gs in GRADIENTS], rates, **{"weight_decay": 0.2} | theirs))
+        np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@half_types
+@both
+def test_a_half_type_follows_the_formula_in_its_float32_master(kind, formula, options, dtype):
+    parameters = leaves(dtype)
+    starts = [p.numpy().astype(np.float64) for p in parameters]
+    optimizer = kind(parameters, **options)
+    rounded = [[tinyarr.tensor(g, dtype=dtype).numpy().astype(np.float64) for g in gs] for gs in GRADIENTS]
+    expected = zip(*[formula(x, [gs[i] for gs in rounded], **options) for i, x in enumerate(starts)])
+    for step, (got, exact) in enumerate(zip(walk(optimizer, parameters), expected), 1):
+        state = optimizer.state_dict()
+        for i, (x, y) in enumerate(zip(got, exact)):
+            master = state[f"0.{len(SHAPES) - 1 - i}.master"]
+            assert master.dtype is float32
+            assert np.array_equal(x, master.numpy().astype(dtype.numpy))
+            assert np.abs(master.numpy() - y).max() <= roundings(step)
+
+
+@half_types
+def test_updates_too_small_for_a_half_type_add_up(dtype):
+    (p,) = parameters = [tinyarr.ones((3,), dtype=dtype, requires_grad=True)]
+    optimizer = optim.SGD(parameters, lr=2.0**-13)
+    for _ in range(2**10):
+        set_gradients(parameters, [np.ones(3)])
+        optimizer.step()
+    assert p.tolist() == [1 - 2**-3] * 3
+
+
+@half_types
+@each_kind
+def test_an_update_starts_from_weights_written_since_and_from_the_master_of_the_others(kind, dtype):
+    parameters, others = leaves(dtype), leaves(dtype)
+    optimizer, other = kind(parameters), kind(others)
+    set_gradients(parameters, GRADIENTS[0])
+    set_gradients(others, GRADIENTS[0])
+    optimizer.step()
+    other.step()
+    with tinyarr.no_grad():
+        parameters[0][1:] = 100.0
+    optimizer.step()
+    other.step()
+    changed, unchanged = parameters[0].numpy().astype(np.float32), others[0].numpy().astype(np.float32)
+    assert np.array_equal(changed[0], unchanged[0])
+    assert np.abs(changed[1:] - 100).max() < 1
+    written, kept = (o.state_dict()["0.2.master"].numpy() for o in (optimizer, other))
+    assert np.array_equal(written[0], kept[0]) and np.abs(written[1:] - 100).max() < 1
+
+
+@pytest.mark.parametrize("dtype", [float32, bfloat16])
+@pytest.mark.parametrize("model_first", [True, False])
+@each_kind
+def test_a_saved_state_goes_on_with_the_same_bits(kind, model_first, dtype, tmp_path):
+    def make():
+        model = nn.Module()
+        model.weights = [nn.Parameter(p) for p in leaves(dtype)]
+        return model, kind([{"parameters": model.weights[:2]}, {"parameters": model.weights[2:]}])
+
+    def go_on(model, optimizer):
+        return last(walk(optimizer, model.weights, GAPS))
+
+    model, optimizer = make()
+    go_on(model, optimizer)
+    saving.save(tmp_path / "model", model.state_dict())
+    saving.save(tmp_path / "optimizer", optimizer.state_dict())
+    resumed, its_optimizer = make()
+    pairs = [(resumed, "model"), (its_optimizer, "optimizer")]
+    for owner, name in pairs if model_first else reversed(pairs):
+        owner.load_state_dict(saving.load(tmp_path / name)[0])
+    for x, y in zip(go_on(model, optimizer), go_on(resumed, its_optimizer)):
+        assert np.array_equal(x, y)
+
+
+@each_kind
+def test_a_step_without_gradients_changes_nothing_but_the_step(kind):
+    parameters = leaves()
+    optimizer = kind(parameters)
+    before = {name: t.numpy() for name, t in optimizer.state_dict().items()}
+    optimizer.step()
+    after = {name: t.numpy() for name, t in optimizer.state_dict().items()}
+    assert after.pop("step") == before.pop("step") + 1 == 1
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert all(np.array_equal(p.numpy(), x) for p, x in zip(parameters, START))
+
+
+def test_the_learning_rate_is_a_tensor_that_is_written_into():
+    optimizer = optim.AdamW(leaves(), lr=0.1)
+    lr = optimizer.lr
+    assert (lr.shape, lr.dtype, lr.item()) == ((), float64, 0.1)
+    optimizer.lr = 0.2
+    assert optimizer.lr is lr and lr.item() == 0.2
+    optimizer.lr = tinyarr.tensor(0.5)
+    assert optimizer.lr is lr and lr.item() == 0.5
+
+
+def test_parameters_of_different_dtypes_share_a_group():
+    parameters = [*leaves(float64), *leaves(bfloat16)]
+    optimizer = optim.SGD(parameters, momentum=0.9)
+    got = last(walk(optimizer, parameters, [gs * 2 for gs in GRADIENTS]))
+    for x, y in zip(got, last(by_formula(sgd, {"momentum": 0.9}))):
+        np.testing.assert_allclose(x, y, rtol=1e-12)
+    assert set(optimizer.parameters) == set(parameters)
+
+
+def test_zero_grad_forgets_the_gradients_of_all_groups():
+    parameters = leaves()
+    optimizer = optim.SGD([{"parameters": parameters[:1]}, {"parameters": parameters[1:]}])
+    set_gradients(parameters, GRADIENTS[0])
+    optimizer.zero_grad()
+    assert [p.grad for p in parameters] == [None] * 3
+
+
+def wrong_gradient():
+    (p,) = parameters = [tinyarr.ones((3,), requires_grad=True)]
+    p.grad = tinyarr.ones((4,))
+    optim.SGD(parameters).step()
+
+
+def load_into(parameters, change):
+    optimizer = optim.AdamW(parameters)
+    optimizer.load_state_dict(optimizer.state_dict() | change)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: optim.AdamW([]), ArgumentError, "AdamW: got no parameters"),
+        (lambda: optim.SGD([{"parameters": []}]), ArgumentError, "SGD: got no parameters"),
+        (lambda: optim.SGD([tinyarr.ones(3)]), ArgumentError, r"a parameter has shape \(3,\).* requires_grad=True"),
+        (lambda: optim.SGD([leaves()[0] * 2]), ArgumentError, r"a parameter has shape \(4, 3\).* must be a leaf"),
+        (lambda: optim.SGD([1.0]), ArgumentError, "a parameter is 1.0"),
+        (lambda: optim.SGD(leaves()[:1] * 2), ArgumentError, r"a parameter of shape \(4, 3\) came twice"),
+        (lambda: optim.SGD([{"weights": leaves()}]), ArgumentError, r"a group has \['weights'\].*'parameters'"),
+        (lambda: optim.SGD([{"parameters": leaves(), "lr": 1}]), ArgumentError, "'lr'.*'lr_scale'"),
+        (lambda: optim.SGD([{"parameters": leaves()}, leaves()]), ArgumentError, "a group is a list: it is a dict"),
+        (lambda: optim.AdamW(leaves(), betas=(0.9, 1.0)), ArgumentError, r"betas is \(0.9, 1.0\)"),
+        (lambda: optim.SGD(leaves(), nesterov=True), ArgumentError, "nesterov=True with momentum 0"),
+        (lambda: optim.Optimizer(leaves(), 0.1, {}).update(*[None] * 4), ArgumentError, r"no update\(\)"),
+        (wrong_gradient, ShapeError, r"gradient has shape \(4,\), its parameter \(3,\)"),
+        (lambda: load_into(leaves(), {"0.3.m": tinyarr.ones(1)}), ArgumentError, r"differ in \['0.3.m'\]"),
+        (lambda: load_into(leaves(), {"0.1.m": tinyarr.ones(1)}), ShapeError, r"0.1.m has shape \(1,\), .* \(5,\)"),
+        (lambda: optim.clip_grad_norm(leaves(), 1.0), ArgumentError, "no parameter has a gradient"),
+        (lambda: optim.clip_grad_norm(leaves(), 0.0), ArgumentError, "max_norm is 0.0"),
+        (lambda: optim.clip_grad_norm(leaves(), float("nan")), ArgumentError, "max_norm is nan"),
+    ],
+)
+def test_what_can_t_be_optimized_is_an_error(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_clipping_scales_the_joint_norm_down_to_the_largest_allowed():
+    parameters = leaves()
+    set_gradients(parameters, GAPS[0])
+    expected = np.sqrt(sum((g**2).sum() for g in GAPS[0] if g is not None))
+    norm = optim.clip_grad_norm(parameters, 0.5)
+    assert norm.item() == pytest.approx(expected, rel=1e-14) and norm.dtype is float64
+    for p, g in zip(parameters, GAPS[0]):
+        assert (p.grad is None) if g is None else np.allclose(p.grad.numpy(), g * 0.5 / expected, rtol=1e-5)
+    assert optim.clip_grad_norm(parameters, 0.5).item() <= 0.5
+
+
+@pytest.mark.parametrize("max_norm", [1e6, float("inf")])
+def test_a_norm_within_the_limit_changes_no_bit(max_norm):
+    parameters = leaves(float32)
+    set_gradients(parameters, GRADIENTS[0])
+    before = [p.grad.numpy() for p in parameters]
+    assert optim.clip_grad_norm(iter(parameters), max_norm).dtype is float32
+    assert all(np.array_equal(p.grad.numpy(), g) for p, g in zip(parameters, before))
+
+
+@half_types
+def test_clipping_a_half_type_rounds_each_gradient_once(dtype):
+    p = tinyarr.zeros((300, 300), dtype=dtype, requires_grad=True)
+    p.grad = tinyarr.normal((300, 300), dtype=dtype, generator=tinyarr.Generator(0))
+    g = p.grad.numpy()
+    norm = optim.clip_grad_norm([p], 200.0)
+    assert norm.dtype is float32 and norm.item() == pytest.approx(np.linalg.norm(g.astype(np.float64)), rel=1e-6)
+    scale = np.float32(200) / (norm.numpy() + np.float32(1e-6))
+    assert np.array_equal(p.grad.numpy(), (g.astype(np.float32) * scale).astype(dtype.numpy))
+
+
+def torch_walk(kind, groups, gradients):
+    """As walk, with torch's optimizer; groups as its own, with NumPy arrays for "params" and "lr_scale"."""
+    import torch
+
+    groups = [{**group, "params": [torch.tensor(x, requires_grad=True) for x in group["params"]]} for group in groups]
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = getattr(torch.optim, kind)([{k: v for k, v in group.items() if k != "lr_scale"} for group in groups])
+    for lr, gs in zip(RATES, gradients):
+        for group, given in zip(optimizer.param_groups, groups):
+            group["lr"] = lr * given.get("lr_scale", 1.0)
+        for p, g in zip(parameters, gs):
+            p.grad = None if g is None else torch.tensor(g, dtype=p.dtype)
+        optimizer.step()
+        yield [p.detach().numpy().copy() for p in parameters]
+
+
+@pytest.mark.parity
+@both
+def test_every_step_is_torch_s(kind, formula, options):
+    parameters = leaves()
+    steps = walk(kind(parameters, **options), parameters)
+    assert_steps_equal(steps, torch_walk(kind.__name__, [{"params": START, **options}], GRADIENTS))
+
+
+@pytest.mark.parity
+@both
+def test_every_step_of_two_groups_is_torch_s(kind, formula, options):
+    parameters = leaves()
+    groups = [{"parameters": parameters[:1], "weight_decay": 0.2}, {"parameters": parameters[1:], "lr_scale": 0.5}]
+    theirs = [
+        {"params": START[:1], **options, "weight_decay": 0.2},
+        {"params": START[1:], **options, "lr_scale": 0.5},
+    ]
+    steps = walk(kind(groups, **options), parameters)
+    assert_steps_equal(steps, torch_walk(kind.__name__, theirs, GRADIENTS))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("options", SGD, ids=str)
+def test_sgd_skips_missing_gradients_as_torch_does(options):
+    parameters = leaves()
+    steps = walk(optim.SGD(parameters, **options), parameters, GAPS)
+    assert_steps_equal(steps, torch_walk("SGD", [{"params": START, **options}], GAPS))
+
+
+@pytest.mark.parity
+def test_adamw_leaves_a_parameter_without_gradients_alone_as_torch_does():
+    parameters, gradients = leaves(), [[None, *gs[1:]] for gs in GRADIENTS]
+    steps = walk(optim.AdamW(parameters), parameters, gradients)
+    assert_steps_equal(steps, torch_walk("AdamW", [{"params": START}], gradients))
+
+
+@pytest.mark.parity
+@half_types
+@both
+def test_a_half_type_with_its_master_is_torch_s_float32_rounded(kind, formula, options, dtype):
+    """torch's parameters are float32 from the same start and with the same gradients: only their roundings differ."""
+    parameters = leaves(dtype)
+    starts = [p.numpy().astype(np.float32) for p in parameters]
+    rounded = [[tinyarr.tensor(g, dtype=dtype).numpy().astype(np.float32) for g in gs] for gs in GRADIENTS]
+    optimizer = kind(parameters, **options)
+    masters = [optimizer.state_dict()[f"0.{i}.master"] for i in (2, 1, 0)]
+    steps = ([master.numpy() for master in masters] for _ in walk(optimizer, parameters))
+    theirs = torch_walk(kind.__name__, [{"params": starts, **options}], rounded)
+    assert_steps_equal(steps, theirs, rtol=2 * roundings(len(RATES)))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("max_norm", [0.1, 1.0, 100.0])
+def test_clipping_is_torch_s(max_norm):
+    import torch
+
+    parameters, theirs = leaves(), [torch.tensor(x, requires_grad=True) for x in START]
+    set_gradients(parameters, GAPS[0])
+    for p, g in zip(theirs, GAPS[0]):
+        p.grad = None if g is None else torch.tensor(g)
+    norm = torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+    assert optim.clip_grad_norm(parameters, max_norm).item() == pytest.approx(norm.item(), rel=1e-14)
+    for p, q in zip(parameters, theirs):
+        if q.grad is not None:
+            np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-14)
