@@ -47,8 +47,9 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
 
     def pull(*output_gradients: Tensor) -> tuple[Tensor, ...]:
         pairs = [(o, g) for o, g in zip(outputs, output_gradients, strict=True) if o._requires_grad]
+        record = again or any(g._requires_grad for _, g in pairs)
         found = gradients(
-            [o for o, _ in pairs], variables, [g for _, g in pairs], create_graph=again, retain_graph=True
+            [o for o, _ in pairs], variables, [g for _, g in pairs], create_graph=record, retain_graph=True
         )
         return tuple(zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True))
 
