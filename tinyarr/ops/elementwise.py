@@ -180,7 +180,7 @@ def relu(x):
 @elementwise
 def sigmoid(x):
     """1 / (1 + exp(-x)), without overflow."""
-    e = scalar.exp(-abs(x))
+    e = scalar.exp(-abs(1.0 * x))  # in floating point: -|x| of an unsigned integer wraps
     return scalar.where(x >= 0, 1, e) / (1 + e)
 
 
@@ -205,7 +205,7 @@ def _silu_gradient(g, x):
 @elementwise
 def softplus(x):
     """log(1 + exp(x)), without overflow."""
-    return scalar.maximum(x, 0) + scalar.log1p(scalar.exp(-abs(x)))
+    return scalar.maximum(x, 0) + scalar.log1p(scalar.exp(-abs(1.0 * x)))
 
 
 @softplus.gradient
