@@ -56,4 +56,4 @@ def take_gradient(g, indices, out, rows, *, axis, size):
         total = rows[start]
         for k in range(start + 1, end):
             np.add(total, rows[k], total)
-        np.copyto(target[n], total.reshape(before + after), casting="unsafe")
+        np.copyto(target[n, ...], total.reshape(before + after), casting="unsafe")
