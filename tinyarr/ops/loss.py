@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .. import dtypes
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
@@ -71,7 +72,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
             "logits must be floating and targets integers"
         )
     rows = reshape(logits, (targets.size, logits.shape[-1]))
-    flat = reshape(targets, (targets.size,))
+    flat = astype(reshape(targets, (targets.size,)), dtypes.int64, copy=False)  # unsigned ones can't hold -100
     losses = apply(_cross_entropy, rows, flat, ignore_index=ignore_index)[0]
     if reduction == "mean":
         return sum(losses) / sum(astype(flat != ignore_index, losses.dtype))

@@ -46,7 +46,10 @@ def cross_entropy(logits, targets, loss, lse, block, *, ignore_index):
     "cross_entropy_gradient", layouts=("any", "rows", "any", "any"), scratch=lambda call: row_blocks(call, 1, operand=1)
 )
 def cross_entropy_gradient(g, logits, targets, lse, out, block, *, ignore_index):
-    """g (softmax(logits) - onehot(target)); 0 where the target is ignored."""
+    """g (softmax(logits) - onehot(target)); 0 where the target is ignored.
+
+    Dividing by their own sum, 1 but for rounding, frees the weights of the rounding of lse.
+    """
     step = max(len(block), 1)
     for a in range(0, len(logits), step):
         b = min(a + step, len(logits))
@@ -54,6 +57,7 @@ def cross_entropy_gradient(g, logits, targets, lse, out, block, *, ignore_index)
         np.copyto(e, logits[a:b], casting="unsafe")
         np.subtract(e, lse[a:b, None], e)
         np.exp(e, e)
+        np.divide(e, np.add.reduce(e, axis=-1, keepdims=True), e)
         counted = t != ignore_index
         e[np.arange(b - a), np.where(counted, t, 0)] -= 1
         np.multiply(e, np.where(counted, g[a:b], 0)[:, None], e)
