@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..errors import ShapeError
+from ..errors import DtypeError, ShapeError
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from .create import arange
@@ -73,9 +73,11 @@ def scaled_dot_product_attention(
         raise ShapeError(f"scaled_dot_product_attention: {shapes}: they must be (B, H, T, D) with equal B, H")
     if q.shape[-1] != k.shape[-1]:
         raise ShapeError(f"scaled_dot_product_attention: {shapes}: q and k must have equal last axes")
+    if 0 in (q.shape[-1], k.shape[-2]):
+        raise ShapeError(f"scaled_dot_product_attention: {shapes}: there must be at least one key, of size 1 or more")
     if not (q.dtype is k.dtype is v.dtype and q.dtype.is_float):
         types = f"q {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}"
-        raise ShapeError(f"scaled_dot_product_attention: dtypes are {types}: they must be one floating dtype")
+        raise DtypeError(f"scaled_dot_product_attention: dtypes are {types}: they must be one floating dtype")
     if is_causal and q.shape[-2] != k.shape[-2]:
         raise ShapeError(f"scaled_dot_product_attention: {shapes}: causal attention needs q and k equally long")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)

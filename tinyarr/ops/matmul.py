@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import dtypes, views
-from ..errors import ShapeError
+from ..errors import DtypeError, ShapeError
 from ..tensor import Tensor, method, require_tensors
 from .primitive import Primitive, apply
 from .reduce import sum_to
@@ -18,7 +18,14 @@ def _infer(shapes, types):
     return [(batch + (x[-2], y[-1]), types[0])]
 
 
-_matmul = Primitive("matmul", _infer, inputs=("x", "y"), promotes=lambda types: dtypes.result_type(*types))
+def _common(types):
+    common = dtypes.result_type(*types)
+    if common is dtypes.bool:
+        raise DtypeError("matmul: x and y have dtype bool: they must be numbers, use astype")
+    return common
+
+
+_matmul = Primitive("matmul", _infer, inputs=("x", "y"), promotes=_common)
 
 
 @_matmul.gradient
