@@ -49,7 +49,11 @@ def _prepare(call) -> Launch:
         if layouts is not None:
             operands = [fit(x, layout) for x, layout in zip(operands, layouts, strict=True)]
         outputs = [empty(*spec) for spec in results]
-        function(_handles(operands), _handles(outputs))
+        try:
+            function(_handles(operands), _handles(outputs))
+        except OverflowError:
+            scalars = [x for x in operands if type(x) is int]
+            raise DtypeError(f"{call.primitive.name}: {scalars} does not fit int64: use a float or astype") from None
         return outputs
 
     return launch
