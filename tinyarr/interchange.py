@@ -114,6 +114,8 @@ def _repr(self: Tensor) -> str:
     else:
         body = np.array2string(to_numpy(self), separator=", ", prefix="tensor(", threshold=200, precision=4)
     parts = [body]
+    if not self.size and self.ndim > 1:
+        parts.append(f"shape={self.shape}")
     if self.dtype not in dtypes.DEFAULT.values():
         parts.append(f"dtype={self.dtype.name}")
     if self.device.kind != "cpu":

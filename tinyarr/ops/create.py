@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from .. import array, dtypes, views
 from ..device import Device, default_device
 from ..dtypes import Dtype
-from ..errors import ArgumentError, GradientError, ShapeError
+from ..errors import ArgumentError, DeviceError, GradientError, ShapeError
 from ..tape import recording
 from ..tensor import Tensor, method, result_tensor
 from . import scalar
@@ -144,6 +144,8 @@ def assign(x: Tensor, value) -> Tensor:
         if dtypes.scalar_kind(dtypes.python_scalar(value)) is None:
             raise TypeError(f"assign: value is {type(value).__name__}: make it a tensor with tinyarr.tensor(...)")
         value = full((), value, dtype=x.dtype, device=x.device)
+    if value.device is not x.device:
+        raise DeviceError(f"assign: x is on {x.device}, value on {value.device}: move it with value.to(device)")
     if views.broadcast_shapes("assign", value.shape, x.shape) != x.shape:
         raise ShapeError(f"assign: value has shape {value.shape}, x has shape {x.shape}: it must broadcast to that")
     if recording.get() and (x.requires_grad or value.requires_grad):
