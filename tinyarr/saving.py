@@ -32,13 +32,14 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors and a table of strings to a safetensors file, a tensor at a time.
 
-    The file appears under its name only when it is complete and on disk; until then an older one stays as it was.
+    The file appears under its name only when it is complete and on disk; until then an older one stays as it was. A
+    process that is killed meanwhile leaves its unfinished file behind, named .NAME.PID.
     Raises ArgumentError for metadata that are no strings, OSError where the file can't be written.
     """
     path = Path(path)
     header: dict[str, Any] = {}
     if metadata:
-        if not all(isinstance(x, str) for pair in metadata.items() for x in pair):
+        if not _all_strings(metadata):
             raise ArgumentError(f"save: metadata is {metadata}: names and values must be strings, so use json.dumps")
         header["__metadata__"] = metadata
     # Wide elements first, so that every tensor starts aligned.
@@ -85,6 +86,10 @@ def load(
     return tensors, metadata
 
 
+def _all_strings(metadata: dict) -> bool:
+    return all(isinstance(x, str) for pair in metadata.items() for x in pair)
+
+
 def _read_header(f: BinaryIO) -> tuple[dict[str, tuple], dict[str, str], int]:
     """Name to (dtype, shape, begin, end), the metadata, and where the data begin; checked against one another."""
     size = os.path.getsize(f.fileno())
@@ -96,6 +101,8 @@ def _read_header(f: BinaryIO) -> tuple[dict[str, tuple], dict[str, str], int]:
             raise ValueError(f"its header should have {length} bytes, but the file has {size}")
         entries = json.loads(f.read(length))
         metadata = entries.pop("__metadata__", {})
+        if not _all_strings(metadata):
+            raise ValueError("its metadata are no strings")
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
             shape, (begin, stop) = tuple(entry["shape"]), entry["data_offsets"]
             if entry["dtype"] not in _DTYPES:
@@ -107,7 +114,7 @@ def _read_header(f: BinaryIO) -> tuple[dict[str, tuple], dict[str, str], int]:
             header[name], end = (dtype, shape, begin, stop), stop
         if 8 + length + end != size:
             raise ValueError(f"{8 + length + end} bytes are described, the file has {size}")
-    except (ValueError, TypeError, KeyError, AttributeError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
         reason = f"{type(e).__name__}: {e}" if type(e) is not ValueError else e
         raise FileError(f"load: {f.name} is not a sound safetensors file ({reason}): copy or save it again") from None
     return header, metadata, 8 + length
