@@ -86,7 +86,7 @@ def _view_launch(call) -> Launch:
 
 
 def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence[Array]) -> Sequence[Array]:
-    """Runs into existing memory, through a temporary where an operand overlaps it in a way the kernel can't bear."""
+    """Runs into existing memory, through a temporary where the kernel can't bear its strides or an operand in it."""
     for out, shape, dtype in zip(outs, call.out_shapes, call.out_dtypes, strict=True):
         if out.device is not call.device:
             raise DeviceError(f"{call.primitive.name}: out is on {out.device}, the operands on {call.device}")
@@ -107,7 +107,7 @@ def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence
         return type(x) is Array and out.overlaps(x) and not (kernel.in_place and out.same_place(x))
 
     clash = any(clashes(out, x) for out in outs for x in operands)
-    if clash:
+    if clash or not (kernel.in_place or all(views.is_contiguous(out.view) for out in outs)):
         fresh = launch(operands, None)
         assert fresh is not None
         for out, x in zip(outs, fresh, strict=True):

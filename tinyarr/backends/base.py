@@ -17,7 +17,7 @@ class Kernel:
 
     function(inputs, outputs): handles (and Python scalars) in, nothing out; it allocates nothing.
     layouts(call): what each operand's strides must suit (see eager.fit); None where any do.
-    in_place: whether an output may be exactly the memory of an input.
+    in_place: whether an output may be exactly the memory of an input, and have any strides; else it is row-major.
     """
 
     function: Callable[[Sequence[Any], Sequence[Any]], None]
