@@ -18,42 +18,30 @@ def check_range(operation: str, indices: np.ndarray, low: int, high: int) -> Non
         )
 
 
-@kernel("take")
-def take(x, indices, out, *, axis):
+@kernel("take", layouts=("dense", "any"), scratch=lambda call: [(call.in_shapes[1], np.intp)])
+def take(x, indices, out, positions, *, axis):
     n = x.shape[axis]
     check_range("take", indices, -n, n)
-    np.take(x, indices, axis=axis, out=out, mode="wrap")
+    np.copyto(positions, indices, casting="unsafe")  # of any other dtype np.take would make a copy itself
+    np.take(x, positions, axis=axis, out=out, mode="wrap")
 
 
-def _sorted_rows(call):
-    """Scratch: the rows of g in the order of their indices, float32 for half types."""
-    g, indices = call.in_shapes
-    count = int(np.prod(indices, dtype=np.int64))
-    axis = call.params["axis"]
-    rest = g[:axis] + g[axis + len(indices) :]
-    return [((count, int(np.prod(rest, dtype=np.int64))), call.in_dtypes[0].compute.numpy)]
+def _wide(call):
+    """Scratch for half types: the sums in float32."""
+    dtype = call.out_dtypes[0]
+    return [] if dtype.compute is dtype else [(call.out_shapes[0], dtype.compute.numpy)]
 
 
-@kernel("take_gradient", scratch=_sorted_rows)
-def take_gradient(g, indices, out, rows, *, axis, size):
-    """Rows with the same index are brought together (stably) and each run is added up in its order."""
+@kernel("take_gradient", layouts=("dense", "any"), scratch=_wide)
+def take_gradient(g, indices, out, wide=None, *, axis, size):
+    """Adds each row to the one that it was taken from, in the order in which they stand."""
     check_range("take", indices, -size, size)
-    out.fill(0)
-    if g.size == 0:
-        return
-    number = np.remainder(indices.reshape(-1), size)
-    order = np.argsort(number, kind="stable")
-    number = number[order]
-    starts = np.flatnonzero(np.concatenate(([True], number[1:] != number[:-1])))
-    before = g.shape[:axis]
-    after = g.shape[axis + indices.ndim :]
-    by_index = np.moveaxis(g.reshape(before + (order.size,) + after), axis, 0)
-    for k, i in enumerate(order):
-        np.copyto(rows[k].reshape(before + after), by_index[i], casting="unsafe")
-    target = np.moveaxis(out, axis, 0)
-    ends = np.append(starts[1:], order.size)
-    for n, start, end in zip(number[starts], starts, ends, strict=True):
-        total = rows[start]
-        for k in range(start + 1, end):
-            np.add(total, rows[k], total)
-        np.copyto(target[n, ...], total.reshape(before + after), casting="unsafe")
+    total = out if wide is None else wide
+    total.fill(0)
+    rows = g.reshape(g.shape[:axis] + (indices.size,) + g.shape[axis + indices.ndim :])
+    rows, target = np.moveaxis(rows, axis, 0), np.moveaxis(total, axis, 0)
+    for i, row in zip(indices.flat, rows, strict=True):
+        place = target[i, ...]
+        np.add(place, row, out=place)
+    if wide is not None:
+        np.copyto(out, wide, casting="unsafe")
