@@ -121,6 +121,16 @@ def test_dropout_acts_in_training_and_on_evaluation_not_at_all():
     assert not np.array_equal(model.train()(INPUTS).numpy(), gpt2()(INPUTS).numpy())
 
 
+def test_dropout_draws_for_the_embedding_and_for_both_branches_of_a_layer():
+    generator = Generator(0)
+    model = GPT2(replace(MICRO, dropout=0.5), generator=generator)
+    before = generator.counter
+    model(INPUTS)
+    assert generator.counter - before == 1 + 2 * MICRO.n_layer
+    model.eval()(INPUTS)
+    assert generator.counter - before == 1 + 2 * MICRO.n_layer
+
+
 def test_too_long_an_input_is_an_error():
     with pytest.raises(ValueError, match="9 tokens came, the model has 8 positions"):
         gpt2()(TOKENS)
