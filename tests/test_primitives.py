@@ -1,0 +1,371 @@
+"""What every primitive promises, proved for each record in samples.py."""
+
+import contextlib
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyarr
+from tests.samples import SAMPLES, Case, Operand, Sample
+from tinyarr import dtypes, eager, views
+from tinyarr.array import Array, empty
+from tinyarr.backends.cpu.registry import KERNELS
+from tinyarr.dtypes import Dtype
+from tinyarr.errors import DtypeError, TinyarrError
+from tinyarr.ops import scalar
+from tinyarr.ops.elementwise_primitive import Elementwise
+from tinyarr.ops.primitive import Primitive, executor, registry
+from tinyarr.tensor import Tensor, result_tensor
+from tinyarr.testing import gradcheck, gradgradcheck, tensors
+
+OWN = {name: primitive for name, primitive in registry.items() if primitive.built_in}
+DIFFERENTIABLE = [name for name, primitive in OWN.items() if not primitive.non_differentiable]
+FUSED = [name for name, primitive in OWN.items() if primitive.composite is not None]
+PROMOTING = [name for name, p in OWN.items() if set(p.inputs) == {"x", "y"} and not name.startswith("logical")]
+POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN[n], Elementwise) and n not in ("where", "dropout", "copysign")]
+each_sample = pytest.mark.parametrize("name", SAMPLES)
+few = settings(max_examples=12)
+
+
+def operands(draw, case: Case, dtype) -> list[Tensor]:
+    """Tensors for a case, in memory of any layout."""
+    kinds = [o.dtype or dtype for o in case.operands]
+    return [
+        draw(tensors(o.shape, kind, values=values_of(o, kind), repeats=o.repeats))
+        for o, kind in zip(case.operands, kinds)
+    ]
+
+
+def values_of(operand: Operand, dtype: Dtype):
+    """(rng, shape) -> the elements of an operand of a dtype."""
+    if dtype.is_float:
+        return operand.values
+    low, high = (0, 2) if dtype.kind == "bool" else operand.integers
+    return lambda rng, shape: rng.integers(0 if dtype.kind == "unsigned" else low, high, shape)
+
+
+def in_tuple(result) -> tuple:
+    return result if isinstance(result, tuple | list) else (result,)
+
+
+def as_reference(operand: Operand, x: Tensor, result: Dtype) -> np.ndarray:
+    """Floating operands in float64, and integers where the result is floating; indices and the like as they are."""
+    wide = x.dtype.is_float or (result.is_float and operand.dtype is None)
+    return x.numpy().astype(np.float64) if wide else x.numpy()
+
+
+def rounding_count(call) -> int:
+    """How many roundings an expression makes: one an operation, 4 for those that NumPy promises within 4 ulp."""
+    library = {name for name, operation in scalar.OPERATIONS.items() if operation.typing == "float"} | {"power"}
+    library -= {"divide", "sqrt", "copysign"}
+    nodes = [node for node in scalar.topological(call.primitive.expressions(call.params)) if node.args]
+    return sum(4 if node.op in library else 1 for node in nodes)
+
+
+def conditioning(sample: Sample, arrays, params, expected) -> list:
+    """Sum over the elements x of the operands of |x df/dx|: how far their relative changes move the results."""
+    moved = [np.zeros(np.shape(e)) for e in expected]
+    step = 1e-6
+    for k, x in enumerate(arrays):
+        if x.dtype.kind != "f":
+            continue
+        for at in np.ndindex(x.shape):
+            nudged = x.copy()
+            nudged[at] += step * x[at]
+            changed = in_tuple(sample.reference(*arrays[:k], nudged, *arrays[k + 1 :], **params))
+            for total, new, old in zip(moved, changed, expected):
+                total += np.abs(new - old) / step
+    return moved
+
+
+def error_factors(sample: Sample, calls, arrays, params, expected) -> tuple[int, list]:
+    """How many roundings make each result, and how large what is rounded is."""
+    scale = sample.scale(*arrays) if sample.scale else 0
+    if sample.roundings is None:
+        return sum(map(rounding_count, calls)), [np.abs(e) + scale for e in expected]
+    count = sample.roundings(*arrays, **params)
+    moved = conditioning(sample, arrays, params, expected) if count else expected
+    return count, [np.abs(e) + scale + m for e, m in zip(expected, moved)]
+
+
+def assert_rounded(out: Tensor, exact, error) -> None:
+    """out is what some value within `error` of the exact one rounds to; NaN and infinities are equal."""
+    found, stored = out.numpy().astype(np.float64), out.dtype.numpy
+    error = np.where(np.isfinite(exact), error, 0)
+    with np.errstate(all="ignore"):
+        low, high = ((exact + sign * error).astype(stored).astype(np.float64) for sign in (-1, 1))
+        inside = (low <= found) & (found <= high)
+    undefined = np.isnan(low) | np.isnan(high)
+    assert np.all(inside | (np.isnan(found) & undefined)), f"{found} is outside [{low}, {high}]"
+
+
+def assert_same_bits(x: Tensor, y: Tensor) -> None:
+    assert (x.shape, x.dtype) == (y.shape, y.dtype)
+    assert x.numpy().tobytes() == y.numpy().tobytes(), f"{x} != {y}"
+
+
+class Recorder:
+    """An executor that runs eagerly and keeps what it ran: (call, operands)."""
+
+    def __init__(self):
+        self.ran = []
+
+    def run(self, call, arrays, outs):
+        self.ran.append((call, list(arrays)))
+        return eager.run(call, arrays, outs)
+
+
+@contextlib.contextmanager
+def recorded():
+    recorder = Recorder()
+    token = executor.set(recorder)
+    try:
+        yield recorder.ran
+    finally:
+        executor.reset(token)
+
+
+@each_sample
+def test_the_result_is_the_exact_one_rounded(name):
+    sample = SAMPLES[name]
+
+    @few
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        inputs = operands(data.draw, case, dtype)
+        with recorded() as ran:
+            results = in_tuple(sample.function(*inputs, **case.params))
+        calls = [call for call, _ in ran if call.primitive.name == name]
+        stored = sample.gives(dtype, **case.params)
+        stored = stored if isinstance(stored, tuple) else (stored,) * len(results)
+        arrays = [as_reference(o, x, stored[0]) for o, x in zip(case.operands, inputs)]
+        with np.errstate(all="ignore"):
+            expected = [np.asarray(e) for e in in_tuple(sample.reference(*arrays, **case.params))]
+        assert [(o.shape, o.dtype) for o in results] == [(e.shape, d) for e, d in zip(expected, stored, strict=True)]
+        if not stored[0].is_float:
+            for out, exact in zip(results, expected):
+                np.testing.assert_array_equal(out.numpy(), exact)
+            return
+        count, largest = error_factors(sample, calls, arrays, case.params, expected)
+        for out, exact, size in zip(results, expected, largest):
+            unit = ml_dtypes.finfo(sample.precision(out.dtype).numpy)
+            of_both = 2 if unit.bits == 64 else 1  # the reference rounds as often
+            error = of_both * count * (float(unit.eps) * size + float(unit.smallest_subnormal))
+            assert_rounded(out, exact.astype(np.float64), error)
+
+    check()
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_the_gradient_agrees_with_finite_differences(name):
+    sample = SAMPLES[name]
+
+    @few
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        params = case.params | sample.smooth
+        inputs = operands(data.draw, case, dtypes.float64)
+        assert gradcheck(lambda *x: sample.function(*x, **params), *inputs)
+
+    check()
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_the_gradient_of_the_gradient_agrees_with_finite_differences(name):
+    sample = SAMPLES[name]
+
+    @settings(max_examples=6)
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        params = case.params | sample.smooth
+        inputs = operands(data.draw, case, dtypes.float64)
+        assert gradgradcheck(lambda *x: sample.function(*x, **params), *inputs)
+
+    check()
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in DIFFERENTIABLE])
+def test_no_gradient_flows_through_what_is_declared_non_differentiable(name):
+    sample = SAMPLES[name]
+
+    @settings(max_examples=3)
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = dtypes.float64 if dtypes.float64 in sample.takes else (sample.takes or (None,))[0]
+        inputs = operands(data.draw, case, dtype)
+        for x in inputs:
+            x.requires_grad = x.dtype.is_float
+        assert not any(o.requires_grad for o in in_tuple(sample.function(*inputs, **case.params)))
+
+    check()
+
+
+@pytest.mark.parametrize("name", [name for name, sample in SAMPLES.items() if sample.takes])
+def test_a_dtype_that_the_operation_does_not_take_is_refused_by_name(name):
+    sample = SAMPLES[name]
+    refused = set(dtypes.ALL) - set(sample.takes) if sample.refuses is None else sample.refuses
+
+    @settings(max_examples=1)
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        for dtype in refused:
+            with pytest.raises(TinyarrError, match=dtype.name):
+                sample.function(*operands(data.draw, case, dtype), **case.params)
+
+    check()
+
+
+@pytest.mark.parametrize("name", PROMOTING)
+def test_operands_of_two_dtypes_are_promoted_first(name):
+    sample = SAMPLES[name]
+
+    @few
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        x, y = (operands(data.draw, case, data.draw(st.sampled_from(sample.takes)))[i] for i in (0, 1))
+        try:
+            common = tinyarr.result_type(x, y)
+        except DtypeError:
+            with pytest.raises(DtypeError):
+                sample.function(x, y)
+        else:
+            assert_same_bits(sample.function(x, y), sample.function(x.astype(common), y.astype(common)))
+
+    check()
+
+
+@pytest.mark.parametrize("name", [name for name in PROMOTING if name != "matmul"])
+def test_a_python_scalar_takes_the_dtype_of_the_tensor_unless_it_is_of_a_higher_kind(name):
+    sample = SAMPLES[name]
+
+    numbers = (2, 2.5) if dtypes.float32 in sample.takes else (2,)
+
+    @few
+    @given(tensors((2, 3), st.sampled_from(sample.takes)), st.sampled_from(numbers))
+    def check(x, number):
+        common = tinyarr.result_type(x, number)
+        strong = tinyarr.tensor(number, dtype=common)
+        assert_same_bits(sample.function(x, number), sample.function(x.astype(common), strong))
+        assert_same_bits(sample.function(number, x), sample.function(strong, x.astype(common)))
+
+    check()
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_nan_goes_through(name):
+    sample, arity = SAMPLES[name], len(OWN[name].inputs)
+    params = {"integer_power": {"n": 3}, "astype": {"dtype": dtypes.float32}}.get(name, {})
+    for i in range(arity):
+        operands = [tinyarr.tensor(float("nan") if k == i else 0.5) for k in range(arity)]
+        assert np.isnan(sample.function(*operands, **params).item())
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_given_output_receives_the_same_bits_also_in_place(name):
+    sample = SAMPLES[name]
+    reached = []
+
+    @few
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        inputs = operands(data.draw, case, dtype)
+        with recorded() as ran:
+            sample.function(*inputs, **case.params)
+        for call, arrays in ran:
+            if call.primitive.name != name:
+                continue
+            reached.append(call)
+            if call.primitive.view is not None:
+                continue
+            plain = eager.run(call, arrays, None)
+            outs = [empty(o.device, o.shape[::-1], o.dtype) for o in plain]
+            outs = [o.through(views.permute(o.view, tuple(range(len(o.shape)))[::-1])) for o in outs]
+            eager.run(call, arrays, outs)
+            for out, expected in zip(outs, plain):
+                assert_same_bits(result_tensor(out), result_tensor(expected))
+                assert out.storage.version == 1
+            for k, x in enumerate(arrays):
+                if isinstance(x, Array) and len(plain) == 1 and (x.shape, x.dtype) == (plain[0].shape, plain[0].dtype):
+                    own = eager.contiguous_copy(x)
+                    eager.run(call, [*arrays[:k], own, *arrays[k + 1 :]], [own])
+                    assert_same_bits(result_tensor(own), result_tensor(plain[0]))
+
+    check()
+    assert reached, f"the sample's function never applies {name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [pytest.param(n, e, id=f"{n}-{i}") for n, s in SAMPLES.items() for i, e in enumerate(s.errors)]
+)
+def test_a_bad_argument_is_refused_with_a_message_that_says_what_came(name, error):
+    with pytest.raises(error.kind) as caught:
+        error.call()
+    for fragment in error.fragments:
+        assert fragment in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype):
+    sample, rng = SAMPLES[name], np.random.default_rng(0)
+    case = sample.large
+    kinds = [o.dtype or dtype for o in case.operands]
+    inputs = [tinyarr.tensor(values_of(o, d)(rng, o.shape), dtype=d) for o, d in zip(case.operands, kinds)]
+    with recorded() as ran:
+        sample.function(*inputs, **case.params)
+    ((call, arrays),) = [(c, a) for c, a in ran if c.primitive.name == name]
+    operands = [result_tensor(x) for x in arrays]
+    wide = [x.astype(dtypes.float64) if x.dtype.is_float else x for x in operands]
+    exact = in_tuple(call.primitive.composite(*wide, **call.params))
+    naive = in_tuple(call.primitive.composite(*operands, **call.params))
+    fused = eager.run(call, arrays, None)
+    for e, n, f in zip(exact, naive, map(result_tensor, fused)):
+        assert f.dtype is n.dtype
+        assert distance(f, e) <= 2 * distance(n, e)
+
+
+def distance(x: Tensor, exact: Tensor) -> float:
+    return float(np.linalg.norm(x.numpy().astype(np.float64) - exact.numpy()))
+
+
+def missing(primitives, samples, kernels) -> list[str]:
+    """What primitives lack of what each must have."""
+    lacks = [f"{name}: no sample record" for name in primitives if name not in samples]
+    lacks += [f"{name}: a sample record, but no primitive" for name in samples if name not in primitives]
+    for name, p in primitives.items():
+        if not (p.has_gradient or p.non_differentiable or p.composite):
+            lacks.append(f"{name}: no gradient, and not declared non_differentiable")
+        if not (p.view or p.composite or name in kernels or isinstance(p, Elementwise)):
+            lacks.append(f"{name}: no CPU kernel and no composite")
+    return lacks + [f"{name}: a CPU kernel, but no primitive" for name in kernels if name not in primitives]
+
+
+def test_every_primitive_has_a_kernel_a_gradient_and_a_sample():
+    assert missing(OWN, SAMPLES, KERNELS) == []
+
+
+def test_what_a_primitive_lacks_is_reported():
+    bare = Primitive("bare", lambda shapes, dtypes: [(shapes[0], dtypes[0])], derived=True)
+    assert missing({"bare": bare}, {}, {}) == [
+        "bare: no sample record",
+        "bare: no gradient, and not declared non_differentiable",
+        "bare: no CPU kernel and no composite",
+    ]
+    assert len(missing({}, {"gone": None}, {"gone": None})) == 2
+
+
+def test_memory_that_kernels_write_into_is_poisoned():
+    for n in (3, 100_000):
+        assert np.isnan(tinyarr.empty(n).numpy()).all()
