@@ -173,8 +173,8 @@ def clip(x: Tensor, min=None, max=None) -> Tensor:
 
 @elementwise
 def relu(x):
-    """max(x, 0). Gradient 0 at 0."""
-    return scalar.where(x > 0, x, 0)
+    """max(x, 0), NaN for NaN. Gradient 0 at 0."""
+    return scalar.where(x <= 0, 0, x)
 
 
 @elementwise
