@@ -11,37 +11,37 @@ from .erf import erf
 
 
 def _where(condition: Any, x: Any, y: Any, out: np.ndarray) -> None:
-    # `out` may be the register of x or y, never of the condition: it has another item size unless all are bool.
-    if out is x:
-        np.copyto(out, y, where=np.logical_not(condition))
-    elif out is condition:
-        out[...] = (condition & x) | (~condition & y)
+    # An operation in place may write to the memory of an operand, which filling it with y would destroy.
+    if np.may_share_memory(out, x) or np.may_share_memory(out, condition):
+        np.copyto(out, np.where(condition, x, y))
     else:
         np.copyto(out, y)
         np.copyto(out, x, where=condition)
 
 
 def _power(x: Any, y: Any, out: np.ndarray) -> None:
-    """x**y; for integers with negative y the quotient 1 // x**-y rounded toward zero, where NumPy raises."""
-    if out.dtype.kind != "i":
-        np.power(x, y, out)
-        return
+    """x**y; where NumPy raises, for integers and negative y, 1 / x**-y rounded toward zero, and 0 for x = 0."""
     negative = np.less(y, 0)
-    np.power(x, np.where(negative, -y, y), out)
-    if np.any(negative):
-        np.copyto(out, np.where(np.abs(out) == 1, out, 0), where=negative)
+    if out.dtype.kind == "f" or not np.any(negative):
+        np.power(x, y, out)
+    else:
+        quotient = np.where(np.abs(x) == 1, np.where(np.bitwise_and(y, 1), x, 1), 0)
+        np.power(x, np.where(negative, 0, y), out)
+        np.copyto(out, quotient, where=negative)
 
 
-def _multiply_high(x: Any, y: Any, out: np.ndarray) -> None:
-    """The upper half of the product of two unsigned 32-bit integers."""
-    np.copyto(out, np.multiply(x, y, dtype=np.uint64) >> np.uint64(32), casting="unsafe")
+def _cast(x: Any, out: np.ndarray) -> None:
+    # NumPy's loops for uint32 differ from one another where a number does not fit; this is what its scalar loop gives.
+    if out.dtype == np.uint32 and x.dtype.kind == "f":
+        x = x.astype(np.int64)
+    np.copyto(out, x, casting="unsafe")
 
 
 def _rounding(ufunc: np.ufunc) -> Callable:
     """Integers are whole already; NumPy would compute them in floating point."""
 
     def function(x: Any, out: np.ndarray) -> None:
-        (ufunc if out.dtype.kind == "f" else np.positive)(x, out)
+        (ufunc if out.dtype.kind == "f" else np.positive)(x, out=out)
 
     return function
 
@@ -49,10 +49,9 @@ def _rounding(ufunc: np.ufunc) -> Callable:
 FUNCTIONS: dict[str, Callable] = {
     name: getattr(np, name)
     for name in (
-        "add subtract multiply divide floor_divide remainder negative abs sign maximum minimum "
-        "sqrt exp expm1 log log1p log2 log10 sin cos tan sinh cosh tanh hypot copysign nextafter "
-        "equal not_equal less less_equal greater greater_equal isnan isinf isfinite signbit "
-        "bitwise_and bitwise_or bitwise_xor"
+        "add subtract multiply divide floor_divide remainder negative abs sign maximum minimum sqrt exp expm1 "
+        "log log1p log2 log10 sin cos tan sinh cosh tanh hypot copysign nextafter equal not_equal less "
+        "less_equal greater greater_equal isnan isinf isfinite signbit bitwise_and bitwise_or bitwise_xor"
     ).split()
 }
 FUNCTIONS |= {
@@ -72,8 +71,8 @@ FUNCTIONS |= {
     "bitwise_invert": np.invert,
     "bitwise_left_shift": np.left_shift,
     "bitwise_right_shift": np.right_shift,
-    "multiply_high": _multiply_high,
     "where": _where,
+    "cast": _cast,
 }
 
 
@@ -88,7 +87,9 @@ def philox_scratch(n: int) -> list[tuple[tuple[int, ...], Any]]:
     return [((6, n // 4 + 2), np.uint64)]
 
 
-def random_bits(key: int, counter: int, stream: int, start: int, out: np.ndarray, scratch: Sequence[np.ndarray]) -> None:
+def random_bits(
+    key: int, counter: int, stream: int, start: int, out: np.ndarray, scratch: Sequence[np.ndarray]
+) -> None:
     """Words start, start+1, ... of a draw: word i is word i % 4 of block i // 4.
 
     Philox 4x32-10 (Salmon et al. 2011, section 3.3) of the 128-bit counter (block number, stream, counter) and the
