@@ -13,7 +13,7 @@ from .primitive import Primitive, apply
 from .shape import reshape, slice_axes
 
 
-def _infer_take(shapes, types, *, axis):
+def _infer_take(shapes, types, *, axis, wrap):
     x, indices = shapes
     return [(x[:axis] + indices + x[axis + 1 :], types[0])]
 
@@ -21,7 +21,7 @@ def _infer_take(shapes, types, *, axis):
 _take = Primitive("take", _infer_take, inputs=("x", "indices"))
 _take_gradient = Primitive(
     "take_gradient",
-    lambda shapes, types, *, axis, size: [
+    lambda shapes, types, *, axis, size, wrap: [
         (shapes[0][:axis] + (size,) + shapes[0][axis + len(shapes[1]) :], types[0]),
     ],
     inputs=("g", "indices"),
@@ -29,13 +29,13 @@ _take_gradient = Primitive(
 
 
 @_take.gradient
-def _take_backward(g, indices, *, axis, shapes):
-    return apply(_take_gradient, g, indices, axis=axis, size=shapes[0][axis]), None
+def _take_backward(g, indices, *, axis, wrap, shapes):
+    return apply(_take_gradient, g, indices, axis=axis, size=shapes[0][axis], wrap=wrap), None
 
 
 @_take_gradient.gradient
-def _take_gradient_backward(g, indices, *, axis):
-    return apply(_take, g, indices, axis=axis), None
+def _take_gradient_backward(g, indices, *, axis, wrap):
+    return apply(_take, g, indices, axis=axis, wrap=wrap), None
 
 
 @method()
@@ -46,17 +46,26 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     Raises OutOfBounds for an index outside the axis.
     """
     require_tensors("take", x=x, indices=indices)
-    if indices.dtype.kind not in ("signed", "unsigned"):
-        raise DtypeError(f"take: indices has dtype {indices.dtype.name}: it must be an integer dtype")
+    _require_integers("take", "indices", indices)
     if axis is None:
         x, axis = reshape(x, (x.size,)), 0
-    return apply(_take, x, indices, axis=views.normalize_axis("take", axis, x.ndim))
+    return apply(_take, x, indices, axis=views.normalize_axis("take", axis, x.ndim), wrap=True)
 
 
 @method()
 def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of `weight` (V, C) by token number: tokens (...) of integers in [0, V) give (..., C)."""
-    return take(weight, tokens, axis=0)
+    """Rows of `weight` (V, C) by token number: tokens (...) of integers in [0, V) give (..., C).
+
+    Raises OutOfBounds for any other token, negative ones included.
+    """
+    require_tensors("embedding", weight=weight, tokens=tokens)
+    _require_integers("embedding", "tokens", tokens)
+    return apply(_take, weight, tokens, axis=0, wrap=False)
+
+
+def _require_integers(operation: str, name: str, x: Tensor) -> None:
+    if x.dtype.kind not in ("signed", "unsigned"):
+        raise DtypeError(f"{operation}: {name} has dtype {x.dtype.name}: it must be an integer dtype")
 
 
 def _whole_number(index: Any) -> int:

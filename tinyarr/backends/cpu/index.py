@@ -19,9 +19,9 @@ def check_range(operation: str, indices: np.ndarray, low: int, high: int) -> Non
 
 
 @kernel("take", layouts=("dense", "any"), scratch=lambda call: [(call.in_shapes[1], np.intp)])
-def take(x, indices, out, positions, *, axis):
+def take(x, indices, out, positions, *, axis, wrap):
     n = x.shape[axis]
-    check_range("take", indices, -n, n)
+    check_range("take", indices, -n if wrap else 0, n)
     np.copyto(positions, indices, casting="unsafe")  # of any other dtype np.take would make a copy itself
     np.take(x, positions, axis=axis, out=out, mode="wrap")
 
@@ -33,9 +33,9 @@ def _wide(call):
 
 
 @kernel("take_gradient", layouts=("dense", "any"), scratch=_wide)
-def take_gradient(g, indices, out, wide=None, *, axis, size):
+def take_gradient(g, indices, out, wide=None, *, axis, size, wrap):
     """Adds each row to the one that it was taken from, in the order in which they stand."""
-    check_range("take", indices, -size, size)
+    check_range("take", indices, -size if wrap else 0, size)
     total = out if wide is None else wide
     total.fill(0)
     rows = g.reshape(g.shape[:axis] + (indices.size,) + g.shape[axis + indices.ndim :])
