@@ -32,11 +32,19 @@ def min(x, out, *, axis, keepdims):
     np.minimum.reduce(x, axis=axis, out=out, keepdims=keepdims)
 
 
-@kernel("argmax")
-def argmax(x, out, *, axis, keepdims):
-    np.argmax(x, axis=axis, out=out, keepdims=keepdims)
+def _rows(call):
+    """Scratch: the operand with the axis moved to the end, a copy that NumPy would otherwise make itself."""
+    shape, axis = call.in_shapes[0], call.params["axis"]
+    return [(shape[:axis] + shape[axis + 1 :] + shape[axis : axis + 1], call.in_dtypes[0].numpy)]
 
 
-@kernel("argmin")
-def argmin(x, out, *, axis, keepdims):
-    np.argmin(x, axis=axis, out=out, keepdims=keepdims)
+@kernel("argmax", scratch=_rows)
+def argmax(x, out, rows, *, axis, keepdims):
+    np.copyto(rows, np.moveaxis(x, axis, -1))
+    np.argmax(rows, axis=-1, out=out.reshape(rows.shape[:-1]))
+
+
+@kernel("argmin", scratch=_rows)
+def argmin(x, out, rows, *, axis, keepdims):
+    np.copyto(rows, np.moveaxis(x, axis, -1))
+    np.argmin(rows, axis=-1, out=out.reshape(rows.shape[:-1]))
