@@ -1,0 +1,73 @@
+"""What one eager operation on a small tensor costs with the tape on, beside torch.
+
+The processor time of one thread, so a busy machine matters less; the median over fresh processes, which take turns,
+so that neither library is measured in what the other left behind.
+"""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import timeit
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+
+GOAL = ("x + y", 4.0)  # microseconds, on an idle machine
+OPERATIONS = ("x + y", "x + row", "x * 2.0", "x @ y", "gelu(x)", "x.reshape(2, 8)", "x.sum()")
+CALLS, REPEATS, PROCESSES = 5_000, 15, 3
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+def measure(library: str) -> dict[str, float]:
+    """Microseconds an operation, the median of several repeats."""
+    lib = import_module(library)
+    gelu = lib.nn.functional.gelu if library == "torch" else lib.gelu
+    names = {"gelu": gelu, "x": lib.rand(4, 4), "y": lib.rand(4, 4), "row": lib.rand(4)}
+    names["x"].requires_grad = True
+    costs = {}
+    for operation in OPERATIONS:
+        timer = timeit.Timer(operation, globals=names, timer=time.thread_time)
+        timer.timeit(CALLS)
+        costs[operation] = statistics.median(timer.repeat(REPEATS, CALLS)) / CALLS * 1e6
+    return costs
+
+
+def in_fresh_process(library: str) -> dict[str, float]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, library]
+    root = str(Path(__file__).parents[1])
+    environment = os.environ | ONE_THREAD | {"PYTHONPATH": root}
+    return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def processor() -> str:
+    """The processor's name, as Linux or else Python knows it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    load = os.getloadavg()[0]
+    runs = [(in_fresh_process("tinyarr"), in_fresh_process("torch")) for _ in range(PROCESSES)]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch"))
+    print(f"{processor()}, {os.cpu_count()} cores, load {load:.1f}; Python {platform.python_version()}, {versions}")
+    print("float32 (4, 4), one thread, tape on; microseconds an operation\n")
+    print(f"{'operation':<16}  tinyarr    torch    ratio")
+    for operation in OPERATIONS:
+        ours, theirs = (statistics.median(run[i][operation] for run in runs) for i in (0, 1))
+        goal = f"   goal {GOAL[1]:.1f}" if operation == GOAL[0] else ""
+        print(f"{operation:<16} {ours:>8.2f} {theirs:>8.2f} {ours / theirs:>8.2f}{goal}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        print(json.dumps(measure(sys.argv[1])))
+    else:
+        main()
