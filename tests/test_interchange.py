@@ -1,5 +1,8 @@
 """Data in and out: Python's, NumPy's, and what is printed."""
 
+import copy
+import pickle
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -109,6 +112,19 @@ def test_a_tensor_made_of_a_tensor_is_a_leaf_with_its_own_memory():
     z = ta.tensor(x, dtype=ta.float64, requires_grad=True)
     assert y.is_leaf and not y.requires_grad and z.is_leaf and z.requires_grad and z.dtype is ta.float64
     assert y.array.storage is not x.array.storage
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+@pytest.mark.parametrize("kind", [ta.Tensor, ta.nn.Parameter])
+def test_a_leaf_is_copied_and_pickled_by_value(copied, kind):
+    x = kind(ta.randn(200, 300, dtype=ta.bfloat16, requires_grad=True))
+    y = copied(x.detach().T)
+    z = copied(x)
+    assert type(z) is kind and z.requires_grad == x.requires_grad and not y.requires_grad
+    assert z.numpy().tobytes() == x.numpy().tobytes() and y.numpy().tobytes() == x.detach().T.numpy().tobytes()
+    assert z.array.storage is not x.array.storage and len(pickle.dumps(x)) < 1.1 * x.nbytes
+    with pytest.raises(GradientError, match=r"use x\.detach\(\)"):
+        copied(ta.ones(1, requires_grad=True) * 2)
 
 
 def test_numpy_reads_tensors_but_not_through_a_graph():

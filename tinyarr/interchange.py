@@ -108,6 +108,19 @@ def _index(self: Tensor) -> int:
     return operator.index(self.item())
 
 
+def _reduce(self: Tensor) -> tuple:
+    """What pickle and copy.deepcopy keep: the values, not the storage (whose memory belongs to a pool) nor `.grad`."""
+    if self.node is not None:
+        raise GradientError("copy, pickle: the tensor is a result of recorded operations: use x.detach()")
+    return _restore, (type(self), to_numpy(self), self.device, self.requires_grad)
+
+
+def _restore(kind: type[Tensor], values: np.ndarray, device: Device, requires_grad: bool) -> Tensor:
+    result = result_tensor(_array_of(values, None, device), kind)
+    result.requires_grad = requires_grad
+    return result
+
+
 def _repr(self: Tensor) -> str:
     if self.device.kind == "meta":
         body = f"shape={self.shape}"
@@ -128,6 +141,7 @@ def _repr(self: Tensor) -> str:
 Tensor.__array__ = _as_numpy_array
 Tensor.__array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
 Tensor.__init__ = _initialize  # type: ignore[method-assign]
+Tensor.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
 Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
 Tensor.__float__ = lambda self: float(self.item())
 Tensor.__int__ = lambda self: int(self.item())
