@@ -11,7 +11,7 @@ import math
 from .. import dtypes
 from ..dtypes import Dtype
 from ..errors import ArgumentError
-from ..tensor import Tensor, method
+from ..tensor import Tensor, method, require_tensors
 from . import scalar
 from .elementwise_primitive import Elementwise, elementwise
 
@@ -69,7 +69,7 @@ atanh = _lift("atanh", "The inverse hyperbolic tangent.")
 erf = _lift("erf", "The error function, 2 / sqrt(pi) times the integral of exp(-t**2) from 0 to x.")
 hypot = _lift("hypot", "sqrt(x**2 + y**2) without overflow.")
 copysign = _lift("copysign", "|x| with the sign of y.")
-nextafter = _lift("nextafter", "The floating number next to x in the direction of y.")
+nextafter = _lift("nextafter", "The number next to x in the direction of y, of float32 or float64.")
 equal = _lift("equal", "x == y, bool.")
 not_equal = _lift("not_equal", "x != y, bool.")
 less = _lift("less", "x < y, bool.")
@@ -235,6 +235,8 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """
     if approximate not in ("none", "tanh"):
         raise ArgumentError(f"gelu: approximate is {approximate!r}: use 'none' or 'tanh'")
+    require_tensors("gelu", x=x)
+    x = x if x.dtype.is_float else astype(x, dtypes.float32)  # where x**3 does not wrap
     return (_gelu_tanh if approximate == "tanh" else _gelu_erf)(x)
 
 

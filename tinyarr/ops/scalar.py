@@ -293,7 +293,7 @@ _operation("atanh", 1, "float", lambda g, out, x: (g / (1 - x * x),))
 _operation("erf", 1, "float", lambda g, out, x: (g * (2 / math.sqrt(math.pi) * exp(-x * x)),))
 _operation("hypot", 2, "float", lambda g, out, x, y: (g * (x / out), g * (y / out)))
 _operation("copysign", 2, "float", lambda g, out, x, y: (where(equal(signbit(x), signbit(y)), g, -g), None))
-_operation("nextafter", 2, "float", lambda g, out, x, y: (g, None))
+_operation("nextafter", 2, "wide float", lambda g, out, x, y: (g, None))
 
 for _name in ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"):
     _operation(_name, 2, "comparison")
@@ -349,6 +349,9 @@ def substitute(outputs: Iterable[Expr], replacements: dict[Expr, Expr]) -> tuple
             new[node] = replacements[node]
         elif node.args:
             new[node] = _intern(node.op, tuple(new[a] for a in node.args), node.value)
+            if node in _by_hand:
+                args, vjp = _by_hand[node]
+                set_gradient(new[node], tuple(new.get(a, a) for a in args), vjp)
         else:
             new[node] = node
     return tuple(new[o] for o in outputs)

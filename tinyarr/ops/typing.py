@@ -92,6 +92,8 @@ def _operand_and_result_type(name: str, node: Expr, types: list[Type]) -> tuple[
         t = "signed"
     elif rule == "float" and _kind(t) != "float":
         t = "float" if isinstance(t, str) else dtypes.float32
+    elif rule == "wide float" and (isinstance(t, str) or t.compute is not t or not t.is_float):
+        _reject(name, node.op, types, "float32 or float64; half types are computed in float32")
     elif rule == "predicate":
         t = t if _kind(t) == "float" else dtypes.float64
     elif rule == "bits" and _kind(t) == "float":

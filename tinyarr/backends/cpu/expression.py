@@ -17,7 +17,7 @@ import numpy as np
 
 from ...dtypes import Dtype
 from ...ops.typing import Typed, Value, dtype_constant
-from .functions import FUNCTIONS, philox_scratch, random_bits
+from .functions import APPROXIMATE, FUNCTIONS, philox_scratch, random_bits
 
 TILE = 32768  # elements; six float32 registers of this size fill 3/4 of a 1 MiB L2 cache
 
@@ -37,7 +37,8 @@ def compile_call(call: Any) -> tuple[Specs, Callable, bool]:
     """(scratch, function(inputs, outputs, scratch), whether in place is safe) to evaluate an Elementwise call."""
     typed: Typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
     # Several outputs of which one is an operand itself could overwrite what another still has to copy.
-    in_place = len(typed.outputs) == 1 or not any(typed.values[n].op == "input" for n in typed.outputs)
+    overwrites = len(typed.outputs) > 1 and any(typed.values[n].op == "input" for n in typed.outputs)
+    in_place = not overwrites and not any(v.op in APPROXIMATE and not v.uniform for v in typed.values)
     simple = _single_ufunc(typed)
     if simple is not None:
         return [], simple, in_place
@@ -48,7 +49,8 @@ def compile_call(call: Any) -> tuple[Specs, Callable, bool]:
 def _single_ufunc(typed: Typed) -> Callable | None:
     """The direct call, where the expression is one ufunc of operands in their own dtype."""
     values = typed.values
-    steps = [v for v in values if v.op != "input" and not (v.op == "cast" and values[v.args[0]].uniform)]
+    operand_casts = [v for v in values if v.op == "cast" and v.uniform and values[v.args[0]].op == "input"]
+    steps = [v for v in values if v.op != "input" and v not in operand_casts]
     if len(steps) != 1 or len(typed.outputs) != 1 or values[typed.outputs[0]] is not steps[0]:
         return None
     function = FUNCTIONS.get(steps[0].op)
@@ -61,10 +63,10 @@ def _single_ufunc(typed: Typed) -> Callable | None:
         else:
             picks.append((v.value, None))
     if picks == [(0, None), (1, None)]:
-        return lambda inputs, outputs: function(inputs[0], inputs[1], outputs[0])
+        return lambda inputs, outputs: function(inputs[0], inputs[1], out=outputs[0])
 
     def run(inputs: Sequence[Any], outputs: Sequence[np.ndarray]) -> None:
-        function(*[inputs[i] if convert is None else convert(inputs[i]) for i, convert in picks], outputs[0])
+        function(*[inputs[i] if convert is None else convert(inputs[i]) for i, convert in picks], out=outputs[0])
 
     return run
 
@@ -74,7 +76,7 @@ def _uniform_cast(dtype: Dtype) -> Callable:
     scalar_type = dtype.numpy.type
 
     def convert(x: Any) -> Any:
-        if isinstance(x, bool | int | float):
+        if type(x) is int or (type(x) is float and dtype.is_float):
             return scalar_type(dtype_constant("scalar operand", x, dtype))
         return np.asarray(x).astype(scalar_type)[()]
 
@@ -90,14 +92,12 @@ def _function(v: Value) -> Callable:
 
         def uniform(*arguments: Any) -> Any:
             result = np.empty((), v.dtype.numpy)
-            compute(*arguments, result)
+            compute(*arguments, out=result)
             return result[()]
 
         return uniform
-    if v.op == "cast":
-        return lambda x, target: np.copyto(target, x, casting="unsafe")
     if v.op == "bitcast":
-        return lambda x, target: np.copyto(target, np.asarray(x).view(v.dtype.numpy))
+        return lambda x, out: np.copyto(out, np.asarray(x).view(v.dtype.numpy))
     if v.op == "index":
         return functools.partial(_index, v.value)
     if v.op == "random_bits":
@@ -105,15 +105,15 @@ def _function(v: Value) -> Callable:
     return FUNCTIONS[v.op]
 
 
-def _index(axis: int, tile: _Tile, target: np.ndarray) -> None:
+def _index(axis: int, tile: _Tile, out: np.ndarray) -> None:
     axis %= tile.ndim
     first = tile.corner[axis]
-    positions = np.arange(first, first + target.shape[axis])
-    target[...] = positions.reshape([-1 if a == axis else 1 for a in range(tile.ndim)])
+    positions = np.arange(first, first + out.shape[axis])
+    out[...] = positions.reshape([-1 if a == axis else 1 for a in range(tile.ndim)])
 
 
-def _random_bits(stream: int, key: Any, counter: Any, tile: _Tile, target: np.ndarray) -> None:
-    random_bits(int(key), int(counter), stream, tile.start, target, tile.scratch)
+def _random_bits(stream: int, key: Any, counter: Any, tile: _Tile, out: np.ndarray) -> None:
+    random_bits(int(key), int(counter), stream, tile.start, out, tile.scratch)
 
 
 class _Program:
@@ -149,7 +149,8 @@ class _Program:
         last_input_read = max((last_use.get(i, -1) for i, _ in self.inputs), default=-1)
         self.direct: dict[int, int] = {}
         for o, (n, stored) in enumerate(zip(outputs, self.typed.dtypes, strict=True)):
-            if n in varying and n >= last_input_read and stored is values[n].dtype and n not in self.direct:
+            fits = stored is values[n].dtype and values[n].op != "random_bits"  # which need contiguous memory
+            if n in varying and n >= last_input_read and fits and n not in self.direct:
                 self.direct[n] = o
         self.copied = [(o, n) for o, n in enumerate(outputs) if self.direct.get(n) != o]
         self.register: dict[int, int] = {}
@@ -217,11 +218,11 @@ class _Program:
             if target is None:
                 target = outputs[self.direct[i]][where]
             if len(args) == 2:
-                function(known[args[0]], known[args[1]], target)
+                function(known[args[0]], known[args[1]], out=target)
             elif len(args) == 1:
-                function(known[args[0]], target)
+                function(known[args[0]], out=target)
             else:
-                function(*[known[a] for a in args], target)
+                function(*[known[a] for a in args], out=target)
             known[i] = target
         for o, n in self.copied:
             np.copyto(outputs[o][where], known[n], casting="unsafe")
