@@ -62,7 +62,7 @@ def new_tokens(model: Any, prompt: Sequence[int], options: GenerateOptions) -> I
     for _ in range(options.tokens):
         context = np.array([tokens[-model.config.block_size :]])
         with tinyarr.no_grad():
-            logits = model(tinyarr.tensor(context, device=options.device))  # (1, T, V)
+            logits = model(tinyarr.Tensor(context, device=options.device))  # (1, T, V)
             last = logits[0, -1].astype(tinyarr.float32).numpy()
         tokens.append(draw(last, random, options.temperature, options.top_k, options.top_p))
         yield tokens[-1]

@@ -106,7 +106,7 @@ def add_gradients(model: Any, batches: Batches, step: int, accumulate: int, devi
     """Add the gradient of the mean loss over the batches of `step` to the parameters' own; returns that loss."""
     total = 0.0
     for number in range(step * accumulate, (step + 1) * accumulate):
-        tokens, targets = (tinyarr.tensor(ids, device=device) for ids in batches.batch(number))
+        tokens, targets = (tinyarr.Tensor(ids, device=device) for ids in batches.batch(number))
         loss = model.loss(tokens, targets) / accumulate
         loss.backward()
         total += loss.item()
@@ -121,7 +121,7 @@ def validation_loss(
     total, count = 0.0, 0
     for tokens, targets in batches.walk():
         with tinyarr.no_grad():
-            loss = model.loss(tinyarr.tensor(tokens, device=device), tinyarr.tensor(targets, device=device))
+            loss = model.loss(tinyarr.Tensor(tokens, device=device), tinyarr.Tensor(targets, device=device))
         total += loss.item() * targets.size
         count += targets.size
         if pressed.is_set():

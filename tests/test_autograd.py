@@ -16,7 +16,7 @@ from tinyarr.testing import gradcheck, gradgradcheck
 
 
 def leaf(data, dtype=ta.float64):
-    return ta.tensor(data, dtype=dtype, requires_grad=True)
+    return ta.Tensor(data, dtype=dtype, requires_grad=True)
 
 
 def random(*shape, seed=0, requires_grad=False):
@@ -103,7 +103,7 @@ def test_an_unused_part_of_a_split_gets_zeros():
 
 def test_backward_starts_from_the_given_gradient_and_from_a_leaf_itself():
     x = leaf([1.0, 2.0])
-    (x * 2).backward(ta.tensor([1.0, -1.0], dtype=ta.float64))
+    (x * 2).backward(ta.Tensor([1.0, -1.0], dtype=ta.float64))
     assert x.grad.tolist() == [2.0, -2.0]
     y = leaf(5.0)
     y.backward()
@@ -138,13 +138,13 @@ def test_a_second_backward_needs_retain_graph():
 @pytest.mark.parametrize(
     ("start", "message"),
     [
-        (lambda: ta.tensor([1.0]).backward(), "does not depend on any tensor with requires_grad=True"),
+        (lambda: ta.Tensor([1.0]).backward(), "does not depend on any tensor with requires_grad=True"),
         (lambda: leaf([1.0, 2.0]).backward(), r"shape \(2,\): only a single element.*mean, sum"),
         (lambda: leaf([1.0]).backward(ta.ones((2,))), r"shape \(1,\).*float64.*shape \(2,\).*float32"),
         (lambda: ta.gradients([leaf(1.0)], [], [None, None]), "1 outputs, 2 gradients"),
-        (lambda: ta.tensor([1], requires_grad=True), "int64.*only floating"),
+        (lambda: ta.Tensor([1], requires_grad=True), "int64.*only floating"),
         (lambda: setattr(leaf(1.0) * 2, "requires_grad", False), "use detach"),
-        (lambda: ta.tensor(1.0).register_hook(print), "set requires_grad=True first"),
+        (lambda: ta.Tensor(1.0).register_hook(print), "set requires_grad=True first"),
     ],
 )
 def test_a_gradient_that_makes_no_sense_is_refused(start, message):
@@ -315,7 +315,7 @@ def test_a_write_into_what_an_operation_saved_is_caught_and_names_it(name, opera
 
 
 def test_a_write_into_what_backward_closes_over_is_caught():
-    y = ta.tensor([2.0])
+    y = ta.Tensor([2.0])
 
     @ta.custom_gradient
     def scaled(x):
@@ -328,7 +328,7 @@ def test_a_write_into_what_backward_closes_over_is_caught():
 
 
 def test_a_write_through_a_view_or_an_alias_is_caught():
-    x, y = leaf([1.0, 2.0]), ta.tensor([3.0, 4.0], dtype=ta.float64)
+    x, y = leaf([1.0, 2.0]), ta.Tensor([3.0, 4.0], dtype=ta.float64)
     result = x * y[::-1]
     y.detach()[:1] = 0.0
     with pytest.raises(GradientError, match="multiply saved y"):
@@ -336,7 +336,7 @@ def test_a_write_through_a_view_or_an_alias_is_caught():
 
 
 def test_a_write_into_what_nothing_saved_changes_no_gradient():
-    x, y = leaf([1.0, 2.0]), ta.tensor([3.0, 4.0], dtype=ta.float64)
+    x, y = leaf([1.0, 2.0]), ta.Tensor([3.0, 4.0], dtype=ta.float64)
     total = x + y
     scaled = y * x.detach() + x * 2.0
     y[0] = 100.0
@@ -439,7 +439,7 @@ def test_grad_and_value_and_grad_differentiate_chosen_arguments():
     def f(x, y, power=2):
         return (x * y**power).sum()
 
-    x, y = ta.tensor([1.0, 2.0]), ta.tensor([3.0, 4.0])
+    x, y = ta.Tensor([1.0, 2.0]), ta.Tensor([3.0, 4.0])
     assert ta.grad(f)(x, y).tolist() == [9.0, 16.0]
     assert ta.grad(f, 1)(x, y, power=3).tolist() == [27.0, 96.0]
     value, (gy, gx) = ta.value_and_grad(f, (-1, 0))(x, y)
@@ -454,7 +454,7 @@ def test_grad_and_value_and_grad_differentiate_chosen_arguments():
         (lambda: ta.grad(lambda x: 3.0)(ta.ones(())), "returned float: return a tensor"),
         (lambda: ta.grad(lambda x: x, 1)(ta.ones(())), "argument 1 of <lambda> must be a positional tensor"),
         (lambda: ta.grad(lambda x: x)(2.0), "argument 0"),
-        (lambda: ta.grad(lambda x: x)(ta.tensor(2)), "int64.*only floating"),
+        (lambda: ta.grad(lambda x: x)(ta.Tensor(2)), "int64.*only floating"),
         (lambda: ta.checkpoint(lambda x: [x], ta.ones(())), "checkpoint: the function returned list"),
     ],
 )
@@ -464,7 +464,7 @@ def test_what_can_not_be_differentiated_is_refused(call, message):
 
 
 def test_vjp_pulls_several_gradients_back_and_again():
-    x, y = ta.tensor([1.0, 2.0]), ta.tensor([3.0, 4.0])
+    x, y = ta.Tensor([1.0, 2.0]), ta.Tensor([3.0, 4.0])
     (product, _), pull = ta.vjp(lambda x, y: (x * y, x + 1), x, y)
     one, zero = ta.ones((2,)), ta.zeros((2,))
     assert product.tolist() == [3.0, 8.0]
@@ -473,7 +473,7 @@ def test_vjp_pulls_several_gradients_back_and_again():
 
 
 def test_vjp_of_a_constant_is_zero():
-    _, pull = ta.vjp(lambda x: ta.ones(()), ta.tensor([1.0]))
+    _, pull = ta.vjp(lambda x: ta.ones(()), ta.Tensor([1.0]))
     assert pull(ta.ones(()))[0].tolist() == [0.0]
 
 
@@ -488,11 +488,11 @@ def test_grad_nests():
     def f(x):
         return x * x * x
 
-    x = ta.tensor(2.0)
+    x = ta.Tensor(2.0)
     assert ta.grad(ta.grad(f))(x).item() == 12.0
     assert ta.grad(ta.grad(ta.grad(f)))(x).item() == 6.0
     # The inner gradient is one with respect to its own variable, not to the outer of the same value.
-    assert ta.grad(lambda x: x * ta.grad(lambda y: x * y)(ta.tensor(1.0)))(x).item() == 4.0
+    assert ta.grad(lambda x: x * ta.grad(lambda y: x * y)(ta.Tensor(1.0)))(x).item() == 4.0
     assert ta.grad(lambda x: x * ta.grad(lambda y: x + y)(x))(x).item() == 1.0
 
 
@@ -538,7 +538,7 @@ def self_attention(x):
 
 
 def loss(x):
-    return ta.cross_entropy(x, ta.tensor([3, -100, 0, 1, 1, 2]), reduction="none")
+    return ta.cross_entropy(x, ta.Tensor([3, -100, 0, 1, 1, 2]), reduction="none")
 
 
 @pytest.mark.parametrize("f", [norm, attention, self_attention, loss])
@@ -647,7 +647,7 @@ def test_a_checkpoint_finds_captured_parameters_and_tensors_computed_before():
 def test_a_checkpoint_may_return_its_inputs_outer_tensors_and_constants():
     x = leaf([1.0])
     outer, constant = x * 5, ta.ones((1,), dtype=ta.float64)
-    results = ta.checkpoint(lambda x: (x, outer, constant, ta.tensor([1]), x * 2), x)
+    results = ta.checkpoint(lambda x: (x, outer, constant, ta.Tensor([1]), x * 2), x)
     assert [r.requires_grad for r in results] == [True, True, False, False, True]
     (results[0] + results[1] + results[4] * results[2]).sum().backward()
     assert x.grad.item() == 8.0

@@ -46,7 +46,7 @@ def test_cuda_is_refused_in_one_clear_line():
 def test_use_device_changes_the_default_inside_its_block_alone():
     assert ta.default_device() is Device("cpu")
     with ta.use_device("meta") as device:
-        assert ta.default_device() is device is ta.zeros((2,)).device is ta.rand(2).device is ta.tensor([1]).device
+        assert ta.default_device() is device is ta.zeros((2,)).device is ta.rand(2).device is ta.Tensor([1]).device
         with ta.use_device("cpu"):
             assert ta.arange(3).device is Device("cpu")
         assert ta.zeros((2,), device="cpu").device is Device("cpu")
@@ -108,7 +108,7 @@ def test_meta_has_no_values_and_says_so():
     for read in (x.item, x.tolist, x.numpy, x.__bool__, x.__float__, lambda: x.to("cpu"), lambda: np.asarray(x)):
         with pytest.raises(DeviceError, match=r"\(1,\) is on meta, which has shapes and no values"):
             read()
-    assert repr(x) == "tensor(shape=(1,), device='meta')"
+    assert repr(x) == "Tensor(shape=(1,), device='meta')"
 
 
 def test_to_moves_a_tensor_or_returns_it_where_it_is():

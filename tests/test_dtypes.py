@@ -126,7 +126,7 @@ def test_operations_promote_by_the_same_table(a, b):
 @pytest.mark.parametrize("d", [d for d in ALL if d.kind in ("signed", "unsigned")], ids=lambda d: d.name)
 def test_a_python_integer_that_does_not_fit_is_refused(d):
     limits = np.iinfo(d.numpy)
-    x = ta.tensor([0], dtype=d)
+    x = ta.Tensor([0], dtype=d)
     assert [(x + limits.max).item(), (x + limits.min).item()] == [limits.max, limits.min]
     for outside in (limits.max + 1, limits.min - 1):
         with pytest.raises(DtypeError, match=rf"{outside}.* does not fit.*astype"):
@@ -139,7 +139,7 @@ def test_a_python_integer_that_does_not_fit_is_refused(d):
 @pytest.mark.parametrize(("d", "numpy_type"), HALVES + QUARTERS, ids=lambda d: getattr(d, "name", ""))
 def test_every_bit_pattern_survives_a_round_trip_through_wider_floats(d, numpy_type):
     every = patterns(numpy_type)
-    x = ta.tensor(every)
+    x = ta.Tensor(every)
     assert x.dtype is d and x.numpy().tobytes() == every.tobytes()
     for wide in (ta.float32, ta.float64):
         with np.errstate(invalid="ignore"):
@@ -153,7 +153,7 @@ def test_every_half_becomes_the_quarter_that_ml_dtypes_makes_of_it(d, numpy_type
     every = patterns(numpy_half)
     with np.errstate(invalid="ignore"):
         expected = every.astype(np.float32).astype(numpy_type)
-    assert same(ta.tensor(every).astype(d), expected)
+    assert same(ta.Tensor(every).astype(d), expected)
 
 
 def test_float32_is_rounded_to_the_nearest_bfloat16_ties_to_even():
@@ -164,20 +164,20 @@ def test_float32_is_rounded_to_the_nearest_bfloat16_ties_to_even():
     words = words[(words & 0x7F800000) != 0x7F800000]  # finite
     upper, lower = words >> 16, words & 0xFFFF
     expected = upper + ((lower > 0x8000) | ((lower == 0x8000) & (upper % 2 == 1)))
-    rounded = ta.tensor(words.view(np.float32)).astype(ta.bfloat16).numpy()
+    rounded = ta.Tensor(words.view(np.float32)).astype(ta.bfloat16).numpy()
     assert np.array_equal(rounded.view(np.uint16), expected)
 
 
 def test_nan_and_infinity_stay_what_they_are_in_bfloat16():
-    x = ta.tensor([np.nan, np.inf, -np.inf, 3.4e38, -0.0]).astype(ta.bfloat16)
+    x = ta.Tensor([np.nan, np.inf, -np.inf, 3.4e38, -0.0]).astype(ta.bfloat16)
     values = x.tolist()
     assert np.isnan(values[0]) and values[1:4] == [np.inf, -np.inf, np.inf] and np.signbit(values[4])
 
 
 def test_casts_between_integers_wrap_and_floats_are_truncated():
-    assert ta.tensor([300, -1]).astype(ta.uint8).tolist() == [44, 255]
-    assert ta.tensor([1.9, -1.9, -0.5]).astype(ta.int32).tolist() == [1, -1, 0]
-    assert ta.tensor([0.0, -0.0, 0.1, np.nan]).astype(ta.bool).tolist() == [False, False, True, True]
+    assert ta.Tensor([300, -1]).astype(ta.uint8).tolist() == [44, 255]
+    assert ta.Tensor([1.9, -1.9, -0.5]).astype(ta.int32).tolist() == [1, -1, 0]
+    assert ta.Tensor([0.0, -0.0, 0.1, np.nan]).astype(ta.bool).tolist() == [False, False, True, True]
 
 
 def test_astype_copies_unless_told_otherwise():

@@ -310,10 +310,10 @@ def test_an_operation_of_several_results_may_write_into_its_operands():
 
     for size in (3, TILE + 1):
         a, b = (np.random.default_rng(i).standard_normal(size) for i in range(2))
-        x, y = ta.tensor(a), ta.tensor(b)
+        x, y = ta.Tensor(a), ta.Tensor(b)
         ordered(x, y, out=(x, y))
         assert np.array_equal(x.numpy(), np.maximum(a, b)) and np.array_equal(y.numpy(), np.minimum(a, b))
-        x, y = ta.tensor(a), ta.tensor(b)
+        x, y = ta.Tensor(a), ta.Tensor(b)
         swapped(x, y, out=(x, y))
         assert np.array_equal(x.numpy(), b) and np.array_equal(y.numpy(), a)
 

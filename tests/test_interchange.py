@@ -38,14 +38,14 @@ NATIVE = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
         (np.ones(2, ml_dtypes.bfloat16), ta.bfloat16, (2,)),
         (np.arange(3, dtype=">f8"), ta.float64, (3,)),
         (ta.ones((2,), dtype=ta.float8_e5m2), ta.float8_e5m2, (2,)),
-        ([ta.tensor(1.5), ta.tensor(2.5)], ta.float32, (2,)),
+        ([ta.Tensor(1.5), ta.Tensor(2.5)], ta.float32, (2,)),
     ],
     ids=repr,
 )
 def test_tensor_takes_the_dtype_of_arrays_and_the_defaults_for_python_numbers(data, dtype, shape):
-    x = ta.tensor(data)
+    x = ta.Tensor(data)
     assert (x.dtype, x.shape) == (dtype, shape)
-    assert ta.tensor(data, dtype=ta.float64).dtype is ta.float64
+    assert ta.Tensor(data, dtype=ta.float64).dtype is ta.float64
     assert ta.Tensor(data).tolist() == ta.asarray(data).tolist() == x.tolist()
 
 
@@ -65,12 +65,12 @@ def test_tensor_takes_the_dtype_of_arrays_and_the_defaults_for_python_numbers(da
 )
 def test_what_is_no_data_is_refused(data, error, message):
     with pytest.raises(error, match=message):
-        ta.tensor(data)
+        ta.Tensor(data)
 
 
 @given(arrays(st.sampled_from([d.numpy for d in ALL if d.numpy.char in NATIVE]), shapes()))
 def test_an_array_comes_back_as_it_went_in(a):
-    back = ta.tensor(a).numpy()
+    back = ta.Tensor(a).numpy()
     assert back.dtype == a.dtype and back.shape == a.shape and back.tobytes() == a.tobytes()
 
 
@@ -83,8 +83,8 @@ def test_numpy_and_tolist_read_any_layout_in_row_major_order(x):
 
 def test_nothing_shares_memory_across_the_border():
     a = np.zeros(3)
-    x = ta.tensor(a)
-    y = ta.tensor(x)
+    x = ta.Tensor(a)
+    y = ta.Tensor(x)
     a[0] = 1
     x.numpy()[1] = 1
     np.asarray(x)[1] = 1
@@ -95,9 +95,9 @@ def test_nothing_shares_memory_across_the_border():
 @pytest.mark.parametrize("d", ALL, ids=lambda d: d.name)
 def test_item_and_tolist_give_python_numbers(d):
     kind = {"bool": bool, "float": float}.get(d.kind, int)
-    x = ta.tensor([[1]], dtype=d)
+    x = ta.Tensor([[1]], dtype=d)
     assert type(x.item()) is type(x.tolist()[0][0]) is kind and x.item() == 1
-    assert ta.tensor(1, dtype=d).tolist() == 1
+    assert ta.Tensor(1, dtype=d).tolist() == 1
 
 
 def test_item_of_anything_but_one_element_is_refused():
@@ -107,9 +107,9 @@ def test_item_of_anything_but_one_element_is_refused():
 
 
 def test_a_tensor_made_of_a_tensor_is_a_leaf_with_its_own_memory():
-    x = ta.tensor([1.0], requires_grad=True)
-    y = ta.tensor(x * 2)
-    z = ta.tensor(x, dtype=ta.float64, requires_grad=True)
+    x = ta.Tensor([1.0], requires_grad=True)
+    y = ta.Tensor(x * 2)
+    z = ta.Tensor(x, dtype=ta.float64, requires_grad=True)
     assert y.is_leaf and not y.requires_grad and z.is_leaf and z.requires_grad and z.dtype is ta.float64
     assert y.array.storage is not x.array.storage
 
@@ -128,7 +128,7 @@ def test_a_leaf_is_copied_and_pickled_by_value(copied, kind):
 
 
 def test_numpy_reads_tensors_but_not_through_a_graph():
-    x = ta.tensor([1.0, 2.0])
+    x = ta.Tensor([1.0, 2.0])
     assert np.asarray(x).dtype == np.float32 and np.asarray(x, dtype=np.float64).tolist() == [1.0, 2.0]
     assert np.stack([x, x]).shape == (2, 2)
     x.requires_grad = True
@@ -140,7 +140,7 @@ def test_numpy_reads_tensors_but_not_through_a_graph():
 
 
 def test_numpy_scalars_leave_operations_to_the_tensor():
-    x = ta.tensor([1.0, 2.0])
+    x = ta.Tensor([1.0, 2.0])
     for scalar in (np.float32(2), np.float64(2), np.int8(2)):
         for y in (scalar * x, x * scalar, scalar + x - scalar + 1):
             assert isinstance(y, ta.Tensor) and y.dtype is ta.float32
@@ -150,14 +150,14 @@ def test_numpy_scalars_leave_operations_to_the_tensor():
 @pytest.mark.parametrize(
     ("x", "expected"),
     [
-        (ta.tensor([1.0, 2.5]), "tensor([1. , 2.5])"),
-        (ta.tensor(3), "tensor(3)"),
-        (ta.tensor([True]), "tensor([ True])"),
-        (ta.tensor([1], dtype=ta.uint8), "tensor([1], dtype=uint8)"),
-        (ta.tensor([1.5], dtype=ta.bfloat16), "tensor([1.5], dtype=bfloat16)"),
-        (ta.tensor([1.0], requires_grad=True), "tensor([1.], requires_grad=True)"),
-        (ta.tensor([[1, 2], [3, 4]]), "tensor([[1, 2],\n        [3, 4]])"),
-        (ta.zeros((0, 2)), "tensor([], shape=(0, 2))"),
+        (ta.Tensor([1.0, 2.5]), "Tensor([1. , 2.5])"),
+        (ta.Tensor(3), "Tensor(3)"),
+        (ta.Tensor([True]), "Tensor([ True])"),
+        (ta.Tensor([1], dtype=ta.uint8), "Tensor([1], dtype=uint8)"),
+        (ta.Tensor([1.5], dtype=ta.bfloat16), "Tensor([1.5], dtype=bfloat16)"),
+        (ta.Tensor([1.0], requires_grad=True), "Tensor([1.], requires_grad=True)"),
+        (ta.Tensor([[1, 2], [3, 4]]), "Tensor([[1, 2],\n        [3, 4]])"),
+        (ta.zeros((0, 2)), "Tensor([], shape=(0, 2))"),
     ],
 )
 def test_repr_shows_the_elements_and_what_is_not_the_default(x, expected):

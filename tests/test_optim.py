@@ -20,12 +20,12 @@ SGD = [{}, {"weight_decay": 0.3}, {"momentum": 0.9}, {"momentum": 0.5, "weight_d
 
 
 def leaves(dtype=float64):
-    return [tinyarr.tensor(x, dtype=dtype, requires_grad=True) for x in START]
+    return [tinyarr.Tensor(x, dtype=dtype, requires_grad=True) for x in START]
 
 
 def set_gradients(parameters, gradients):
     for p, g in zip(parameters, gradients):
-        p.grad = None if g is None else tinyarr.tensor(g, dtype=p.dtype)
+        p.grad = None if g is None else tinyarr.Tensor(g, dtype=p.dtype)
 
 
 def walk(optimizer, parameters, gradients=GRADIENTS):
@@ -122,7 +122,7 @@ def test_a_half_type_follows_the_formula_in_its_float32_master(kind, formula, op
     parameters = leaves(dtype)
     starts = [p.numpy().astype(np.float64) for p in parameters]
     optimizer = kind(parameters, **options)
-    rounded = [[tinyarr.tensor(g, dtype=dtype).numpy().astype(np.float64) for g in gs] for gs in GRADIENTS]
+    rounded = [[tinyarr.Tensor(g, dtype=dtype).numpy().astype(np.float64) for g in gs] for gs in GRADIENTS]
     expected = zip(*[formula(x, [gs[i] for gs in rounded], **options) for i, x in enumerate(starts)])
     for step, (got, exact) in enumerate(zip(walk(optimizer, parameters), expected), 1):
         state = optimizer.state_dict()
@@ -205,7 +205,7 @@ def test_the_learning_rate_is_a_tensor_that_is_written_into():
     assert (lr.shape, lr.dtype, lr.item()) == ((), float64, 0.1)
     optimizer.lr = 0.2
     assert optimizer.lr is lr and lr.item() == 0.2
-    optimizer.lr = tinyarr.tensor(0.5)
+    optimizer.lr = tinyarr.Tensor(0.5)
     assert optimizer.lr is lr and lr.item() == 0.5
 
 
@@ -355,7 +355,7 @@ def test_a_half_type_with_its_master_is_torch_s_float32_rounded(kind, formula, o
     """torch's parameters are float32 from the same start and with the same gradients: only their roundings differ."""
     parameters = leaves(dtype)
     starts = [p.numpy().astype(np.float32) for p in parameters]
-    rounded = [[tinyarr.tensor(g, dtype=dtype).numpy().astype(np.float32) for g in gs] for gs in GRADIENTS]
+    rounded = [[tinyarr.Tensor(g, dtype=dtype).numpy().astype(np.float32) for g in gs] for gs in GRADIENTS]
     optimizer = kind(parameters, **options)
     masters = [optimizer.state_dict()[f"0.{i}.master"] for i in (2, 1, 0)]
     steps = ([master.numpy() for master in masters] for _ in walk(optimizer, parameters))

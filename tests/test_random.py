@@ -163,16 +163,16 @@ def cosine_of_normals(turns):
 def test_the_logarithm_of_the_normals_is_within_four_ulp_and_exact_at_one():
     x = np.arange(1, 2**24 + 1, 37) / 2**24
     exact = np.log(x)
-    found = log_of_normals(ta.tensor(x, dtype=ta.float32)).numpy()
+    found = log_of_normals(ta.Tensor(x, dtype=ta.float32)).numpy()
     assert np.all(np.abs(found - exact) <= 4 * np.spacing(np.abs(exact).astype(np.float32)))
-    assert log_of_normals(ta.tensor(1.0)).item() == 0.0
+    assert log_of_normals(ta.Tensor(1.0)).item() == 0.0
 
 
 def test_the_cosine_of_the_normals_is_within_one_ulp_of_one_and_exact_at_quarter_turns():
     turns = np.arange(0, 2**24, 37) / 2**24
-    found = cosine_of_normals(ta.tensor(turns, dtype=ta.float32)).numpy()
+    found = cosine_of_normals(ta.Tensor(turns, dtype=ta.float32)).numpy()
     assert np.abs(found - np.cos(2 * np.pi * turns)).max() <= np.spacing(np.float32(1))
-    assert cosine_of_normals(ta.tensor([0.0, 0.25, 0.5, 0.75])).tolist() == [1.0, 0.0, -1.0, 0.0]
+    assert cosine_of_normals(ta.Tensor([0.0, 0.25, 0.5, 0.75])).tolist() == [1.0, 0.0, -1.0, 0.0]
 
 
 # Dropout

@@ -82,14 +82,14 @@ def test_views_in_any_layout_are_packed():
 
 
 def test_a_gradient_reaches_a_packed_leaf():
-    x = tinyarr.tensor([1.0, 2.0], requires_grad=True)
+    x = tinyarr.Tensor([1.0, 2.0], requires_grad=True)
     pack([x])
     (x * x).sum().backward()
     assert x.grad.tolist() == [2, 4]
 
 
 def test_a_write_into_the_segment_is_seen_by_what_saved_a_tensor_in_it():
-    x = tinyarr.tensor([1.0, 2.0], requires_grad=True)
+    x = tinyarr.Tensor([1.0, 2.0], requires_grad=True)
     segment = pack([x])
     y = (x * x).sum()
     segment.flat.assign(3.0)

@@ -88,13 +88,13 @@ def test_len_and_iteration_go_over_the_first_axis():
     assert c.tolist() == [4, 5] and c.array.storage is x.array.storage
     assert 3 in x[1] and 7 not in x[1]
     with pytest.raises(ShapeError, match="a 0-d tensor has no length"):
-        len(ta.tensor(1))
+        len(ta.Tensor(1))
 
 
 def test_a_single_element_converts_to_python_numbers():
-    assert (float(ta.tensor([2.5])), int(ta.tensor(2.5)), bool(ta.tensor([[0]]))) == (2.5, 2, False)
-    assert list(range(9))[ta.tensor(3)] == 3 and operator.index(ta.tensor(3, dtype=ta.uint8)) == 3
-    for bad in (ta.tensor(1.0), ta.tensor(True)):
+    assert (float(ta.Tensor([2.5])), int(ta.Tensor(2.5)), bool(ta.Tensor([[0]]))) == (2.5, 2, False)
+    assert list(range(9))[ta.Tensor(3)] == 3 and operator.index(ta.Tensor(3, dtype=ta.uint8)) == 3
+    for bad in (ta.Tensor(1.0), ta.Tensor(True)):
         with pytest.raises(DtypeError, match="only an integer can be an index"):
             operator.index(bad)
     for bad in (ta.ones((2,)), ta.ones((0,))):
@@ -131,7 +131,7 @@ def expected_value(op, a, b):
 @pytest.mark.parametrize("scalar", [2, -3, 0.5, True, np.float32(2), np.int64(3), np.float64(0.25)], ids=repr)
 def test_operators_of_floats_with_scalars_are_numpys_from_both_sides(op, scalar):
     a = np.array([-2.5, -1.0, 0.0, 1.5, 4.0], np.float32)
-    x = ta.tensor(a)
+    x = ta.Tensor(a)
     for found, expected in (
         (op(x, scalar), expected_value(op, a, np.float32(scalar))),
         (op(scalar, x), expected_value(op, np.float32(scalar), a)),
@@ -145,7 +145,7 @@ def test_operators_of_floats_with_scalars_are_numpys_from_both_sides(op, scalar)
 @pytest.mark.parametrize("scalar", [2, 3, np.int64(1)], ids=repr)
 def test_operators_of_integers_with_scalars_are_numpys_from_both_sides(op, scalar):
     a = np.arange(1, 6)
-    x = ta.tensor(a)
+    x = ta.Tensor(a)
     like(op(x, scalar), op(a, scalar))
     like(op(scalar, x), op(scalar, a))
     like(op(x, x), op(a, a))
@@ -154,23 +154,23 @@ def test_operators_of_integers_with_scalars_are_numpys_from_both_sides(op, scala
 def test_floor_division_and_remainder_have_the_sign_of_the_divisor():
     a = np.array([-7, -1, 0, 1, 7])
     for divisor in (3, -3):
-        like(ta.tensor(a) // divisor, a // divisor)
-        like(ta.tensor(a) % divisor, a % divisor)
-        like(ta.tensor(a, dtype=ta.float64) % divisor, a.astype(float) % divisor)
+        like(ta.Tensor(a) // divisor, a // divisor)
+        like(ta.Tensor(a) % divisor, a % divisor)
+        like(ta.Tensor(a, dtype=ta.float64) % divisor, a.astype(float) % divisor)
 
 
 def test_division_of_integers_is_float32():
-    like(ta.tensor([1, 2]) / 4, np.array([0.25, 0.5], np.float32))
-    like(1 / ta.tensor([4, 2], dtype=ta.uint8), np.array([0.25, 0.5], np.float32))
+    like(ta.Tensor([1, 2]) / 4, np.array([0.25, 0.5], np.float32))
+    like(1 / ta.Tensor([4, 2], dtype=ta.uint8), np.array([0.25, 0.5], np.float32))
 
 
 def test_unary_operators_and_matmul():
-    x = ta.tensor([[1.0, -2.0], [0.0, 4.0]])
+    x = ta.Tensor([[1.0, -2.0], [0.0, 4.0]])
     like(-x, -x.numpy())
     like(abs(x), abs(x.numpy()))
     assert +x is x
-    like(~ta.tensor([True, False]), np.array([False, True]))
-    like(~ta.tensor([0, 5]), np.array([-1, -6]))
+    like(~ta.Tensor([True, False]), np.array([False, True]))
+    like(~ta.Tensor([0, 5]), np.array([-1, -6]))
     like(x @ x, x.numpy() @ x.numpy())
 
 
@@ -195,11 +195,11 @@ def test_parameters_that_python_calls_equal_are_different_ones(first, zero):
     def times(x, *, by):
         return x * by
 
-    x = ta.tensor([3])
+    x = ta.Tensor([3])
     for by, dtype in ((first, None), (1, ta.int64), (1.0, ta.float32), (True, ta.int64), (1, ta.int64)):
         assert dtype is None or times(x, by=by).dtype is dtype
     for by in (zero, 0.0, -0.0):
-        assert math.copysign(1, times(ta.tensor(1.0), by=by).item()) == math.copysign(1, by)
+        assert math.copysign(1, times(ta.Tensor(1.0), by=by).item()) == math.copysign(1, by)
 
 
 # Indexing
@@ -231,7 +231,7 @@ def keys(draw, shape):
 def test_basic_indices_give_numpys_elements_as_views(data):
     shape = data.draw(shapes(max_ndim=4))
     a = np.arange(math.prod(shape)).reshape(shape)
-    x, key = ta.tensor(a), data.draw(keys(shape))
+    x, key = ta.Tensor(a), data.draw(keys(shape))
     like(x[key], a[key])
     assert x[key].array.storage is x.array.storage
 
@@ -240,10 +240,10 @@ def test_basic_indices_give_numpys_elements_as_views(data):
 def test_basic_indices_have_the_gradient_that_writes_back_where_they_read(data):
     shape = data.draw(shapes())
     a = np.zeros(shape)
-    x, key = ta.tensor(a, requires_grad=True), data.draw(keys(shape))
+    x, key = ta.Tensor(a, requires_grad=True), data.draw(keys(shape))
     y = x[key]
     g = np.arange(1.0, y.size + 1).reshape(y.shape)
-    (y * ta.tensor(g)).sum().backward()
+    (y * ta.Tensor(g)).sum().backward()
     a[key] = g
     like(x.grad, a)
 
@@ -252,10 +252,10 @@ def test_basic_indices_have_the_gradient_that_writes_back_where_they_read(data):
 def test_writes_at_basic_indices_are_numpys(data):
     shape = data.draw(shapes(max_ndim=4))
     a = np.arange(math.prod(shape), dtype=np.int16).reshape(shape)
-    x, key = ta.tensor(a), data.draw(keys(shape))
+    x, key = ta.Tensor(a), data.draw(keys(shape))
     part = a[key]
     value = data.draw(st.sampled_from([7, 2.9, np.int8(-3), np.full(part.shape, 5.5, np.float32), np.ones((), bool)]))
-    x[key] = ta.tensor(value) if isinstance(value, np.ndarray) else value
+    x[key] = ta.Tensor(value) if isinstance(value, np.ndarray) else value
     a[key] = value
     like(x, a)
 
@@ -268,13 +268,13 @@ def test_an_integer_tensor_takes_along_its_axis(data):
     index = data.draw(st.lists(st.integers(-shape[axis], shape[axis] - 1), max_size=4))
     index = np.array(index, data.draw(st.sampled_from([np.int64, np.int32, np.int8])))
     key = (*(slice(None),) * axis, index)
-    like(ta.tensor(a)[(*key[:-1], ta.tensor(index))], a[key])
+    like(ta.Tensor(a)[(*key[:-1], ta.Tensor(index))], a[key])
 
 
 def test_a_0_d_integer_tensor_is_an_index():
     x = ta.arange(6).reshape((2, 3))
-    assert x[ta.tensor(1)].tolist() == [3, 4, 5] and x[ta.tensor(0), ta.tensor(2, dtype=ta.int8)].item() == 2
-    x[ta.tensor(-1), 0] = 9
+    assert x[ta.Tensor(1)].tolist() == [3, 4, 5] and x[ta.Tensor(0), ta.Tensor(2, dtype=ta.int8)].item() == 2
+    x[ta.Tensor(-1), 0] = 9
     assert x[1].tolist() == [9, 4, 5]
 
 
@@ -291,11 +291,11 @@ def test_a_0_d_integer_tensor_is_an_index():
         ("a", r"'a' \(str\) is no index"),
         ([0, 1], r"\[0, 1\] \(list\) is no index"),
         (np.array([0, 1]), r"\(ndarray\) is no index.*integer tensor"),
-        (ta.tensor([True, False]), "where for masks"),
-        (ta.tensor([0.5]), "take: indices has dtype float32"),
-        ((ta.tensor([0]), ta.tensor([0])), "one integer tensor is taken"),
-        (ta.tensor([0, 2]), "take: .* 2, the axis has size 2"),
-        (ta.tensor([-3]), "take: .* -3, the axis has size 2"),
+        (ta.Tensor([True, False]), "where for masks"),
+        (ta.Tensor([0.5]), "take: indices has dtype float32"),
+        ((ta.Tensor([0]), ta.Tensor([0])), "one integer tensor is taken"),
+        (ta.Tensor([0, 2]), "take: .* 2, the axis has size 2"),
+        (ta.Tensor([-3]), "take: .* -3, the axis has size 2"),
     ],
     ids=repr,
 )
@@ -331,9 +331,9 @@ def test_only_writes_are_counted():
 
 def test_assign_broadcasts_and_casts_and_returns_the_tensor():
     x = ta.zeros((2, 3), dtype=ta.int32)
-    assert x.assign(ta.tensor([1.9, -1.9, 5.0])) is x
+    assert x.assign(ta.Tensor([1.9, -1.9, 5.0])) is x
     assert x.tolist() == [[1, -1, 5]] * 2
-    x.assign(ta.tensor([[7], [8]], dtype=ta.int8))
+    x.assign(ta.Tensor([[7], [8]], dtype=ta.int8))
     assert x.tolist() == [[7] * 3, [8] * 3]
     x[:, 0] = np.int64(3)
     assert x.tolist() == [[3, 7, 7], [3, 8, 8]]
@@ -369,7 +369,7 @@ def test_a_write_where_elements_share_memory_is_refused():
 def test_a_write_from_an_overlapping_view_reads_before_it_writes(data):
     n = data.draw(st.sampled_from([6, 70_000]))
     a = np.arange(n)
-    x = ta.tensor(a)
+    x = ta.Tensor(a)
     size = data.draw(st.integers(1, n))
     starts = st.integers(0, n - size)
     source, target = (slice(start, start + size) for start in (data.draw(starts), data.draw(starts)))

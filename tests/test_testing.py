@@ -20,7 +20,7 @@ from tinyarr.testing import (
 from tinyarr.testing import dtypes as dtypes_strategy
 
 RNG = np.random.default_rng(0)
-X, WEIGHT, BIAS = (tinyarr.tensor(RNG.uniform(0.1, 0.9, shape)) for shape in [(3, 4), (4, 4), (4,)])
+X, WEIGHT, BIAS = (tinyarr.Tensor(RNG.uniform(0.1, 0.9, shape)) for shape in [(3, 4), (4, 4), (4,)])
 
 
 def layer(gradient):
@@ -69,12 +69,12 @@ def test_a_wrong_gradient_fails_and_the_message_names_its_input(mistake, full):
 
 @tinyarr.custom_gradient
 def cube_wrong_at_one_element(x):
-    factor = tinyarr.tensor(np.array([3.0, 3.0, 4.0]))
+    factor = tinyarr.Tensor(np.array([3.0, 3.0, 4.0]))
     return x**3, lambda g: g * factor * x**2
 
 
 def test_the_message_names_the_element_and_both_values():
-    x = tinyarr.tensor(np.array([1.0, 2.0, 3.0]))
+    x = tinyarr.Tensor(np.array([1.0, 2.0, 3.0]))
     with pytest.raises(AssertionError, match=r"at element \(2,\) the gradient is \S+, finite differences give \S+ "):
         gradcheck(cube_wrong_at_one_element, x)
     where = r"input 0 of shape \(3,\), element \(2,\), output 0, element \(2,\): "
@@ -88,7 +88,7 @@ def test_a_gradient_that_is_right_but_whose_own_gradient_is_wrong_fails_gradgrad
     def square(x):
         return x * x, lambda g: g * 2 * x.detach()
 
-    x = tinyarr.tensor(np.array([1.0, 2.0]))
+    x = tinyarr.Tensor(np.array([1.0, 2.0]))
     assert gradcheck(square, x)
     with pytest.raises(GradientMismatch, match=r"gradgradcheck: input 0 of shape \(2,\).*the gradient is -?0, "):
         gradgradcheck(square, x, full=full)
@@ -112,7 +112,7 @@ def test_every_floating_output_counts_and_other_arguments_are_passed_as_they_are
     def function(x, axis, index, factor):
         return tinyarr.take(x, index, axis=axis) * factor, x.sum(), tinyarr.argmax(x)
 
-    assert gradcheck(function, X, 1, tinyarr.tensor([0, 2, 2]), 2.0, full=True)
+    assert gradcheck(function, X, 1, tinyarr.Tensor([0, 2, 2]), 2.0, full=True)
 
     @tinyarr.custom_gradient
     def second_output_forgotten(x):
@@ -124,7 +124,7 @@ def test_every_floating_output_counts_and_other_arguments_are_passed_as_they_are
 
 def test_a_kink_at_the_input_is_reported_as_one():
     with pytest.raises(GradientMismatch, match="twice the step: the function may have a kink there"):
-        gradcheck(tinyarr.abs, tinyarr.tensor(np.array([1e-6])))
+        gradcheck(tinyarr.abs, tinyarr.Tensor(np.array([1e-6])))
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e6])
@@ -138,7 +138,7 @@ def test_what_can_not_be_checked_is_refused():
     with pytest.raises(DtypeError, match="output 0 has dtype bfloat16"):
         gradcheck(lambda x: x.astype(tinyarr.bfloat16), X)
     with pytest.raises(ArgumentError, match="no floating tensor among the 1 inputs"):
-        gradcheck(tinyarr.negative, tinyarr.tensor([1, 2]))
+        gradcheck(tinyarr.negative, tinyarr.Tensor([1, 2]))
 
 
 def test_sizes_0_and_1_and_views_are_checked_like_any_other():
@@ -147,7 +147,7 @@ def test_sizes_0_and_1_and_views_are_checked_like_any_other():
 
 
 def test_checks_need_no_hypothesis():
-    source = "import sys; sys.modules['hypothesis'] = None; import tinyarr.testing as t; t.gradcheck(t.tensor, 1)"
+    source = "import sys; sys.modules['hypothesis'] = None; import tinyarr.testing as t; t.gradcheck(t.Tensor, 1)"
     run = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
     assert "ArgumentError: gradcheck: no floating tensor" in run.stderr
 

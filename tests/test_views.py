@@ -74,7 +74,7 @@ VIEWS = st.sampled_from([reshaped, permuted, sliced, broadcast, expanded, squeez
 def test_chains_of_views_have_numpys_elements_and_share_memory_where_numpy_does(data):
     shape = data.draw(shapes(max_ndim=4))
     a = np.arange(math.prod(shape)).reshape(shape)
-    x = ta.tensor(a)
+    x = ta.Tensor(a)
     for _ in range(data.draw(st.integers(1, 6))):
         y, b = data.draw(VIEWS)(data.draw, x, a)
         assert y.shape == b.shape and y.tolist() == b.tolist()
@@ -90,7 +90,7 @@ def test_chains_of_views_have_numpys_elements_and_share_memory_where_numpy_does(
 @given(st.data())
 def test_a_write_through_a_chain_of_views_arrives_in_the_first(data):
     first = np.arange(24.0).reshape(2, 3, 4)
-    x = start = ta.tensor(first)
+    x = start = ta.Tensor(first)
     a = first
     for _ in range(data.draw(st.integers(1, 4))):
         y, b = data.draw(VIEWS)(data.draw, x, a)

@@ -21,7 +21,7 @@ from .dtypes import (
     uint32,
     uint64,
 )
-from .interchange import asarray, tensor
+from .interchange import asarray
 from .ops import operators as _operators  # attaches Python's operators to Tensor
 from .ops.attention import scaled_dot_product_attention
 from .ops.create import arange, copy, empty, empty_like, eye, full, full_like, ones, ones_like, zeros, zeros_like

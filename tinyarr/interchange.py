@@ -10,7 +10,7 @@ import numpy as np
 from . import array, dtypes
 from .array import Array
 from .device import Device
-from .errors import DtypeError, GradientError, ShapeError
+from .errors import ArgumentError, DtypeError, GradientError, ShapeError
 from .ops.create import copy, target
 from .ops.elementwise import astype
 from .tensor import Tensor, method, result_tensor
@@ -47,15 +47,18 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     return stored
 
 
-def tensor(data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """`Tensor(data, ...)`: a tensor with a copy of `data`.
+def asarray(data: Any, /, *, dtype=None, device=None, copy: bool | None = None) -> Tensor:
+    """`data` as a tensor: itself where it is one of that dtype and device already, else `Tensor(data, ...)`.
 
-    Raises ShapeError for lists of unequal length, DtypeError for a dtype that tinyarr lacks.
+    With copy=True always a copy. With copy=False raises ArgumentError where one would be needed.
     """
-    return Tensor(data, dtype=dtype, device=device, requires_grad=requires_grad)
-
-
-asarray = tensor
+    if isinstance(data, Tensor) and copy is not True:
+        same_dtype = dtype is None or dtypes.dtype(dtype) is data.dtype
+        if same_dtype and (device is None or Device(device) is data.device):
+            return data
+    if copy is False:
+        raise ArgumentError("asarray: copy is False, but only a tensor of that dtype and device needs no copy")
+    return Tensor(data, dtype=dtype, device=device)
 
 
 @method()
@@ -125,7 +128,7 @@ def _repr(self: Tensor) -> str:
     if self.device.kind == "meta":
         body = f"shape={self.shape}"
     else:
-        body = np.array2string(to_numpy(self), separator=", ", prefix="tensor(", threshold=200, precision=4)
+        body = np.array2string(to_numpy(self), separator=", ", prefix="Tensor(", threshold=200, precision=4)
     parts = [body]
     if not self.size and self.ndim > 1:
         parts.append(f"shape={self.shape}")
@@ -135,7 +138,7 @@ def _repr(self: Tensor) -> str:
         parts.append(f"device='{self.device}'")
     if self.requires_grad:
         parts.append("requires_grad=True")
-    return f"tensor({', '.join(parts)})"
+    return f"Tensor({', '.join(parts)})"
 
 
 Tensor.__array__ = _as_numpy_array

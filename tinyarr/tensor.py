@@ -27,7 +27,7 @@ class Tensor:
     >>> x = Tensor([3.0, 4.0], requires_grad=True)
     >>> (x * x).sum().backward()
     >>> x.grad
-    tensor([6., 8.])
+    Tensor([6., 8.])
     """
 
     __slots__ = ("__weakref__", "_hooks", "_requires_grad", "array", "grad", "node", "node_output")

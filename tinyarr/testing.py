@@ -13,7 +13,7 @@ import numpy as np
 from .autograd import gradients
 from .dtypes import ALL, FLOAT8, KINDS, Dtype, float64
 from .errors import ArgumentError, DtypeError, TinyarrError
-from .interchange import tensor, to_numpy
+from .interchange import to_numpy
 from .tensor import Tensor, result_tensor
 from .transforms import vjp
 from .views import Shape, View, contiguous_strides
@@ -53,7 +53,7 @@ def gradgradcheck(
 ) -> bool:
     """gradcheck of the gradients of `function(*inputs)`, as functions of the inputs and of the output gradients."""
     outer = _Check("gradgradcheck", function, inputs, eps, ulps, seed)
-    cotangents = [tensor(outer.rng.uniform(-1, 1, o.shape)) for o in outer.outputs]
+    cotangents = [Tensor(outer.rng.uniform(-1, 1, o.shape)) for o in outer.outputs]
 
     def gradient(*arguments):
         given, cotangents = arguments[: len(inputs)], arguments[len(inputs) :]
@@ -128,7 +128,7 @@ class _Check:
     def _gradients(self, weights: np.ndarray) -> list[np.ndarray]:
         """The gradient of the weighted sum of the outputs with respect to each variable, by backward."""
         starts = np.cumsum([0, *(o.size for o in self.outputs)])
-        seeds = [tensor(weights[a : a + o.size].reshape(o.shape)) for a, o in zip(starts, self.outputs, strict=False)]
+        seeds = [Tensor(weights[a : a + o.size].reshape(o.shape)) for a, o in zip(starts, self.outputs, strict=False)]
         pairs = [(o, s) for o, s in zip(self.outputs, seeds, strict=True) if o.requires_grad]
         found = gradients([o for o, _ in pairs], self.variables, [s for _, s in pairs], retain_graph=True)
         return [np.zeros(x.shape) if g is None else to_numpy(g) for x, g in zip(self.variables, found, strict=True)]
@@ -157,7 +157,7 @@ class _Check:
         ends = []
         for moved in (x + step * direction, x - step * direction):
             variables = [v.detach() for v in self.variables]
-            variables[which] = tensor(moved)
+            variables[which] = Tensor(moved)
             ends.append(self._flat(self.evaluate(self.inputs, variables)))
         return weights @ ((ends[0] - ends[1]) / (2 * step))
 
@@ -252,7 +252,7 @@ def tensors(shape: Any, dtype: Any = float64, *, values: Callable | None = None,
         memory = np.full(gap + int(np.prod(extents)), np.nan if kind.is_float else 0).astype(kind.numpy)
         lying = np.ndarray(size, kind.numpy, memory, offset * kind.itemsize, [s * kind.itemsize for s in strides])
         lying[...] = content
-        return result_tensor(tensor(memory).array.through(View(size, strides, offset)))
+        return result_tensor(Tensor(memory).array.through(View(size, strides, offset)))
 
     return build()
 

@@ -94,7 +94,7 @@ def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
     """A function that returns the gradient of `function` with respect to the arguments `argnums`. See value_and_grad.
 
     >>> import tinyarr
-    >>> tinyarr.grad(lambda x: x**3)(tinyarr.tensor(2.0)).item()
+    >>> tinyarr.grad(lambda x: x**3)(tinyarr.Tensor(2.0)).item()
     12.0
     """
     both = value_and_grad(function, argnums)

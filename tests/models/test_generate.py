@@ -35,7 +35,7 @@ class Counter:
 
     def __call__(self, tokens):
         self.seen.append(tokens.tolist()[0])
-        return tinyarr.tensor(np.eye(300)[tokens.numpy() + 1] * 100)
+        return tinyarr.Tensor(np.eye(300)[tokens.numpy() + 1] * 100)
 
 
 def drawn(values, count=2000, **options):

@@ -14,7 +14,7 @@ from tinyarr.errors import ArgumentError, OutOfBounds, ShapeError
 
 RECORDED = Path(__file__).parents[1] / "recorded/gpt2.safetensors"
 MICRO = Config(vocab_size=130, block_size=8, n_layer=2, n_head=2, n_embd=16)
-TOKENS = tinyarr.tensor(np.random.default_rng(0).integers(0, 130, (3, 9)))
+TOKENS = tinyarr.Tensor(np.random.default_rng(0).integers(0, 130, (3, 9)))
 INPUTS, TARGETS = TOKENS[:, :-1], TOKENS[:, 1:]
 
 
@@ -36,7 +36,7 @@ def test_logits_have_a_column_for_each_token_of_the_vocabulary(B, T):
 def test_no_position_sees_a_later_token():
     model, other = gpt2(), INPUTS.numpy()
     other[:, 5:] = (other[:, 5:] + 1) % 130
-    before, after = model(INPUTS).numpy(), model(tinyarr.tensor(other)).numpy()
+    before, after = model(INPUTS).numpy(), model(tinyarr.Tensor(other)).numpy()
     assert np.array_equal(before[:, :5], after[:, :5])
     assert not np.isclose(before[:, 5:], after[:, 5:]).all(axis=-1).any()
 
@@ -91,7 +91,7 @@ def test_the_padding_never_moves():
 @pytest.mark.parametrize("token", [130, 255, 256])
 def test_a_token_outside_the_vocabulary_is_an_error_even_where_the_padding_has_a_row(token):
     with pytest.raises(OutOfBounds, match=f"{token}.*130"):
-        gpt2()(tinyarr.tensor([[0, token]]))
+        gpt2()(tinyarr.Tensor([[0, token]]))
 
 
 def test_weights_start_as_in_the_paper():
@@ -188,7 +188,7 @@ def test_files_of_the_bare_model_and_of_old_versions_are_read():
     model, loaded = gpt2(), gpt2(seed=1)
     state = {name.removeprefix("transformer."): t for name, t in model.hugging_face_state().items()}
     state |= {"lm_head.weight": state["wte.weight"], "h.0.attn.bias": tinyarr.ones((1, 1, 8, 8))}
-    loaded.load_hugging_face_state(state | {"h.0.attn.masked_bias": tinyarr.tensor(-1e4)})
+    loaded.load_hugging_face_state(state | {"h.0.attn.masked_bias": tinyarr.Tensor(-1e4)})
     assert same(model, loaded)
 
 

@@ -36,7 +36,7 @@ def oracle():
 def loaded(config, weights, dtype=tinyarr.float64):
     """tinyarr's model with the weights of transformers' names, given as NumPy arrays."""
     model = GPT2(config, dtype=dtype, generator=Generator(0))
-    model.load_hugging_face_state({name: tinyarr.tensor(value) for name, value in weights.items()})
+    model.load_hugging_face_state({name: tinyarr.Tensor(value) for name, value in weights.items()})
     return model
 
 
@@ -65,7 +65,7 @@ def test_logits_loss_gradients_and_ten_steps_of_adamw_are_those_of_transformers(
 
     model = loaded(config, part(expected, "weights"))
     optimizer = optim.AdamW(model.parameter_groups(oracle.WEIGHT_DECAY), **oracle.ADAMW)
-    inputs, targets = tinyarr.tensor(tokens[:, :-1]), tinyarr.tensor(tokens[:, 1:])
+    inputs, targets = tinyarr.Tensor(tokens[:, :-1]), tinyarr.Tensor(tokens[:, 1:])
     assert relative_error(model(inputs).numpy(), expected["logits"]) < 1e-9
     for step in range(10):
         optimizer.zero_grad()
@@ -88,7 +88,7 @@ def test_float32_is_as_near_to_float64_as_transformers_is(oracle):
     theirs = oracle.train(oracle.random_model(CONFIG, 0).float(), tokens, steps=1)
 
     model = loaded(CONFIG, part(exact, "weights"), tinyarr.float32)
-    inputs, targets = tinyarr.tensor(tokens[:, :-1]), tinyarr.tensor(tokens[:, 1:])
+    inputs, targets = tinyarr.Tensor(tokens[:, :-1]), tinyarr.Tensor(tokens[:, 1:])
     model.loss(inputs, targets).backward()
 
     def flat(record):
@@ -113,7 +113,7 @@ def test_transformers_reads_what_tinyarr_writes(tmp_path):
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 24))
     with torch.no_grad():
         logits = read(torch.from_numpy(tokens)).logits.numpy()
-    assert relative_error(model(tinyarr.tensor(tokens)).numpy(), logits) < 1e-9
+    assert relative_error(model(tinyarr.Tensor(tokens)).numpy(), logits) < 1e-9
     assert not any(found.values()), found
 
 
@@ -128,6 +128,6 @@ def test_tinyarr_reads_what_transformers_writes(oracle, tmp_path):
     tokens = oracle.random_tokens(CONFIG, 0, B=2, T=24)[:, :-1]
     with torch.no_grad():
         logits = written(torch.from_numpy(tokens)).logits.numpy()
-    assert relative_error(model(tinyarr.tensor(tokens)).numpy(), logits) < 1e-9
+    assert relative_error(model(tinyarr.Tensor(tokens)).numpy(), logits) < 1e-9
     config = json.loads((tmp_path / "config.json").read_text())
     assert model.hugging_face_config().items() <= config.items()

@@ -29,7 +29,7 @@ class State:
     """A model or an optimizer that is one tensor."""
 
     def __init__(self, *values):
-        self.tensor = tinyarr.tensor(list(values), dtype=tinyarr.float32)
+        self.tensor = tinyarr.Tensor(list(values), dtype=tinyarr.float32)
 
     def state_dict(self):
         return {"x": self.tensor}

@@ -6,7 +6,7 @@ from tinyarr import Device, Generator, nn
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(2, 5, 8))
-x = tinyarr.tensor(X)
+x = tinyarr.Tensor(X)
 place = {"dtype": tinyarr.float64, "generator": Generator(0)}
 
 
@@ -20,7 +20,7 @@ def test_linear_multiplies_by_its_transposed_weight_and_adds_its_bias(bias):
 
 def test_embedding_looks_rows_up():
     layer, tokens = nn.Embedding(10, 4, **place), RNG.integers(0, 10, (3, 2))
-    assert np.array_equal(layer(tinyarr.tensor(tokens)).numpy(), layer.weight.numpy()[tokens])
+    assert np.array_equal(layer(tinyarr.Tensor(tokens)).numpy(), layer.weight.numpy()[tokens])
 
 
 def test_layer_norm_normalizes_the_last_axis_then_scales_and_shifts():
@@ -28,7 +28,7 @@ def test_layer_norm_normalizes_the_last_axis_then_scales_and_shifts():
     normal = (X - X.mean(axis=-1, keepdims=True)) / np.sqrt(X.var(axis=-1, keepdims=True) + 0.1)
     np.testing.assert_allclose(layer(x).numpy(), normal, rtol=1e-13)
     weight, bias = RNG.normal(size=(2, 8))
-    layer.load_state_dict({"weight": tinyarr.tensor(weight), "bias": tinyarr.tensor(bias)})
+    layer.load_state_dict({"weight": tinyarr.Tensor(weight), "bias": tinyarr.Tensor(bias)})
     np.testing.assert_allclose(layer(x).numpy(), normal * weight + bias, rtol=1e-12)
 
 
@@ -51,7 +51,7 @@ def test_dropout_s_gradient_has_the_mask_of_its_output():
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_losses_are_the_functions_with_fixed_options(reduction):
-    targets, y = tinyarr.tensor(RNG.integers(0, 8, (2, 5))), tinyarr.tensor(RNG.normal(size=X.shape))
+    targets, y = tinyarr.Tensor(RNG.integers(0, 8, (2, 5))), tinyarr.Tensor(RNG.normal(size=X.shape))
     loss = nn.CrossEntropyLoss(ignore_index=3, reduction=reduction)(x, targets)
     assert np.array_equal(
         loss.numpy(), tinyarr.cross_entropy(x, targets, ignore_index=3, reduction=reduction).numpy()

@@ -69,7 +69,7 @@ def test_a_parameter_shares_the_memory_of_its_tensor():
 
 
 def test_calling_a_module_calls_forward():
-    assert Net()(tinyarr.tensor([2.0]), plus=1).tolist() == [3]
+    assert Net()(tinyarr.Tensor([2.0]), plus=1).tolist() == [3]
     with pytest.raises(ArgumentError, match=r"Block: has no forward\(\)"):
         Block(1)(tinyarr.ones((1,)))
 

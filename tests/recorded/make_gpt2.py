@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from models.gpt2 import Config
-from tinyarr import saving, tensor
+from tinyarr import Tensor, saving
 
 FILE = Path(__file__).with_name("gpt2.safetensors")
 # The bias of the keys has the gradient 0 but for roundings, which AdamW divides by eps: lr / eps carries them on.
@@ -83,7 +83,7 @@ def main() -> None:
         "config": json.dumps(asdict(config)), "adamw": json.dumps(ADAMW), "weight_decay": json.dumps(WEIGHT_DECAY),
         "made_with": f"transformers {transformers.__version__}, torch {torch.__version__}",
     }  # fmt: skip
-    saving.save(FILE, {name: tensor(value) for name, value in record.items()}, metadata)
+    saving.save(FILE, {name: Tensor(value) for name, value in record.items()}, metadata)
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def assign(x: Tensor, value) -> Tensor:
 
     if not isinstance(value, Tensor):
         if dtypes.scalar_kind(dtypes.python_scalar(value)) is None:
-            raise TypeError(f"assign: value is {type(value).__name__}: make it a tensor with tinyarr.tensor(...)")
+            raise TypeError(f"assign: value is {type(value).__name__}: make it a tensor with tinyarr.Tensor(...)")
         value = full((), value, dtype=x.dtype, device=x.device)
     if value.device is not x.device:
         raise DeviceError(f"assign: x is on {x.device}, value on {value.device}: move it with value.to(device)")

@@ -201,7 +201,7 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     >>> @tinyarr.elementwise
     ... def cube(x):
     ...     return x * x * x
-    >>> cube(tinyarr.tensor([1.0, 2.0])).tolist()
+    >>> cube(tinyarr.Tensor([1.0, 2.0])).tolist()
     [1.0, 8.0]
     """
     if function is None:

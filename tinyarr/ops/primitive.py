@@ -260,11 +260,11 @@ def _as_operands(primitive: Primitive, operands: Sequence[Any], device: Device |
     for name, x in zip(primitive.inputs * len(operands), operands, strict=False):
         x = python_scalar(x)
         if not isinstance(x, Tensor) and scalar_kind(x) is None:
-            advice = "make it a tensor with tinyarr.tensor(...)"
+            advice = "make it a tensor with tinyarr.Tensor(...)"
             raise TypeError(f"{primitive.name}: {name} is {type(x).__name__}: {advice}")
         result.append(x)
     if device is None and not any(isinstance(x, Tensor) for x in result):
-        raise TypeError(f"{primitive.name}: needs at least one tensor, got {result}: make one with tinyarr.tensor(...)")
+        raise TypeError(f"{primitive.name}: needs at least one tensor, got {result}: make one with tinyarr.Tensor(...)")
     return tuple(result)
 
 
