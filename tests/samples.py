@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 
 import tinyarr
-from tinyarr import Generator, Tensor, ones, tensor, vjp, zeros
+from tinyarr import Generator, Tensor, ones, vjp, zeros
 from tinyarr.dtypes import (
     ALL,
     FLOAT8,
@@ -135,9 +135,20 @@ def distinct(rng: np.random.Generator, shape) -> np.ndarray:
 
 
 def elementwise(
-    name: str, reference: Callable, *values: Callable, takes=NUMBERS, gives=same, function=None, counts=False, **more
+    name: str,
+    reference: Callable,
+    *values: Callable,
+    takes=NUMBERS,
+    gives=same,
+    function: Callable | None = None,
+    called: str | None = None,
+    counts=False,
+    **more,
 ) -> None:
-    """A record for `name` with operands that broadcast; a count as second operand is not negative."""
+    """A record for `name`, whose function is named `called`, with operands that broadcast.
+
+    Integers of all but the first are counts, not negative, where `counts` says so.
+    """
     function = function or getattr(tinyarr, name)
     arity = len(values)
     ranges = [(0, 7) if counts and i else (-6, 7) for i in range(arity)]
@@ -145,7 +156,7 @@ def elementwise(
     cases = drawn.map(lambda shapes: Case(tuple(map(Operand, shapes, values, ranges))))
     unequal = [zeros((2, 3 + i), dtype=takes[0]) for i in range(arity)]
     errors = (
-        refused(lambda: function(*[[1.0]] * arity), TypeError, name, "list", "tensor"),
+        refused(lambda: function(*[[1.0]] * arity), TypeError, called or name, "list", "tensor"),
         refused(lambda: function(*unequal), ShapeError, name, "(2, 3)", "(2, 4)", "axis -1"),
     )
     SAMPLES[name] = Sample(
@@ -183,8 +194,10 @@ elementwise(
     "gelu_tanh",
     lambda x: x * sigmoid(2 * np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)),
     between(-3, 3),
+    takes=ALL,
     gives=floating,
     function=partial(tinyarr.gelu, approximate="tanh"),
+    called="gelu",
     scale=np.abs,
 )
 elementwise(
@@ -194,6 +207,7 @@ elementwise(
     takes=ALL,
     gives=floating,
     function=tinyarr.gelu,
+    called="gelu",
     scale=np.abs,
 )
 elementwise("relu", lambda x: np.maximum(x, 0), apart(0), refuses=())
@@ -217,7 +231,7 @@ for _name, _reference in {"maximum": np.maximum, "minimum": np.minimum}.items():
     elementwise(_name, _reference, apart(0), apart(1), takes=ALL)
 for _name, _reference in {"divide": np.divide, "atan2": np.arctan2, "hypot": np.hypot, "copysign": np.copysign}.items():
     elementwise(_name, _reference, apart(0), apart(1), takes=ALL, gives=floating)
-elementwise("nextafter", lambda x, y: x + 0 * y, apart(0), apart(1), takes=ALL, gives=floating)
+elementwise("nextafter", lambda x, y: x + 0 * y, apart(0), apart(1), takes=(float32, float64))
 for _name, _reference in {
     "equal": np.equal, "not_equal": np.not_equal, "less": np.less, "less_equal": np.less_equal,
     "greater": np.greater, "greater_equal": np.greater_equal,
@@ -605,7 +619,7 @@ SAMPLES["matmul"] = Sample(
             ShapeError, "matmul", "(3, 4)", "(5, 6)", "last axis (4)", "(5)",
         ),
         refused(lambda: zeros((2, 3, 4)) @ zeros((3, 4, 5)), ShapeError, "matmul", "(2,)", "(3,)"),
-        refused(lambda: tensor(1.0) @ zeros(2), ShapeError, "matmul", "x is 0-d", "at least 1 dimension"),
+        refused(lambda: Tensor(1.0) @ zeros(2), ShapeError, "matmul", "x is 0-d", "at least 1 dimension"),
         refused(lambda: tinyarr.matmul(zeros(2), 3.0), TypeError, "matmul", "y is float", "make it a tensor"),
     ),
 )
@@ -641,10 +655,10 @@ SAMPLES["take"] = Sample(
     takes=ALL,
     roundings=exact,
     errors=(
-        refused(lambda: zeros((2, 3)).take(tensor([0, 3]), axis=1), OutOfBounds, "take", "indices[1] is 3", "size 3"),
-        refused(lambda: zeros(2).take(tensor([-3])), OutOfBounds, "take", "indices[0] is -3", "size 2"),
-        refused(lambda: zeros(2).take(tensor([0.0])), DtypeError, "take", "float32", "integer"),
-        refused(lambda: zeros(2).take(tensor([0]), axis=1), OutOfBounds, "take", "axis is 1"),
+        refused(lambda: zeros((2, 3)).take(Tensor([0, 3]), axis=1), OutOfBounds, "take", "indices[1] is 3", "size 3"),
+        refused(lambda: zeros(2).take(Tensor([-3])), OutOfBounds, "take", "indices[0] is -3", "size 2"),
+        refused(lambda: zeros(2).take(Tensor([0.0])), DtypeError, "take", "float32", "integer"),
+        refused(lambda: zeros(2).take(Tensor([0]), axis=1), OutOfBounds, "take", "axis is 1"),
     ),
 )
 SAMPLES["take_gradient"] = Sample(
@@ -780,11 +794,11 @@ SAMPLES["cross_entropy"] = Sample(
     scale=product_of_largest,
     errors=(
         refused(
-            lambda: tinyarr.cross_entropy(zeros((2, 3)), tensor([0, 3])),
+            lambda: tinyarr.cross_entropy(zeros((2, 3)), Tensor([0, 3])),
             OutOfBounds, "cross_entropy", "target 1 is 3", "0 to 2",
         ),
         refused(
-            lambda: tinyarr.cross_entropy(zeros((2, 3)), tensor([0])),
+            lambda: tinyarr.cross_entropy(zeros((2, 3)), Tensor([0])),
             ShapeError, "cross_entropy", "(2, 3)", "(1,)",
         ),
         refused(
@@ -792,7 +806,7 @@ SAMPLES["cross_entropy"] = Sample(
             DtypeError, "cross_entropy", "targets", "integers",
         ),
         refused(
-            lambda: tinyarr.cross_entropy(zeros((2, 3)), tensor([0, 1]), reduction="max"),
+            lambda: tinyarr.cross_entropy(zeros((2, 3)), Tensor([0, 1]), reduction="max"),
             ArgumentError, "cross_entropy", "reduction", "'max'",
         ),
     ),
@@ -844,7 +858,7 @@ SAMPLES["layer_norm"] = Sample(
             ShapeError, "layer_norm", "(2, 3)", "weight has shape (2,)", "last axis",
         ),
         refused(
-            lambda: tinyarr.layer_norm(tensor(1.0), zeros(1), zeros(1)),
+            lambda: tinyarr.layer_norm(Tensor(1.0), zeros(1), zeros(1)),
             ShapeError, "layer_norm", "x has shape ()",
         ),
     ),
@@ -866,7 +880,7 @@ def update(optimizer: Callable, *, master: bool) -> Callable:
     """The new parameter and state after one step, from the parameter, its gradient, and the state before."""
 
     def function(p: Tensor, g: Tensor, *state: Tensor, step: int = 0, **options):
-        p = tensor(p, requires_grad=True)
+        p = Tensor(p, requires_grad=True)
         p.grad = g
         stepped = optimizer([p], **options)
         kept = stepped.state_dict()
@@ -932,7 +946,7 @@ updates("sgd", tinyarr.optim.SGD, sgd, st.booleans().map(lambda b: SGD | {"neste
 
 def scaled(g: Tensor, max_norm: float) -> Tensor:
     p = zeros(g.shape, dtype=g.dtype)
-    p.grad = tensor(g)
+    p.grad = Tensor(g)
     tinyarr.optim.clip_grad_norm([p], max_norm)
     return p.grad
 
