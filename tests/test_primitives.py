@@ -191,6 +191,30 @@ def test_the_gradient_of_the_gradient_agrees_with_finite_differences(name):
     check()
 
 
+KINKS = [  # (operation, operands, their gradients) where the derivative is a decision
+    (tinyarr.abs, [[-1.0, 0.0, 2.0]], [[-1, 0, 1]]),
+    (tinyarr.relu, [[-1.0, 0.0, 2.0]], [[0, 0, 1]]),
+    (tinyarr.maximum, [[1.0, 2.0], [1.0, 3.0]], [[0.5, 0], [0.5, 1]]),
+    (tinyarr.minimum, [[1.0, 2.0], [1.0, 3.0]], [[0.5, 1], [0.5, 0]]),
+    (lambda x: tinyarr.clip(x, 0, 1), [[-1.0, 0.0, 0.5, 1.0, 2.0]], [[0, 0.5, 1, 0.5, 0]]),
+    (tinyarr.max, [[2.0, 1.0, 2.0, 2.0]], [[1 / 3, 0, 1 / 3, 1 / 3]]),
+    (tinyarr.min, [[1.0, 1.0, 2.0]], [[0.5, 0.5, 0]]),
+    (tinyarr.pow, [[0.0, 0.0, 0.0], [0.0, 1.0, 2.0]], [[0, 1, 0], [0, 0, 0]]),
+    (tinyarr.sqrt, [[0.0]], [[np.inf]]),
+    (tinyarr.sigmoid, [[0.0]], [[0.25]]),
+    (tinyarr.softplus, [[0.0]], [[0.5]]),
+    (tinyarr.hypot, [[3.0, 0.0], [4.0, 1.0]], [[0.6, 0], [0.8, 1]]),
+]
+
+
+@pytest.mark.parametrize(("operation", "values", "expected"), KINKS)
+def test_kinks_and_ties_have_the_gradient_that_the_documentation_says(operation, values, expected):
+    operands = [tinyarr.Tensor(np.array(v), requires_grad=True) for v in values]
+    operation(*operands).sum().backward()
+    for x, gradient in zip(operands, expected):
+        np.testing.assert_array_equal(x.grad.numpy(), gradient)
+
+
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in DIFFERENTIABLE])
 def test_no_gradient_flows_through_what_is_declared_non_differentiable(name):
     sample = SAMPLES[name]
