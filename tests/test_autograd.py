@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
-from tinyarr.errors import GradientError
+from tinyarr.errors import ArgumentError, GradientError
 from tinyarr.testing import gradcheck, gradgradcheck
 
 
@@ -682,3 +682,32 @@ def test_a_checkpoint_keeps_none_of_its_intermediate_values():
 def test_a_checkpoint_under_no_grad_is_a_plain_call():
     with ta.no_grad():
         assert not ta.checkpoint(lambda x: x * 2, leaf(1.0)).requires_grad
+
+
+def test_a_custom_gradient_that_reads_its_result_and_what_led_to_it_can_be_differentiated_again():
+    @ta.custom_gradient
+    def exp_of_square(x):
+        inner = x * x
+        y = ta.exp(inner)
+        return y, lambda g: g * y * 2 * x + 0 * inner
+
+    x = ta.Tensor([0.3, -0.7], dtype=ta.float64)
+    gradcheck(exp_of_square, x)
+    gradgradcheck(exp_of_square, x)
+
+
+def test_a_custom_gradient_without_its_second_function_is_refused():
+    with pytest.raises(GradientError, match="must return \\(result, backward\\)"):
+        ta.custom_gradient(lambda x: x * 2)(ta.Tensor([1.0], requires_grad=True))
+
+
+def test_what_is_no_tensor_is_named():
+    y = (ta.Tensor([1.0], requires_grad=True) * 2).sum()
+    with pytest.raises(TypeError, match="backward: gradient 0 is float"):
+        y.backward(1.0)
+    with pytest.raises(TypeError, match="gradients: input 0 is int"):
+        ta.gradients(y, [3])
+    with pytest.raises(TypeError, match="hook is int"):
+        y.register_hook(3)
+    with pytest.raises(ArgumentError, match="no primals came"):
+        ta.vjp(lambda: y)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
-from tinyarr.errors import ArgumentError, DtypeError, OutOfBounds, ShapeError
+from tinyarr.errors import ArgumentError, DtypeError, GradientError, OutOfBounds, ShapeError
 from tinyarr.testing import shapes
 
 
@@ -383,3 +383,24 @@ def test_clone_and_copy_have_memory_of_their_own():
     x = ta.arange(4).reshape((2, 2)).T
     for y in (x.clone(), ta.copy(x), x.astype(ta.int64)):
         assert y.tolist() == x.tolist() and y.array.storage is not x.array.storage
+
+
+def test_a_python_integer_that_the_dtype_cannot_hold_is_refused():
+    for data, dtype in (([1, 300], ta.uint8), ([-1], ta.uint64), (2**40, ta.int32)):
+        with pytest.raises(DtypeError, match=f"does not fit {dtype.name}"):
+            ta.Tensor(data, dtype=dtype)
+
+
+def test_a_whole_slice_is_a_view_of_its_own():
+    x = ta.zeros(3)
+    x[:].requires_grad = True
+    assert not x.requires_grad
+    x[...][1] = 5.0
+    assert x.tolist() == [0.0, 5.0, 0.0]
+
+
+def test_a_tensor_that_requires_a_gradient_does_not_cross_devices_in_silence():
+    with pytest.raises(GradientError, match="detach"):
+        ta.zeros(3, requires_grad=True).to("meta")
+    with pytest.raises(OutOfBounds, match="is -1"):
+        ta.embedding(ta.zeros((3, 2)), ta.Tensor([-1]))

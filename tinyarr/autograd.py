@@ -17,7 +17,7 @@ from .ops.elementwise import add, astype
 from .ops.reduce import sum_to
 from .ops.shape import reshape
 from .tape import CustomCall, Edge, Node, edge_of, numbers, reachable, recording, set_recording
-from .tensor import Tensor, method, result_tensor
+from .tensor import Tensor, method, require_tensors, result_tensor
 from .views import is_contiguous
 
 
@@ -155,11 +155,11 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
         )
     values = []
     for (is_output, i), value, version in zip(node.rule.saved, node.saved, node.versions, strict=True):
-        if version is not None and value.array.storage.version != version:
+        if version is not None and version != (value.array.storage, value.array.storage.version):
             which = (node.call.primitive.outputs if is_output else node.call.primitive.inputs)[i]
             raise GradientError(
                 f"backward: {node.name} saved {which} {value.shape}, which was overwritten since "
-                f"(version {version}, now {value.array.storage.version}): write before the forward pass or into a copy"
+                f"(version {version[1]}, now {value.array.storage.version}): write before the forward pass, or a copy"
             )
         if is_output and create_graph:
             value = result_tensor(value.array)
@@ -231,8 +231,9 @@ def _hooked(hooks: Sequence[Callable] | None, g: Tensor, shared: set[int]) -> Te
 
 
 def _root_gradients(operation: str, outputs: Sequence[Tensor], given: Sequence[Tensor | None] | None):
-
     given = [None] * len(outputs) if given is None else given
+    require_tensors(operation, **{f"output {i}": x for i, x in enumerate(outputs)})
+    require_tensors(operation, **{f"gradient {i}": g for i, g in enumerate(given) if g is not None})
     if len(given) != len(outputs):
         raise ArgumentError(f"{operation}: {len(outputs)} outputs, {len(given)} gradients: give one for each")
     pairs = []
@@ -283,6 +284,7 @@ def gradients(
     outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     if not outputs:
         return [None] * len(inputs)
+    require_tensors("gradients", **{f"input {i}": x for i, x in enumerate(inputs)})
     roots = _root_gradients("gradients", outputs, output_gradients)
     return walk(
         roots, [edge_of(x) for x in inputs], create_graph, create_graph if retain_graph is None else retain_graph
@@ -312,6 +314,8 @@ class HookHandle:
 @method()
 def register_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> HookHandle:
     """Calls `hook(gradient)` once the tensor's gradient is complete; what it returns, if not None, replaces it."""
+    if not callable(hook):
+        raise TypeError(f"register_hook: hook is {type(hook).__name__}: give a function of the gradient")
     if not tensor._requires_grad:
         raise GradientError("register_hook: the tensor does not require a gradient: set requires_grad=True first")
     if tensor.node is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import views
 from .array import Array, empty
-from .errors import DeviceError, DtypeError, ShapeError
+from .errors import ArgumentError, DeviceError, DtypeError, ShapeError
 from .views import View
 
 Launch = Callable[[Sequence[Any], Sequence[Array] | None], Sequence[Array] | None]
@@ -41,13 +41,19 @@ def _prepare(call) -> Launch:
     ]
     empty = backend.empty
     function = kernel.function
-    layouts = kernel.layouts(call) if kernel.layouts is not None else None
+    layouts = None
+    if kernel.layouts is not None:
+        dense = [views.contiguous_strides(shape) for shape in call.in_shapes]
+        layouts = list(zip(kernel.layouts(call), dense, strict=True))
 
     def launch(operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array]:
         if outs is not None:
             return _write(call, launch, kernel, operands, outs)
         if layouts is not None:
-            operands = [fit(x, layout) for x, layout in zip(operands, layouts, strict=True)]
+            operands = [
+                x if type(x) is not Array or x.strides == dense else fit(x, layout)
+                for x, (layout, dense) in zip(operands, layouts, strict=True)
+            ]
         outputs = [empty(*spec) for spec in results]
         try:
             function(_handles(operands), _handles(outputs))
@@ -71,16 +77,25 @@ def _handles(operands: Sequence[Any]) -> list[Any]:
 
 
 def _view_launch(call) -> Launch:
-    primitive, params = call.primitive, call.params
+    def views_of(view: View) -> list[View] | None:
+        found = call.primitive.view(view, **call.params)
+        return [found] if isinstance(found, View) else found
+
+    dense = views.contiguous(call.in_shapes[0])
+    of_dense = views_of(dense)
+    assert of_dense is not None
 
     def launch(operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array]:
+        if outs is not None:
+            raise ArgumentError(f"{call.primitive.name}: out= came, but the result is a view: assign it instead")
         (x,) = operands
-        view = primitive.view(x.view, **params)
-        if view is None:
+        if x.strides != dense.strides:
+            found = views_of(x.view)
+            if found is not None:
+                return [x.through(view) for view in found]
             x = contiguous_copy(x)
-            view = primitive.view(x.view, **params)
-        viewed = view if isinstance(view, list) else [view]
-        return [x.through(v) for v in viewed]
+        start = x.offset
+        return [Array(x.storage, x.dtype, shape, strides, start + offset) for shape, strides, offset in of_dense]
 
     return launch
 

@@ -13,6 +13,8 @@ from .device import Device
 from .errors import ArgumentError, DtypeError, GradientError, ShapeError
 from .ops.create import copy, target
 from .ops.elementwise import astype
+from .ops.typing import dtype_constant
+from .tape import recording
 from .tensor import Tensor, method, result_tensor
 
 
@@ -42,6 +44,9 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     if natural is dtypes.float64 and not hasattr(data, "dtype"):
         natural = dtypes.float32  # the default for Python's floats
     dtype, device = target(dtype, device, natural)
+    if values.size and values.dtype.kind in "iu" and not hasattr(data, "dtype"):
+        for extreme in (int(values.min()), int(values.max())):
+            dtype_constant("Tensor", extreme, dtype)
     stored = array.empty(device, tuple(values.shape), dtype)
     device.backend.from_numpy(values.astype(dtype.numpy), stored)
     return stored
@@ -67,6 +72,8 @@ def to(x: Tensor, device: str | Device) -> Tensor:
     device = Device(device)
     if x.device is device:
         return x
+    if x.requires_grad and recording.get():
+        raise GradientError("to: the tensor requires a gradient, which does not cross devices: detach() it first")
     moved = array.empty(device, x.shape, x.dtype)
     if device.kind != "meta":
         device.backend.from_numpy(to_numpy(x), moved)

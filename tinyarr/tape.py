@@ -24,7 +24,7 @@ class Node:
     number: nodes are numbered as they are recorded, so every user of a node has a higher number than it.
     edges: for each operand that needs a gradient (parent, output): the node and which output of it the operand was,
     or the leaf tensor itself and 0; None for the others.
-    saved, versions: the saved values, and the version of their storage when they were saved.
+    saved, versions: the saved values, and for each tensor its storage and that one's version when it was saved.
     """
 
     __slots__ = ("call", "edges", "hooks", "needs", "number", "rule", "saved", "versions")
@@ -67,7 +67,7 @@ def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         if isinstance(value, Tensor):
             # An output is saved without its node: the node must not hold itself alive.
             saved.append(result_tensor(value.array) if is_output else value)
-            versions.append(value.array.storage.version)
+            versions.append((value.array.storage, value.array.storage.version))
         else:
             saved.append(value)
             versions.append(None)
@@ -115,7 +115,8 @@ def record_custom(name: str, function: Callable, specs, edges: Sequence[Edge | N
     """Puts a node on the tape whose rule is `function`; see CustomCall."""
     custom = CustomCall(name, function, specs, outputs, read)
     needs = tuple(edge is not None for edge in edges)
-    attach(Node(custom, custom, needs, edges, list(read), [x.array.storage.version for x in read]), outputs)
+    versions = [(x.array.storage, x.array.storage.version) for x in read]
+    attach(Node(custom, custom, needs, edges, list(read), versions), outputs)
 
 
 class set_recording:

@@ -13,7 +13,7 @@ from .dtypes import Dtype
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros, zeros_like
 from .tape import Edge, edge_of, no_grad, numbers, reachable, record_custom, recording, set_recording
-from .tensor import Tensor, result_tensor
+from .tensor import Tensor, require_tensors, result_tensor
 from .views import Shape
 
 _nested: ContextVar[int] = ContextVar("nested", default=0)
@@ -35,6 +35,9 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
     The result may be a tensor or a tuple of tensors; the second function takes one gradient for each.
     Source: the vector-Jacobian product of Baydin et al. 2018, "Automatic differentiation in machine learning", 3.2.
     """
+    if not primals:
+        raise ArgumentError("vjp: no primals came: pass the tensors at which to differentiate")
+    require_tensors("vjp", **{f"primal {i}": x for i, x in enumerate(primals)})
     variables, connected = zip(*map(independent, primals), strict=True)
     token = _nested.set(_nested.get() + 1)
     try:

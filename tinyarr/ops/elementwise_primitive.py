@@ -17,7 +17,7 @@ from ..dtypes import Dtype
 from ..errors import ArgumentError
 from ..tensor import Tensor
 from ..views import Shape
-from .primitive import Call, Primitive, Rule, apply, parameter_key
+from .primitive import Call, Primitive, Rule, apply, parameter_key, registry
 from .scalar import Expr, as_expr, derivative, set_gradient, substitute, variable, variables
 from .typing import Typed, type_expression
 
@@ -33,7 +33,9 @@ class Elementwise(Primitive):
     def __init__(
         self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False
     ):
-        super().__init__(name, self._infer, inputs=inputs, outputs=outputs, derived=derived)
+        # Kernels are not found by name, so a user's operation may be called as one of tinyarr's own.
+        unlisted = derived or (name in registry and not function.__module__.startswith("tinyarr."))
+        super().__init__(name, self._infer, inputs=inputs, outputs=outputs, derived=unlisted)
         self.built_in = function.__module__.startswith("tinyarr.")
         self.function = function
         self.__name__ = name

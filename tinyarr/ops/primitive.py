@@ -232,14 +232,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     if wants_gradient and primitive.composite is not None and not primitive.has_gradient:
         return primitive.composite(*operands, **params)
     if out is not None:
-        outs = (out,) if isinstance(out, Tensor) else tuple(out)
-        if wants_gradient or any(o._requires_grad and tape.recording.get() for o in outs):
-            raise GradientError(
-                f"{primitive.name}: out= takes part in a gradient: a write can't be differentiated; "
-                "use where or concat to build a new tensor, or write under no_grad()"
-            )
-        executor.get().run(call, arrays, [o.array for o in outs])
-        return out
+        return _write(call, arrays, out, wants_gradient)
     results = executor.get().run(call, arrays, None)
     if results is None:  # the executor has no kernel: the composite is differentiated instead
         return primitive.composite(*operands, **params)  # type: ignore[misc]
@@ -247,6 +240,19 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     if wants_gradient:
         tape.record(call, operands, tensors)
     return tensors if primitive.returns_tuple else tensors[0]
+
+
+def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
+    """Runs `call` into the memory of existing tensors."""
+    outs = (out,) if isinstance(out, Tensor) else tuple(out)
+    if wants_gradient or any(o._requires_grad and tape.recording.get() for o in outs):
+        raise GradientError(
+            f"{call.primitive.name}: out= takes part in a gradient: a write can't be differentiated; "
+            "use where or concat to build a new tensor, or write under no_grad()"
+        )
+    if executor.get().run(call, arrays, [o.array for o in outs]) is None:
+        raise ArgumentError(f"{call.primitive.name}: out= came, but there is no kernel: assign the result")
+    return out
 
 
 def parameter_key(params: dict[str, Any]) -> tuple:

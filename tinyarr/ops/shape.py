@@ -64,9 +64,7 @@ def _unslice_gradient(g, *, starts, stops, steps):
 def slice_axes(x: Tensor, slices: Sequence[slice]) -> Tensor:
     """x cut along each axis by a Python slice; a view."""
     indices = [s.indices(n) for s, n in zip(slices, x.shape, strict=True)]
-    if all(i == (0, n, 1) for i, n in zip(indices, x.shape, strict=True)):
-        return x
-    starts, stops, steps = map(tuple, zip(*indices, strict=True))
+    starts, stops, steps = (tuple(i[k] for i in indices) for k in range(3))
     return apply(_slice, x, starts=starts, stops=stops, steps=steps)
 
 
