@@ -141,8 +141,9 @@ def contiguous_copy(x: Array) -> Array:
 def fit(x: Any, layout: str) -> Any:
     """`x` itself where its strides suit the kernel, else a row-major copy.
 
-    Layouts: 'any' strides; 'rows', the last axis contiguous; 'dense', row-major without gaps; 'matrix', one of the
-    last two axes contiguous and the other at least as long apart (what a BLAS takes, transposed or not).
+    Layouts: 'any' strides; 'forward', none negative; 'rows', the last axis contiguous; 'dense', row-major without gaps;
+    'matrix', one of the last two axes contiguous and the other at least as long apart (what a BLAS takes, transposed
+    or not).
     """
     if type(x) is not Array or layout == "any" or views.size(x.shape) <= 1:
         return x
@@ -150,6 +151,8 @@ def fit(x: Any, layout: str) -> Any:
 
 
 def _suits(view: View, layout: str) -> bool:
+    if layout == "forward":
+        return not view.strides or min(view.strides) >= 0
     if layout == "dense":
         return views.is_contiguous(view)
     if layout == "rows":

@@ -55,13 +55,13 @@ class CpuBackend:
 
     def kernel(self, call: Any) -> Kernel | None:
         if hasattr(call.primitive, "typed"):
-            specs, function, in_place = expression.compile_call(call)
-            return Kernel(self._with_scratch(specs, function), in_place=in_place)
+            specs, function, in_place, layout = expression.compile_call(call)
+            return Kernel(self._with_scratch(specs, function), _layouts(layout), in_place)
         record = KERNELS.get(call.primitive.name)
         if record is None:
             return None
         specs = list(record.scratch(call)) if record.scratch else []
-        return Kernel(self._with_scratch(specs, _spread(record, call.params)), layouts=_layouts(record))
+        return Kernel(self._with_scratch(specs, _spread(record, call.params)), _layouts(record.layouts))
 
     def _with_scratch(self, specs: Sequence, function: Callable) -> Callable:
         """`function(inputs, outputs[, scratch])` with scratch from the pool, and without NumPy's warnings.
@@ -110,8 +110,9 @@ def _spread(record: Record, params: dict[str, Any]) -> Callable:
     return lambda inputs, outputs, scratch=(): function(*inputs, *outputs, *scratch, **params)
 
 
-def _layouts(record: Record) -> Callable[[Any], Sequence[str]] | None:
-    layouts = record.layouts
+def _layouts(layouts: tuple[str, ...] | str | None) -> Callable[[Any], Sequence[str]] | None:
     if layouts is None:
         return None
-    return lambda call: (layouts,) * len(call.in_shapes) if isinstance(layouts, str) else layouts
+    if isinstance(layouts, str):
+        return lambda call: (layouts,) * len(call.in_shapes)
+    return lambda call: layouts

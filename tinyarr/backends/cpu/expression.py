@@ -33,17 +33,18 @@ class _Tile(NamedTuple):
     scratch: Sequence[np.ndarray]
 
 
-def compile_call(call: Any) -> tuple[Specs, Callable, bool]:
-    """(scratch, function(inputs, outputs, scratch), whether in place is safe) to evaluate an Elementwise call."""
+def compile_call(call: Any) -> tuple[Specs, Callable, bool, str | None]:
+    """For an Elementwise: scratch, function(inputs, outputs, scratch), whether in place is safe, operands' layout."""
     typed: Typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
     # Several outputs of which one is an operand itself could overwrite what another still has to copy.
     overwrites = len(typed.outputs) > 1 and any(typed.values[n].op == "input" for n in typed.outputs)
-    in_place = not overwrites and not any(v.op in APPROXIMATE and not v.uniform for v in typed.values)
+    approximate = any(v.op in APPROXIMATE and not v.uniform for v in typed.values)
+    in_place, layout = not overwrites and not approximate, "forward" if approximate else None
     simple = _single_ufunc(typed)
     if simple is not None:
-        return [], simple, in_place
+        return [], simple, in_place, layout
     program = _Program(typed, call.in_shapes, call.out_shapes[0])
-    return program.scratch(), program.run, in_place
+    return program.scratch(), program.run, in_place, layout
 
 
 def _single_ufunc(typed: Typed) -> Callable | None:

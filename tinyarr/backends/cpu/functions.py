@@ -54,7 +54,8 @@ FUNCTIONS: dict[str, Callable] = {
         "less_equal greater greater_equal isnan isinf isfinite signbit bitwise_and bitwise_or bitwise_xor"
     ).split()
 }
-# NumPy has several loops for these, which differ in the last bit, and takes another when one writes over its operand.
+# NumPy has several loops for these, which differ in the last bit, and takes another when one writes over its operand
+# or walks backwards.
 APPROXIMATE = frozenset(
     "power exp expm1 log log1p log2 log10 sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh "
     "hypot erf".split()

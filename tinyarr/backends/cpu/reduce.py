@@ -13,7 +13,8 @@ def _wide(call):
     return [] if dtype.compute is dtype else [(call.out_shapes[0], dtype.compute.numpy)]
 
 
-@kernel("sum", scratch=_wide)
+# NumPy adds in the order of memory; in dense memory that depends on the shape alone.
+@kernel("sum", layouts="dense", scratch=_wide)
 def sum(x, out, wide=None, *, axis, keepdims):
     if wide is None:
         np.add.reduce(x, axis=axis, out=out, keepdims=keepdims, dtype=out.dtype)
