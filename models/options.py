@@ -46,7 +46,7 @@ class TrainOptions:
     seq_len: int = option(64, "data", "tokens in a sequence, and the longest context of the model", least=1)
     batch_size: int = option(12, "data", "sequences in a batch", least=1)
 
-    steps: int = option(2000, "optimization", "updates of the weights", least=1)
+    steps: int = option(1800, "optimization", "updates of the weights", least=1)
     accumulate: int = option(1, "optimization", "batches whose gradients make one update", least=1)
     lr: float = option(4e-3, "optimization", "highest learning rate")
     schedule: str = option("cosine", "optimization", "how the learning rate falls after --warmup: not at all, to a "

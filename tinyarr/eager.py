@@ -54,9 +54,9 @@ def _prepare(call) -> Launch:
                 x if type(x) is not Array or x.strides == dense else fit(x, layout)
                 for x, (layout, dense) in zip(operands, layouts, strict=True)
             ]
-        outputs = [empty(*spec) for spec in results]
+        outputs = [empty(*result) for result in results]
         try:
-            function(_handles(operands), _handles(outputs))
+            function(_handles(operands), [x.data for x in outputs])
         except OverflowError:
             scalars = [x for x in operands if type(x) is int]
             raise DtypeError(f"{call.primitive.name}: {scalars} does not fit int64: use a float or astype") from None
@@ -156,7 +156,7 @@ def _suits(view: View, layout: str) -> bool:
     if layout == "dense":
         return views.is_contiguous(view)
     if layout == "rows":
-        return not view.shape or view.strides[-1] == 1 or view.shape[-1] == 1
+        return not view.shape or view.strides[-1] == 1
     if len(view.shape) < 2:
         return view.strides[-1:] == (1,)
     (m, n), (sm, sn) = view.shape[-2:], view.strides[-2:]

@@ -49,17 +49,9 @@ Edge = tuple[Any, int]
 
 def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     """Puts a node on the tape: `outputs` were computed from `operands` by `call`."""
-    needs: list[bool] = []
-    edges: list[Edge | None] = []
-    for x in operands:
-        if isinstance(x, Tensor) and x._requires_grad:
-            needs.append(True)
-            edges.append(edge_of(x))
-        else:
-            needs.append(False)
-            edges.append(None)
-    key = tuple(needs)
-    rule = call.rules.get(key) or call.rule(key)
+    edges = [edge_of(x) if isinstance(x, Tensor) and x._requires_grad else None for x in operands]
+    needs = tuple([edge is not None for edge in edges])
+    rule = call.rules.get(needs) or call.rule(needs)
     saved: list = []
     versions: list = []
     for is_output, i in rule.saved:
@@ -71,7 +63,7 @@ def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         else:
             saved.append(value)
             versions.append(None)
-    attach(Node(call, rule, key, edges, saved, versions), outputs)
+    attach(Node(call, rule, needs, edges, saved, versions), outputs)
 
 
 def edge_of(x: Tensor) -> Edge:

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from .. import eager, tape
+from .. import eager
 from ..array import Array
 from ..device import Device
 from ..dtypes import Dtype, python_scalar, scalar_kind
 from ..errors import ArgumentError, DeviceError, GradientError
+from ..tape import record, recording
 from ..tensor import Tensor, result_tensor
 from ..views import Shape, View
 
@@ -210,7 +211,8 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
                 raise DeviceError(_devices_differ(primitive, operands))
             key.append(array.shape)
             key.append(array.dtype)
-            wants_gradient |= x._requires_grad
+            if x._requires_grad:
+                wants_gradient = True
             arrays.append(array)
         else:
             key.append(type(x))
@@ -228,7 +230,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         operands = tuple(astype(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
         return apply(primitive, *operands, out=out, **params)
 
-    wants_gradient = wants_gradient and call.differentiable and tape.recording.get()
+    wants_gradient = wants_gradient and call.differentiable and recording.get()
     if wants_gradient and primitive.composite is not None and not primitive.has_gradient:
         return primitive.composite(*operands, **params)
     if out is not None:
@@ -236,16 +238,16 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     results = executor.get().run(call, arrays, None)
     if results is None:  # the executor has no kernel: the composite is differentiated instead
         return primitive.composite(*operands, **params)  # type: ignore[misc]
-    tensors = tuple(map(result_tensor, results))
+    tensors = tuple([result_tensor(array) for array in results])
     if wants_gradient:
-        tape.record(call, operands, tensors)
+        record(call, operands, tensors)
     return tensors if primitive.returns_tuple else tensors[0]
 
 
 def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
     """Runs `call` into the memory of existing tensors."""
     outs = (out,) if isinstance(out, Tensor) else tuple(out)
-    if wants_gradient or any(o._requires_grad and tape.recording.get() for o in outs):
+    if wants_gradient or any(o._requires_grad and recording.get() for o in outs):
         raise GradientError(
             f"{call.primitive.name}: out= takes part in a gradient: a write can't be differentiated; "
             "use where or concat to build a new tensor, or write under no_grad()"

@@ -26,6 +26,7 @@ def _scratch(shapes, dtype, weights: int):
     q, k, v = shapes
     h = _heads(q, k)
     specs = [((h, q[-2], k[-2]), dtype.compute.numpy)] * weights + [((h, q[-2]), dtype.compute.numpy)]
+    specs.append(((q[-2], k[-2]), np.bool_))
     if dtype.compute is not dtype:  # each head's operands and result in float32
         specs += [((h, *s[-2:]), np.float32) for s in (q, k, v)] + [((h, q[-2], v[-1]), np.float32)]
     return specs
@@ -40,12 +41,19 @@ def _widen(arrays, buffers):
     return [w[: len(x)] for x, w in zip(arrays, buffers, strict=True)]
 
 
-def _scores(q, k, weights, causal: bool, scale: float) -> None:
+def _mark(hidden: np.ndarray, causal: bool) -> np.ndarray | None:
+    """Which keys each query must not see, for causal attention: those of later positions."""
+    if not causal:
+        return None
+    queries, keys = hidden.shape
+    return np.greater(np.arange(keys), np.arange(queries)[:, None], out=hidden)
+
+
+def _scores(q, k, weights, hidden, scale: float) -> None:
     np.matmul(q, k.swapaxes(-1, -2), out=weights)
     np.multiply(weights, scale, weights)
-    if causal:
-        for t in range(weights.shape[-2]):
-            weights[:, t, t + 1 :] = -np.inf
+    if hidden is not None:
+        np.copyto(weights, -np.inf, where=hidden)
 
 
 @kernel(
@@ -53,13 +61,14 @@ def _scores(q, k, weights, causal: bool, scale: float) -> None:
     layouts="rows",
     scratch=lambda call: _scratch(call.in_shapes, call.in_dtypes[0], weights=1),
 )
-def attention(q, k, v, out, lse, weights, row, *wide, causal, scale):
+def attention(q, k, v, out, lse, weights, row, hidden, *wide, causal, scale):
+    hidden = _mark(hidden, causal)
     for b, h in _groups(q, len(weights)):
         n = h.stop - h.start
         w, r, total = weights[:n], row[:n], lse[b, h]
         qh, kh, vh = _widen((q[b, h], k[b, h], v[b, h]), wide[:3])
         o = wide[3][:n] if wide else out[b, h]
-        _scores(qh, kh, w, causal, scale)
+        _scores(qh, kh, w, hidden, scale)
         np.maximum.reduce(w, axis=-1, out=r)
         np.subtract(w, r[..., None], w)
         np.exp(w, w)
@@ -83,17 +92,18 @@ def _gradient_scratch(call):
 
 
 @kernel("scaled_dot_product_attention_gradient", layouts="rows", scratch=_gradient_scratch)
-def attention_gradient(g, q, k, v, out, lse, dq, dk, dv, weights, slope, row, *wide, causal, scale):
+def attention_gradient(g, q, k, v, out, lse, dq, dk, dv, weights, slope, row, hidden, *wide, causal, scale):
     """With P the weights: dv = P^T g; dS = P (g v^T - rowsum(g out)) scale; dq = dS k; dk = dS^T q.
 
     Source: Dao et al. 2022, "FlashAttention", appendix B.2.
     """
+    hidden = _mark(hidden, causal)
     for b, h in _groups(q, len(weights)):
         n = h.stop - h.start
         w, s, r = weights[:n], slope[:n], row[:n]
         qh, kh, vh, oh, gh = _widen((q[b, h], k[b, h], v[b, h], out[b, h], g[b, h]), wide[:5])
         results = [x[:n] for x in wide[5:]] if wide else [dq[b, h], dk[b, h], dv[b, h]]
-        _scores(qh, kh, w, causal, scale)
+        _scores(qh, kh, w, hidden, scale)
         np.subtract(w, lse[b, h][..., None], w)
         np.exp(w, w)
         np.matmul(w.swapaxes(-1, -2), gh, out=results[2])
