@@ -711,3 +711,35 @@ def test_what_is_no_tensor_is_named():
         y.register_hook(3)
     with pytest.raises(ArgumentError, match="no primals came"):
         ta.vjp(lambda: y)
+
+
+def test_a_checkpoint_refuses_to_run_again_as_something_else():
+    class Noisy(ta.nn.Module):
+        def __init__(self):
+            self.scale = ta.ones(3)
+            self.dropout = ta.nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.dropout(x * self.scale).sin()
+
+    def output(module):
+        x = ta.ones(3, requires_grad=True)
+        return ta.checkpoint(module, x).sum()
+
+    module = Noisy()
+    y = output(module)
+    module.eval()
+    with pytest.raises(GradientError, match="did other operations"):
+        y.backward()
+    module = Noisy()
+    y = output(module)
+    module.scale.assign(2.0)
+    with pytest.raises(GradientError, match="overwritten before backward"):
+        y.backward()
+    output(Noisy()).backward()
+
+
+def test_value_and_grad_of_a_parameter_gives_plain_tensors_and_keeps_no_graph():
+    w = ta.Tensor([1.0, 2.0], requires_grad=True)
+    value, gradient = ta.value_and_grad(lambda w: (w * w).sum())(w)
+    assert not value.requires_grad and not gradient.requires_grad and gradient.tolist() == [2.0, 4.0]

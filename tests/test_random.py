@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import tinyarr as ta
 from tinyarr.backends.cpu.functions import philox_scratch, random_bits
-from tinyarr.errors import ArgumentError
+from tinyarr.errors import ArgumentError, DtypeError
 from tinyarr.ops.random import _exact_cos_turns, _exact_log
 from tinyarr.testing import gradcheck
 
@@ -254,7 +254,8 @@ def test_use_generator_holds_in_its_block_and_thread_alone():
         with pytest.raises(KeyError), ta.use_generator(outer):
             raise KeyError
         assert ta.default_generator() is g
-    assert ta.default_generator() is outer and seen == [outer]
+    assert ta.default_generator() is outer
+    assert seen[0] is not outer and (seen[0].key, seen[0].counter) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -265,8 +266,30 @@ def test_use_generator_holds_in_its_block_and_thread_alone():
         (lambda: ta.randint(3, 3, (2,)), "low is 3, high is 3"),
         (lambda: ta.randint(0, 2**32 + 1, (2,)), "high - low must lie in"),
         (lambda: ta.rand(2, -1), "every size must be 0 or more"),
+        (lambda: ta.uniform(2, low=1, high=0), "uniform: low is 1.0, high is 0.0: high - low must be finite"),
+        (lambda: ta.uniform(2, high=math.inf), "high is inf"),
+        (lambda: ta.uniform(2, low=math.nan), "low is nan"),
     ],
 )
 def test_what_can_not_be_drawn_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ta.randint(0, 1000, (2,), dtype=ta.uint8), "randint: .* 999 does not fit uint8"),
+        (lambda: ta.randint(-1, 1, (2,), dtype=ta.uint8), "randint: .* -1 does not fit uint8"),
+        (lambda: ta.rand(3, dtype=ta.int32), "uniform: dtype is int32: it must be a floating dtype"),
+        (lambda: ta.randn(3, dtype=ta.bool), "normal: dtype is bool: it must be a floating dtype"),
+    ],
+)
+def test_a_dtype_that_can_not_hold_the_draws_is_refused(make, message):
+    with pytest.raises(DtypeError, match=message):
+        make()
+
+
+def test_a_dtype_that_just_holds_the_draws_is_taken():
+    assert ta.randint(255, 256, 3, dtype=ta.uint8).tolist() == [255] * 3
+    assert ta.uniform(2, low=0.5, high=0.5).tolist() == [0.5] * 2

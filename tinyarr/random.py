@@ -29,6 +29,8 @@ class Generator:
     def take(self) -> tuple[int, int]:
         """The key and the counter of the next draw."""
         replayed = _replayed.get()
+        if replayed == []:
+            raise ArgumentError("replay: more random numbers were drawn than the first time")
         if replayed is not None:
             drawn = replayed.pop(0)
         else:
@@ -48,14 +50,17 @@ class Generator:
 
 
 _default: ContextVar[Generator] = ContextVar("default_generator")
-_process_wide = Generator(0)
 _log: ContextVar[list | None] = ContextVar("log", default=None)
 _replayed: ContextVar[list | None] = ContextVar("replayed", default=None)
 
 
 def default_generator() -> Generator:
-    """The generator used where none is given."""
-    return _default.get(_process_wide)
+    """The generator used where none is given: each thread has one, from seed 0, so no draw depends on scheduling."""
+    generator = _default.get(None)
+    if generator is None:
+        generator = Generator(0)
+        _default.set(generator)
+    return generator
 
 
 def manual_seed(seed: int) -> Generator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -12,7 +13,7 @@ from .autograd import gradients, independent, walk
 from .dtypes import Dtype
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros, zeros_like
-from .tape import Edge, edge_of, no_grad, numbers, reachable, record_custom, recording, set_recording
+from .tape import Edge, Node, edge_of, no_grad, numbers, reachable, record_custom, recording, set_recording
 from .tensor import Tensor, require_tensors, result_tensor
 from .views import Shape
 
@@ -82,7 +83,10 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
                 filled[n] = variable
             return function(*filled, **kwargs)
 
-        value, pull = vjp(of_variables, *(args[n] for n in numbers))
+        at = [args[n] for n in numbers]
+        if not _nested.get():  # outermost, nobody differentiates further: plain results, and no graph is kept
+            at = [x.detach() for x in at]
+        value, pull = vjp(of_variables, *at)
         if isinstance(value, tuple) or value.size != 1:
             raise GradientError(
                 f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
@@ -164,8 +168,9 @@ def custom_gradient(function: Callable) -> Callable:
 def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
     """`function(*args, **kwargs)`, keeping none of its intermediate values: backward computes them again.
 
-    Random draws inside are repeated exactly. The function must not write into tensors. Source: Chen et al. 2016,
-    "Training deep nets with sublinear memory cost".
+    Random draws inside are repeated exactly. The function must not write into tensors. Raises GradientError in
+    backward where it does other operations the second time, or reads what was overwritten since.
+    Source: Chen et al. 2016, "Training deep nets with sublinear memory cost".
     """
     if not recording.get():
         return function(*args, **kwargs)
@@ -179,11 +184,20 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
         return result
     ends = roots + [edge for node in inside for edge in node.edges if edge is not None]
     edges = list(dict.fromkeys(e for e in ends if isinstance(e[0], Tensor) or e[0].number < oldest))
+    operations = [_operation(node) for node in inside]
+    # Weak: a value made inside must not be kept, and once it is gone nobody can have written into it.
+    read = [(weakref.ref(storage), version) for node in inside for storage, version in filter(None, node.versions)]
 
     def rule(gs):
+        for reference, version in read:
+            storage = reference()
+            if storage is not None and storage.version != version:
+                raise GradientError("checkpoint: a tensor that the function reads was overwritten before backward")
         create_graph, since = recording.get(), next(numbers)
         with set_recording(True), random.replay(drawn):
             again = _tensors("checkpoint", function(*args, **kwargs))
+        if [_operation(n) for n in reachable([edge_of(o) for o in again if o._requires_grad], since)] != operations:
+            raise GradientError("checkpoint: the function did other operations when it ran again: has a mode changed?")
         pairs = [(edge_of(o), g) for o, g in zip(again, gs, strict=True) if g is not None]
         return walk(pairs, edges, create_graph, create_graph, since)
 
@@ -192,6 +206,11 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
     record_custom("checkpoint", rule, [_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
     kept = tuple(p if o._requires_grad else o for o, p in zip(outputs, plain, strict=True))
     return kept if isinstance(result, tuple) else kept[0]
+
+
+def _operation(node: Node) -> tuple:
+    """What must be the same when a function runs again."""
+    return node.name, node.call.in_shapes, node.call.in_dtypes
 
 
 def _spec(edge: Edge) -> tuple[Shape, Dtype]:

@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..tensor import Tensor
 from ..views import Shape
 from .primitive import Call, Primitive, Rule, apply, parameter_key, registry
-from .scalar import Expr, as_expr, derivative, set_gradient, substitute, variable, variables
+from .scalar import Expr, as_expr, derivative, substitute, variable, variables, with_gradient
 from .typing import Typed, type_expression
 
 
@@ -43,25 +43,53 @@ class Elementwise(Primitive):
         positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in names]
         options = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
         self.__signature__ = inspect.Signature(positional + options)
+        self._defaults = {p.name: p.default for p in options if p.default is not p.empty}
         self._by_hand: Callable | None = None
+        self._vjps: dict[tuple, Callable] = {}
         self._expressions: dict[tuple, tuple[Expr, ...]] = {}
         self._derived: dict[tuple, tuple[Elementwise | None, tuple, tuple]] = {}
+
+    def __reduce__(self):
+        return _registered, (self.name,)
 
     def __repr__(self) -> str:
         return f"<elementwise operation {self.name}{self.__signature__}>"
 
     def __call__(self, *operands: Any, out: Any = None, **params: Any) -> Any:
+        if self._defaults:
+            params = self._defaults | params
         for x in operands:
             if isinstance(x, Expr):
                 return self._inlined(tuple(map(as_expr, operands)), params)
         return apply(self, *operands, out=out, **params)
 
     def _inlined(self, operands: tuple[Expr, ...], params: dict[str, Any]) -> Any:
-        """The expression of the operands; a gradient written by hand stays its gradient."""
+        """The expression of the operands, with this operation's own gradient where that isn't derived."""
         result = self.function(*operands, **params)
-        if self._by_hand is not None and isinstance(result, Expr):
-            set_gradient(result, operands, lambda g, out, *args: self._gradients_by_hand(params, args, (g,), (out,)))
-        return result
+        if self._by_hand is None and not self.non_differentiable:
+            return result
+        outputs = result if isinstance(result, tuple) else (result,)
+        wrapped = tuple(
+            with_gradient(as_expr(o), operands, self._inlined_vjp(i, params)) for i, o in enumerate(outputs)
+        )
+        return wrapped if isinstance(result, tuple) else wrapped[0]
+
+    def _inlined_vjp(self, output: int, params: dict[str, Any]) -> Callable:
+        """The gradient through one output, the same object for the same parameters, so that equal nodes are shared."""
+        key = (output, parameter_key(params))
+        if key not in self._vjps:
+
+            def vjp(g: Expr, out: Expr, *operands: Expr) -> list[Expr | None]:
+                if self.non_differentiable:
+                    return [None] * len(operands)
+                cotangents = [g if i == output else as_expr(0) for i in range(len(self.outputs))]
+                results = self.function(*operands, **params)
+                return self._gradients_by_hand(
+                    params, operands, cotangents, results if isinstance(results, tuple) else (out,)
+                )
+
+            self._vjps[key] = vjp
+        return self._vjps[key]
 
     def __get__(self, instance, owner=None):
         return self if instance is None else MethodType(self, instance)
@@ -185,6 +213,10 @@ class Elementwise(Primitive):
 
 
 _typed = functools.lru_cache(maxsize=4096)(type_expression)
+
+
+def _registered(name: str) -> Primitive:
+    return registry[name]
 
 
 def _zeros_like_output(call: Call, number: int) -> Tensor:

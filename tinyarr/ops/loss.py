@@ -80,11 +80,12 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, 
 
 
 def mse_loss(x: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
-    """(x - target)**2, for equal shapes. reduction: 'mean', 'sum', or 'none' (elementwise)."""
+    """(x - target)**2, for equal shapes; float32 for half types. reduction: 'mean', 'sum', or 'none' (elementwise)."""
     require_tensors("mse_loss", x=x, target=target)
     if x.shape != target.shape:
         raise ShapeError(f"mse_loss: {describe('x', x)}, {describe('target', target)}: they must have equal shapes")
-    return _reduce("mse_loss", square(x - target), reduction)
+    difference = astype(x, x.dtype.compute, copy=False) - astype(target, target.dtype.compute, copy=False)
+    return _reduce("mse_loss", square(difference), reduction)
 
 
 def _reduce(operation: str, losses: Tensor, reduction: str) -> Tensor:

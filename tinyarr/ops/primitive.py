@@ -200,30 +200,26 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     tensor.
     """
     wants_gradient = False
-    arrays = []
-    key: list = list(parameter_key(params)) if params else []
+    arrays: list[Any] = []
+    key: list[Any] = list(parameter_key(params)) if params else []
     for x in operands:
         if isinstance(x, Tensor):
             array = x.array
-            if device is None:
-                device = array.device
-            elif array.device is not device:
-                raise DeviceError(_devices_differ(primitive, operands))
-            key.append(array.shape)
-            key.append(array.dtype)
+            arrays.append(array)
+            key += array.shape, array.dtype, array.device
             if x._requires_grad:
                 wants_gradient = True
-            arrays.append(array)
         else:
-            key.append(type(x))
             arrays.append(x)
-    key.append(device)
-    call_key = tuple(key)
-    call = primitive._calls.get(call_key)
+            key.append(type(x))
+    if device is not None:
+        key.append(device)
+    call = primitive._calls.get(tuple(key))
     if call is None:
-        if device is None or any(not isinstance(x, Array) and scalar_kind(x) is None for x in arrays):
-            return apply(primitive, *_as_operands(primitive, operands, device), out=out, device=device, **params)
-        call = primitive.call(device, call_key, arrays, params)
+        accepted = _as_operands(primitive, operands, device)
+        if any(x is not y for x, y in zip(accepted, operands, strict=True)):
+            return apply(primitive, *accepted, out=out, device=device, **params)
+        call = primitive.call(_device_of(primitive, operands, device), tuple(key), arrays, params)
     if call.casts is not None:
         from .elementwise import astype  # here: elementwise.py is built on this module
 
@@ -276,10 +272,14 @@ def _as_operands(primitive: Primitive, operands: Sequence[Any], device: Device |
     return tuple(result)
 
 
-def _devices_differ(primitive: Primitive, operands: Sequence[Any]) -> str:
-    where = ", ".join(
-        f"{name} is on {x.device}"
-        for name, x in zip(primitive.inputs * len(operands), operands, strict=False)
-        if isinstance(x, Tensor)
-    )
-    return f"{primitive.name}: {where}: move them to one device with .to(device)"
+def _device_of(primitive: Primitive, operands: Sequence[Any], device: Device | None) -> Device:
+    """The one device on which all operands are. Raises DeviceError where they are on several."""
+    places: set[Any] = {x.device for x in operands if isinstance(x, Tensor)} or {device}
+    if len(places) > 1:
+        where = ", ".join(
+            f"{name} is on {x.device}"
+            for name, x in zip(primitive.inputs * len(operands), operands, strict=False)
+            if isinstance(x, Tensor)
+        )
+        raise DeviceError(f"{primitive.name}: {where}: move them to one device with .to(device)")
+    return places.pop()

@@ -6,12 +6,13 @@ types accumulate in float32 and return their own dtype.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 from .. import dtypes, views
 from ..errors import ShapeError
-from ..tensor import Tensor, method
+from ..tensor import Tensor, method, require_tensors
 from ..views import Shape
 from .create import full
 from .elementwise import astype, equal, exp, log, sqrt, square, where
@@ -125,35 +126,45 @@ def _count(x: Tensor, axis: Axis) -> int:
     return math.prod(x.shape[a] for a in views.normalize_axes("mean", axis, x.ndim))
 
 
-def _floating(x: Tensor) -> Tensor:
-    return x if x.dtype.is_float else astype(x, dtypes.float32)
+def _wide(function):
+    """Decorator: integers become float32, and half types are computed in float32 and rounded once, at the end."""
+
+    @functools.wraps(function)
+    def widened(x: Tensor, /, *args, **kwargs) -> Tensor:
+        require_tensors(function.__name__, x=x)
+        dtype = x.dtype if x.dtype.is_float else dtypes.float32
+        return astype(function(astype(x, dtype.compute, copy=False), *args, **kwargs), dtype, copy=False)
+
+    return widened
 
 
 @method()
+@_wide
 def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
-    x = _floating(x)
     count = _count(x, axis)
     total = sum(x, axis=axis, keepdims=keepdims)
     return total / count if count else full(total.shape, math.nan, dtype=x.dtype, device=x.device)
 
 
 @method()
+@_wide
 def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
-    x = _floating(x)
     divisor = _count(x, axis) - correction
     squares = sum(square(x - mean(x, axis=axis, keepdims=True)), axis=axis, keepdims=keepdims)
     return squares / divisor if divisor > 0 else full(squares.shape, math.nan, dtype=x.dtype, device=x.device)
 
 
 @method()
+@_wide
 def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The square root of `var`."""
     return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 
 @method()
+@_wide
 def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, without overflow."""
     largest = max(x, axis=axis, keepdims=True).detach()
@@ -164,6 +175,7 @@ def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Ten
 
 
 @method()
+@_wide
 def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along an axis, without overflow."""
     e = exp(x - max(x, axis=axis, keepdims=True).detach())
@@ -171,6 +183,7 @@ def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
 
 
 @method()
+@_wide
 def log_softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """log(softmax(x)) along an axis, exact where softmax underflows."""
     shifted = x - max(x, axis=axis, keepdims=True).detach()

@@ -146,7 +146,7 @@ def _intern(op: str, args: tuple[Expr, ...], value=None) -> Expr:
     if node is None:
         node = object.__new__(Expr)
         node.op, node.args, node.value = op, args, value
-        _interned[key] = node
+        node = _interned.setdefault(key, node)  # another thread may have made it meanwhile
     return node
 
 
@@ -312,13 +312,12 @@ _operation("bitcast", 1, "bitcast")
 _operation("random_bits", 2, "random_bits")
 
 
-_by_hand: dict[Expr, tuple[tuple[Expr, ...], Callable]] = {}
+def with_gradient(result: Expr, operands: tuple[Expr, ...], vjp: Callable) -> Expr:
+    """`result`, whose derivative with respect to `operands` is `vjp(g, out, *operands)` whatever it is made of.
 
-
-def set_gradient(node: Expr, args: tuple[Expr, ...], vjp: Callable) -> None:
-    """Makes `vjp(g, out, *args)` the derivative of `node` with respect to `args`, from which it was built."""
-    if all(node is not a for a in args):
-        _by_hand[node] = args, vjp
+    The node has no value of its own: typing passes through it.
+    """
+    return _intern("custom", (result, *operands), vjp)
 
 
 def topological(outputs: Iterable[Expr]) -> Iterator[Expr]:
@@ -349,9 +348,6 @@ def substitute(outputs: Iterable[Expr], replacements: dict[Expr, Expr]) -> tuple
             new[node] = replacements[node]
         elif node.args:
             new[node] = _intern(node.op, tuple(new[a] for a in node.args), node.value)
-            if node in _by_hand:
-                args, vjp = _by_hand[node]
-                set_gradient(new[node], tuple(new.get(a, a) for a in args), vjp)
         else:
             new[node] = node
     return tuple(new[o] for o in outputs)
@@ -381,7 +377,10 @@ def derivative(
     for node in reversed(order):
         if node not in adjoint or node not in leads_to_wanted or not node.args:
             continue
-        args, vjp = _by_hand.get(node, (node.args, OPERATIONS[node.op].vjp))
+        if node.op == "custom":
+            args, vjp = node.args[1:], node.value
+        else:
+            args, vjp = node.args, OPERATIONS[node.op].vjp
         if vjp is None:
             if OPERATIONS[node.op].typing in ("comparison", "predicate", "bits", "integers"):
                 continue

@@ -144,6 +144,8 @@ def type_expression(
             kind = dtypes.scalar_kind(node.value)
             assert kind is not None
             typed[node] = emit("constant", (), _WEAK_COMPUTE[kind], node.value, True), kind
+        elif node.op == "custom":
+            typed[node] = typed[node.args[0]]
         elif node.op == "index":
             typed[node] = emit("index", (), dtypes.int64, node.value, False), dtypes.int64
         else:
