@@ -68,6 +68,12 @@ def test_what_is_no_data_is_refused(data, error, message):
         ta.Tensor(data)
 
 
+@pytest.mark.filterwarnings("error")
+def test_data_that_do_not_fit_are_cast_without_numpys_warnings():
+    assert ta.Tensor([1e300]).tolist() == [np.inf]
+    assert ta.Tensor(np.array([np.nan]), dtype=ta.uint8).shape == (1,)
+
+
 @given(arrays(st.sampled_from([d.numpy for d in ALL if d.numpy.char in NATIVE]), shapes()))
 def test_an_array_comes_back_as_it_went_in(a):
     back = ta.Tensor(a).numpy()

@@ -391,6 +391,25 @@ def test_a_python_integer_that_the_dtype_cannot_hold_is_refused():
             ta.Tensor(data, dtype=dtype)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "outside"), [((300,), 299), ((0, -3, -1), -2), ((256, 0, -8), 256), ((299.5,), 299)], ids=repr
+)
+def test_counting_past_what_the_dtype_holds_is_refused(bounds, outside):
+    with pytest.raises(DtypeError, match=f"arange: .* {outside} does not fit uint8"):
+        ta.arange(*bounds, dtype=ta.uint8)
+
+
+def test_counting_up_to_what_the_dtype_holds_is_not_refused():
+    assert ta.arange(0, 300, 85, dtype=ta.uint8).tolist() == [0, 85, 170, 255]
+    assert ta.arange(300, 0, dtype=ta.uint8).shape == (0,)
+
+
+@pytest.mark.parametrize("bounds", [(math.nan,), (0, math.inf), (0, 1, math.nan)], ids=repr)
+def test_counting_without_an_end_is_refused(bounds):
+    with pytest.raises(ArgumentError, match=r"arange: .*they must be finite"):
+        ta.arange(*bounds)
+
+
 def test_a_whole_slice_is_a_view_of_its_own():
     x = ta.zeros(3)
     x[:].requires_grad = True

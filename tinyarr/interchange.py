@@ -48,7 +48,9 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
         for extreme in (int(values.min()), int(values.max())):
             dtype_constant("Tensor", extreme, dtype)
     stored = array.empty(device, tuple(values.shape), dtype)
-    device.backend.from_numpy(values.astype(dtype.numpy), stored)
+    with np.errstate(all="ignore"):  # what overflows becomes infinite, as in astype, without NumPy's warnings
+        values = values.astype(dtype.numpy)
+    device.backend.from_numpy(values, stored)
     return stored
 
 

@@ -14,6 +14,7 @@ from ..tensor import Tensor, method, result_tensor
 from . import scalar
 from .elementwise import astype, elementwise
 from .primitive import apply
+from .typing import dtype_constant
 
 
 @elementwise
@@ -44,6 +45,12 @@ def target(dtype, device, default: Dtype | str) -> tuple[Dtype, Device]:
     """The dtype and device to create with: the given ones, or `default` (a Dtype or a kind) and the default device."""
     dtype = (dtypes.DEFAULT[default] if isinstance(default, str) else default) if dtype is None else dtypes.dtype(dtype)
     return dtype, default_device() if device is None else Device(device)
+
+
+def require_fit(operation: str, dtype: Dtype, *extremes) -> None:
+    """Raises DtypeError where an integer dtype can't hold the smallest or largest number that would be written."""
+    for extreme in extremes if dtype.kind in ("signed", "unsigned") else ():
+        dtype_constant(operation, int(extreme), dtype)
 
 
 def with_gradient(x: Tensor, requires_grad: bool) -> Tensor:
@@ -107,9 +114,14 @@ def arange(start, stop=None, step=1, *, dtype=None, device=None) -> Tensor:
         start, stop = 0, start
     if step == 0:
         raise ArgumentError("arange: step is 0: it must be positive or negative")
+    if not all(map(math.isfinite, (start, stop, step))):
+        raise ArgumentError(f"arange: start is {start}, stop is {stop}, step is {step}: they must be finite")
     kind = "float" if any(isinstance(x, float) for x in (start, stop, step)) else "signed"
     dtype, device = target(dtype, device, kind)
-    return apply(_arange, start, step, shape=(max(math.ceil((stop - start) / step), 0),), dtype=dtype, device=device)
+    count = max(math.ceil((stop - start) / step), 0)
+    if count:
+        require_fit("arange", dtype, start, start + (count - 1) * step)
+    return apply(_arange, start, step, shape=(count,), dtype=dtype, device=device)
 
 
 def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype=None, device=None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Random draws: uniform and normal numbers, integers, permutations, dropout.
+"""Random draws: uniform and normal numbers, integers, bits, dropout.
 
 Every draw takes the next counter of a generator when it is applied, and is from then on a pure function of (key,
 counter, position): the gradient of dropout draws its mask again. Normals are computed by the logarithm and cosine
@@ -12,11 +12,13 @@ import operator
 from collections.abc import Iterable
 
 from .. import dtypes, views
-from ..errors import ArgumentError
+from ..device import Device
+from ..dtypes import Dtype
+from ..errors import ArgumentError, DtypeError
 from ..random import Generator, default_generator
 from ..tensor import Tensor, method
 from . import scalar
-from .create import target, with_gradient
+from .create import require_fit, target, with_gradient
 from .elementwise import elementwise
 from .primitive import apply
 from .scalar import Expr
@@ -98,17 +100,27 @@ def _draw(primitive, generator: Generator | None, *operands, device, **params) -
     return apply(primitive, key, counter, *operands, device=device, **params)
 
 
+def _floating_target(operation: str, dtype, device) -> tuple[Dtype, Device]:
+    dtype, device = target(dtype, device, "float")
+    if not dtype.is_float:
+        raise DtypeError(f"{operation}: dtype is {dtype.name}: it must be a floating dtype; randint draws integers")
+    return dtype, device
+
+
 def uniform(shape, low=0.0, high=1.0, *, generator=None, dtype=None, device=None, requires_grad=False) -> Tensor:
     """Uniform on [low, high); 24 random bits each."""
-    dtype, device = target(dtype, device, "float")
+    low, high = float(low), float(high)
+    if not 0 <= high - low < math.inf:
+        raise ArgumentError(f"uniform: low is {low}, high is {high}: high - low must be finite and 0 or more")
+    dtype, device = _floating_target("uniform", dtype, device)
     shape = views.normalize_shape("uniform", shape)
-    result = _draw(_uniform, generator, float(low), float(high), shape=shape, dtype=dtype, device=device)
+    result = _draw(_uniform, generator, low, high, shape=shape, dtype=dtype, device=device)
     return with_gradient(result, requires_grad)
 
 
 def normal(shape, mean=0.0, std=1.0, *, generator=None, dtype=None, device=None, requires_grad=False) -> Tensor:
     """Normal with the given mean and standard deviation (Box & Muller 1958); computed in float32."""
-    dtype, device = target(dtype, device, "float")
+    dtype, device = _floating_target("normal", dtype, device)
     shape = views.normalize_shape("normal", shape)
     result = _draw(_normal, generator, float(mean), float(std), shape=shape, dtype=dtype, device=device)
     return with_gradient(result, requires_grad)
@@ -128,10 +140,12 @@ def randn(*shape: int, generator=None, dtype=None, device=None, requires_grad=Fa
 
 def randint(low: int, high: int, shape, *, generator=None, dtype=None, device=None) -> Tensor:
     """Integers in [low, high), at most 2**32 of them; int64 unless a dtype is given."""
-    span = operator.index(high) - operator.index(low)
+    low, high = operator.index(low), operator.index(high)
+    span = high - low
     if not 1 <= span <= 2**32:
         raise ArgumentError(f"randint: low is {low}, high is {high}: high - low must lie in [1, 2**32]")
     dtype, device = target(dtype, device, "signed")
+    require_fit("randint", dtype, low, high - 1)
     shape = views.normalize_shape("randint", shape)
     return _draw(_integers, generator, low, span, shape=shape, dtype=dtype, device=device)
 
