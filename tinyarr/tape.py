@@ -49,8 +49,17 @@ Edge = tuple[Any, int]
 
 def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
     """Puts a node on the tape: `outputs` were computed from `operands` by `call`."""
-    edges = [edge_of(x) if isinstance(x, Tensor) and x._requires_grad else None for x in operands]
-    needs = tuple([edge is not None for edge in edges])
+    # Written out in loops: each comprehension and call would add 0.1 µs to every recorded operation.
+    edges: list[Edge | None] = []
+    mask: list[bool] = []
+    for x in operands:
+        if isinstance(x, Tensor) and x._requires_grad:
+            edges.append((x, 0) if x.node is None else (x.node, x.node_output))
+            mask.append(True)
+        else:
+            edges.append(None)
+            mask.append(False)
+    needs = tuple(mask)
     rule = call.rules.get(needs) or call.rule(needs)
     saved: list = []
     versions: list = []

@@ -19,7 +19,7 @@ from ..device import Device
 from ..dtypes import Dtype, python_scalar, scalar_kind
 from ..errors import ArgumentError, DeviceError, GradientError
 from ..tape import record, recording
-from ..tensor import Tensor, result_tensor
+from ..tensor import Tensor, require_tensors, result_tensor
 from ..views import Shape, View
 
 MOST_CALLS = 4096  # kept for one primitive; an entry takes about 2 KB
@@ -234,15 +234,22 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     results = executor.get().run(call, arrays, None)
     if results is None:  # the executor has no kernel: the composite is differentiated instead
         return primitive.composite(*operands, **params)  # type: ignore[misc]
-    tensors = tuple([result_tensor(array) for array in results])
+    tensors = []
+    for array in results:
+        tensors.append(result_tensor(array))
     if wants_gradient:
         record(call, operands, tensors)
-    return tensors if primitive.returns_tuple else tensors[0]
+    return tuple(tensors) if primitive.returns_tuple else tensors[0]
 
 
 def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
     """Runs `call` into the memory of existing tensors."""
-    outs = (out,) if isinstance(out, Tensor) else tuple(out)
+    outs = tuple(out) if isinstance(out, tuple | list) else (out,)
+    for o in outs:
+        require_tensors(call.primitive.name, out=o)
+    if len(outs) != len(call.out_shapes):
+        came = f"out holds {len(outs)}, the results are {len(call.out_shapes)}"
+        raise ArgumentError(f"{call.primitive.name}: {came}: give a tensor for each result")
     if wants_gradient or any(o._requires_grad and recording.get() for o in outs):
         raise GradientError(
             f"{call.primitive.name}: out= takes part in a gradient: a write can't be differentiated; "
