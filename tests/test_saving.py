@@ -269,3 +269,21 @@ def test_a_missing_file_or_folder_is_the_system_s_error(tmp_path):
         saving.load(tmp_path / "x")
     with pytest.raises(FileNotFoundError):
         saving.save(tmp_path / "missing" / "x", {})
+
+
+def test_what_is_no_tensor_is_not_saved(tmp_path):
+    with pytest.raises(TypeError, match="save: b is ndarray: make it a tensor"):
+        saving.save(tmp_path / "x", {"a": tinyarr.ones(2), "b": np.ones(2)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_new_name_is_flushed_to_disk_after_the_contents(tmp_path, monkeypatch):
+    flushed, fsync = [], os.fsync
+
+    def record(descriptor):
+        flushed.append((os.readlink(f"/proc/self/fd/{descriptor}"), (tmp_path / "x").exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    saving.save(tmp_path / "x", {"operation": tinyarr.ones(2)})
+    assert flushed == [(f"{tmp_path}/.x.{os.getpid()}", False), (str(tmp_path), True)]

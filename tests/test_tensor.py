@@ -423,3 +423,41 @@ def test_a_tensor_that_requires_a_gradient_does_not_cross_devices_in_silence():
         ta.zeros(3, requires_grad=True).to("meta")
     with pytest.raises(OutOfBounds, match="is -1"):
         ta.embedding(ta.zeros((3, 2)), ta.Tensor([-1]))
+
+
+@pytest.mark.parametrize("name", ["sum", "max", "argmin", "mean", "var", "std", "softmax", "logsumexp"])
+def test_a_list_is_no_tensor_to_reduce(name):
+    with pytest.raises(TypeError, match=f"{name}: x is list: make it a tensor"):
+        getattr(ta, name)([1.0, 2.0])
+
+
+@pytest.mark.parametrize("operation", [ta.stack, ta.concat], ids=lambda f: f.__name__)
+def test_numbers_are_no_tensors_to_join(operation):
+    with pytest.raises(TypeError, match=f"{operation.__name__}: tensor 1 is int: make it a tensor"):
+        operation([ta.ones(2), 1])
+
+
+@pytest.mark.parametrize(
+    "name", ["max", "min", "argmax", "argmin", "softmax", "log_softmax", "logsumexp", "mean", "var", "std"]
+)
+def test_an_axis_that_does_not_fit_is_named_with_the_operation_that_was_called(name):
+    with pytest.raises(OutOfBounds, match=rf"^{name}: axis is 5"):
+        getattr(ta, name)(ta.ones((2, 0)), axis=5)
+    if name not in ("mean", "var", "std"):  # they give NaN
+        with pytest.raises(ShapeError, match=rf"^{name}: x has shape \(2, 0\), axis is \(1,\): an empty axis"):
+            getattr(ta, name)(ta.ones((2, 0)), axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ta.linear(ta.ones((2, 3)), ta.ones((4, 3)), ta.ones((7, 1, 1))), ShapeError, r"bias must be \(out,\)"),
+        (lambda: ta.linear(ta.ones((2, 3)), ta.ones((4, 3)), 1.0), TypeError, "linear: bias is float"),
+        (lambda: ta.embedding(ta.Tensor(1.0), ta.arange(2)), ShapeError, "embedding: weight is 0-d"),
+        (lambda: ta.layer_norm(ta.ones((2, 0)), ta.ones(0), ta.ones(0)), ShapeError, "layer_norm: .*at least one"),
+        (lambda: ta.argmax(ta.ones(0)), ShapeError, r"^argmax: x has shape \(0,\)"),
+    ],
+)
+def test_operands_that_a_layer_can_not_take_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call()

@@ -17,7 +17,7 @@ from . import dtypes, views
 from .array import empty
 from .device import Device, default_device
 from .errors import ArgumentError, FileError
-from .tensor import Tensor, result_tensor
+from .tensor import Tensor, require_tensors, result_tensor
 
 _DTYPES = {
     "BOOL": dtypes.bool,
@@ -32,10 +32,12 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors and a table of strings to a safetensors file, a tensor at a time.
 
-    The file appears under its name only when it is complete and on disk; until then an older one stays as it was. A
-    process that is killed meanwhile leaves its unfinished file behind, named .NAME.PID.
+    The file appears under its name only when it is complete and on disk; until then an older one stays as it was.
+    On return the name is on disk too. A process that is killed meanwhile leaves its unfinished file behind, named
+    .NAME.PID.
     Raises ArgumentError for metadata that are no strings, OSError where the file can't be written.
     """
+    require_tensors("save", **{str(name): t for name, t in tensors.items()})
     path = Path(path)
     header: dict[str, Any] = {}
     if metadata:
@@ -59,9 +61,19 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+        _flush_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _flush_folder(folder: Path) -> None:
+    """Waits until the folder's entries are on disk too: a new name is lost in a power failure before that."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def load(

@@ -148,7 +148,7 @@ def result_tensor(array: Array, kind: type[Tensor] = Tensor) -> Any:
     return self
 
 
-def require_tensors(operation: str, **operands: Any) -> None:
+def require_tensors(operation: str, /, **operands: Any) -> None:
     """Raises TypeError that names the first operand that is no Tensor."""
     for name, x in operands.items():
         if not isinstance(x, Tensor):

@@ -162,3 +162,8 @@ def test_replacing_an_attribute_replaces_the_parameter():
     net.first.scale = nn.Parameter(tinyarr.zeros((6,)))
     assert net.state_dict()["first.scale"].shape == (6,)
     assert isinstance(net.tied, Tensor) and np.array_equal(net.state_dict()["tied"], [1])
+
+
+def test_a_parameter_is_made_of_a_tensor():
+    with pytest.raises(TypeError, match="Parameter: data is list: make it a tensor"):
+        nn.Parameter([1.0])

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ArgumentError, DtypeError, ShapeError
 from ..tape import no_grad
-from ..tensor import Tensor, result_tensor
+from ..tensor import Tensor, require_tensors, result_tensor
 
 
 class Parameter(Tensor):
@@ -17,6 +17,7 @@ class Parameter(Tensor):
 
     def __new__(cls, data: Tensor, requires_grad: bool = True) -> Parameter:
         """Shares the tensor's memory."""
+        require_tensors("Parameter", data=data)
         self = result_tensor(data.array, cls)
         self.requires_grad = requires_grad
         return self

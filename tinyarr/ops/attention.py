@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, as a primitive that never holds the whole matrix of weights."""
+"""Scaled dot-product attention, as a primitive: for the gradient it keeps a number a row, not the weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def scaled_dot_product_attention(
 
     With `is_causal`, position t attends to positions 0..t; q and k must then be equally long. scale is 1/sqrt(D)
     unless given. Softmax and sums are computed in float32 for half types.
-    Source: Vaswani et al. 2017, "Attention is all you need", eq. 1; computed as by Dao et al. 2022, "FlashAttention".
+    Source: Vaswani et al. 2017, "Attention is all you need", eq. 1; gradient as by Dao et al. 2022, "FlashAttention".
     """
     require_tensors("scaled_dot_product_attention", q=q, k=k, v=v)
     shapes = f"q has shape {q.shape}, k has shape {k.shape}, v has shape {v.shape}"

@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 from .. import dtypes, views
-from ..errors import DtypeError, OutOfBounds
+from ..errors import DtypeError, OutOfBounds, ShapeError
 from ..tensor import Tensor, method, require_tensors
 from .create import assign
 from .primitive import Primitive, apply
@@ -60,6 +60,8 @@ def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
     """
     require_tensors("embedding", weight=weight, tokens=tokens)
     _require_integers("embedding", "tokens", tokens)
+    if weight.ndim == 0:
+        raise ShapeError("embedding: weight is 0-d: it must have rows, (V, C)")
     return apply(_take, weight, tokens, axis=0, wrap=False)
 
 

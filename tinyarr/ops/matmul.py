@@ -78,4 +78,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             "weight must be (out, in) with `in` equal to x's last axis"
         )
     y = matmul(x, matrix_transpose(weight))
-    return y if bias is None else y + bias
+    if bias is None:
+        return y
+    require_tensors("linear", bias=bias)
+    if bias.shape != weight.shape[:1]:
+        raise ShapeError(f"linear: bias has shape {bias.shape}, weight has shape {weight.shape}: bias must be (out,)")
+    return y + bias

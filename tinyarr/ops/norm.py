@@ -58,7 +58,7 @@ def _layer_norm_backward(gs, x, weight, mean, rstd, *, eps):
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias over the last axis, computed in float32 for half types.
 
-    x (..., C), weight (C,), bias (C,), all of one dtype: (..., C). The variance is the biased one.
+    x (..., C), weight (C,), bias (C,), both cast to x's dtype: (..., C). The variance is the biased one.
     Source: Ba et al. 2016, "Layer normalization", eq. 3 and 4.
     """
     require_tensors("layer_norm", x=x, weight=weight, bias=bias)
@@ -67,6 +67,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5) ->
             f"layer_norm: {describe('x', x)}, {describe('weight', weight)}, {describe('bias', bias)}: "
             "weight and bias must have the shape of x's last axis"
         )
+    if x.shape[-1] == 0:
+        raise ShapeError(f"layer_norm: {describe('x', x)}: the last axis must have at least one element")
     if not x.dtype.is_float:
         x = astype(x, dtypes.float32)
     return apply(_layer_norm, x, astype(weight, x.dtype, copy=False), astype(bias, x.dtype, copy=False), eps=eps)[0]

@@ -32,19 +32,13 @@ def _infer_sum(shapes, dtypes_, *, axis, keepdims):
     return [(_reduced(shapes[0], axis, keepdims), dtypes_[0])]
 
 
-def _infer_extremum(shapes, dtypes_, *, axis, keepdims):
-    if any(shapes[0][a] == 0 for a in axis):
-        raise ShapeError(f"max, min: x has shape {shapes[0]}, axis is {axis}: an empty axis has no largest element")
-    return _infer_sum(shapes, dtypes_, axis=axis, keepdims=keepdims)
-
-
 def _infer_arg_extremum(shapes, dtypes_, *, axis, keepdims):
-    return [(_infer_extremum(shapes, dtypes_, axis=(axis,), keepdims=keepdims)[0][0], dtypes.int64)]
+    return [(_reduced(shapes[0], (axis,), keepdims), dtypes.int64)]
 
 
 _sum = Primitive("sum", _infer_sum)
-_max = Primitive("max", _infer_extremum)
-_min = Primitive("min", _infer_extremum)
+_max = Primitive("max", _infer_sum)
+_min = Primitive("min", _infer_sum)
 _argmax = Primitive("argmax", _infer_arg_extremum).no_gradient()
 _argmin = Primitive("argmin", _infer_arg_extremum).no_gradient()
 
@@ -71,6 +65,7 @@ def _extremum_gradient(g, x, out, *, axis):
 @method()
 def sum(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) -> Tensor:
     """The sum over axes. bool and small integers are summed as int64 (unsigned as uint64), unless `dtype` is given."""
+    require_tensors("sum", x=x)
     if dtype is None and not x.dtype.is_float:
         dtype = dtypes.uint64 if x.dtype.kind == "unsigned" else dtypes.int64
     if dtype is not None:
@@ -78,23 +73,39 @@ def sum(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) 
     return apply(_sum, x, axis=views.normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
 
 
+def _extremum(operation: str, primitive: Primitive, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
+    """max or min on behalf of `operation`, which errors name."""
+    require_tensors(operation, x=x)
+    axes = views.normalize_axes(operation, axis, x.ndim)
+    _require_elements(operation, x, axes)
+    return apply(primitive, x, axis=axes, keepdims=keepdims)
+
+
+def _require_elements(operation: str, x: Tensor, axes: Shape) -> None:
+    if any(x.shape[a] == 0 for a in axes):
+        raise ShapeError(f"{operation}: x has shape {x.shape}, axis is {axes}: an empty axis has no extreme element")
+
+
 @method()
 def max(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The largest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
-    return apply(_max, x, axis=views.normalize_axes("max", axis, x.ndim), keepdims=keepdims)
+    return _extremum("max", _max, x, axis, keepdims)
 
 
 @method()
 def min(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The smallest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
-    return apply(_min, x, axis=views.normalize_axes("min", axis, x.ndim), keepdims=keepdims)
+    return _extremum("min", _min, x, axis, keepdims)
 
 
 def _arg(primitive: Primitive, x: Tensor, axis: int | None, keepdims: bool) -> Tensor:
+    require_tensors(primitive.name, x=x)
     if axis is None:
-        found = apply(primitive, reshape(x, (x.size,)), axis=0, keepdims=False)
+        found = _arg(primitive, reshape(x, (x.size,)), 0, False)
         return reshape(found, (1,) * x.ndim) if keepdims else found
-    return apply(primitive, x, axis=views.normalize_axis(primitive.name, axis, x.ndim), keepdims=keepdims)
+    axis = views.normalize_axis(primitive.name, axis, x.ndim)
+    _require_elements(primitive.name, x, (axis,))
+    return apply(primitive, x, axis=axis, keepdims=keepdims)
 
 
 @method()
@@ -122,8 +133,8 @@ def sum_to(x: Tensor, shape: Shape, *, operation: str = "sum_to") -> Tensor:
     return reshape(apply(_sum, x, axis=axes, keepdims=False), shape)
 
 
-def _count(x: Tensor, axis: Axis) -> int:
-    return math.prod(x.shape[a] for a in views.normalize_axes("mean", axis, x.ndim))
+def _count(operation: str, x: Tensor, axis: Axis) -> int:
+    return math.prod(x.shape[a] for a in views.normalize_axes(operation, axis, x.ndim))
 
 
 def _wide(function):
@@ -142,7 +153,7 @@ def _wide(function):
 @_wide
 def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
-    count = _count(x, axis)
+    count = _count("mean", x, axis)
     total = sum(x, axis=axis, keepdims=keepdims)
     return total / count if count else full(total.shape, math.nan, dtype=x.dtype, device=x.device)
 
@@ -151,7 +162,7 @@ def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 @_wide
 def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
-    divisor = _count(x, axis) - correction
+    divisor = _count("var", x, axis) - correction
     squares = sum(square(x - mean(x, axis=axis, keepdims=True)), axis=axis, keepdims=keepdims)
     return squares / divisor if divisor > 0 else full(squares.shape, math.nan, dtype=x.dtype, device=x.device)
 
@@ -160,6 +171,7 @@ def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: b
 @_wide
 def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The square root of `var`."""
+    axis = views.normalize_axes("std", axis, x.ndim)
     return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
 
 
@@ -167,7 +179,7 @@ def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: b
 @_wide
 def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, without overflow."""
-    largest = max(x, axis=axis, keepdims=True).detach()
+    largest = _extremum("logsumexp", _max, x, axis, keepdims=True).detach()
     shift = where(equal(abs(largest), math.inf), 0, largest)
     total = log(sum(exp(x - shift), axis=axis, keepdims=True)) + shift
     axes = views.normalize_axes("logsumexp", axis, x.ndim)
@@ -178,7 +190,7 @@ def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Ten
 @_wide
 def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along an axis, without overflow."""
-    e = exp(x - max(x, axis=axis, keepdims=True).detach())
+    e = exp(x - _extremum("softmax", _max, x, axis, keepdims=True).detach())
     return e / sum(e, axis=axis, keepdims=True)
 
 
@@ -186,5 +198,5 @@ def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
 @_wide
 def log_softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """log(softmax(x)) along an axis, exact where softmax underflows."""
-    shifted = x - max(x, axis=axis, keepdims=True).detach()
+    shifted = x - _extremum("log_softmax", _max, x, axis, keepdims=True).detach()
     return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .. import dtypes, views
 from ..errors import ShapeError
-from ..tensor import Tensor, method
+from ..tensor import Tensor, method, require_tensors
 from ..views import Shape, View
 from .create import zeros
 from .primitive import Primitive, apply
@@ -170,10 +170,15 @@ def _concat_gradient(g, *, axis, shapes):
     return split(g, [s[axis] for s in shapes], axis=axis)
 
 
+def _require_each(operation: str, tensors: Sequence[Tensor]) -> None:
+    require_tensors(operation, **{f"tensor {i}": t for i, t in enumerate(tensors)})
+
+
 def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
     """The tensors joined along an existing axis; all other axes must be equal. With None, all are flattened first."""
     if not tensors:
         raise ShapeError("concat: needs at least one tensor")
+    _require_each("concat", tensors)
     if axis is None:
         tensors, axis = [reshape(t, (-1,) if t.size else (0,)) for t in tensors], 0
     return apply(_concat, *tensors, axis=views.normalize_axis("concat", axis, tensors[0].ndim))
@@ -183,6 +188,7 @@ def stack(tensors: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
     """The tensors, all of one shape, joined along a new axis."""
     if not tensors:
         raise ShapeError("stack: needs at least one tensor")
+    _require_each("stack", tensors)
     for i, t in enumerate(tensors):
         if t.shape != tensors[0].shape:
             raise ShapeError(

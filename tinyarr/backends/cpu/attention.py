@@ -1,4 +1,4 @@
-"""Attention over one group of heads at a time: the matrix of weights is scratch and never leaves the cache's reach."""
+"""Attention over one group of heads at a time: their weights, at least one head's T x T, are scratch."""
 
 from __future__ import annotations
 
