@@ -74,7 +74,7 @@ def training(tokens, dtype):
 
 
 def elementwise(size, dtype):
-    """Every elementwise operation without parameters that takes this dtype; `training` has dropout, which takes a key."""
+    """Every elementwise operation without parameters that takes this dtype; dropout is in `training`."""
     for operation in list(primitive.registry.values()):
         parameters = inspect.signature(getattr(operation, "function", lambda *, none: 0)).parameters.values()
         plain = all(p.kind is not p.KEYWORD_ONLY for p in parameters) and "key" not in operation.inputs

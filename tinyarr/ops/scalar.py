@@ -239,7 +239,7 @@ def _f(name: str) -> Callable[..., Expr]:
 
 exp, log, log1p, sqrt, sin, cos, sinh, cosh = map(_f, ("exp", "log", "log1p", "sqrt", "sin", "cos", "sinh", "cosh"))
 sign, signbit, floor_divide, equal = map(_f, ("sign", "signbit", "floor_divide", "equal"))
-maximum, minimum = map(_f, ("maximum", "minimum"))
+maximum, minimum, hypot = map(_f, ("maximum", "minimum", "hypot"))
 
 
 def _extremum_vjp(g, out, x, y, x_wins, y_wins):
@@ -253,6 +253,11 @@ def _power_vjp(g, out, x, y):
     dx = where(equal(y, 0), 0, g * (y * make("power", x, y - 1)))
     dy = where(equal(x, 0), 0, g * (out * log(x)))
     return dx, dy
+
+
+def _atan2_vjp(g, out, y, x):
+    r = hypot(x, y)  # x**2 + y**2 would overflow where the angle does not
+    return g * (x / r) / r, -g * (y / r) / r
 
 
 _operation("add", 2, "arithmetic", lambda g, out, x, y: (g, g))
@@ -283,11 +288,11 @@ _operation("tan", 1, "float", lambda g, out, x: (g * (1 + out * out),))
 _operation("asin", 1, "float", lambda g, out, x: (g / sqrt(1 - x * x),))
 _operation("acos", 1, "float", lambda g, out, x: (-g / sqrt(1 - x * x),))
 _operation("atan", 1, "float", lambda g, out, x: (g / (1 + x * x),))
-_operation("atan2", 2, "float", lambda g, out, y, x: (g * x / (x * x + y * y), -g * y / (x * x + y * y)))
+_operation("atan2", 2, "float", _atan2_vjp)
 _operation("sinh", 1, "float", lambda g, out, x: (g * cosh(x),))
 _operation("cosh", 1, "float", lambda g, out, x: (g * sinh(x),))
 _operation("tanh", 1, "float", lambda g, out, x: (g * (1 - out * out),))
-_operation("asinh", 1, "float", lambda g, out, x: (g / sqrt(x * x + 1),))
+_operation("asinh", 1, "float", lambda g, out, x: (g / hypot(x, 1),))
 _operation("acosh", 1, "float", lambda g, out, x: (g / (sqrt(x - 1) * sqrt(x + 1)),))
 _operation("atanh", 1, "float", lambda g, out, x: (g / (1 - x * x),))
 _operation("erf", 1, "float", lambda g, out, x: (g * (2 / math.sqrt(math.pi) * exp(-x * x)),))
