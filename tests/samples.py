@@ -586,7 +586,7 @@ SAMPLES["sum"] = Sample(
 )
 def extremum(function: Callable, reference: Callable, build: Callable, **more) -> Sample:
     errors = (
-        refused(lambda: function(zeros((2, 0)), axis=1), ShapeError, "max", "min", "(2, 0)", "empty"),
+        refused(lambda: function(zeros((2, 0)), axis=1), ShapeError, function.__name__, "(2, 0)", "empty"),
         refused(lambda: function(zeros(2), axis=1), OutOfBounds, function.__name__, "axis is 1"),
     )
     return Sample(function, reference, cases_of(build), takes=ALL, roundings=exact, errors=errors, **more)

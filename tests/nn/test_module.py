@@ -167,3 +167,37 @@ def test_replacing_an_attribute_replaces_the_parameter():
 def test_a_parameter_is_made_of_a_tensor():
     with pytest.raises(TypeError, match="Parameter: data is list: make it a tensor"):
         nn.Parameter([1.0])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("scale", tinyarr.ones(1), r"Block.scale: is a Parameter, .* assign\(\) under no_grad\(\), or .*nn.Parameter"),
+        ("fresh", Tensor([1.0], requires_grad=True), "Block.fresh: .* make it an nn.Parameter, or detach"),
+        ("seen", nn.Parameter(tinyarr.ones(1)) * 2, "Block.seen: a plain Tensor that requires a gradient"),
+    ],
+)
+def test_a_tensor_that_would_be_a_buffer_in_silence_is_refused(name, value, message):
+    block = Block(1)
+    before = dict(vars(block))
+    with pytest.raises(ArgumentError, match=message):
+        setattr(block, name, value)
+    assert vars(block) == before
+
+
+def test_a_buffer_or_a_missing_bias_can_be_replaced():
+    block = Block(1)
+    block.seen = tinyarr.ones(3)
+    block.scale = None
+    block.scale = tinyarr.ones(4)
+    assert [t.shape for t in block.state_dict().values()] == [(4,), (3,)]
+
+
+@pytest.mark.parametrize("keys", [("a.b", "a"), (1, "1")], ids=repr)
+def test_two_tensors_of_one_name_are_an_error(keys):
+    net = nn.Module()
+    first, second = keys
+    net.table = {first: tinyarr.ones(1), second: {"b": tinyarr.ones(2)} if second == "a" else tinyarr.ones(2)}
+    for use in (net.state_dict, lambda: net.load_state_dict({}), lambda: list(net.parameters())):
+        with pytest.raises(ArgumentError, match=f"two tensors have the name table.{first}: rename"):
+            use()

@@ -35,6 +35,21 @@ class Module:
 
     training: bool = True
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses a tensor that looks like a parameter where it stands and would be a buffer."""
+        if isinstance(value, Tensor) and not isinstance(value, Parameter):
+            if isinstance(vars(self).get(name), Parameter):
+                raise ArgumentError(
+                    f"{type(self).__name__}.{name}: is a Parameter, a plain Tensor came: "
+                    "write into it with assign() under no_grad(), or give an nn.Parameter"
+                )
+            if value.requires_grad:
+                raise ArgumentError(
+                    f"{type(self).__name__}.{name}: a plain Tensor that requires a gradient came: "
+                    "make it an nn.Parameter, or detach() it"
+                )
+        super().__setattr__(name, value)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise ArgumentError(f"{type(self).__name__}: has no forward(): define what calling the module computes")
 
@@ -48,9 +63,16 @@ class Module:
                 yield name, value
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and buffer with its name, in order of assignment; a shared one once, by its first name."""
+        """Every parameter and buffer with its name, in order of assignment; a shared one once, by its first name.
+
+        Raises ArgumentError where two have the same name, as those under the keys "a.b" and "a" of a dict can.
+        """
+        names: set[str] = set()
         for name, value in _walk(self, "", set()):
             if isinstance(value, Tensor):
+                if name in names:
+                    raise ArgumentError(f"named_tensors: two tensors have the name {name}: rename a key or attribute")
+                names.add(name)
                 yield name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
