@@ -265,6 +265,36 @@ def test_what_can_t_be_optimized_is_an_error(call, error, message):
         call()
 
 
+@pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
+@pytest.mark.parametrize("lr", [-1e-3, float("nan")])
+def test_a_learning_rate_below_zero_is_an_error(kind, lr):
+    with pytest.raises(ArgumentError, match=f"{kind.__name__}: lr is {lr}: it must be 0 or more"):
+        kind(leaves(), lr)
+
+
+@pytest.mark.parametrize(
+    ("kind", "option", "value", "needs"),
+    [
+        (optim.AdamW, "weight_decay", -0.1, "0 or more"),
+        (optim.AdamW, "eps", 0.0, "positive"),
+        (optim.AdamW, "eps", float("nan"), "positive"),
+        (optim.AdamW, "betas", (-0.1, 0.9), r"in \[0, 1\)"),
+        (optim.AdamW, "betas", (0.9,), r"in \[0, 1\)"),
+        (optim.SGD, "momentum", 1.0, r"in \[0, 1\)"),
+        (optim.SGD, "momentum", -0.1, r"in \[0, 1\)"),
+        (optim.SGD, "weight_decay", -0.1, "0 or more"),
+        (optim.SGD, "lr_scale", -1.0, "0 or more"),
+    ],
+)
+def test_an_option_out_of_its_range_is_an_error_for_all_parameters_and_in_a_group(kind, option, value, needs):
+    message = f"{kind.__name__}: {option} is .*: .*{needs}"
+    with pytest.raises(ArgumentError, match=message):
+        kind([{"parameters": leaves(), option: value}])
+    if option != "lr_scale":
+        with pytest.raises(ArgumentError, match=message):
+            kind(leaves(), **{option: value})
+
+
 def test_clipping_scales_the_joint_norm_down_to_the_largest_allowed():
     parameters = leaves()
     set_gradients(parameters, GAPS[0])

@@ -9,7 +9,7 @@ update starts from what was written.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import dtypes
@@ -44,21 +44,32 @@ class _Packed:
         self.views = {name: [s.view(i) for i in range(len(parameters))] for name, s in self.state.items()}
 
 
+Rule = tuple[Callable[[Any], bool], str]
+"""What an option must be: a test of the value, and the same in words."""
+
+_POSITIVE: Rule = (lambda x: x > 0, "it must be positive")
+_NOT_NEGATIVE: Rule = (lambda x: x >= 0, "it must be 0 or more")
+_FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
+_FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
+
+
 class Optimizer:
     """What all optimizers share: parameter groups, the learning rate, the step, saving and loading.
 
     `parameters` is an iterable of parameters, or a list of groups, dicts with the key "parameters" and any of the
     optimizer's options but lr; "lr_scale" (default 1) multiplies the learning rate for a group. Making an optimizer
-    moves the parameters into its segments.
+    moves the parameters into its segments. `rules` says what values options may have.
     """
 
     state_names: tuple[str, ...] = ()
+    rules: dict[str, Rule] = {}
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
         groups = list(parameters)
         if groups and not isinstance(groups[0], dict):
             groups = [{"parameters": groups}]
         name = type(self).__name__
+        self._check({"lr": lr, **defaults})
         seen: set[Tensor] = set()
         self._packed: list[_Packed] = []
         for group in groups:
@@ -67,6 +78,7 @@ class Optimizer:
                 came = f"has {list(group)}" if isinstance(group, dict) else f"is a {type(group).__name__}"
                 raise ArgumentError(f"{name}: a group {came}: it is a dict of 'parameters' and some of {[*allowed]}")
             options = {**allowed, **{k: v for k, v in group.items() if k != "parameters"}}
+            self._check(options)
             by_dtype: dict[Any, list[Tensor]] = {}
             for p in group["parameters"]:
                 if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
@@ -83,6 +95,11 @@ class Optimizer:
         device = self._packed[0].segment.flat.device
         self._lr = full((), float(lr), dtype=dtypes.float64, device=device)
         self._step = full((), 0, dtype=dtypes.int64, device=device)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        for option, (holds, words) in {"lr": _NOT_NEGATIVE, "lr_scale": _NOT_NEGATIVE, **self.rules}.items():
+            if option in options and not holds(options[option]):
+                raise ArgumentError(f"{type(self).__name__}: {option} is {options[option]}: {words}")
 
     @property
     def lr(self) -> Tensor:
@@ -177,6 +194,7 @@ class AdamW(Optimizer):
     """
 
     state_names = ("m", "v")
+    rules = {"betas": _FRACTIONS, "eps": _POSITIVE, "weight_decay": _NOT_NEGATIVE}
 
     def __init__(
         self,
@@ -187,8 +205,6 @@ class AdamW(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
     ):
-        if not (0 <= betas[0] < 1 and 0 <= betas[1] < 1):
-            raise ArgumentError(f"AdamW: betas is {betas}: both must lie in [0, 1)")
         super().__init__(parameters, lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
@@ -228,6 +244,7 @@ class SGD(Optimizer):
     """
 
     state_names = ("velocity",)
+    rules = {"momentum": _FRACTION, "weight_decay": _NOT_NEGATIVE}
 
     def __init__(
         self,
