@@ -189,6 +189,21 @@ def test_operators_refuse_what_is_neither_tensor_nor_scalar(other):
         other - x
 
 
+@pytest.mark.parametrize("other", [object(), None, "a", [1.0, 1.0], 1j, {}], ids=lambda x: type(x).__name__)
+def test_what_is_neither_tensor_nor_scalar_equals_no_tensor(other):
+    x = ta.ones((2,))
+    assert (x == other) is False and (other == x) is False and (x != other) is True
+    assert x in [other, x] and x not in [other]
+    with pytest.raises(TypeError, match="'<' not supported"):
+        operator.lt(x, other)
+
+
+def test_comparing_with_an_array_is_refused_aloud():
+    with pytest.raises(TypeError, match="equal: y is ndarray: make it a tensor"):
+        operator.eq(ta.ones(2), np.ones(2))
+    assert (ta.ones(2) == np.float64(1)).tolist() == (np.float64(1) == ta.ones(2)).tolist() == [True, True]
+
+
 @given(st.sampled_from([1, 1.0, True]), st.sampled_from([0.0, -0.0]))
 def test_parameters_that_python_calls_equal_are_different_ones(first, zero):
     @ta.elementwise

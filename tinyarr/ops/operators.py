@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from .. import dtypes
 from ..errors import ShapeError
 from ..tensor import Tensor
 from .elementwise import (
@@ -73,8 +76,10 @@ for _symbol, _primitive in {
 
 def _comparison(symbol: str, primitive) -> None:
     def compare(self: Tensor, other):
-        # `x == None` is False and `x in list_of_anything` works, as Python's own rules have it.
-        return NotImplemented if other is None or isinstance(other, str) else apply(primitive, self, other)
+        # What can't be compared is left to Python: `x == object()` is False, `x < object()` a TypeError. An array
+        # could be compared, so apply refuses it aloud.
+        known = isinstance(other, Tensor | np.ndarray) or dtypes.scalar_kind(dtypes.python_scalar(other)) is not None
+        return apply(primitive, self, other) if known else NotImplemented
 
     setattr(Tensor, f"__{symbol}__", compare)
 
