@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from .. import dtypes
 from ..errors import ShapeError
 from ..tensor import Tensor
@@ -76,9 +74,9 @@ for _symbol, _primitive in {
 
 def _comparison(symbol: str, primitive) -> None:
     def compare(self: Tensor, other):
-        # What can't be compared is left to Python: `x == object()` is False, `x < object()` a TypeError. An array
-        # could be compared, so apply refuses it aloud.
-        known = isinstance(other, Tensor | np.ndarray) or dtypes.scalar_kind(dtypes.python_scalar(other)) is not None
+        # What can't be compared is left to Python: `x == object()` is False, `x < object()` a TypeError. What says
+        # that it is an array could be compared: it goes to apply, which takes tensors and refuses the others aloud.
+        known = hasattr(other, "__array__") or dtypes.scalar_kind(other) is not None
         return apply(primitive, self, other) if known else NotImplemented
 
     setattr(Tensor, f"__{symbol}__", compare)
