@@ -87,7 +87,7 @@ def _integers(key, counter, low, span, *, shape, dtype):
 
 
 @elementwise
-def _dropout(x, key, counter, *, threshold, scale):
+def _dropout(x, key, counter, threshold, scale):
     return scalar.where(scalar.random_bits(key, counter) < threshold, 0, x * scale)
 
 
@@ -167,4 +167,4 @@ def dropout(x: Tensor, p: float = 0.5, *, training: bool = True, generator: Gene
     if not training or p == 0:
         return x
     key, counter = (generator or default_generator()).take()
-    return _dropout(x, key, counter, threshold=int(p * 2**32), scale=1 / (1 - p))
+    return _dropout(x, key, counter, int(p * 2**32), 1 / (1 - p))
