@@ -27,7 +27,7 @@ class Corpus:
     validation: Batches
     vocab_size: int
     tokenizer: tiktoken.Encoding | None
-    baseline: float | None  # what byte trigrams get, where tokens are bytes
+    baseline: float | None  # what byte 4-grams get, where tokens are bytes
     fingerprint: str
 
 

@@ -121,7 +121,7 @@ class Run:
         _replace(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in self.records))
 
     def plot(self, baseline: float | None) -> None:
-        """Draws the losses into loss.png, with the line of a byte-trigram table where there is one."""
+        """Draws the losses into loss.png, with the line of the byte 4-gram table where there is one."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
@@ -132,7 +132,7 @@ class Run:
             if points:
                 axes.plot(*zip(*points), label=f"{label}: {points[-1][1]:.3f}", **style)
         if baseline is not None:
-            axes.axhline(baseline, color="black", linestyle="--", label=f"byte trigrams, validation: {baseline:.3f}")
+            axes.axhline(baseline, color="black", linestyle="--", label=f"byte 4-grams, validation: {baseline:.3f}")
         unit = "byte" if baseline is not None else "token"
         axes.set(xlabel="step (updates of the weights)", ylabel=f"loss (nats per {unit})",
                  title=f"{self.config['model']}, size {self.config['options']['size']}")

@@ -95,7 +95,7 @@ def train(model_class: type, options: TrainOptions) -> None:
                 if due:
                     run.plot(corpus.baseline)
 
-    print(f"validation loss {val_loss:.3f}" + (f"; byte trigrams get {corpus.baseline:.3f}" if corpus.baseline else ""))
+    print(f"validation loss {val_loss:.3f}" + (f"; byte 4-grams get {corpus.baseline:.3f}" if corpus.baseline else ""))
     print(f"{run.folder} has the log, {run.checkpoint.name} and loss.png")
     if corpus.tokenizer is not None:
         print("a sample of what the model writes:\n")

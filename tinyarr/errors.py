@@ -39,12 +39,6 @@ class FileError(TinyarrError, ValueError):
     """A file whose contents are not what its format promises."""
 
 
-def ordinal(n: int) -> str:
-    """1 -> '1st', 2 -> '2nd', 11 -> '11th', 23 -> '23rd'."""
-    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
-    return f"{n}{suffix}"
-
-
 def describe(name: str, value) -> str:
     """How an operand is named in a message: `x has shape (3, 4), dtype float32`."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):

@@ -90,7 +90,7 @@ def test_a_run_learns_and_leaves_log_plot_weights_and_a_sample(capsys):
     assert log[0]["val_loss"] == pytest.approx(math.log(257), abs=0.1) and log[80]["val_loss"] < 1
     assert [record["step"] for record in log if record["val_loss"] is not None] == [0, 40, 80]
     assert all(record["loss"] > 0 and record["grad_norm"] > 0 and record["mfu"] is None for record in log[:-1])
-    assert f"validation loss {log[80]['val_loss']:.3f}; byte trigrams get " in out
+    assert f"validation loss {log[80]['val_loss']:.3f}; byte 4-grams get " in out
     assert "abc" in out.partition("a sample of what the model writes:\n")[2]
     assert sorted(path.name for path in Path("run").iterdir()) == [
         "checkpoint.safetensors", "config.json", "hugging_face", "log.jsonl", "loss.png"]
