@@ -1,0 +1,64 @@
+"""Gathering and scattering by index."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from hypothesis import strategies as st
+
+import tinyarr
+from tests.samples.record import SAMPLES, SIDE, Case, Operand, Sample, cases_of, exact, refused
+from tinyarr import Tensor, vjp, zeros
+from tinyarr.dtypes import (
+    ALL,
+    int32,
+    int64,
+    uint8,
+)
+from tinyarr.errors import DtypeError, OutOfBounds
+from tinyarr.testing import shapes
+
+
+def take_cases(draw, min_side: int = 0) -> Case:
+    shape = draw(shapes(min_ndim=1, min_side=min_side, max_side=SIDE))
+    axis = draw(st.sampled_from((None, *range(-len(shape), len(shape)))))
+    n = math.prod(shape) if axis is None else shape[axis]
+    picked = draw(shapes(max_ndim=2, max_side=SIDE)) if n else (0,)
+    dtype = draw(st.sampled_from((int64, int32, uint8)))
+    low = 0 if dtype is uint8 else -n
+    return Case((Operand(shape), Operand(picked, integers=(low, max(n, 1)), dtype=dtype)), {"axis": axis})
+
+
+def take_gradient_cases(draw) -> Case:
+    (x, indices), params = take_cases(draw, min_side=1)
+    taken = np.take(np.empty(x.shape), np.zeros(indices.shape, int), **params)
+    return Case((Operand(taken.shape), indices), params | {"shape": x.shape})
+
+
+def added_at(g: np.ndarray, indices: np.ndarray, axis, shape) -> np.ndarray:
+    result = np.zeros(shape)
+    number = np.arange(result.size).reshape(shape)
+    np.add.at(result.reshape(-1), np.take(number, indices, axis=axis), g)
+    return result
+
+
+SAMPLES["take"] = Sample(
+    tinyarr.take,
+    np.take,
+    cases_of(take_cases),
+    takes=ALL,
+    roundings=exact,
+    errors=(
+        refused(lambda: zeros((2, 3)).take(Tensor([0, 3]), axis=1), OutOfBounds, "take", "indices[1] is 3", "size 3"),
+        refused(lambda: zeros(2).take(Tensor([-3])), OutOfBounds, "take", "indices[0] is -3", "size 2"),
+        refused(lambda: zeros(2).take(Tensor([0.0])), DtypeError, "take", "float32", "integer"),
+        refused(lambda: zeros(2).take(Tensor([0]), axis=1), OutOfBounds, "take", "axis is 1"),
+    ),
+)
+SAMPLES["take_gradient"] = Sample(
+    lambda g, indices, axis, shape: vjp(lambda x: x.take(indices, axis=axis), zeros(shape, dtype=g.dtype))[1](g)[0],
+    added_at,
+    cases_of(take_gradient_cases),
+    roundings=lambda g, indices, **_: indices.size,
+)

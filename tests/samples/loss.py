@@ -1,0 +1,109 @@
+"""Losses and their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import strategies as st
+
+import tinyarr
+from tests.samples.record import (
+    SAMPLES,
+    SIDE,
+    Case,
+    Operand,
+    Sample,
+    between,
+    cases_of,
+    gradient_of,
+    product_of_largest,
+    refused,
+    softmax,
+    with_cotangent,
+)
+from tinyarr import Tensor, zeros
+from tinyarr.dtypes import (
+    float32,
+    float64,
+    int64,
+    uint8,
+)
+from tinyarr.errors import ArgumentError, DtypeError, OutOfBounds, ShapeError
+from tinyarr.testing import shapes
+
+
+def cross_entropy(logits, targets, reduction, ignore_index):
+    counted = targets != ignore_index
+    picked = np.take_along_axis(np.log(softmax(logits)), np.where(counted, targets, 0)[..., None], axis=-1)[..., 0]
+    losses = np.where(counted, -picked, 0)
+    return losses if reduction == "none" else losses.sum() / (counted.sum() if reduction == "mean" else 1)
+
+
+def cross_entropy_gradient(g, logits, targets, reduction, ignore_index):
+    hit = targets[..., None] == np.arange(logits.shape[-1])
+    return np.where((targets != ignore_index)[..., None], g[..., None] * (softmax(logits) - hit), 0)
+
+
+def cross_entropy_cases(draw, reductions=("none", "sum", "mean")) -> Case:
+    reduction = draw(st.sampled_from(reductions))
+    rows = draw(shapes(max_ndim=2, max_side=SIDE, min_side=reduction == "mean"))
+    classes = draw(st.integers(2, 5))
+    ignored = -100 if reduction == "mean" else draw(st.sampled_from((-100, 0)))
+    targets = Operand(rows, integers=(0, classes), dtype=draw(st.sampled_from((int64, uint8))))
+    return Case((Operand((*rows, classes)), targets), {"reduction": reduction, "ignore_index": ignored})
+
+
+def losses_cases(draw) -> Case:
+    return cross_entropy_cases(draw, ("none",))
+
+
+LARGE_LOGITS = (Operand((64, 100), between(-6, 6)), Operand((64,), integers=(0, 100), dtype=int64))
+LOSSES = {"reduction": "none", "ignore_index": 7}
+SAMPLES["cross_entropy"] = Sample(
+    tinyarr.cross_entropy,
+    cross_entropy,
+    cases_of(cross_entropy_cases),
+    gives=lambda dtype, **_: dtype.compute,
+    roundings=lambda logits, targets, **_: logits.size + 12,
+    scale=product_of_largest,
+    errors=(
+        refused(
+            lambda: tinyarr.cross_entropy(zeros((2, 3)), Tensor([0, 3])),
+            OutOfBounds,
+            "cross_entropy",
+            "target 1 is 3",
+            "0 to 2",
+        ),
+        refused(
+            lambda: tinyarr.cross_entropy(zeros((2, 3)), Tensor([0])),
+            ShapeError,
+            "cross_entropy",
+            "(2, 3)",
+            "(1,)",
+        ),
+        refused(
+            lambda: tinyarr.cross_entropy(zeros((2, 3)), zeros(2)),
+            DtypeError,
+            "cross_entropy",
+            "targets",
+            "integers",
+        ),
+        refused(
+            lambda: tinyarr.cross_entropy(zeros((2, 3)), Tensor([0, 1]), reduction="max"),
+            ArgumentError,
+            "cross_entropy",
+            "reduction",
+            "'max'",
+        ),
+    ),
+    large=Case(LARGE_LOGITS, LOSSES),
+)
+SAMPLES["cross_entropy_gradient"] = Sample(
+    gradient_of(tinyarr.cross_entropy, 1),
+    cross_entropy_gradient,
+    with_cotangent(cases_of(losses_cases), lambda logits, targets: targets.shape),
+    takes=(float32, float64),
+    refuses=(),  # the loss of half types is float32, and g with it
+    roundings=lambda g, logits, targets, **_: logits.shape[-1] + 12,
+    scale=product_of_largest,
+    large=Case((Operand((64,), dtype=float32), *LARGE_LOGITS), LOSSES),
+)
