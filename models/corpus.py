@@ -13,7 +13,8 @@ from tinyarr.data import Batches, read_shards
 
 from .baseline import nats_per_byte
 from .options import Stop, TrainOptions
-from .text import TOKENIZERS, encode, load_text, load_tokenizer
+from .text import load_text
+from .tokenizer import TOKENIZERS, encode, load_tokenizer, tokenizer_of_file
 
 if TYPE_CHECKING:
     import tiktoken
@@ -75,8 +76,8 @@ def fingerprint(arrays: list[np.ndarray]) -> str:
 
 
 def open_tokenizer(name: str) -> tiktoken.Encoding:
-    """The tokenizer of that name, or GPT-2's with the vocabulary file of that path. Raises Stop where it can't."""
+    """The tokenizer of that name, or the one whose vocabulary file has that path. Raises Stop where it can't."""
     try:
-        return load_tokenizer(name) if name in TOKENIZERS else load_tokenizer("gpt2", name)
+        return load_tokenizer(name) if name in TOKENIZERS else load_tokenizer(tokenizer_of_file(name), name)
     except (ValueError, OSError) as error:
         raise Stop(f"--tokenizer {name}: {error}") from error

@@ -5,16 +5,19 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import tinyarr
-from tinyarr import saving
+from tinyarr import nn
 
+from . import hugging_face
 from .corpus import open_tokenizer
 from .options import GenerateOptions, Stop, TrainOptions
 from .run import Run, newest
+from .tokenizer import end_tokens, start_token
 
 if TYPE_CHECKING:
     import tiktoken
@@ -35,7 +38,7 @@ def generate(model_class: type, options: GenerateOptions) -> None:
 
 def write(model: Any, tokenizer: tiktoken.Encoding, options: GenerateOptions) -> None:
     """Print the prompt and what the model writes after it, as it comes; without a prompt, a text of its own."""
-    prompt = tokenizer.encode(options.prompt, disallowed_special=()) or [tokenizer.eot_token]
+    prompt = [start_token(tokenizer), *tokenizer.encode(options.prompt, disallowed_special=())]
     print(options.prompt, end="", flush=True)
     for piece in pieces(tokenizer, new_tokens(model, prompt, options)):
         print(piece, end="", flush=True)
@@ -43,13 +46,14 @@ def write(model: Any, tokenizer: tiktoken.Encoding, options: GenerateOptions) ->
 
 
 def pieces(tokenizer: tiktoken.Encoding, tokens: Iterable[int]) -> Iterator[str]:
-    """The text of tokens, piece by piece, up to the end-of-text token.
+    """The text of tokens, piece by piece, up to one that ends a text.
 
     A character whose bytes are spread over tokens comes once it is whole. Bytes that are no UTF-8 become U+FFFD.
     """
     characters = codecs.getincrementaldecoder("utf-8")("replace")
+    ends = end_tokens(tokenizer)
     for token in tokens:
-        if token == tokenizer.eot_token:
+        if token in ends:
             break
         yield characters.decode(tokenizer.decode_single_token_bytes(token))
     yield characters.decode(b"", final=True)
@@ -58,11 +62,15 @@ def pieces(tokenizer: tiktoken.Encoding, tokens: Iterable[int]) -> Iterator[str]
 def new_tokens(model: Any, prompt: Sequence[int], options: GenerateOptions) -> Iterator[int]:
     """The tokens that the model draws after `prompt`, a function of the seed; it sees at most block_size of them."""
     random = np.random.Generator(np.random.Philox(options.seed))
-    tokens = list(prompt)
+    tokens, longest = list(prompt), model.config.block_size
+    cache = model.new_cache(1, min(longest, len(tokens) + options.tokens))
     for _ in range(options.tokens):
-        context = np.array([tokens[-model.config.block_size :]])
         with tinyarr.no_grad():
-            logits = model(tinyarr.Tensor(context, device=options.device))  # (1, T, V)
+            if len(tokens) <= longest:
+                unread = tinyarr.Tensor([tokens[cache.length :]], device=options.device)
+                logits = model(unread, cache)  # (1, T, V)
+            else:  # every token moves to another position, so nothing that the cache holds serves any more
+                logits = model(tinyarr.Tensor([tokens[-longest:]], device=options.device))
             last = logits[0, -1].astype(tinyarr.float32).numpy()
         tokens.append(draw(last, random, options.temperature, options.top_k, options.top_p))
         yield tokens[-1]
@@ -101,11 +109,13 @@ def from_run(model_class: type, run: Run, options: GenerateOptions) -> tuple[Any
 
 
 def from_weights(model_class: type, options: GenerateOptions) -> tuple[Any, tiktoken.Encoding]:
-    """The model in a safetensors file with Hugging Face's names, and the tokenizer that the options name."""
-    model = model_class(model_class.sizes[options.size], device=options.device)
+    """The model in a folder or file in Hugging Face's format, and the tokenizer that the options name."""
+    path = Path(options.weights)
     try:
-        tensors, _ = saving.load(options.weights, device=options.device)
-        model.load_hugging_face_state(tensors)
+        size = model_class.sizes[options.size] if options.size else hugging_face.read_config(model_class, path)
+        with nn.init.skipped():
+            model = model_class(size, dtype=getattr(tinyarr, options.dtype), device=options.device)
+        hugging_face.load(path, model)
     except (ValueError, OSError) as error:
         raise Stop(f"--weights {options.weights}: {error}") from error
     return model.eval(), open_tokenizer(options.tokenizer)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import tinyarr
 from tinyarr import Generator, Tensor, nn
-from tinyarr.errors import ShapeError
+
+from .cache import KVCache
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,18 @@ class Config:
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
-    def __init__(self, config: Config, **place):
+    def __init__(self, config: Config, layer: int, *, std: float, residual_std: float, **place):
+        self.layer = layer
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, **place)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, **place)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, std=std, **place)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, std=residual_std, **place)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).reshape((B, T, 3 * self.n_head, C // self.n_head))  # (B, T, 3H, D)
         q, k, v = qkv.permute_dims((0, 2, 1, 3)).split(self.n_head, axis=1)  # (B, H, T, D) each
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)
         y = tinyarr.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
         return self.c_proj(y.permute_dims((0, 2, 1, 3)).reshape((B, T, C)))
 
@@ -48,9 +52,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two linear layers around a GELU."""
 
-    def __init__(self, config: Config, **place):
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, **place)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, **place)
+    def __init__(self, config: Config, *, std: float, residual_std: float, **place):
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, std=std, **place)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, std=residual_std, **place)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.c_fc(x).gelu(approximate="tanh"))
@@ -59,16 +63,16 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each behind a layer norm and added to its input."""
 
-    def __init__(self, config: Config, **place):
-        here = {"dtype": place["dtype"], "device": place["device"]}
+    def __init__(self, config: Config, layer: int, **given):
+        here = {"dtype": given["dtype"], "device": given["device"]}
         self.ln_1 = nn.LayerNorm(config.n_embd, **here)
-        self.attn = Attention(config, **place)
+        self.attn = Attention(config, layer, **given)
         self.ln_2 = nn.LayerNorm(config.n_embd, **here)
-        self.mlp = MLP(config, **place)
-        self.dropout = nn.Dropout(config.dropout, generator=place["generator"])
+        self.mlp = MLP(config, **given)
+        self.dropout = nn.Dropout(config.dropout, generator=given["generator"])
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attn(self.ln_1(x)))
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        x = x + self.dropout(self.attn(self.ln_1(x), cache))
         return x + self.dropout(self.mlp(self.ln_2(x)))
 
 
@@ -93,41 +97,41 @@ class GPT2(nn.Module):
             raise ValueError(
                 f"GPT2: n_embd is {config.n_embd}, n_head is {config.n_head}: the heads must divide it evenly"
             )
-        place = {"dtype": dtype, "device": device, "generator": generator}
+        std, place = 0.02, {"dtype": dtype, "device": device, "generator": generator}
+        given = place | {"std": std, "residual_std": std / math.sqrt(2 * config.n_layer)}
         self.config = config
-        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd, **place)
-        self.wpe = nn.Embedding(config.block_size, config.n_embd, **place)
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd, std=std, **place)
+        self.wpe = nn.Embedding(config.block_size, config.n_embd, std=std, **place)
         self.dropout = nn.Dropout(config.dropout, generator=generator)
-        self.h = [Block(config, **place) for _ in range(config.n_layer)]
+        self.h = [Block(config, layer, **given) for layer in range(config.n_layer)]
         self.ln_f = nn.LayerNorm(config.n_embd, dtype=dtype, device=device)
-        self._initialize(generator)
-
-    def _initialize(self, generator: Generator | None) -> None:
         with tinyarr.no_grad():
-            for name, p in self.named_parameters():
-                if name.endswith("bias"):
-                    p.assign(0.0)
-                elif "ln_" not in name:
-                    residual = name.endswith("c_proj.weight")
-                    std = 0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02
-                    p.assign(tinyarr.normal(p.shape, 0.0, std, generator=generator, device=p.device))
-            self.wte.weight[self.config.vocab_size :] = 0.0
+            self.wte.weight[config.vocab_size :] = 0.0
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        B, T = tokens.shape
-        if self.config.block_size < T:
+    def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        T, start = tokens.shape[1], 0 if cache is None else cache.length
+        end = start + T
+        if self.config.block_size < end:
             raise ValueError(
-                f"GPT2: {T} tokens came, the model has {self.config.block_size} positions: pass the last ones"
+                f"GPT2: {end} tokens came, the model has {self.config.block_size} positions: pass the last ones"
             )
         V = self.config.vocab_size
-        x = self.dropout(tinyarr.embedding(self.wte.weight[:V], tokens) + self.wpe.weight[:T])  # (B, T, C)
+        x = self.dropout(tinyarr.embedding(self.wte.weight[:V], tokens) + self.wpe.weight[start:end])  # (B, T, C)
         for block in self.h:
-            x = block(x)
+            x = block(x, cache)
+        if cache is not None:
+            cache.advance(T)
         return tinyarr.linear(self.ln_f(x), self.wte.weight)[..., :V]
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy in nats a token: tokens and targets (B, T), the targets one position ahead."""
         return tinyarr.cross_entropy(self(tokens), targets)
+
+    def new_cache(self, B: int, capacity: int) -> KVCache:
+        """An empty cache for up to `capacity` positions of B sequences."""
+        c, like = self.config, self.wte.weight
+        shape = (B, c.n_head, capacity, c.n_embd // c.n_head)
+        return KVCache(c.n_layer, shape, dtype=like.dtype, device=like.device)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
         """For the optimizer: matrices decay, biases and layer norms don't."""
@@ -142,56 +146,6 @@ class GPT2(nn.Module):
         """Of a training step: 6 N + 6 L C T, the N parameters of the products, attention's causal half counted once."""
         N = sum(p.size for p in self.parameters()) - self.wpe.weight.size
         return 6 * N + 6 * self.config.n_layer * self.config.n_embd * T
-
-    def hugging_face_state(self) -> dict[str, Tensor]:
-        """The weights under the names and in the layout of transformers' GPT2LMHeadModel."""
-        state = {}
-        for name, t in self.state_dict().items():
-            if name == "wte.weight":
-                t = t[: self.config.vocab_size]
-            elif _is_conv1d(name):
-                t = t.T  # transformers' Conv1D stores (in, out)
-            state[f"transformer.{name}"] = t
-        return state
-
-    def load_hugging_face_state(self, state: dict[str, Tensor]) -> None:
-        """Reads weights as transformers saves them. Raises ArgumentError for other names, ShapeError for sizes."""
-        own: dict[str, Tensor] = {}
-        for name, t in state.items():
-            name = name.removeprefix("transformer.")
-            if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-                continue  # the tied head, and the causal masks that old files hold
-            own[name] = t.T if _is_conv1d(name) else t
-        if "wte.weight" in own:
-            rows, V, C = own["wte.weight"], self.config.vocab_size, self.config.n_embd
-            if rows.shape != (V, C):
-                raise ShapeError(f"GPT2: wte.weight has shape {rows.shape}, the model needs {(V, C)}")
-            padding = tinyarr.zeros((self.config.padded_vocab_size - V, C), dtype=rows.dtype, device=rows.device)
-            own["wte.weight"] = tinyarr.concat([rows, padding])
-        self.load_state_dict(own)
-
-    def hugging_face_config(self) -> dict:
-        """The contents of transformers' config.json for this model."""
-        c = self.config
-        return {
-            "architectures": ["GPT2LMHeadModel"],
-            "model_type": "gpt2",
-            "vocab_size": c.vocab_size,
-            "n_positions": c.block_size,
-            "n_layer": c.n_layer,
-            "n_head": c.n_head,
-            "n_embd": c.n_embd,
-            "activation_function": "gelu_new",
-            "resid_pdrop": c.dropout,
-            "embd_pdrop": c.dropout,
-            "attn_pdrop": 0.0,
-            "layer_norm_epsilon": 1e-5,
-            "tie_word_embeddings": True,
-        }
-
-
-def _is_conv1d(name: str) -> bool:
-    return name.endswith(".weight") and any(part.startswith("c_") for part in name.split("."))
 
 
 if __name__ == "__main__":

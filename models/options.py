@@ -41,8 +41,9 @@ class TrainOptions:
     text: str | None = option(None, "data", "a text file to learn; else the documentation inside Python")
     data: str | None = option(None, "data", "token shards in llm.c's format, as 'shards*.bin'; files with 'val' in "
                               "their name are for validation, else the last tenth of the last shard is")
-    tokenizer: str | None = option(None, "data", "bytes, gpt2, or the path of GPT-2's vocab.bpe; else bytes, but with "
-                                   "--data the vocabulary of --size and no sample of text")
+    tokenizer: str | None = option(None, "data", "bytes, gpt2, or the path of GPT-2's vocab.bpe or Llama 3's "
+                                   "tokenizer.model; else bytes, but with --data the vocabulary of --size and no sample "
+                                   "of text")
     seq_len: int = option(64, "data", "tokens in a sequence, and the longest context of the model", least=1)
     batch_size: int = option(12, "data", "sequences in a batch", least=1)
 
@@ -76,9 +77,12 @@ class GenerateOptions:
     """What a generated text depends on. Raises Stop where options contradict each other."""
 
     run: str | None = option(None, "model", "the folder of a run; else the newest under runs/")
-    weights: str | None = option(None, "model", "a safetensors file with Hugging Face's names, instead of --run")
-    size: str | None = option(None, "model", "which configuration --weights has")
-    tokenizer: str | None = option(None, "model", "bytes, gpt2, or the path of GPT-2's vocab.bpe; else the run's own")
+    weights: str | None = option(None, "model", "a folder in Hugging Face's format, or a safetensors file of one, "
+                                 "instead of --run")
+    size: str | None = option(None, "model", "which configuration --weights has; else its config.json says it")
+    dtype: str = option("float32", "model", "to which --weights are converted", choices=("float32", "bfloat16"))
+    tokenizer: str | None = option(None, "model", "bytes, gpt2, or the path of GPT-2's vocab.bpe or Llama 3's "
+                                   "tokenizer.model; else the run's own")
     device: str = option("cpu", "model", "where to compute: cpu, cuda, cuda:1 and so on")
 
     prompt: str = option("", "text", "how the text begins")
@@ -91,8 +95,8 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         if self.run is not None and self.weights is not None:
             raise Stop("--run and --weights exclude each other: give one")
-        if self.weights is not None and (self.size is None or self.tokenizer is None):
-            raise Stop("--weights also needs --size and --tokenizer: the file doesn't name them")
+        if self.weights is not None and self.tokenizer is None:
+            raise Stop("--weights also needs --tokenizer: the files don't name it")
         if self.weights is None and self.size is not None:
             raise Stop("--size belongs to --weights: a run knows its own")
 

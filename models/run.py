@@ -17,6 +17,7 @@ import numpy as np
 import tinyarr
 from tinyarr import saving
 
+from . import hugging_face
 from .options import Stop
 
 RUNS = Path("runs")
@@ -104,10 +105,7 @@ class Run:
 
     def export(self, model: Any) -> None:
         """Writes the weights for transformers' `from_pretrained`, into the folder hugging_face."""
-        folder = self.folder / "hugging_face"
-        folder.mkdir(exist_ok=True)
-        saving.save(folder / "model.safetensors", model.hugging_face_state(), {"format": "pt"})
-        _replace(folder / "config.json", json.dumps(model.hugging_face_config(), indent=2) + "\n")
+        hugging_face.save(self.folder / "hugging_face", model)
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds a record to the log."""

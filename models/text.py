@@ -1,23 +1,12 @@
-"""Text to train on, split without leakage, and the tokenizers that turn it into token ids."""
+"""Text to train on, split without leakage."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
-
-if TYPE_CHECKING:
-    import tiktoken
-
-END_OF_TEXT = "<|endoftext|>"
-GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-GPT2_MERGES = 50_000
-DOWNLOAD_SECONDS = 30
 SHORTEST_FILE = 1000  # characters: each tenth of a stretch is then ten or more
 
 
@@ -98,114 +87,3 @@ def _boundary(text: str, position: int) -> int:
         if found >= 0:
             return found + len(mark)
     return position
-
-
-def load_tokenizer(name: str = "bytes", vocab: str | Path | None = None) -> tiktoken.Encoding:
-    """The tokenizer of that name, with `<|endoftext|>` as its last token (`eot_token`).
-
-    "bytes": the 256 single bytes, then end of text; needs no file. "gpt2": GPT-2's 50,257 tokens, from the
-    file `vocab` (GPT-2's `vocab.bpe`, which Hugging Face calls `merges.txt`), or else from tiktoken's cache,
-    which tiktoken fills from the network the first time.
-
-    Raises ValueError for an unknown name or a wrong file, FileNotFoundError where there is no vocabulary, and
-    ModuleNotFoundError without tiktoken.
-    """
-    if name not in TOKENIZERS:
-        raise ValueError(f"load_tokenizer: unknown tokenizer {name!r}: choose from {', '.join(TOKENIZERS)}")
-    try:
-        import tiktoken  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("load_tokenizer: tiktoken is missing: pip install tiktoken") from error
-    return TOKENIZERS[name](vocab)
-
-
-def _bytes_tokenizer(vocab: str | Path | None) -> tiktoken.Encoding:
-    import tiktoken
-
-    if vocab is not None:
-        raise ValueError(f"load_tokenizer: the bytes tokenizer got the vocabulary {vocab}, expected none: "
-                         "leave it out, or choose the tokenizer that it belongs to")
-    return tiktoken.Encoding(
-        "bytes", pat_str=r"(?s:.)", mergeable_ranks={bytes([b]): b for b in range(256)},
-        special_tokens={END_OF_TEXT: 256})
-
-
-def _gpt2_tokenizer(vocab: str | Path | None) -> tiktoken.Encoding:
-    import tiktoken
-
-    if vocab is None:
-        return _from_tiktoken("gpt2")
-    ranks = _ranks(Path(vocab))
-    return tiktoken.Encoding(
-        "gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)})
-
-
-TOKENIZERS: dict[str, Callable[[str | Path | None], tiktoken.Encoding]] = {
-    "bytes": _bytes_tokenizer,
-    "gpt2": _gpt2_tokenizer,
-}
-
-
-def _from_tiktoken(name: str) -> tiktoken.Encoding:
-    """tiktoken's own encoding; its download knows no time limit, so it runs in a thread that can be left."""
-    import tiktoken
-
-    results: list[tiktoken.Encoding | Exception] = []
-
-    def load() -> None:
-        try:
-            results.append(tiktoken.get_encoding(name))
-        except Exception as error:
-            results.append(error)
-
-    thread = threading.Thread(target=load, daemon=True)
-    thread.start()
-    thread.join(DOWNLOAD_SECONDS)
-    result = results[0] if results else TimeoutError(f"no answer within {DOWNLOAD_SECONDS} s")
-    if isinstance(result, Exception):
-        raise FileNotFoundError(
-            f"load_tokenizer: {name} is not in tiktoken's cache and could not be downloaded "
-            f"({type(result).__name__}): give GPT-2's vocab.bpe (Hugging Face's merges.txt) as the "
-            "vocabulary, or run once with a network, or choose the tokenizer 'bytes'") from result
-    return result
-
-
-def _ranks(path: Path) -> dict[bytes, int]:
-    """Token ids of a `vocab.bpe`: the 256 bytes, then what each merge makes, in the order of the file.
-
-    The file writes a byte as one printable character: itself where it is printable and no space in Latin-1,
-    else one from U+0100 on. The same order gives the ids of the bytes. Source: GPT-2's `encoder.py`.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"load_tokenizer: {path}: no such file: give the path of GPT-2's vocab.bpe")
-    itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in itself]
-    byte_of = {chr(byte): byte for byte in itself} | {chr(256 + i): byte for i, byte in enumerate(others)}
-    tokens = [bytes([byte]) for byte in byte_of.values()]
-    lines = path.read_bytes().decode("utf-8", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
-        if number == 1 and line.startswith("#version"):
-            continue
-        try:
-            left, right = line.split(" ")
-            tokens.append(bytes(byte_of[character] for character in left + right))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"load_tokenizer: {path}: line {number} is not a merge of two tokens: give "
-                             "GPT-2's vocab.bpe, not its encoder.json") from error
-    if len(tokens) != 256 + GPT2_MERGES:
-        raise ValueError(f"load_tokenizer: {path}: found {len(tokens) - 256} merges, expected GPT-2's "
-                         f"{GPT2_MERGES}: give GPT-2's vocab.bpe, or copy it again")
-    return {token: rank for rank, token in enumerate(tokens)}
-
-
-def encode(tokenizer: tiktoken.Encoding, documents: Sequence[str]) -> np.ndarray:
-    """Token ids of all documents, end of text before each: uint16 (tokens,), uint32 for a large vocabulary.
-
-    `<|endoftext|>` written inside a document is encoded as the text that it is.
-    """
-    dtype = np.uint16 if tokenizer.n_vocab <= 2**16 else np.uint32
-    end_of_text = np.array([tokenizer.eot_token], dtype)
-    parts = [end_of_text[:0]]
-    for document in documents:
-        parts += [end_of_text, tokenizer.encode_to_numpy(document, disallowed_special=()).astype(dtype)]
-    return np.concatenate(parts)

@@ -16,8 +16,10 @@ import numpy as np
 from . import dtypes, views
 from .array import empty
 from .device import Device, default_device
+from .dtypes import Dtype
 from .errors import ArgumentError, FileError
 from .tensor import Tensor, require_tensors, result_tensor
+from .views import Shape
 
 _DTYPES = {
     "BOOL": dtypes.bool,
@@ -96,6 +98,13 @@ def load(
         place.backend.from_numpy(data[begin:end].view(dtype.numpy).reshape(shape), array)
         tensors[name] = result_tensor(array)
     return tensors, metadata
+
+
+def contents(path: str | Path) -> dict[str, tuple[Dtype, Shape]]:
+    """The dtype and shape of each tensor in a safetensors file, without reading the tensors. Errors as of load."""
+    with open(path, "rb") as f:
+        header, _, _ = _read_header(f)
+    return {name: (dtype, shape) for name, (dtype, shape, _, _) in header.items()}
 
 
 def _all_strings(metadata: dict) -> bool:

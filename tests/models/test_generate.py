@@ -9,10 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr
+from models.cache import KVCache
 from models.generate import draw, new_tokens, pieces
 from models.gpt2 import GPT2, Config
+from models.hugging_face import GPT2Format
 from models.options import GenerateOptions, main
-from models.text import load_tokenizer
+from models.tokenizer import load_tokenizer
 from tinyarr import saving
 
 BYTES = load_tokenizer("bytes")
@@ -33,8 +35,13 @@ class Counter:
     def __init__(self):
         self.seen = []
 
-    def __call__(self, tokens):
+    def new_cache(self, B, capacity):
+        return KVCache(0, (B, 1, capacity, 1), dtype=tinyarr.float32, device="cpu")
+
+    def __call__(self, tokens, cache=None):
         self.seen.append(tokens.tolist()[0])
+        if cache is not None:
+            cache.advance(tokens.shape[1])
         return tinyarr.Tensor(np.eye(300)[tokens.numpy() + 1] * 100)
 
 
@@ -89,10 +96,10 @@ def test_the_text_ends_before_the_end_of_text_token():
     assert "".join(pieces(BYTES, [97, BYTES.eot_token, 98])) == "a"
 
 
-def test_the_model_sees_no_more_than_its_longest_context():
+def test_the_model_sees_new_tokens_only_and_no_more_than_its_longest_context():
     model = Counter()
     assert list(new_tokens(model, [1, 2], GenerateOptions(tokens=4, temperature=0))) == [3, 4, 5, 6]
-    assert model.seen == [[1, 2], [1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+    assert model.seen == [[1, 2], [3], [4], [2, 3, 4, 5]]
 
 
 def test_tokens_are_a_function_of_the_seed():
@@ -103,10 +110,10 @@ def test_tokens_are_a_function_of_the_seed():
 
 def test_weights_with_hugging_face_s_names_are_read(tmp_path, capsys):
     model = GPT2(MICRO, generator=tinyarr.Generator(3))
-    saving.save(tmp_path / "w.safetensors", model.hugging_face_state())
+    saving.save(tmp_path / "w.safetensors", GPT2Format.weights(model))
     options = ["--weights", str(tmp_path / "w.safetensors"), "--size", "tiny", "--tokenizer", "bytes"]
     main(Micro, ["generate", *options, "--prompt", "é€", "--tokens", "30", "--seed", "4"])
-    prompt = list("é€".encode())
+    prompt = [256, *"é€".encode()]
     expected = "é€" + "".join(pieces(BYTES, new_tokens(model, prompt, GenerateOptions(tokens=30, seed=4))))
     assert capsys.readouterr().out == expected + "\n"
 
@@ -121,7 +128,7 @@ def test_weights_with_hugging_face_s_names_are_read(tmp_path, capsys):
 def test_wrong_files_and_devices_end_in_one_line(tmp_path, monkeypatch, capsys, change, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("no tensors in here")
-    saving.save("w.safetensors", GPT2(MICRO).hugging_face_state())
+    saving.save("w.safetensors", GPT2Format.weights(GPT2(MICRO)))
     given = {"--weights": "w.safetensors", "--size": "tiny", "--tokenizer": "bytes"} | change
     with pytest.raises(SystemExit, match="2"):
         main(Micro, ["generate", *(word for pair in given.items() for word in pair)])
@@ -133,7 +140,7 @@ def test_a_tokenizer_of_another_vocabulary_is_told_in_one_line(tmp_path, capsys)
     class Wider(GPT2):
         sizes = {"tiny": dataclasses.replace(MICRO, vocab_size=300)}
 
-    saving.save(tmp_path / "w.safetensors", GPT2(Wider.sizes["tiny"]).hugging_face_state())
+    saving.save(tmp_path / "w.safetensors", GPT2Format.weights(GPT2(Wider.sizes["tiny"])))
     options = ["--weights", str(tmp_path / "w.safetensors"), "--size", "tiny", "--tokenizer", "bytes"]
     with pytest.raises(SystemExit, match="2"):
         main(Wider, ["generate", *options])
@@ -142,8 +149,8 @@ def test_a_tokenizer_of_another_vocabulary_is_told_in_one_line(tmp_path, capsys)
 
 def test_weights_of_another_size_are_told_in_one_line(tmp_path, capsys):
     other = GPT2(dataclasses.replace(MICRO, n_embd=8))
-    saving.save(tmp_path / "w.safetensors", other.hugging_face_state())
+    saving.save(tmp_path / "w.safetensors", GPT2Format.weights(other))
     options = ["--weights", str(tmp_path / "w.safetensors"), "--size", "tiny", "--tokenizer", "bytes"]
     with pytest.raises(SystemExit, match="2"):
         main(Micro, ["generate", *options])
-    assert "--weights" in (error := capsys.readouterr().err) and "shape" in error
+    assert "--weights" in (error := capsys.readouterr().err) and "does not fit" in error

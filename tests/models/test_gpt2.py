@@ -1,4 +1,4 @@
-"""GPT-2: what its padding, initial values, files and errors promise, and a recorded training of transformers' GPT-2."""
+"""GPT-2: what its padding, initial values and errors promise, and a recorded training of transformers' GPT-2."""
 
 import json
 from dataclasses import replace
@@ -9,8 +9,9 @@ import pytest
 
 import tinyarr
 from models.gpt2 import GPT2, Config
+from models.hugging_face import GPT2Format
 from tinyarr import Device, Generator, optim, saving
-from tinyarr.errors import ArgumentError, OutOfBounds, ShapeError
+from tinyarr.errors import OutOfBounds
 
 RECORDED = Path(__file__).parents[1] / "recorded/gpt2.safetensors"
 MICRO = Config(vocab_size=130, block_size=8, n_layer=2, n_head=2, n_embd=16)
@@ -61,7 +62,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_logits():
 def test_the_table_is_padded_to_a_multiple_of_128_rows(size, padded):
     model = gpt2(replace(MICRO, vocab_size=size), device=Device("meta"))
     assert model.wte.weight.shape == (padded, 16)
-    assert model.hugging_face_state()["transformer.wte.weight"].shape == (size, 16)
+    assert GPT2Format.weights(model)["transformer.wte.weight"].shape == (size, 16)
     assert model(tinyarr.zeros((2, 3), dtype=tinyarr.int64, device="meta")).shape == (2, 3, size)
 
 
@@ -147,7 +148,7 @@ def test_heads_that_do_not_divide_the_channels_are_an_error():
 )
 def test_the_sizes_are_those_of_the_paper(size, parameters):
     model = gpt2(GPT2.sizes[size], device=Device("meta"))
-    assert sum(t.size for t in model.hugging_face_state().values()) == parameters
+    assert sum(t.size for t in GPT2Format.weights(model).values()) == parameters
     assert sum(p.size for p in model.parameters()) == parameters + (50304 - 50257) * model.config.n_embd
 
 
@@ -166,55 +167,6 @@ def test_matrices_decay_and_nothing_else_does():
     assert len(matrices["parameters"]) + len(others["parameters"]) == len(list(gpt2().parameters()))
 
 
-def test_the_config_for_transformers():
-    assert gpt2(replace(MICRO, dropout=0.1)).hugging_face_config() == {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 130, "n_positions": 8, "n_layer": 2,
-        "n_head": 2, "n_embd": 16, "activation_function": "gelu_new", "resid_pdrop": 0.1, "embd_pdrop": 0.1,
-        "attn_pdrop": 0.0, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-    }  # fmt: skip
-
-
-def test_weights_survive_both_kinds_of_file(tmp_path):
-    model, loaded, imported = gpt2(), gpt2(seed=1), gpt2(seed=2)
-    saving.save(tmp_path / "own", model.state_dict())
-    saving.save(tmp_path / "hugging_face", model.hugging_face_state())
-    loaded.load_state_dict(saving.load(tmp_path / "own")[0])
-    imported.load_hugging_face_state(saving.load(tmp_path / "hugging_face")[0])
-    assert same(model, loaded)
-    assert same(model, imported)
-
-
-def test_files_of_the_bare_model_and_of_old_versions_are_read():
-    model, loaded = gpt2(), gpt2(seed=1)
-    state = {name.removeprefix("transformer."): t for name, t in model.hugging_face_state().items()}
-    state |= {"lm_head.weight": state["wte.weight"], "h.0.attn.bias": tinyarr.ones((1, 1, 8, 8))}
-    loaded.load_hugging_face_state(state | {"h.0.attn.masked_bias": tinyarr.Tensor(-1e4)})
-    assert same(model, loaded)
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"transformer.wte.weight": (131, 16)}, ShapeError, r"wte.weight has shape \(131, 16\).* \(130, 16\)"),
-        ({"transformer.wte.weight": (256, 16)}, ShapeError, r"wte.weight has shape \(256, 16\).* \(130, 16\)"),
-        ({"transformer.h.1.mlp.c_fc.weight": (64, 16)}, ShapeError, r"c_fc.weight has shape \(16, 64\).*\(64, 16\)"),
-        ({"transformer.ln_f.bias": None}, ArgumentError, "missing .*ln_f.bias"),
-        ({"transformer.wte.weight": None}, ArgumentError, "missing .*wte.weight"),
-        ({"transformer.h.2.ln_1.bias": (16,)}, ArgumentError, "unexpected .*h.2.ln_1.bias"),
-    ],
-)
-def test_weights_of_another_model_are_an_error_and_change_nothing(change, error, message):
-    model, state = gpt2(), gpt2(seed=1).hugging_face_state()
-    for name, shape in change.items():
-        if shape is None:
-            del state[name]
-        else:
-            state[name] = tinyarr.ones(shape)
-    with pytest.raises(error, match=message):
-        model.load_hugging_face_state(state)
-    assert same(model, gpt2())
-
-
 @pytest.fixture(scope="module")
 def recorded():
     """A model with the recorded weights, a way to look up what was recorded in its own layout, and the metadata."""
@@ -223,8 +175,8 @@ def recorded():
 
     def model_of(prefix):
         model = gpt2(config, dtype=tinyarr.float64)
-        names = [name for name in tensors if name.startswith(f"{prefix}.")]
-        model.load_hugging_face_state({name.removeprefix(f"{prefix}."): tensors[name] for name in names})
+        for name, t in GPT2Format.weights(model).items():
+            t.assign(tensors[f"{prefix}.{name}"])
         return model
 
     return model_of, tensors, metadata

@@ -1,15 +1,15 @@
 """GPT-2 beside transformers' GPT-2: the same numbers from the same weights, and each reads the other's files."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyarr
+from models import hugging_face
 from models.gpt2 import GPT2, Config
-from tinyarr import Generator, optim, saving
+from models.hugging_face import GPT2Format
+from tinyarr import Generator, optim
 
 pytestmark = pytest.mark.parity
 
@@ -36,7 +36,8 @@ def oracle():
 def loaded(config, weights, dtype=tinyarr.float64):
     """tinyarr's model with the weights of transformers' names, given as NumPy arrays."""
     model = GPT2(config, dtype=dtype, generator=Generator(0))
-    model.load_hugging_face_state({name: tinyarr.Tensor(value) for name, value in weights.items()})
+    for name, t in GPT2Format.weights(model).items():
+        t.assign(tinyarr.Tensor(weights[name]))
     return model
 
 
@@ -106,8 +107,7 @@ def test_transformers_reads_what_tinyarr_writes(tmp_path):
     from transformers import GPT2LMHeadModel
 
     model = GPT2(CONFIG, dtype=tinyarr.float64, generator=Generator(0))
-    saving.save(tmp_path / "model.safetensors", model.hugging_face_state(), {"format": "pt"})
-    (tmp_path / "config.json").write_text(json.dumps(model.hugging_face_config()))
+    hugging_face.save(tmp_path, model)
 
     read, found = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
     tokens = np.random.default_rng(0).integers(0, CONFIG.vocab_size, (2, 24))
@@ -122,12 +122,10 @@ def test_tinyarr_reads_what_transformers_writes(oracle, tmp_path):
 
     written = oracle.random_model(CONFIG, 0)
     written.save_pretrained(tmp_path)
-    model = GPT2(CONFIG, dtype=tinyarr.float64, generator=Generator(0))
-    model.load_hugging_face_state(saving.load(tmp_path / "model.safetensors")[0])
+    model = GPT2(hugging_face.read_config(GPT2, tmp_path), dtype=tinyarr.float64)
+    hugging_face.load(tmp_path, model)
 
     tokens = oracle.random_tokens(CONFIG, 0, B=2, T=24)[:, :-1]
     with torch.no_grad():
         logits = written(torch.from_numpy(tokens)).logits.numpy()
     assert relative_error(model(tinyarr.Tensor(tokens)).numpy(), logits) < 1e-9
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert model.hugging_face_config().items() <= config.items()

@@ -70,7 +70,7 @@ def test_help_names_the_sizes_of_the_model(capsys):
         ("train --out a --resume b", "b holds no run: b/config.json is missing"),
         ("train --steps 10 --warmup 10", "--warmup 10 must be less than --steps 10"),
         ("generate --run a --weights b", "--run and --weights exclude each other"),
-        ("generate --weights b", "--weights also needs --size and --tokenizer"),
+        ("generate --weights b", "--weights also needs --tokenizer"),
         ("generate --size tiny", "--size belongs to --weights"),
         ("generate --top-p 1.5", "--top-p: '1.5' is not a number from 0 to 1"),
         ("generate --temperature -1", "--temperature"),

@@ -15,7 +15,7 @@ from .module import Module, Parameter
 class Linear(Module):
     """x @ weight.T + bias: (..., in_features) to (..., out_features). weight is (out_features, in_features).
 
-    Weight and bias start uniform on +-1/sqrt(in_features).
+    Weight and bias start uniform on +-1/sqrt(in_features); given `std`, the weight normal and the bias at 0.
     """
 
     bias: Parameter | None
@@ -26,13 +26,19 @@ class Linear(Module):
         out_features: int,
         *,
         bias: bool = True,
+        std: float | None = None,
         generator: Generator | None = None,
         dtype=None,
         device=None,
     ):
         place = {"generator": generator, "dtype": dtype, "device": device}
-        self.weight = init.kaiming_uniform((out_features, in_features), in_features, **place)
-        self.bias = init.kaiming_uniform((out_features,), in_features, **place) if bias else None
+        shape, width = (out_features, in_features), (out_features,)
+        if std is None:
+            self.weight = init.kaiming_uniform(shape, in_features, **place)
+            self.bias = init.kaiming_uniform(width, in_features, **place) if bias else None
+        else:
+            self.weight = init.normal(shape, std, **place)
+            self.bias = init.constant(width, 0.0, dtype=dtype, device=device) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -41,14 +47,21 @@ class Linear(Module):
 class Embedding(Module):
     """Rows of a table by number: (...) integers in [0, num_embeddings) to (..., embedding_dim).
 
-    The table starts standard normal.
+    The table starts normal with standard deviation `std`.
     """
 
     def __init__(
-        self, num_embeddings: int, embedding_dim: int, *, generator: Generator | None = None, dtype=None, device=None
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        *,
+        std: float = 1.0,
+        generator: Generator | None = None,
+        dtype=None,
+        device=None,
     ):
         shape = (num_embeddings, embedding_dim)
-        self.weight = init.normal(shape, 1.0, generator=generator, dtype=dtype, device=device)
+        self.weight = init.normal(shape, std, generator=generator, dtype=dtype, device=device)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return embedding(self.weight, tokens)
