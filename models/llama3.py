@@ -171,7 +171,7 @@ class Llama3(nn.Module):
         """The cosines and sines of every pair's angle at positions start .. start + T: (T, D/2) each."""
         wide = x.dtype.compute
         positions = tinyarr.arange(start, start + T, dtype=wide, device=x.device)
-        angles = tinyarr.outer(positions, rotary_frequencies(self.config, dtype=wide, device=x.device))
+        angles = positions.expand_dims(-1) * rotary_frequencies(self.config, dtype=wide, device=x.device)
         return angles.cos(), angles.sin()
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:

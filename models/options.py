@@ -42,8 +42,8 @@ class TrainOptions:
     data: str | None = option(None, "data", "token shards in llm.c's format, as 'shards*.bin'; files with 'val' in "
                               "their name are for validation, else the last tenth of the last shard is")
     tokenizer: str | None = option(None, "data", "bytes, gpt2, or the path of GPT-2's vocab.bpe or Llama 3's "
-                                   "tokenizer.model; else bytes, but with --data the vocabulary of --size and no sample "
-                                   "of text")
+                                   "tokenizer.model; else bytes, but with --data the vocabulary of --size and no "
+                                   "sample of text")
     seq_len: int = option(64, "data", "tokens in a sequence, and the longest context of the model", least=1)
     batch_size: int = option(12, "data", "sequences in a batch", least=1)
 

@@ -102,9 +102,10 @@ from .ops.elementwise_primitive import elementwise
 from .ops.index import embedding, take
 from .ops.loss import cross_entropy, mse_loss
 from .ops.matmul import linear, matmul
-from .ops.norm import layer_norm
+from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import argmax, argmin, log_softmax, logsumexp, max, mean, min, softmax, std, sum, var
+from .ops.rotary import rotary_embedding
 from .ops.shape import (
     broadcast_to,
     concat,

@@ -63,9 +63,9 @@ def part(record, prefix):
     return {name.removeprefix(f"{prefix}."): x for name, x in record.items() if name.startswith(f"{prefix}.")}
 
 
-def relative_error(x, expected):
-    """The largest difference, in units of the largest expected value."""
-    return np.abs(x - expected).max() / np.abs(expected).max()
+def relative_error(x, expected, least=0.0):
+    """The largest difference, in units of the largest expected value, or of `least` where that is larger."""
+    return np.abs(x - expected).max() / max(np.abs(expected).max(), least)
 
 
 @settings(max_examples=25)
@@ -82,8 +82,10 @@ def test_logits_loss_and_gradients_are_those_of_transformers(oracle, data, confi
     loss.backward()
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-9)
     gradients = loaded(config, part(expected, "gradients"))
+    # With equal tokens some gradients are 0 but for rounding, so each is measured by the model's largest too.
+    least = 1e-3 * max(np.abs(g.numpy()).max() for g in gradients.parameters())
     for (name, p), (_, g) in zip(model.named_parameters(), gradients.named_parameters()):
-        assert relative_error(p.grad.numpy(), g.numpy()) < 1e-9, name
+        assert relative_error(p.grad.numpy(), g.numpy(), least) < 1e-9, name
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -15,6 +15,7 @@ from tests.samples import (  # importing them fills SAMPLES
     optim,
     random,
     reduce,
+    rotary,
     shape,
 )
 from tests.samples.record import SAMPLES, Case, Operand, Sample

@@ -81,3 +81,38 @@ SAMPLES["layer_norm_gradient"] = Sample(
     scale=product_of_largest,
     large=Case((LARGE_NORM[0], *LARGE_NORM), {"eps": 1e-5}),
 )
+
+
+def rms_norm(x, weight, eps):
+    return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * weight
+
+
+def rms_norm_gradient(g, x, weight, eps):
+    h, rstd = rms_norm(x, 1, eps), 1 / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps)
+    d = g * weight
+    return rstd * (d - h * (d * h).mean(axis=-1, keepdims=True)), (g * h).sum(axis=tuple(range(x.ndim - 1)))
+
+
+rms_norm_cases = cases_of(layer_norm_cases).map(lambda case: Case(case.operands[:2], case.params))
+SAMPLES["rms_norm"] = Sample(
+    tinyarr.rms_norm,
+    rms_norm,
+    rms_norm_cases,
+    takes=ALL,
+    gives=floating,
+    roundings=lambda x, weight, **_: x.shape[-1] + 8,
+    scale=product_of_largest,
+    errors=(
+        refused(lambda: tinyarr.rms_norm(zeros((2, 3)), zeros(2)), ShapeError, "rms_norm", "(2, 3)", "weight", "(2,)"),
+        refused(lambda: tinyarr.rms_norm(zeros((2, 0))), ShapeError, "rms_norm", "(2, 0)", "at least one element"),
+    ),
+    large=Case(LARGE_NORM[:2], {"eps": 1e-5}),
+)
+SAMPLES["rms_norm_gradient"] = Sample(
+    gradient_of(tinyarr.rms_norm, 2),
+    rms_norm_gradient,
+    with_cotangent(rms_norm_cases, lambda x, weight: x.shape),
+    roundings=lambda g, x, weight, **_: x.shape[-1] + x.size + 8,
+    scale=product_of_largest,
+    large=Case((LARGE_NORM[0], *LARGE_NORM[:2]), {"eps": 1e-5}),
+)

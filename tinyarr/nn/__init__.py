@@ -1,7 +1,7 @@
 """Neural networks: Module and Parameter, layers, initial values, losses."""
 
 from . import init
-from .layers import Dropout, Embedding, LayerNorm, Linear
+from .layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, Sequential
 from .losses import CrossEntropyLoss, MSELoss
 from .module import Module, Parameter
 
@@ -14,5 +14,7 @@ __all__ = [
     "MSELoss",
     "Module",
     "Parameter",
+    "RMSNorm",
+    "Sequential",
     "init",
 ]

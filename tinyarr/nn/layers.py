@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from ..errors import ArgumentError
 from ..ops.index import embedding
 from ..ops.matmul import linear
-from ..ops.norm import layer_norm
+from ..ops.norm import layer_norm, rms_norm
 from ..ops.random import dropout
 from ..random import Generator
 from ..tensor import Tensor
@@ -77,6 +80,42 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
+
+
+class RMSNorm(Module):
+    """Root mean square normalization over the last axis (see tinyarr.rms_norm), with a weight of ones."""
+
+    def __init__(self, features: int, *, eps: float | None = None, dtype=None, device=None):
+        self.weight = init.constant((features,), 1.0, dtype=dtype, device=device)
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, eps=self.eps)
+
+
+class Sequential(Module):
+    """Modules and functions, each called with what the one before it returned: `Sequential(Linear(2, 3), relu)`.
+
+    Parameters are named by position: `0.weight`.
+    """
+
+    def __init__(self, *layers: Callable[[Tensor], Tensor]):
+        for i, layer in enumerate(layers):
+            if not callable(layer):
+                raise ArgumentError(f"Sequential: layer {i} is {layer!r}: it must be a module or a function")
+            setattr(self, str(i), layer)
+        self._length = len(layers)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, number: int) -> Callable[[Tensor], Tensor]:
+        return getattr(self, str(range(len(self))[number]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i in range(len(self)):
+            x = self[i](x)
+        return x
 
 
 class Dropout(Module):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 
+from .. import dtypes, views
+from ..device import Device
+from ..dtypes import Dtype
 from ..errors import DtypeError, ShapeError
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
+from ..views import Shape
 from .create import arange
 from .elementwise import astype, where
 from .matmul import matmul
 from .primitive import Primitive, apply
 from .reduce import logsumexp, softmax
-from .shape import expand_dims, matrix_transpose
+from .shape import broadcast_to, expand_dims, matrix_transpose, reshape
 
 
 def _infer_attention(shapes, types, *, causal, scale):
@@ -20,14 +24,31 @@ def _infer_attention(shapes, types, *, causal, scale):
     return [(q[:-1] + v[-1:], types[0]), (q[:-1], types[0].compute)]
 
 
+def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """(B, G, H/G, T, S): a row for each query head of the G groups that share a head of k."""
+    (B, H, T, D), G = q.shape, k.shape[1]
+    grouped = reshape(astype(q, q.dtype.compute, copy=False), (B, G, H // max(G, 1), T, D))
+    return matmul(grouped, expand_dims(matrix_transpose(astype(k, k.dtype.compute, copy=False)), 2)) * scale
+
+
+def _weighted(weights: Tensor, v: Tensor, dtype: Dtype) -> Tensor:
+    """(B, H, T, Dv): the values averaged with the weights (B, G, H/G, T, S)."""
+    B, G, R, T, _ = weights.shape
+    out = matmul(weights, expand_dims(astype(v, v.dtype.compute, copy=False), 2))
+    return astype(reshape(out, (B, G * R, T, v.shape[-1])), dtype, copy=False)
+
+
+def _visible(T: int, S: int, device: Device) -> Tensor:
+    """(T, S) bool: which keys a query sees where the queries are the last T of S positions."""
+    return expand_dims(arange(S - T, S, device=device), -1) >= arange(S, device=device)
+
+
 def _attention_composite(q, k, v, *, causal, scale):
-    wide = q.dtype.compute
-    scores = matmul(astype(q, wide, copy=False), matrix_transpose(astype(k, wide, copy=False))) * scale
+    T, S = q.shape[2], k.shape[2]
+    scores = _scores(q, k, scale)
     if causal:
-        positions = arange(k.shape[-2], device=q.device)
-        scores = where(expand_dims(positions[: q.shape[-2]], -1) >= positions, scores, -math.inf)
-    out = matmul(softmax(scores), astype(v, wide, copy=False))
-    return astype(out, q.dtype, copy=False), logsumexp(scores, axis=-1)
+        scores = where(_visible(T, S, q.device), scores, -math.inf)
+    return _weighted(softmax(scores), v, q.dtype), reshape(logsumexp(scores, axis=-1), q.shape[:3])
 
 
 _attention = Primitive(
@@ -59,26 +80,75 @@ def _attention_backward(gs, q, k, v, out, lse, *, causal, scale):
 
 
 def scaled_dot_product_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
 ) -> Tensor:
-    """softmax(q @ k.mT * scale) @ v. q, k (B, H, T, D), v (B, H, T, Dv), of one floating dtype: (B, H, T, Dv).
+    """softmax(query @ key.mT * scale) @ value: (..., H, T, Dv).
 
-    With `is_causal`, position t attends to positions 0..t; q and k must then be equally long. scale is 1/sqrt(D)
-    unless given. Softmax and sums are computed in float32 for half types.
-    Source: Vaswani et al. 2017, "Attention is all you need", eq. 1; gradient as by Dao et al. 2022, "FlashAttention".
+    query (..., H, T, D), key (..., H, S, D), value (..., H, S, Dv), of one floating dtype. With `enable_gqa` key and
+    value may have G heads, each shared by H / G heads of query in a row. scale is 1/sqrt(D) unless given.
+    With `is_causal` the queries are the last T of the S positions, and each sees those up to its own. attn_mask
+    broadcasts to (..., H, T, S): bool, True where a query sees a key (a query that sees none gets NaN), or floating,
+    added to the scaled products; it holds all weights in memory. Softmax and sums are in float32 for half types.
+    Source: Vaswani et al. 2017, "Attention is all you need", eq. 1; groups: Ainslie et al. 2023, "GQA"; gradient as
+    by Dao et al. 2022, "FlashAttention".
     """
-    require_tensors("scaled_dot_product_attention", q=q, k=k, v=v)
-    shapes = f"q has shape {q.shape}, k has shape {k.shape}, v has shape {v.shape}"
-    if not q.ndim == k.ndim == v.ndim == 4 or k.shape[:-1] != v.shape[:-1] or q.shape[:2] != k.shape[:2]:
-        raise ShapeError(f"scaled_dot_product_attention: {shapes}: they must be (B, H, T, D) with equal B, H")
+    _check(query, key, value, attn_mask, is_causal, enable_gqa)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+    *lead, T, Dv = (*query.shape[:-1], value.shape[-1])
+    q, k, v = (reshape(x, _batched(x.shape)) for x in (query, key, value))
+    if attn_mask is None:
+        out = apply(_attention, q, k, v, causal=is_causal, scale=scale)[0]
+    else:
+        out = _masked_attention(q, k, v, broadcast_to(attn_mask, (*lead, T, key.shape[-2])), is_causal, scale)
+    return reshape(out, (*lead, T, Dv))
+
+
+def _batched(shape: Shape) -> Shape:
+    """(B, H, T, D) for any number of leading axes."""
+    lead = (1,) * (4 - len(shape)) + shape[:-2]
+    return (math.prod(lead[:-1]), lead[-1], *shape[-2:])
+
+
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float) -> Tensor:
+    scores = _scores(q, k, scale)
+    mask = reshape(mask, scores.shape)
+    if causal:
+        scores = where(_visible(q.shape[2], k.shape[2], q.device), scores, -math.inf)
+    scores = where(mask, scores, -math.inf) if mask.dtype is dtypes.bool else scores + mask
+    return _weighted(softmax(scores), v, q.dtype)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> None:
+    """Raises ShapeError or DtypeError for operands of attention that do not fit."""
+    operation = "scaled_dot_product_attention"
+    require_tensors(operation, query=q, key=k, value=v)
+    shapes = f"{operation}: query has shape {q.shape}, key has shape {k.shape}, value has shape {v.shape}"
+    if not q.ndim == k.ndim == v.ndim >= 2 or k.shape[:-1] != v.shape[:-1] or q.shape[:-3] != k.shape[:-3]:
+        raise ShapeError(f"{shapes}: they must be (..., H, T, D), (..., H, S, D) and (..., H, S, Dv)")
     if q.shape[-1] != k.shape[-1]:
-        raise ShapeError(f"scaled_dot_product_attention: {shapes}: q and k must have equal last axes")
+        raise ShapeError(f"{shapes}: query and key must have equal last axes")
     if 0 in (q.shape[-1], k.shape[-2]):
-        raise ShapeError(f"scaled_dot_product_attention: {shapes}: there must be at least one key, of size 1 or more")
+        raise ShapeError(f"{shapes}: there must be at least one key, of size 1 or more")
+    H, G = q.shape[-3:-2], k.shape[-3:-2]
+    if H != G and not (grouped and G[0] and H[0] % G[0] == 0):
+        what = "be a multiple of key's" if grouped else "equal key's, or pass enable_gqa=True"
+        raise ShapeError(f"{shapes}: query's heads (axis -3) must {what}")
     if not (q.dtype is k.dtype is v.dtype and q.dtype.is_float):
-        types = f"q {q.dtype.name}, k {k.dtype.name}, v {v.dtype.name}"
-        raise DtypeError(f"scaled_dot_product_attention: dtypes are {types}: they must be one floating dtype")
-    if is_causal and q.shape[-2] != k.shape[-2]:
-        raise ShapeError(f"scaled_dot_product_attention: {shapes}: causal attention needs q and k equally long")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return apply(_attention, q, k, v, causal=is_causal, scale=scale)[0]
+        types = f"query {q.dtype.name}, key {k.dtype.name}, value {v.dtype.name}"
+        raise DtypeError(f"{operation}: dtypes are {types}: they must be one floating dtype")
+    if causal and q.shape[-2] > k.shape[-2]:
+        raise ShapeError(f"{shapes}: causal attention needs at least as many keys as queries")
+    if mask is not None:
+        require_tensors(operation, attn_mask=mask)
+        weights = (*q.shape[:-1], k.shape[-2])
+        if views.broadcast_shapes(operation, mask.shape, weights) != weights:
+            raise ShapeError(f"{operation}: attn_mask has shape {mask.shape}: it must broadcast to {weights}")
+        if not (mask.dtype.is_float or mask.dtype is dtypes.bool):
+            raise DtypeError(f"{operation}: attn_mask is {mask.dtype.name}: it must be bool or floating")
