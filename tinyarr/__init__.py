@@ -6,25 +6,47 @@ from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (
     bfloat16,
     bool,
+    can_cast,
+    finfo,
     float8_e4m3fn,
     float8_e5m2,
     float16,
     float32,
     float64,
+    iinfo,
     int8,
     int16,
     int32,
     int64,
+    isdtype,
     result_type,
     uint8,
     uint16,
     uint32,
     uint64,
 )
-from .interchange import asarray
+from .interchange import asarray, from_dlpack
+from .namespace import VERSION as __array_api_version__
+from .namespace import __array_namespace_info__
+from .ops import getitem as _getitem  # attaches x[key]
 from .ops import operators as _operators  # attaches Python's operators to Tensor
+from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.attention import scaled_dot_product_attention
-from .ops.create import arange, copy, empty, empty_like, eye, full, full_like, ones, ones_like, zeros, zeros_like
+from .ops.create import (
+    arange,
+    copy,
+    empty,
+    empty_like,
+    eye,
+    full,
+    full_like,
+    linspace,
+    ones,
+    ones_like,
+    zeros,
+    zeros_like,
+)
+from .ops.einsum import einsum, outer, tensordot, vecdot, vector_norm
 from .ops.elementwise import (
     abs,
     acos,
@@ -67,6 +89,7 @@ from .ops.elementwise import (
     log1p,
     log2,
     log10,
+    logaddexp,
     logical_and,
     logical_not,
     logical_or,
@@ -77,6 +100,7 @@ from .ops.elementwise import (
     negative,
     nextafter,
     not_equal,
+    positive,
     pow,
     reciprocal,
     relu,
@@ -99,29 +123,38 @@ from .ops.elementwise import (
     where,
 )
 from .ops.elementwise_primitive import elementwise
-from .ops.index import embedding, take
+from .ops.index import embedding, take, take_along_axis
 from .ops.loss import cross_entropy, mse_loss
 from .ops.matmul import linear, matmul
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
-from .ops.reduce import argmax, argmin, log_softmax, logsumexp, max, mean, min, softmax, std, sum, var
+from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, min, prod, sum
 from .ops.rotary import rotary_embedding
+from .ops.scan import cumulative_prod, cumulative_sum, diff
+from .ops.sets import unique_all, unique_counts, unique_inverse, unique_values
 from .ops.shape import (
     broadcast_to,
     concat,
     expand_dims,
     flip,
     matrix_transpose,
+    moveaxis,
     permute_dims,
     reshape,
     split,
     squeeze,
     stack,
     swapaxes,
+    unstack,
 )
+from .ops.softmax import log_softmax, logsumexp, softmax
+from .ops.sort import argsort, nonzero, searchsorted, sort, topk
+from .ops.statistics import mean, std, var
 from .random import Generator, default_generator, manual_seed, use_generator
 from .tape import enable_grad, no_grad
 from .tensor import Tensor
 from .transforms import checkpoint, custom_gradient, grad, value_and_grad, vjp
 
+e, inf, nan, pi = 2.718281828459045, float("inf"), float("nan"), 3.141592653589793
+newaxis = None
 __version__ = "0.1.0"

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -167,3 +168,82 @@ def result_type(*operands) -> Dtype:
         return strong
     highest = max(kinds, key=KINDS.index)
     return DEFAULT[highest] if strong is None else promote_weak(strong, highest)
+
+
+def can_cast(source, target, /) -> builtins.bool:
+    """Whether promotion takes `source` (a dtype or tensor) to the dtype `target`, so that no value is lost."""
+    source, target = dtype(getattr(source, "dtype", source)), dtype(target)
+    try:
+        return promote(source, target) is target
+    except DtypeError:
+        return False
+
+
+_KIND_NAMES = {
+    "bool": ("bool",),
+    "signed integer": ("signed",),
+    "unsigned integer": ("unsigned",),
+    "integral": ("signed", "unsigned"),
+    "real floating": ("float",),
+    "complex floating": (),
+    "numeric": ("signed", "unsigned", "float"),
+}
+
+
+def kinds_named(name: str) -> tuple[str, ...]:
+    """The kinds (see KINDS) that a name of the Array API standard stands for. Raises DtypeError for an unknown one."""
+    if name not in _KIND_NAMES:
+        raise DtypeError(f"isdtype: kind is {name!r}: use a dtype, one of {', '.join(_KIND_NAMES)}, or a tuple of them")
+    return _KIND_NAMES[name]
+
+
+def isdtype(dtype: Dtype, kind: Dtype | str | tuple) -> builtins.bool:
+    """Whether a dtype is `kind`: a dtype, a kind of the Array API standard by name, or a tuple of which one will do.
+
+    >>> isdtype(bfloat16, "real floating"), isdtype(int8, ("bool", "unsigned integer"))
+    (True, False)
+    """
+    if isinstance(kind, tuple):
+        return any([isdtype(dtype, k) for k in kind])
+    return dtype is kind if isinstance(kind, Dtype) else dtype.kind in kinds_named(kind)
+
+
+class FloatInfo(NamedTuple):
+    """Bits, the distance from 1 to the next number, the largest and lowest number, the smallest normal one."""
+
+    bits: int
+    eps: float
+    max: float
+    min: float
+    smallest_normal: float
+    dtype: Dtype
+
+
+class IntegerInfo(NamedTuple):
+    """Bits, the largest and the smallest number."""
+
+    bits: int
+    max: int
+    min: int
+    dtype: Dtype
+
+
+def _info(operation: str, x: Any, kinds: tuple[str, ...]) -> Dtype:
+    found = dtype(getattr(x, "dtype", x))
+    if found.kind not in kinds:
+        raise DtypeError(f"{operation}: {found.name} came: it must be one of the {' or '.join(kinds)} dtypes")
+    return found
+
+
+def finfo(x, /) -> FloatInfo:
+    """The limits of a floating dtype, or of a tensor's. Raises DtypeError for others."""
+    d = _info("finfo", x, ("float",))
+    info = ml_dtypes.finfo(d.numpy)
+    return FloatInfo(info.bits, float(info.eps), float(info.max), float(info.min), float(info.smallest_normal), d)
+
+
+def iinfo(x, /) -> IntegerInfo:
+    """The limits of an integer dtype, or of a tensor's. Raises DtypeError for others."""
+    d = _info("iinfo", x, ("signed", "unsigned"))
+    info = np.iinfo(d.numpy)
+    return IntegerInfo(info.bits, int(info.max), int(info.min), d)

@@ -68,6 +68,68 @@ def asarray(data: Any, /, *, dtype=None, device=None, copy: bool | None = None) 
     return Tensor(data, dtype=dtype, device=device)
 
 
+def from_dlpack(x: Any, /, *, device=None, copy: bool | None = None) -> Tensor:
+    """A tensor over the memory of another library's array, which both then share; a copy with `copy` True.
+
+    Takes any object with `__dlpack__`, whose memory is that of the CPU.
+    """
+    if isinstance(x, Tensor):
+        return asarray(x, device=device, copy=copy)
+    if not hasattr(x, "__dlpack__"):
+        raise ArgumentError(f"from_dlpack: {type(x).__name__} came: it must be an array that offers __dlpack__")
+    try:
+        values = np.from_dlpack(x)
+    except (BufferError, TypeError, RuntimeError) as error:
+        raise ArgumentError(f"from_dlpack: {error}: copy it to the CPU, in a dtype that NumPy has") from None
+    if copy is True or not values.flags.writeable or values.dtype.kind not in "biuf":
+        return Tensor(values, device=device)
+    shared = result_tensor(_over(values))
+    return shared if device is None else to(shared, device)
+
+
+def _over(values: np.ndarray) -> Array:
+    """An Array over a NumPy array's own memory, whatever its strides."""
+    itemsize = values.dtype.itemsize
+    lowest = values[tuple(slice(None, None, -1 if s < 0 else 1) for s in values.strides)]
+    reach = sum((n - 1) * abs(s) for n, s in zip(values.shape, values.strides, strict=True)) if values.size else 0
+    flat = np.lib.stride_tricks.as_strided(lowest, (reach // itemsize + 1 if values.size else 0,), (itemsize,))
+    storage = array.Storage(flat, flat.nbytes, Device("cpu"))
+    offset = sum((n - 1) * -s for n, s in zip(values.shape, values.strides, strict=True) if s < 0 and values.size)
+    strides = tuple(s // itemsize for s in values.strides)
+    return Array(storage, dtypes.dtype(values.dtype), values.shape, strides, offset // itemsize)
+
+
+def _dlpack(self: Tensor, *, stream=None, max_version=None, dl_device=None, copy=None):
+    """The standard's way out: a capsule over the tensor's memory, without a copy unless `copy` is True."""
+    if self.requires_grad:
+        raise BufferError("__dlpack__: the tensor requires a gradient, which the capsule would lose: detach() it")
+    if self.device.kind != "cpu":
+        raise BufferError(f"__dlpack__: the tensor is on {self.device}: move it with to('cpu')")
+    if self.dtype.numpy.kind == "V" or self.dtype in (dtypes.bfloat16, *dtypes.FLOAT8):
+        raise BufferError(f"__dlpack__: NumPy, which makes the capsule, can't offer {self.dtype.name}: use astype")
+    return self.array.data.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
+
+
+def _dlpack_device(self: Tensor) -> tuple[int, int]:
+    if self.device.kind != "cpu":
+        raise BufferError(f"__dlpack_device__: the tensor is on {self.device}: move it with to('cpu')")
+    return 1, 0  # kDLCPU
+
+
+def _to_device(self: Tensor, device: str | Device, /, *, stream=None) -> Tensor:
+    """The standard's name of `to`."""
+    return to(self, device)
+
+
+def _namespace(self: Tensor, /, *, api_version: str | None = None):
+    """The module tinyarr, whose functions follow the Array API standard 2024.12."""
+    import tinyarr
+
+    if api_version not in (None, "2021.12", "2022.12", "2023.12", "2024.12"):
+        raise ArgumentError(f"__array_namespace__: api_version is {api_version!r}: 2024.12 is the newest known")
+    return tinyarr
+
+
 @method()
 def to(x: Tensor, device: str | Device) -> Tensor:
     """The tensor on another device; itself where it is there already. The copy has no history."""
@@ -151,6 +213,10 @@ def _repr(self: Tensor) -> str:
 
 
 Tensor.__array__ = _as_numpy_array
+Tensor.__array_namespace__ = _namespace
+Tensor.__dlpack__ = _dlpack
+Tensor.__dlpack_device__ = _dlpack_device
+Tensor.to_device = _to_device
 Tensor.__array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
 Tensor.__init__ = _initialize  # type: ignore[method-assign]
 Tensor.__reduce__ = _reduce  # type: ignore[method-assign, assignment]

@@ -123,7 +123,11 @@ class Tensor:
         __setitem__: Any
         __iter__: Any
         __array__: Any
+        __array_namespace__: Any
         __array_ufunc__: Any
+        __dlpack__: Any
+        __dlpack_device__: Any
+        to_device: Any
         __float__: Any
         __int__: Any
         __index__: Any

@@ -23,7 +23,7 @@ def everything_in_float64():
         yield
 
 
-def random_model(config: Config, seed: int) -> transformers.LlamaForCausalLM:
+def random_model(config: Config, seed: int, noise: float = 0.1) -> transformers.LlamaForCausalLM:
     """A Llama in float64 in which no weight is 0 or 1."""
     torch.manual_seed(seed)
     keys = {key: getattr(config, name) for name, key in Llama3Format.keys.items()}
@@ -34,7 +34,7 @@ def random_model(config: Config, seed: int) -> transformers.LlamaForCausalLM:
         ).double()
     with torch.no_grad():
         for p in model.parameters():
-            p += 0.1 * torch.randn_like(p)
+            p += noise * torch.randn_like(p)
     return model
 
 

@@ -16,6 +16,8 @@ from tests.samples import (  # importing them fills SAMPLES
     random,
     reduce,
     rotary,
+    scan,
     shape,
+    sort,
 )
 from tests.samples.record import SAMPLES, Case, Operand, Sample

@@ -31,7 +31,7 @@ SAMPLES["full"] = creation(
     st.fixed_dictionaries({"shape": shapes(), "value": st.sampled_from((0, 1, 3, 1.5, True))}),
     errors=(
         refused(lambda: tinyarr.full((2, -1), 0), ShapeError, "full", "(2, -1)", "0 or more"),
-        refused(lambda: tinyarr.full(2, "x"), ArgumentError, "full", "value", "'x'"),
+        refused(lambda: tinyarr.full(2, "x"), ArgumentError, "full", "fill_value", "'x'"),
         refused(lambda: tinyarr.full(2, 300, dtype=uint8), DtypeError, "300", "uint8"),
     ),
 )
@@ -48,4 +48,18 @@ SAMPLES["eye"] = creation(
     lambda n, m, k: np.eye(n, m, k),
     st.fixed_dictionaries({"n": st.integers(0, 4), "m": st.none() | st.integers(0, 4), "k": st.integers(-3, 3)}),
     errors=(refused(lambda: tinyarr.eye(-1), ShapeError, "eye", "(-1, -1)"),),
+)
+
+
+def linspace(start, stop, num, endpoint):
+    return np.linspace(start, stop, num, endpoint=endpoint)
+
+
+SAMPLES["linspace"] = creation(
+    lambda start, stop, num, endpoint, dtype: tinyarr.linspace(start, stop, num, endpoint=endpoint, dtype=dtype),
+    linspace,
+    st.fixed_dictionaries(
+        {"start": st.integers(0, 4), "stop": st.integers(0, 4), "num": st.integers(0, 5), "endpoint": st.booleans()}
+    ),
+    errors=(refused(lambda: tinyarr.linspace(0, 1, -1), ShapeError, "linspace", "(-1,)", "0 or more"),),
 )

@@ -62,3 +62,36 @@ SAMPLES["take_gradient"] = Sample(
     cases_of(take_gradient_cases),
     roundings=lambda g, indices, **_: indices.size,
 )
+
+
+def scatter_cases(draw) -> Case:
+    shape = draw(shapes(min_ndim=1, max_ndim=1, min_side=1, max_side=SIDE))
+    picked = draw(st.integers(0, 4))
+    return Case((Operand(shape), Operand((picked,), integers=(0, shape[0]), dtype=int64), Operand((picked,))))
+
+
+def written(x: np.ndarray, indices: np.ndarray, values: np.ndarray) -> np.ndarray:
+    result = x.copy()
+    for i, value in zip(indices, values):
+        result[i] = value
+    return result
+
+
+def write(x: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+    result = tinyarr.copy(x.detach())
+    result[indices] = values.detach()
+    return result
+
+
+SAMPLES["scatter"] = Sample(
+    write,
+    written,
+    cases_of(scatter_cases),
+    takes=ALL,
+    roundings=exact,
+    errors=(
+        refused(lambda: write(zeros(2), Tensor([0, 2]), zeros(2)), OutOfBounds, "index", "indices[1] is 2"),
+        refused(lambda: write(zeros(2), Tensor([0, 1]), zeros(3)), ShapeError, "(3,)", "(2,)"),
+        refused(lambda: write(zeros(2), Tensor([0.5]), zeros(1)), DtypeError, "index", "float32", "integer"),
+    ),
+)

@@ -58,6 +58,17 @@ SAMPLES["sum"] = Sample(
 )
 
 
+SAMPLES["prod"] = Sample(
+    tinyarr.prod,
+    np.prod,
+    cases_of(reduction_cases),
+    takes=ALL,
+    gives=lambda dtype, **_: dtype if dtype.is_float else uint64 if dtype.kind == "unsigned" else int64,
+    roundings=lambda x, **_: x.size,
+    errors=(refused(lambda: zeros((2, 3)).prod(axis=2), OutOfBounds, "prod", "axis is 2", "2 dimensions"),),
+)
+
+
 def extremum(function: Callable, reference: Callable, build: Callable, **more) -> Sample:
     errors = (
         refused(lambda: function(zeros((2, 0)), axis=1), ShapeError, function.__name__, "(2, 0)", "empty"),

@@ -15,8 +15,8 @@ from .create import arange
 from .elementwise import astype, where
 from .matmul import matmul
 from .primitive import Primitive, apply
-from .reduce import logsumexp, softmax
 from .shape import broadcast_to, expand_dims, matrix_transpose, reshape
+from .softmax import logsumexp, softmax
 
 
 def _infer_attention(shapes, types, *, causal, scale):

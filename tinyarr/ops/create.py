@@ -32,7 +32,13 @@ def _eye(diagonal, *, shape, dtype):
     return scalar.cast(scalar.index(0) + diagonal == scalar.index(1), dtype)
 
 
-for _f in (_full, _arange, _eye):
+@elementwise
+def _linspace(start, stop, step, *, shape, dtype, last):
+    i = scalar.index(0)
+    return scalar.cast(scalar.where(i == last, stop, start + scalar.weak(i) * step), dtype)
+
+
+for _f in (_full, _arange, _eye, _linspace):
     _f.no_gradient()
 
 
@@ -60,12 +66,12 @@ def with_gradient(x: Tensor, requires_grad: bool) -> Tensor:
     return x
 
 
-def full(shape: int | Iterable[int], value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+def full(shape: int | Iterable[int], fill_value, *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor filled with a Python scalar; by default of the scalar's own dtype (bool, int64, float32)."""
-    value = dtypes.python_scalar(value)
+    value = dtypes.python_scalar(fill_value)
     kind = dtypes.scalar_kind(value)
     if kind is None:
-        raise ArgumentError(f"full: value is {value!r} ({type(value).__name__}): use a Python bool, int or float")
+        raise ArgumentError(f"full: fill_value is {value!r} ({type(value).__name__}): use a Python bool, int or float")
     dtype, device = target(dtype, device, kind)
     shape = views.normalize_shape("full", shape)
     return with_gradient(apply(_full, value, shape=shape, dtype=dtype, device=device), requires_grad)
@@ -73,12 +79,12 @@ def full(shape: int | Iterable[int], value, *, dtype=None, device=None, requires
 
 def zeros(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor of zeros, float32 unless a dtype is given."""
-    return full(shape, 0, dtype=dtype or dtypes.float32, device=device, requires_grad=requires_grad)
+    return full(shape, 0, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
 def ones(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor of ones, float32 unless a dtype is given."""
-    return full(shape, 1, dtype=dtype or dtypes.float32, device=device, requires_grad=requires_grad)
+    return full(shape, 1, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
 def empty(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
@@ -88,9 +94,9 @@ def empty(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad:
     return with_gradient(result, requires_grad)
 
 
-def full_like(x: Tensor, value, *, dtype=None, device=None) -> Tensor:
+def full_like(x: Tensor, /, fill_value, *, dtype=None, device=None) -> Tensor:
     """A tensor of x's shape, dtype and device (unless given), filled with a Python scalar."""
-    return full(x.shape, value, dtype=dtype or x.dtype, device=device or x.device)
+    return full(x.shape, fill_value, dtype=x.dtype if dtype is None else dtype, device=device or x.device)
 
 
 def zeros_like(x: Tensor, *, dtype=None, device=None) -> Tensor:
@@ -105,13 +111,14 @@ def ones_like(x: Tensor, *, dtype=None, device=None) -> Tensor:
 
 def empty_like(x: Tensor, *, dtype=None, device=None) -> Tensor:
     """Undefined contents in x's shape, dtype and device (unless given)."""
-    return empty(x.shape, dtype=dtype or x.dtype, device=device or x.device)
+    return empty(x.shape, dtype=x.dtype if dtype is None else dtype, device=device or x.device)
 
 
 def arange(start, stop=None, step=1, *, dtype=None, device=None) -> Tensor:
     """start, start + step, ... before stop; `arange(n)` counts from 0. int64 unless a float is among them."""
     if stop is None:
         start, stop = 0, start
+    start, stop, step = map(dtypes.python_scalar, (start, stop, step))
     if step == 0:
         raise ArgumentError("arange: step is 0: it must be positive or negative")
     if not all(map(math.isfinite, (start, stop, step))):
@@ -129,6 +136,17 @@ def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype=None, devic
     dtype, device = target(dtype, device, "float")
     shape = views.normalize_shape("eye", (n_rows, n_rows if n_cols is None else n_cols))
     return apply(_eye, k, shape=shape, dtype=dtype, device=device)
+
+
+def linspace(start, stop, /, num: int, *, dtype=None, device=None, endpoint: bool = True) -> Tensor:
+    """`num` evenly spaced numbers from start to stop, which is left out where `endpoint` is False."""
+    dtype, device = target(dtype, device, "float")
+    (num,) = views.normalize_shape("linspace", num)
+    divisions = num - 1 if endpoint else num
+    step = (stop - start) / divisions if divisions > 0 else math.nan if num else 0.0
+    last = num - 1 if endpoint and num > 1 else -1
+    start, stop = float(start), float(stop)
+    return apply(_linspace, start, stop, step if num > 1 else 0.0, shape=(num,), dtype=dtype, last=last, device=device)
 
 
 @method("clone")

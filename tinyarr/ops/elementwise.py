@@ -101,12 +101,14 @@ def _astype(x, *, dtype):
 
 
 @method()
-def astype(x: Tensor, dtype: Dtype, *, copy: bool = True) -> Tensor:
+def astype(x: Tensor, dtype: Dtype, /, *, copy: bool = True, device=None) -> Tensor:
     """The elements converted to `dtype`; halves and float8 are rounded to nearest even, out-of-range float8 is NaN/inf.
 
     Floating to integer truncates. The tensor itself where it has the dtype already and `copy` is False.
     """
     dtype = dtypes.dtype(dtype)
+    if device is not None:
+        x = x.to(device)
     if not copy and x.dtype is dtype:
         return x
     return _astype(x, dtype=dtype)
@@ -156,6 +158,26 @@ def logical_not(x):
 
 for _f in (logical_and, logical_or, logical_xor, logical_not):
     _f.no_gradient()
+
+
+@elementwise
+def positive(x):
+    """x."""
+    return x
+
+
+@elementwise
+def logaddexp(x, y):
+    """log(exp(x) + exp(y)), without overflow; -inf and inf as the limits."""
+    larger = scalar.maximum(x, y)
+    difference = scalar.where(scalar.equal(x, y), 0.0, -abs(1.0 * x - y))  # inf - inf is no number
+    return larger + scalar.log1p(scalar.exp(difference))
+
+
+@logaddexp.gradient
+def _logaddexp_gradient(g, x, y):
+    d = scalar.where(scalar.equal(x, y), 0.0, x - y)
+    return g * sigmoid(d), g * sigmoid(-d)
 
 
 @elementwise

@@ -1,16 +1,17 @@
-"""Indexing: x[...] with ints, slices, None and Ellipsis (views), rows by integer tensors (take), writes x[...] = y."""
+"""Gathering by integer tensors: take, take_along_axis, embedding; and its opposite, scatter."""
 
 from __future__ import annotations
 
-import operator
-from typing import Any
+import math
+from collections.abc import Sequence
 
 from .. import dtypes, views
-from ..errors import DtypeError, OutOfBounds, ShapeError
+from ..errors import DtypeError, ShapeError, describe
 from ..tensor import Tensor, method, require_tensors
-from .create import assign
+from .create import arange
+from .elementwise import astype, logical_or, where
 from .primitive import Primitive, apply
-from .shape import reshape, slice_axes
+from .shape import broadcast_to, reshape
 
 
 def _infer_take(shapes, types, *, axis, wrap):
@@ -26,6 +27,11 @@ _take_gradient = Primitive(
     ],
     inputs=("g", "indices"),
 )
+
+
+_scatter = Primitive(
+    "scatter", lambda shapes, types: [(shapes[0], types[0])], inputs=("x", "indices", "values")
+).no_gradient()
 
 
 @_take.gradient
@@ -46,7 +52,7 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     Raises OutOfBounds for an index outside the axis.
     """
     require_tensors("take", x=x, indices=indices)
-    _require_integers("take", "indices", indices)
+    require_integers("take", "indices", indices)
     if axis is None:
         x, axis = reshape(x, (x.size,)), 0
     return apply(_take, x, indices, axis=views.normalize_axis("take", axis, x.ndim), wrap=True)
@@ -59,94 +65,59 @@ def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
     Raises OutOfBounds for any other token, negative ones included.
     """
     require_tensors("embedding", weight=weight, tokens=tokens)
-    _require_integers("embedding", "tokens", tokens)
+    require_integers("embedding", "tokens", tokens)
     if weight.ndim == 0:
         raise ShapeError("embedding: weight is 0-d: it must have rows, (V, C)")
     return apply(_take, weight, tokens, axis=0, wrap=False)
 
 
-def _require_integers(operation: str, name: str, x: Tensor) -> None:
+@method()
+def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
+    """The elements of x at integer `indices` along an axis, position by position: result[i, j] = x[indices[i, j], j].
+
+    indices has as many axes as x, and their sizes, but for `axis`, are equal or broadcast. Negative indices count from
+    the end. Raises OutOfBounds for an index outside the axis.
+    """
+    require_tensors("take_along_axis", x=x, indices=indices)
+    require_integers("take_along_axis", "indices", indices)
+    if x.ndim != indices.ndim:
+        raise ShapeError(
+            f"take_along_axis: {describe('x', x)}, {describe('indices', indices)}: they must have equally many axes"
+        )
+    axis = views.normalize_axis("take_along_axis", axis, x.ndim)
+    n, others = x.shape[axis], x.shape[:axis] + (1,) + x.shape[axis + 1 :]
+    shape = views.broadcast_shapes("take_along_axis", others, indices.shape)
+    x = broadcast_to(x, shape[:axis] + (n,) + shape[axis + 1 :])
+    keys = [index_along(x, a) for a in range(x.ndim)]
+    keys[axis] = broadcast_to(indices, shape)
+    return take(reshape(x, (x.size,)), flat_positions(x.shape, keys))
+
+
+def index_along(x: Tensor, axis: int) -> Tensor:
+    """0, 1, ... along an axis, of size 1 along all others."""
+    return reshape(arange(x.shape[axis], device=x.device), tuple(-1 if a == axis else 1 for a in range(x.ndim)))
+
+
+def flat_positions(shape: views.Shape, keys: Sequence[Tensor]) -> Tensor:
+    """Where the elements x[keys[0], keys[1], ...] of a row-major tensor of that shape stand; int64.
+
+    An index outside its axis gives a position outside the tensor, which `take` and `scatter` refuse.
+    """
+    total = math.prod(shape)
+    position: Tensor | int = 0
+    outside: Tensor | bool = False
+    for n, step, key in zip(shape, views.contiguous_strides(shape), keys, strict=True):
+        key = astype(key, dtypes.int64, copy=False)
+        position = position + where(key < 0, key + n, key) * step
+        outside = logical_or(outside, logical_or(key < -n, key >= n))
+    return where(outside, total, position)
+
+
+def scatter(x: Tensor, indices: Tensor, values: Tensor) -> Tensor:
+    """A copy of x (n,) with values (m,) at integer indices (m,); of an index that comes twice the last value stays."""
+    return apply(_scatter, x, indices, values)
+
+
+def require_integers(operation: str, name: str, x: Tensor) -> None:
     if x.dtype.kind not in ("signed", "unsigned"):
         raise DtypeError(f"{operation}: {name} has dtype {x.dtype.name}: it must be an integer dtype")
-
-
-def _whole_number(index: Any) -> int:
-    try:
-        if isinstance(index, bool):
-            raise TypeError
-        return operator.index(index)
-    except TypeError:
-        came = f"{index!r} ({type(index).__name__})"
-        raise DtypeError(
-            f"index: {came} is no index: use ints, slices, None, ... or an integer tensor; for masks, where"
-        ) from None
-
-
-def _basic(x: Tensor, key: tuple) -> Tensor:
-    """A view of x by ints, slices, None and Ellipsis."""
-    ellipses = [i for i, k in enumerate(key) if k is Ellipsis]
-    if len(ellipses) > 1:
-        raise OutOfBounds(f"index: {key} holds more than one Ellipsis")
-    named = sum(k is not None and k is not Ellipsis for k in key)
-    if named > x.ndim:
-        raise OutOfBounds(f"index: {named} indices came for a tensor of shape {x.shape}: it has {x.ndim} dimensions")
-    at = ellipses[0] if ellipses else len(key)
-    key = key[:at] + (slice(None),) * (x.ndim - named) + key[at + 1 :]
-    slices, dropped, added, axis = [], set(), [], 0
-    for k in key:
-        if k is None:
-            added.append(axis)
-            continue
-        n = x.shape[axis]
-        if isinstance(k, slice):
-            slices.append(k)
-        else:
-            i = _whole_number(k)
-            if not -n <= i < n:
-                raise OutOfBounds(f"index: {i} is outside axis {axis} of size {n}: use {-n} to {n - 1}")
-            slices.append(slice(i % n, i % n + 1))
-            dropped.add(axis)
-        axis += 1
-    result = slice_axes(x, slices)
-    shape: list[int] = []
-    for a in range(x.ndim + 1):
-        shape += [1] * added.count(a)
-        if a < x.ndim and a not in dropped:
-            shape.append(result.shape[a])
-    return result if tuple(shape) == result.shape else reshape(result, shape)
-
-
-def _as_key(key: Any) -> tuple:
-    return key if isinstance(key, tuple) else (key,)
-
-
-def _getitem(x: Tensor, key: Any) -> Tensor:
-    """x[key]: ints, slices, None and Ellipsis give views; one integer tensor picks along its axis (take)."""
-    parts = _as_key(key)
-    tensors = [i for i, k in enumerate(parts) if isinstance(k, Tensor) and k.ndim > 0]
-    if not tensors:
-        return _basic(x, parts)
-    if len(tensors) > 1 or parts[tensors[0]].dtype is dtypes.bool:
-        raise DtypeError("index: one integer tensor is taken in a key; use take for others, where for masks")
-    (at,) = tensors
-    if any(k is None or k is Ellipsis for k in parts[:at]):
-        raise DtypeError("index: an integer tensor can't stand behind None or Ellipsis: use take(x, indices, axis=...)")
-    kept = _basic(x, (*parts[:at], slice(None), *parts[at + 1 :]))
-    axis = sum(isinstance(k, slice) for k in parts[:at])
-    return take(kept, parts[at], axis=axis)
-
-
-def _setitem(x: Tensor, key: Any, value: Any) -> None:
-    """x[key] = value for ints, slices, None and Ellipsis: writes into x's memory (see assign)."""
-    if any(isinstance(k, Tensor) and k.ndim > 0 for k in _as_key(key)):
-        raise DtypeError("index: writing at integer tensors or masks is not supported: use where to build a new tensor")
-    assign(_basic(x, _as_key(key)), value)
-
-
-def _iterate(x: Tensor):
-    return (x[i] for i in range(len(x)))
-
-
-Tensor.__getitem__ = _getitem
-Tensor.__setitem__ = _setitem
-Tensor.__iter__ = _iterate

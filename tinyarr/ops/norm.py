@@ -11,7 +11,7 @@ from ..transforms import vjp
 from .create import ones, zeros, zeros_like
 from .elementwise import astype, rsqrt, square
 from .primitive import Primitive, apply
-from .reduce import mean
+from .statistics import mean
 
 
 def _infer_layer_norm(shapes, types, *, eps):

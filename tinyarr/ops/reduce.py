@@ -1,7 +1,7 @@
-"""Reductions over axes: sum, max, min, argmax, argmin, and mean, var, std, softmax and logsumexp composed of them.
+"""Reductions over axes: sum, prod, max, min, argmax, argmin, and any, all and count_nonzero composed of them.
 
-`axis` is an int, a tuple of ints, or None for all axes; `keepdims` leaves reduced axes with size 1. Sums of half
-types accumulate in float32 and return their own dtype.
+`axis` is an int, a tuple of ints, or None for all axes; `keepdims` leaves reduced axes with size 1. Half types
+accumulate in float32 and return their own dtype.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from .. import dtypes, views
 from ..errors import ShapeError
 from ..tensor import Tensor, method, require_tensors
 from ..views import Shape
-from .create import full
-from .elementwise import astype, equal, exp, log, sqrt, square, where
+from .elementwise import astype, equal, not_equal, where
 from .primitive import Primitive, apply
-from .shape import broadcast_to, reshape
+from .shape import broadcast_to, flip, permute_dims, reshape
 
 Axis = int | Sequence[int] | None
 
 
-def _reduced(shape: Shape, axes: Shape, keepdims: bool) -> Shape:
+def reduced_shape(shape: Shape, axes: Shape, keepdims: bool) -> Shape:
     if keepdims:
         return tuple(1 if i in axes else n for i, n in enumerate(shape))
     return tuple(n for i, n in enumerate(shape) if i not in axes)
 
 
 def _infer_sum(shapes, dtypes_, *, axis, keepdims):
-    return [(_reduced(shapes[0], axis, keepdims), dtypes_[0])]
+    return [(reduced_shape(shapes[0], axis, keepdims), dtypes_[0])]
 
 
 def _infer_arg_extremum(shapes, dtypes_, *, axis, keepdims):
-    return [(_reduced(shapes[0], (axis,), keepdims), dtypes.int64)]
+    return [(reduced_shape(shapes[0], (axis,), keepdims), dtypes.int64)]
 
 
 _sum = Primitive("sum", _infer_sum)
+_prod = Primitive("prod", _infer_sum)
 _max = Primitive("max", _infer_sum)
 _min = Primitive("min", _infer_sum)
 _argmax = Primitive("argmax", _infer_arg_extremum).no_gradient()
@@ -45,7 +45,7 @@ _argmin = Primitive("argmin", _infer_arg_extremum).no_gradient()
 
 def _restored(x: Tensor, shape: Shape, axes: Shape) -> Tensor:
     """A reduced tensor (with or without keepdims) broadcast back to the shape that was reduced."""
-    return broadcast_to(reshape(x, _reduced(shape, axes, keepdims=True)), shape)
+    return broadcast_to(reshape(x, reduced_shape(shape, axes, keepdims=True)), shape)
 
 
 @_sum.gradient
@@ -62,40 +62,89 @@ def _extremum_gradient(g, x, out, *, axis):
     return where(attained, _restored(g, x.shape, axis) / count, 0)
 
 
-@method()
-def sum(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) -> Tensor:
-    """The sum over axes. bool and small integers are summed as int64 (unsigned as uint64), unless `dtype` is given."""
-    require_tensors("sum", x=x)
+@_prod.gradient
+def _prod_gradient(g, x, *, axis, keepdims):
+    """g times the product of the elements before and of those after: nothing is divided by x, so zeros are right."""
+    from .scan import cumulative_prod  # here: scans are built on this module's functions
+
+    kept = tuple(a for a in range(x.ndim) if a not in axis)
+    rows = permute_dims(x, kept + axis)
+    flat = reshape(rows, (*rows.shape[: len(kept)], math.prod(rows.shape[len(kept) :])))
+    before = cumulative_prod(flat, axis=-1, include_initial=True)[..., :-1]
+    after = flip(cumulative_prod(flip(flat, axis=-1), axis=-1, include_initial=True)[..., :-1], axis=-1)
+    others = reshape(before * after, rows.shape)
+    order = kept + axis
+    back = permute_dims(others, tuple(order.index(a) for a in range(x.ndim)))
+    return _restored(g, x.shape, axis) * back
+
+
+def accumulator(x: Tensor, dtype) -> Tensor:
+    """x in the dtype in which it is summed: the one given, or its own, but int64 (uint64) for bool and integers."""
     if dtype is None and not x.dtype.is_float:
         dtype = dtypes.uint64 if x.dtype.kind == "unsigned" else dtypes.int64
-    if dtype is not None:
-        x = astype(x, dtype, copy=False)
-    return apply(_sum, x, axis=views.normalize_axes("sum", axis, x.ndim), keepdims=keepdims)
+    return x if dtype is None else astype(x, dtype, copy=False)
 
 
-def _extremum(operation: str, primitive: Primitive, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
-    """max or min on behalf of `operation`, which errors name."""
+@method()
+def sum(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) -> Tensor:
+    """The sum over axes. bool and integers are summed as int64 (unsigned ones as uint64), unless `dtype` is given."""
+    require_tensors("sum", x=x)
+    axes = views.normalize_axes("sum", axis, x.ndim)
+    return apply(_sum, accumulator(x, dtype), axis=axes, keepdims=keepdims)
+
+
+@method()
+def prod(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) -> Tensor:
+    """The product over axes, 1 over an empty one; dtypes as for sum. Where elements are 0 the gradient is right too."""
+    require_tensors("prod", x=x)
+    axes = views.normalize_axes("prod", axis, x.ndim)
+    return apply(_prod, accumulator(x, dtype), axis=axes, keepdims=keepdims)
+
+
+@method()
+def count_nonzero(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """How many elements are not 0 (NaN counts), int64."""
+    require_tensors("count_nonzero", x=x)
+    return sum(not_equal(x, 0), axis=axis, keepdims=keepdims)
+
+
+@method()
+def any(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """Whether an element is true (not 0), bool; False over an empty axis."""
+    require_tensors("any", x=x)
+    return not_equal(count_nonzero(x, axis=axis, keepdims=keepdims), 0)
+
+
+@method()
+def all(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """Whether all elements are true (not 0), bool; True over an empty axis."""
+    require_tensors("all", x=x)
+    return equal(sum(equal(x, 0), axis=axis, keepdims=keepdims), 0)
+
+
+def extremum(operation: str, kind: str, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
+    """The 'max' or 'min' on behalf of `operation`, which errors name."""
     require_tensors(operation, x=x)
     axes = views.normalize_axes(operation, axis, x.ndim)
     _require_elements(operation, x, axes)
-    return apply(primitive, x, axis=axes, keepdims=keepdims)
+    return apply(_max if kind == "max" else _min, x, axis=axes, keepdims=keepdims)
 
 
 def _require_elements(operation: str, x: Tensor, axes: Shape) -> None:
-    if any(x.shape[a] == 0 for a in axes):
+    if 0 in [x.shape[a] for a in axes]:
         raise ShapeError(f"{operation}: x has shape {x.shape}, axis is {axes}: an empty axis has no extreme element")
 
 
 @method()
 def max(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The largest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
-    return _extremum("max", _max, x, axis, keepdims)
+    return extremum("max", "max", x, axis, keepdims)
 
 
 @method()
 def min(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The smallest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
-    return _extremum("min", _min, x, axis, keepdims)
+    return extremum("min", "min", x, axis, keepdims)
 
 
 def _arg(primitive: Primitive, x: Tensor, axis: int | None, keepdims: bool) -> Tensor:
@@ -125,7 +174,7 @@ def sum_to(x: Tensor, shape: Shape, *, operation: str = "sum_to") -> Tensor:
     if x.shape == shape:
         return x
     extra = x.ndim - len(shape)
-    if extra < 0 or any(n not in (1, m) for n, m in zip(shape, x.shape[extra:], strict=False)):
+    if extra < 0 or [n for n, m in zip(shape, x.shape[extra:], strict=False) if n not in (1, m)]:
         raise ShapeError(
             f"{operation}: the gradient has shape {x.shape}, its operand {shape}: it must broadcast to that"
         )
@@ -133,11 +182,7 @@ def sum_to(x: Tensor, shape: Shape, *, operation: str = "sum_to") -> Tensor:
     return reshape(apply(_sum, x, axis=axes, keepdims=False), shape)
 
 
-def _count(operation: str, x: Tensor, axis: Axis) -> int:
-    return math.prod(x.shape[a] for a in views.normalize_axes(operation, axis, x.ndim))
-
-
-def _wide(function):
+def computed_wide(function):
     """Decorator: integers become float32, and half types are computed in float32 and rounded once, at the end."""
 
     @functools.wraps(function)
@@ -147,56 +192,3 @@ def _wide(function):
         return astype(function(astype(x, dtype.compute, copy=False), *args, **kwargs), dtype, copy=False)
 
     return widened
-
-
-@method()
-@_wide
-def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
-    count = _count("mean", x, axis)
-    total = sum(x, axis=axis, keepdims=keepdims)
-    return total / count if count else full(total.shape, math.nan, dtype=x.dtype, device=x.device)
-
-
-@method()
-@_wide
-def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
-    divisor = _count("var", x, axis) - correction
-    squares = sum(square(x - mean(x, axis=axis, keepdims=True)), axis=axis, keepdims=keepdims)
-    return squares / divisor if divisor > 0 else full(squares.shape, math.nan, dtype=x.dtype, device=x.device)
-
-
-@method()
-@_wide
-def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    """The square root of `var`."""
-    axis = views.normalize_axes("std", axis, x.ndim)
-    return sqrt(var(x, axis=axis, correction=correction, keepdims=keepdims))
-
-
-@method()
-@_wide
-def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) over axes, without overflow."""
-    largest = _extremum("logsumexp", _max, x, axis, keepdims=True).detach()
-    shift = where(equal(abs(largest), math.inf), 0, largest)
-    total = log(sum(exp(x - shift), axis=axis, keepdims=True)) + shift
-    axes = views.normalize_axes("logsumexp", axis, x.ndim)
-    return total if keepdims else reshape(total, _reduced(x.shape, axes, keepdims=False))
-
-
-@method()
-@_wide
-def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along an axis, without overflow."""
-    e = exp(x - _extremum("softmax", _max, x, axis, keepdims=True).detach())
-    return e / sum(e, axis=axis, keepdims=True)
-
-
-@method()
-@_wide
-def log_softmax(x: Tensor, /, axis: int = -1) -> Tensor:
-    """log(softmax(x)) along an axis, exact where softmax underflows."""
-    shifted = x - _extremum("log_softmax", _max, x, axis, keepdims=True).detach()
-    return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))

@@ -1,4 +1,4 @@
-"""Operations that change how elements are arranged: views, which share memory, and concat, split, stack."""
+"""How elements are arranged: views, which share memory, and concat, split, stack."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import operator
 from collections.abc import Sequence
 
 from .. import dtypes, views
-from ..errors import ShapeError
+from ..errors import ArgumentError, ShapeError
 from ..tensor import Tensor, method, require_tensors
 from ..views import Shape, View
 from .create import zeros
@@ -69,10 +69,10 @@ def slice_axes(x: Tensor, slices: Sequence[slice]) -> Tensor:
 
 
 @method()
-def reshape(x: Tensor, shape: int | Sequence[int], *more: int) -> Tensor:
+def reshape(x: Tensor, /, shape: int | Sequence[int], *more: int, copy: bool | None = None) -> Tensor:
     """The elements in row-major order under another shape, given as a tuple or as ints; one size may be -1.
 
-    A view where the strides allow it, else a copy.
+    A view where the strides allow it, else a copy; with `copy` True always a copy, with False an error for one.
     """
     wanted = list(shape) if isinstance(shape, Sequence) else [shape, *more]
     if wanted.count(-1) == 1:
@@ -86,11 +86,18 @@ def reshape(x: Tensor, shape: int | Sequence[int], *more: int) -> Tensor:
             f"reshape: x has shape {x.shape} ({x.size} elements), shape is {result} ({math.prod(result)} elements): "
             "they must be equally many"
         )
-    return apply(_reshape, x, shape=result)
+    if copy is False and views.reshape(x.array.view, result) is None:
+        raise ArgumentError(f"reshape: copy is False, but x's strides {x.array.strides} need one for shape {result}")
+    reshaped = apply(_reshape, x, shape=result)
+    if copy is True and reshaped.array.storage is x.array.storage:
+        from .create import copy as duplicate
+
+        return duplicate(reshaped)
+    return reshaped
 
 
 @method()
-def permute_dims(x: Tensor, axes: Sequence[int]) -> Tensor:
+def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
     """The axes reordered: axis i of the result is axis axes[i] of x; a view."""
     order = tuple(views.normalize_axis("permute_dims", a, x.ndim) for a in axes)
     if sorted(order) != list(range(x.ndim)):
@@ -99,7 +106,7 @@ def permute_dims(x: Tensor, axes: Sequence[int]) -> Tensor:
 
 
 @method()
-def broadcast_to(x: Tensor, shape: int | Sequence[int]) -> Tensor:
+def broadcast_to(x: Tensor, /, shape: int | Sequence[int]) -> Tensor:
     """x repeated to `shape`, aligned at the last axis; a view with stride 0."""
     target = views.normalize_shape("broadcast_to", shape)
     return x if target == x.shape else apply(_broadcast, x, shape=target)
@@ -114,7 +121,7 @@ def swapaxes(x: Tensor, axis1: int, axis2: int) -> Tensor:
     return permute_dims(x, axes)
 
 
-def matrix_transpose(x: Tensor) -> Tensor:
+def matrix_transpose(x: Tensor, /) -> Tensor:
     """The last two axes exchanged; a view. Raises ShapeError below two dimensions."""
     if x.ndim < 2:
         raise ShapeError(f"matrix_transpose: x has shape {x.shape}: it must have at least 2 dimensions")
@@ -122,10 +129,12 @@ def matrix_transpose(x: Tensor) -> Tensor:
 
 
 @method()
-def expand_dims(x: Tensor, /, axis: int = 0) -> Tensor:
-    """A new axis of size 1 at position `axis` of the result; a view."""
-    axis = views.normalize_axis("expand_dims", axis, x.ndim + 1)
-    return reshape(x, x.shape[:axis] + (1,) + x.shape[axis:])
+def expand_dims(x: Tensor, /, axis: int | Sequence[int] = 0) -> Tensor:
+    """A new axis of size 1 at each position `axis` of the result; a view."""
+    ndim = x.ndim + (len(axis) if isinstance(axis, Sequence) else 1)
+    added = views.normalize_axes("expand_dims", axis, ndim)
+    old = iter(x.shape)
+    return reshape(x, tuple(1 if a in added else next(old) for a in range(ndim)))
 
 
 @method()
@@ -170,7 +179,7 @@ def _concat_gradient(g, *, axis, shapes):
     return split(g, [s[axis] for s in shapes], axis=axis)
 
 
-def _require_each(operation: str, tensors: Sequence[Tensor]) -> None:
+def require_each(operation: str, tensors: Sequence[Tensor]) -> None:
     require_tensors(operation, **{f"tensor {i}": t for i, t in enumerate(tensors)})
 
 
@@ -178,7 +187,7 @@ def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
     """The tensors joined along an existing axis; all other axes must be equal. With None, all are flattened first."""
     if not tensors:
         raise ShapeError("concat: needs at least one tensor")
-    _require_each("concat", tensors)
+    require_each("concat", tensors)
     if axis is None:
         tensors, axis = [reshape(t, (-1,) if t.size else (0,)) for t in tensors], 0
     return apply(_concat, *tensors, axis=views.normalize_axis("concat", axis, tensors[0].ndim))
@@ -188,7 +197,7 @@ def stack(tensors: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
     """The tensors, all of one shape, joined along a new axis."""
     if not tensors:
         raise ShapeError("stack: needs at least one tensor")
-    _require_each("stack", tensors)
+    require_each("stack", tensors)
     for i, t in enumerate(tensors):
         if t.shape != tensors[0].shape:
             raise ShapeError(
@@ -238,6 +247,30 @@ def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = 0) -> tuple[Tens
     if builtins.sum(parts) != n or min(parts, default=0) < 0:
         raise ShapeError(f"split: x has shape {x.shape}, axis is {axis}, sizes are {parts}: they must sum to {n}")
     return apply(_split, x, sizes=parts, axis=axis)
+
+
+@method()
+def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
+    """The slices of x along an axis, which they lack; views."""
+    axis = views.normalize_axis("unstack", axis, x.ndim)
+    n = x.shape[axis]
+    return tuple(squeeze(part, axis) for part in split(x, [1] * n, axis=axis)) if n else ()
+
+
+@method()
+def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence[int], /) -> Tensor:
+    """The axes `source` moved to the positions `destination`, the others kept in order; a view."""
+    pairs = []
+    for axes in (source, destination):
+        axes = (axes,) if not isinstance(axes, Sequence) else axes
+        views.normalize_axes("moveaxis", axes, x.ndim)  # none twice
+        pairs.append([views.normalize_axis("moveaxis", a, x.ndim) for a in axes])
+    if len(pairs[0]) != len(pairs[1]):
+        raise ShapeError(f"moveaxis: source is {source}, destination is {destination}: they must be equally many")
+    order = [a for a in range(x.ndim) if a not in pairs[0]]
+    for to, a in sorted(zip(pairs[1], pairs[0], strict=True)):
+        order.insert(to, a)
+    return permute_dims(x, order)
 
 
 @property  # type: ignore[misc]

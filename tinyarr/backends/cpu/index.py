@@ -40,8 +40,18 @@ def take_gradient(g, indices, out, wide=None, *, axis, size, wrap):
     total.fill(0)
     rows = g.reshape(g.shape[:axis] + (indices.size,) + g.shape[axis + indices.ndim :])
     rows, target = np.moveaxis(rows, axis, 0), np.moveaxis(total, axis, 0)
-    for i, row in zip(indices.flat, rows, strict=True):
+    if rows.ndim == 1:
+        np.add.at(target, indices.reshape(-1), rows)
+        rows = rows[:0]
+    for i, row in zip(indices.flat, rows, strict=False):
         place = target[i, ...]
         np.add(place, row, out=place)
     if wide is not None:
         np.copyto(out, wide, casting="unsafe")
+
+
+@kernel("scatter", layouts=("any", "any", "any"))
+def scatter(x, indices, values, out):
+    check_range("scatter", indices, 0, len(x))
+    np.copyto(out, x)
+    out[indices] = values

@@ -23,6 +23,15 @@ def sum(x, out, wide=None, *, axis, keepdims):
         np.copyto(out, wide, casting="unsafe")
 
 
+@kernel("prod", layouts="dense", scratch=_wide)
+def prod(x, out, wide=None, *, axis, keepdims):
+    if wide is None:
+        np.multiply.reduce(x, axis=axis, out=out, keepdims=keepdims, dtype=out.dtype)
+    else:
+        np.multiply.reduce(x, axis=axis, out=wide, keepdims=keepdims, dtype=wide.dtype)
+        np.copyto(out, wide, casting="unsafe")
+
+
 @kernel("max")
 def max(x, out, *, axis, keepdims):
     np.maximum.reduce(x, axis=axis, out=out, keepdims=keepdims)

@@ -1,0 +1,178 @@
+"""x[key] and x[key] = value, as in NumPy: ints, slices, None and ... give views, integer tensors and masks copies."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from .. import dtypes, views
+from ..errors import DtypeError, OutOfBounds, ShapeError
+from ..interchange import asarray
+from ..tensor import Tensor
+from .create import arange, assign
+from .elementwise import astype
+from .index import flat_positions, require_integers, scatter, take
+from .shape import broadcast_to, permute_dims, reshape, slice_axes
+from .sort import nonzero
+
+
+def _whole_number(index: Any) -> int:
+    try:
+        if isinstance(index, bool):
+            raise TypeError
+        return operator.index(index)
+    except TypeError:
+        came = f"{index!r} ({type(index).__name__})"
+        raise DtypeError(
+            f"index: {came} is no index: use ints, slices, None, ..., integer tensors or masks"
+        ) from None
+
+
+def _basic(x: Tensor, key: tuple) -> Tensor:
+    """A view of x by ints, slices, None and Ellipsis."""
+    ellipses = [i for i, k in enumerate(key) if k is Ellipsis]
+    if len(ellipses) > 1:
+        raise OutOfBounds(f"index: {key} holds more than one Ellipsis")
+    named = sum(k is not None and k is not Ellipsis for k in key)
+    if named > x.ndim:
+        raise OutOfBounds(f"index: {named} indices came for a tensor of shape {x.shape}: it has {x.ndim} dimensions")
+    at = ellipses[0] if ellipses else len(key)
+    key = key[:at] + (slice(None),) * (x.ndim - named) + key[at + 1 :]
+    slices, dropped, added, axis = [], set(), [], 0
+    for k in key:
+        if k is None:
+            added.append(axis)
+            continue
+        n = x.shape[axis]
+        if isinstance(k, slice):
+            slices.append(k)
+        else:
+            i = _whole_number(k)
+            if not -n <= i < n:
+                raise OutOfBounds(f"index: {i} is outside axis {axis} of size {n}: use {-n} to {n - 1}")
+            slices.append(slice(i % n, i % n + 1))
+            dropped.add(axis)
+        axis += 1
+    result = slice_axes(x, slices)
+    shape: list[int] = []
+    for a in range(x.ndim + 1):
+        shape += [1] * added.count(a)
+        if a < x.ndim and a not in dropped:
+            shape.append(result.shape[a])
+    return result if tuple(shape) == result.shape else reshape(result, shape)
+
+
+def _parts(x: Tensor, key: Any) -> list[Any]:
+    """The key as a list, lists and arrays made tensors, masks replaced by the positions where they are true."""
+    parts: list[Any] = []
+    for k in key if isinstance(key, tuple) else (key,):
+        if isinstance(k, list) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
+            k = asarray(k, device=x.device)
+            k = astype(k, dtypes.int64) if not k.size and k.dtype.is_float else k  # an empty list
+        if isinstance(k, bool) or (isinstance(k, Tensor) and k.dtype is dtypes.bool):
+            parts += _positions(x, k, parts)
+        elif isinstance(k, Tensor) and k.ndim == 0:
+            parts.append(_whole_number(k))
+        else:
+            if isinstance(k, Tensor):
+                require_integers("index", "a tensor in the key", k)
+            parts.append(k)
+    return parts
+
+
+def _positions(x: Tensor, mask: Tensor | bool, before: list[Any]) -> list[Any]:
+    """What stands for a mask in a key: where it is true along each of its axes."""
+    if isinstance(mask, bool) or mask.ndim == 0:
+        raise DtypeError("index: a single bool came among other indices: it may only stand alone, as in x[True]")
+    if Ellipsis in [k for k in before if not isinstance(k, Tensor)]:
+        axis = None
+    else:
+        axis = sum(k is not None for k in before)
+    if axis is not None and x.shape[axis : axis + mask.ndim] != mask.shape:
+        raise ShapeError(f"index: x has shape {x.shape}, a mask has shape {mask.shape}: it must match axis {axis} on")
+    return list(nonzero(mask))
+
+
+def _is_tensor(k: Any) -> bool:
+    return isinstance(k, Tensor)
+
+
+def _gathered(x: Tensor, parts: list[Any]) -> Tensor:
+    """x[...] where tensors stand in the key; ints among them count as tensors, so they broadcast together.
+
+    The axes of the broadcast tensors stand where the first of them stood, or in front where a slice parts them.
+    """
+    basic = [slice(None) if _is_tensor(k) or _is_int(k) else k for k in parts]
+    cut = _basic(x, tuple(basic))
+    at, axis = [], 0
+    width = x.ndim - sum(k is not None and k is not Ellipsis for k in parts)
+    for k in parts:
+        if _is_tensor(k) or _is_int(k):
+            at.append((axis, k))
+        axis += width if k is Ellipsis else 1
+    axes = [a for a, _ in at]
+    keys = [k if _is_tensor(k) else asarray(_checked(cut, a, k), device=x.device) for a, k in at]
+    shape = views.broadcast_shapes("index", *(k.shape for k in keys))
+    others = [a for a in range(cut.ndim) if a not in axes]
+    moved = permute_dims(cut, (*axes, *others))
+    inner = moved.shape[: len(axes)]
+    rows = reshape(moved, (views.size(inner), *moved.shape[len(axes) :]))
+    if len(keys) == 1:
+        found = take(rows, broadcast_to(keys[0], shape), axis=0)
+    else:
+        found = take(rows, broadcast_to(flat_positions(inner, keys), shape), axis=0)
+    if axes != list(range(axes[0], axes[0] + len(axes))):
+        return found
+    order = list(range(len(shape), found.ndim))
+    return permute_dims(found, (*order[: axes[0]], *range(len(shape)), *order[axes[0] :]))
+
+
+def _is_int(k: Any) -> bool:
+    return k is not None and k is not Ellipsis and not isinstance(k, slice | Tensor)
+
+
+def _checked(x: Tensor, axis: int, k: Any) -> int:
+    i, n = _whole_number(k), x.shape[axis]
+    if not -n <= i < n:
+        raise OutOfBounds(f"index: {i} is outside axis {axis} of size {n}: use {-n} to {n - 1}")
+    return i % n
+
+
+def _getitem(x: Tensor, key: Any) -> Tensor:
+    """x[key]: ints, slices, None and Ellipsis give a view, integer tensors and masks a copy."""
+    if _is_lone_bool(key):
+        return _basic(x, (None,))[: int(key)]
+    parts = _parts(x, key)
+    return _gathered(x, parts) if any(map(_is_tensor, parts)) else _basic(x, tuple(parts))
+
+
+def _setitem(x: Tensor, key: Any, value: Any) -> None:
+    """x[key] = value: writes into x's memory (see assign). Where positions repeat the last value stays."""
+    if _is_lone_bool(key):
+        assign(_getitem(x, key), value)
+        return
+    parts = _parts(x, key)
+    if not any(map(_is_tensor, parts)):
+        assign(_basic(x, tuple(parts)), value)
+        return
+    positions = _gathered(reshape(arange(x.size, device=x.device), x.shape), parts)
+    if not isinstance(value, Tensor):
+        value = asarray(value, dtype=x.dtype, device=x.device)
+    values = broadcast_to(astype(value, x.dtype, copy=False), positions.shape)
+    written = scatter(reshape(x, (x.size,)), reshape(positions, (positions.size,)), reshape(values, (values.size,)))
+    assign(x, reshape(written, x.shape))
+
+
+def _is_lone_bool(key: Any) -> bool:
+    return isinstance(key, bool) or (isinstance(key, Tensor) and key.dtype is dtypes.bool and key.ndim == 0)
+
+
+def _iterate(x: Tensor):
+    if not x.ndim:
+        raise TypeError("iteration: a 0-d tensor has no elements to walk over: use item()")
+    return (x[i] for i in range(len(x)))
+
+
+Tensor.__getitem__ = _getitem
+Tensor.__setitem__ = _setitem
+Tensor.__iter__ = _iterate
