@@ -282,7 +282,7 @@ def in_tuple(result) -> tuple:
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
-@pytest.mark.parametrize(("family", "name"), [(f, n) for f, names in FAMILIES for n in names], ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("family", "name"), [pytest.param(f, n, id=n) for f, names in FAMILIES for n in names])
 def test_shape_dtype_and_values_are_those_of_the_standard(strict, family, name):
     @settings(max_examples=40)
     @given(family(name))

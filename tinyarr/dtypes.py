@@ -200,7 +200,8 @@ def kinds_named(name: str) -> tuple[str, ...]:
 def isdtype(dtype: Dtype, kind: Dtype | str | tuple) -> builtins.bool:
     """Whether a dtype is `kind`: a dtype, a kind of the Array API standard by name, or a tuple of which one will do.
 
-    >>> isdtype(bfloat16, "real floating"), isdtype(int8, ("bool", "unsigned integer"))
+    >>> import tinyarr
+    >>> tinyarr.isdtype(tinyarr.bfloat16, "real floating"), tinyarr.isdtype(tinyarr.int8, ("bool", "unsigned integer"))
     (True, False)
     """
     if isinstance(kind, tuple):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import tinyarr
-from models import train
+from models import hugging_face, train
 from models.gpt2 import GPT2, Config
 from models.options import TrainOptions, main
 from models.progress import Progress
@@ -313,6 +313,6 @@ def test_weights_reach_transformers_names(quick):
     exported, _ = saving.load("run/hugging_face/model.safetensors")
     assert exported["transformer.wte.weight"].shape == (257, 16)
     model = GPT2(Micro.sizes["tiny"], generator=tinyarr.Generator(1))
-    model.load_hugging_face_state(exported)
+    hugging_face.load(Path("run/hugging_face"), model)
     trained, _ = saving.load("run/checkpoint.safetensors")
     assert np.array_equal(model.h[0].mlp.c_fc.weight.numpy(), trained["model.h.0.mlp.c_fc.weight"].numpy())

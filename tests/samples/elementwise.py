@@ -71,7 +71,7 @@ def elementwise(
 
 for _name, _reference in {
     "negative": np.negative, "abs": np.abs, "sign": np.sign, "floor": np.floor, "ceil": np.ceil, "trunc": np.trunc,
-    "round": np.round, "square": np.square, "positive": np.positive,
+    "round": np.round, "square": np.square,
 }.items():  # fmt: skip
     elementwise(_name, _reference, apart(0))
 
@@ -134,7 +134,9 @@ for _name, _reference in {"floor_divide": np.floor_divide, "remainder": np.remai
 elementwise("pow", integer_or_float_power, between(0.2, 3), between(-2, 2))
 for _name, _reference in {"maximum": np.maximum, "minimum": np.minimum}.items():
     elementwise(_name, _reference, apart(0), apart(1), takes=ALL)
-for _name, _reference in {"divide": np.divide, "atan2": np.arctan2, "hypot": np.hypot, "copysign": np.copysign, "logaddexp": np.logaddexp}.items():
+for _name, _reference in {
+    "divide": np.divide, "atan2": np.arctan2, "hypot": np.hypot, "copysign": np.copysign, "logaddexp": np.logaddexp,
+}.items():  # fmt: skip
     elementwise(_name, _reference, apart(0), apart(1), takes=ALL, gives=floating)
 elementwise("nextafter", lambda x, y: x + 0 * y, apart(0), apart(1), takes=(float32, float64))
 for _name, _reference in {

@@ -16,7 +16,7 @@ from tinyarr.dtypes import (
     int64,
     uint8,
 )
-from tinyarr.errors import DtypeError, OutOfBounds
+from tinyarr.errors import DtypeError, OutOfBounds, ShapeError
 from tinyarr.testing import shapes
 
 
@@ -90,7 +90,7 @@ SAMPLES["scatter"] = Sample(
     takes=ALL,
     roundings=exact,
     errors=(
-        refused(lambda: write(zeros(2), Tensor([0, 2]), zeros(2)), OutOfBounds, "index", "indices[1] is 2"),
+        refused(lambda: write(zeros(2), Tensor([0, 2]), zeros(2)), OutOfBounds, "indices[1] is 2", "size 2"),
         refused(lambda: write(zeros(2), Tensor([0, 1]), zeros(3)), ShapeError, "(3,)", "(2,)"),
         refused(lambda: write(zeros(2), Tensor([0.5]), zeros(1)), DtypeError, "index", "float32", "integer"),
     ),

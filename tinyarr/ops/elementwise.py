@@ -160,24 +160,31 @@ for _f in (logical_and, logical_or, logical_xor, logical_not):
     _f.no_gradient()
 
 
-@elementwise
-def positive(x):
-    """x."""
+@method()
+def positive(x: Tensor, /) -> Tensor:
+    """x itself."""
+    require_tensors("positive", x=x)
     return x
 
 
 @elementwise
-def logaddexp(x, y):
-    """log(exp(x) + exp(y)), without overflow; -inf and inf as the limits."""
-    larger = scalar.maximum(x, y)
-    difference = scalar.where(scalar.equal(x, y), 0.0, -abs(1.0 * x - y))  # inf - inf is no number
-    return larger + scalar.log1p(scalar.exp(difference))
+def _logaddexp(x, y):
+    difference = scalar.where(scalar.equal(x, y), 0.0, -abs(x - y))  # inf - inf is no number
+    return scalar.maximum(x, y) + scalar.log1p(scalar.exp(difference))
 
 
-@logaddexp.gradient
+@_logaddexp.gradient
 def _logaddexp_gradient(g, x, y):
     d = scalar.where(scalar.equal(x, y), 0.0, x - y)
     return g * sigmoid(d), g * sigmoid(-d)
+
+
+def logaddexp(x1: Tensor, x2: Tensor, /) -> Tensor:
+    """log(exp(x1) + exp(x2)), without overflow; of integers in float32."""
+    require_tensors("logaddexp", x1=x1, x2=x2)
+    dtype = dtypes.result_type(x1, x2)
+    dtype = dtype if dtype.is_float else dtypes.float32
+    return _logaddexp(astype(x1, dtype, copy=False), astype(x2, dtype, copy=False))
 
 
 @elementwise

@@ -14,9 +14,11 @@ def _wide(call):
 
 
 def _scan(operation: np.ufunc, x, out, wide, axis: int) -> None:
-    total = out if wide is None else wide
-    operation.accumulate(x, axis=axis, out=total, dtype=total.dtype)
-    if wide is not None:
+    if wide is None:
+        operation.accumulate(x, axis=axis, out=out, dtype=out.dtype)
+    else:
+        np.copyto(wide, x, casting="unsafe")
+        operation.accumulate(wide, axis=axis, out=wide)
         np.copyto(out, wide, casting="unsafe")
 
 
