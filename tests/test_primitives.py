@@ -16,7 +16,7 @@ from tinyarr.backends.cpu.registry import KERNELS
 from tinyarr.dtypes import Dtype
 from tinyarr.errors import DtypeError, TinyarrError
 from tinyarr.ops import scalar
-from tinyarr.ops.elementwise_primitive import Elementwise
+from tinyarr.ops.elementwise_primitive import Elementwise, elementwise
 from tinyarr.ops.primitive import Primitive, executor, registry
 from tinyarr.tensor import Tensor, result_tensor
 from tinyarr.testing import gradcheck, gradgradcheck, tensors
@@ -25,7 +25,7 @@ OWN = {name: primitive for name, primitive in registry.items() if primitive.buil
 DIFFERENTIABLE = [name for name, primitive in OWN.items() if not primitive.non_differentiable]
 FUSED = [name for name, primitive in OWN.items() if primitive.composite is not None]
 PROMOTING = [name for name, p in OWN.items() if set(p.inputs) == {"x", "y"} and not name.startswith("log")]
-NOT_POINTWISE = ("where", "dropout", "copysign", "rotate")  # NaN in one operand needs not reach every result
+NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu")  # NaN in one operand needs not reach every result
 POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN[n], Elementwise) and n not in NOT_POINTWISE]
 each_sample = pytest.mark.parametrize("name", SAMPLES)
 few = settings(max_examples=12)
@@ -192,6 +192,11 @@ def test_the_gradient_of_the_gradient_agrees_with_finite_differences(name):
     check()
 
 
+@elementwise
+def guarded_root(x):
+    return scalar.where(x > 0, scalar.sqrt(x), 0)
+
+
 KINKS = [  # (operation, operands, their gradients) where the derivative is a decision
     (tinyarr.abs, [[-1.0, 0.0, 2.0]], [[-1, 0, 1]]),
     (tinyarr.relu, [[-1.0, 0.0, 2.0]], [[0, 0, 1]]),
@@ -204,6 +209,14 @@ KINKS = [  # (operation, operands, their gradients) where the derivative is a de
     (tinyarr.sqrt, [[0.0]], [[np.inf]]),
     (tinyarr.sigmoid, [[0.0]], [[0.25]]),
     (tinyarr.softplus, [[0.0]], [[0.5]]),
+    (tinyarr.leaky_relu, [[-1.0, 0.0, 2.0]], [[0.01, 0.01, 1]]),
+    (tinyarr.silu, [[-np.inf, np.inf]], [[0, 1]]),
+    (tinyarr.prod, [[2.0, 0.0, 3.0]], [[0, 6, 0]]),
+    (tinyarr.prod, [[0.0, 0.0, 3.0]], [[0, 0, 0]]),
+    (lambda x: tinyarr.cumulative_prod(x, axis=0), [[2.0, 0.0, 3.0]], [[1, 8, 0]]),
+    (tinyarr.vector_norm, [[0.0, 0.0]], [[0, 0]]),
+    (lambda x: tinyarr.l1_loss(x, tinyarr.zeros_like(x), reduction="sum"), [[-2.0, 0.0]], [[-1, 0]]),
+    (guarded_root, [[-1.0, 0.0, 4.0]], [[0, 0, 0.25]]),
     (tinyarr.hypot, [[3.0, 0.0], [4.0, 1.0]], [[0.6, 0], [0.8, 1]]),
 ]
 

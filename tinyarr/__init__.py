@@ -30,6 +30,7 @@ from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__
 from .ops import getitem as _getitem  # attaches x[key]
 from .ops import operators as _operators  # attaches Python's operators to Tensor
+from .ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.attention import scaled_dot_product_attention
 from .ops.create import (
@@ -76,7 +77,6 @@ from .ops.elementwise import (
     expm1,
     floor,
     floor_divide,
-    gelu,
     greater,
     greater_equal,
     hypot,
@@ -103,17 +103,13 @@ from .ops.elementwise import (
     positive,
     pow,
     reciprocal,
-    relu,
     remainder,
     round,
     rsqrt,
-    sigmoid,
     sign,
     signbit,
-    silu,
     sin,
     sinh,
-    softplus,
     sqrt,
     square,
     subtract,
@@ -123,8 +119,16 @@ from .ops.elementwise import (
     where,
 )
 from .ops.elementwise_primitive import elementwise
-from .ops.index import embedding, take, take_along_axis
-from .ops.loss import cross_entropy, mse_loss
+from .ops.index import embedding, one_hot, take, take_along_axis
+from .ops.linear_cross_entropy import linear_cross_entropy
+from .ops.loss import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+)
 from .ops.matmul import linear, matmul
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
@@ -151,9 +155,9 @@ from .ops.softmax import log_softmax, logsumexp, softmax
 from .ops.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.statistics import mean, std, var
 from .random import Generator, default_generator, manual_seed, use_generator
-from .tape import enable_grad, no_grad
+from .tape import detect_anomaly, enable_grad, no_grad
 from .tensor import Tensor
-from .transforms import checkpoint, custom_gradient, grad, value_and_grad, vjp
+from .transforms import checkpoint, custom_gradient, grad, jvp, value_and_grad, vjp
 
 e, inf, nan, pi = 2.718281828459045, float("inf"), float("nan"), 3.141592653589793
 newaxis = None

@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import copy, ones_like, zeros
-from .ops.elementwise import add, astype
+from .ops.elementwise import add, astype, isnan
 from .ops.reduce import sum_to
 from .ops.shape import reshape
 from .tape import CustomCall, Edge, Node, edge_of, numbers, reachable, recording, set_recording
@@ -90,6 +90,8 @@ class _Walk:
     def pass_through(self, node: Node, gs: Sequence[Tensor | None]) -> None:
         """Carries a node's gradients on to its operands."""
         grads = _backward(node, gs, self.create_graph)
+        if node.line is not None:
+            _require_numbers(node, gs, grads)
         if isinstance(node.call, CustomCall):  # a user's function may keep what it returns
             self.shared.update(id(g.array.storage) for g in grads if g is not None)
         if not self.retain_graph:
@@ -168,6 +170,14 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
     if create_graph and node.call.primitive.composite is not None:
         return _backward_of_composite(node, gs, values)
     return node.rule.backward(node.call, node.needs, gs, values)
+
+
+def _require_numbers(node: Node, gs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
+    """Raises GradientError where a gradient is NaN now and was none before."""
+    with set_recording(False):
+        came, made = ([g for g in group if g is not None and isnan(g).any()] for group in (gs, grads))
+    if made and not came:
+        raise GradientError(f"backward: the gradient of {node.name} became NaN; it was computed at {node.line}")
 
 
 def _backward_of_composite(node: Node, gs: Sequence[Tensor | None], values: Sequence[Any]) -> Sequence[Tensor | None]:

@@ -6,9 +6,13 @@ what it saved, and its rule. `autograd.py` walks the nodes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+import linecache
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -27,7 +31,7 @@ class Node:
     saved, versions: the saved values, and for each tensor its storage and that one's version when it was saved.
     """
 
-    __slots__ = ("call", "edges", "hooks", "needs", "number", "rule", "saved", "versions")
+    __slots__ = ("call", "edges", "hooks", "line", "needs", "number", "rule", "saved", "versions")
 
     def __init__(self, call, rule, needs, edges, saved, versions):
         self.number = next(numbers)
@@ -38,6 +42,7 @@ class Node:
         self.saved = saved
         self.versions = versions
         self.hooks: dict[int, list[Callable]] | None = None
+        self.line: str | None = None
 
     @property
     def name(self) -> str:
@@ -82,11 +87,43 @@ def edge_of(x: Tensor) -> Edge:
 
 def attach(node: Node, outputs: Sequence[Tensor]) -> None:
     """Makes `node` the one that computed `outputs`."""
+    if _watched:
+        node.line = _caller()
     for i, t in enumerate(outputs):
         if t.array.dtype.is_float:
             t.node = node
             t.node_output = i
             t._requires_grad = True
+
+
+_watched = 0  # how many detect_anomaly() blocks are open; a plain number, as every recorded operation looks at it
+
+
+@contextlib.contextmanager
+def detect_anomaly() -> Iterator[None]:
+    """Context manager: backward raises where a gradient becomes NaN, and names the line that computed the value.
+
+    It covers operations recorded inside it, whenever backward reaches them. Each costs a look at the stack and a
+    check of its gradients: for finding a mistake, not for training.
+    """
+    global _watched
+    _watched += 1
+    try:
+        yield
+    finally:
+        _watched -= 1
+
+
+def _caller() -> str:
+    """The innermost line outside of tinyarr, as `file:line: source`."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_FOLDER):
+        frame = frame.f_back
+    file, line = frame.f_code.co_filename, frame.f_lineno
+    return f"{file}:{line}: {linecache.getline(file, line).strip()}"
+
+
+_FOLDER = os.path.dirname(__file__) + os.sep
 
 
 class CustomCall:

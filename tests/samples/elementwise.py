@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import tinyarr
 from tests.samples.record import (
     BITS,
+    FLOATS,
     INTEGERS,
     NUMBERS,
     SAMPLES,
@@ -36,6 +37,7 @@ from tinyarr.dtypes import (
     float64,
 )
 from tinyarr.errors import DtypeError, ShapeError
+from tinyarr.ops.activation import _leaky_relu
 from tinyarr.testing import broadcastable_shapes, shapes
 
 
@@ -114,6 +116,16 @@ elementwise(
     function=tinyarr.gelu,
     called="gelu",
     scale=np.abs,
+)
+elementwise(
+    "leaky_relu",
+    lambda x, slope: np.where(x > 0, x, x * slope),
+    apart(0),
+    between(0.1, 0.5),
+    function=lambda x, slope: _leaky_relu(x, slope),
+    called="leaky_relu",
+    takes=FLOATS,
+    refuses=(),
 )
 elementwise("relu", lambda x: np.maximum(x, 0), apart(0), refuses=())
 

@@ -20,7 +20,7 @@ from tests.samples.record import (
     softmax,
     with_cotangent,
 )
-from tinyarr import Tensor, zeros
+from tinyarr import Tensor, ones, vjp, zeros
 from tinyarr.dtypes import (
     float32,
     float64,
@@ -106,4 +106,101 @@ SAMPLES["cross_entropy_gradient"] = Sample(
     roundings=lambda g, logits, targets, **_: logits.shape[-1] + 12,
     scale=product_of_largest,
     large=Case((Operand((64,), dtype=float32), *LARGE_LOGITS), LOSSES),
+)
+
+
+def binary_cross_entropy(x, target, weight):
+    p = 1 / (1 + np.exp(-x))
+    return -(weight * target * np.log(p) + (1 - target) * np.log(1 - p))
+
+
+def binary_cases(draw) -> Case:
+    shape = draw(shapes(max_side=SIDE))
+    return Case((Operand(shape), Operand(shape, between(0, 1)), Operand(shape, between(0.5, 2))))
+
+
+SAMPLES["binary_cross_entropy"] = Sample(
+    lambda x, target, weight: tinyarr.binary_cross_entropy_with_logits(x, target, reduction="none", pos_weight=weight),
+    binary_cross_entropy,
+    cases_of(binary_cases),
+    gives=lambda dtype, **_: dtype.compute,
+    roundings=lambda *_: 20,
+    scale=lambda x, target, weight: np.max(np.abs(x), initial=1) * 4,
+    errors=(
+        refused(
+            lambda: tinyarr.binary_cross_entropy_with_logits(zeros(2), zeros(3)), ShapeError, "(2,)", "(3,)", "equal"
+        ),
+        refused(
+            lambda: tinyarr.binary_cross_entropy_with_logits(zeros(2), Tensor([0, 1])), DtypeError, "int64", "floating"
+        ),
+    ),
+)
+
+
+def linear_cross_entropy(x, weight, targets, reduction, ignore_index):
+    return cross_entropy(x @ weight.T, targets, reduction, ignore_index)
+
+
+def linear_cross_entropy_gradients(x, weight, targets, reduction, ignore_index):
+    counted = targets != ignore_index
+    g = counted / (counted.sum() if reduction == "mean" else 1)
+    p = cross_entropy_gradient(g, x @ weight.T, targets, reduction, ignore_index)
+    dx = p @ weight
+    dweight = p.reshape(-1, p.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+    return linear_cross_entropy(x, weight, targets, reduction, ignore_index), dx, dweight
+
+
+def with_gradients(x: Tensor, weight: Tensor, targets: Tensor, **params):
+    loss, pull = vjp(lambda x, weight: tinyarr.linear_cross_entropy(x, weight, targets, **params), x, weight)
+    return loss, *pull(ones((), dtype=loss.dtype))
+
+
+def reduced_cases(draw) -> Case:
+    return cross_entropy_cases(draw, ("sum", "mean"))
+
+
+def head_cases(draw) -> Case:
+    case = draw(cases_of(reduced_cases))
+    (rows, classes), targets = (case.operands[0].shape[:-1], case.operands[0].shape[-1]), case.operands[1]
+    channels = draw(st.integers(1, SIDE))
+    return Case((Operand((*rows, channels)), Operand((classes, channels)), targets), case.params)
+
+
+LARGE_HEAD = (Operand((64, 16)), Operand((100, 16)), Operand((64,), integers=(0, 100), dtype=int64))
+HEAD_ERRORS = (
+    refused(
+        lambda: tinyarr.linear_cross_entropy(zeros((2, 3)), zeros((5, 4)), Tensor([0, 1])),
+        ShapeError, "linear_cross_entropy", "(2, 3)", "(5, 4)", "(V, C)",
+    ),
+    refused(
+        lambda: tinyarr.linear_cross_entropy(zeros((2, 3)), zeros((5, 3)), Tensor([0, 5])),
+        OutOfBounds, "target 1 is 5", "0 to 4",
+    ),
+    refused(
+        lambda: tinyarr.linear_cross_entropy(zeros((2, 3)), zeros((5, 3), dtype=float64), Tensor([0, 1])),
+        DtypeError, "float64", "one floating dtype",
+    ),
+    refused(
+        lambda: tinyarr.linear_cross_entropy(zeros((2, 3)), zeros((5, 3)), Tensor([0, 1]), reduction="none"),
+        ArgumentError, "'none'", "'mean' or 'sum'",
+    ),
+)  # fmt: skip
+SAMPLES["linear_cross_entropy"] = Sample(
+    tinyarr.linear_cross_entropy,
+    linear_cross_entropy,
+    cases_of(head_cases),
+    gives=lambda dtype, **_: dtype.compute,
+    roundings=lambda x, weight, targets, **_: x.size + weight.size + targets.size * len(weight) + 12,
+    scale=lambda *arrays: product_of_largest(*arrays) * 9 * SIDE,
+    errors=HEAD_ERRORS,
+    large=Case(LARGE_HEAD, {"reduction": "sum", "ignore_index": 7}),
+)
+SAMPLES["linear_cross_entropy_with_gradients"] = Sample(
+    with_gradients,
+    linear_cross_entropy_gradients,
+    cases_of(head_cases),
+    gives=lambda dtype, **_: (dtype.compute, dtype, dtype),
+    roundings=lambda x, weight, targets, **_: x.size + weight.size + targets.size * len(weight) + 12,
+    scale=lambda *arrays: product_of_largest(*arrays) * 9 * SIDE,
+    large=Case(LARGE_HEAD, {"reduction": "sum", "ignore_index": 7}),
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..autograd import HookHandle
 from ..errors import ArgumentError, DtypeError, ShapeError
 from ..tape import no_grad
 from ..tensor import Tensor, require_tensors, result_tensor
@@ -34,6 +35,8 @@ class Module:
     """
 
     training: bool = True
+    _before: Sequence[Callable] = ()
+    _after: Sequence[Callable] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses a tensor that looks like a parameter where it stands and would be a buffer."""
@@ -54,7 +57,34 @@ class Module:
         raise ArgumentError(f"{type(self).__name__}: has no forward(): define what calling the module computes")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        for hook in tuple(self._before):
+            changed = hook(self, args)
+            if changed is not None:
+                args = changed if isinstance(changed, tuple) else (changed,)
+        result = self.forward(*args, **kwargs)
+        for hook in tuple(self._after):
+            changed = hook(self, args, result)
+            if changed is not None:
+                result = changed
+        return result
+
+    def register_forward_pre_hook(self, hook: Callable[[Module, tuple], Any]) -> HookHandle:
+        """Calls `hook(module, args)` before forward; what it returns, if not None, takes the place of the arguments."""
+        return self._register("_before", hook)
+
+    def register_forward_hook(self, hook: Callable[[Module, tuple, Any], Any]) -> HookHandle:
+        """Calls `hook(module, args, result)` after forward; what it returns, if not None, replaces the result.
+
+        To see the gradient of the result, register a hook on it there: `result.register_hook(...)`.
+        """
+        return self._register("_after", hook)
+
+    def _register(self, kind: str, hook: Callable) -> HookHandle:
+        if not callable(hook):
+            raise TypeError(f"{type(self).__name__}: hook is {type(hook).__name__}: give a function")
+        hooks = [*getattr(self, kind), hook]
+        setattr(self, kind, hooks)
+        return HookHandle(hooks, hook)
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module (under `prefix`) and all below it, each once."""

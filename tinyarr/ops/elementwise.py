@@ -6,11 +6,8 @@ give float32. Gradients are derived; where a function has a kink or a tie, its d
 
 from __future__ import annotations
 
-import math
-
 from .. import dtypes
 from ..dtypes import Dtype
-from ..errors import ArgumentError
 from ..tensor import Tensor, method, require_tensors
 from . import scalar
 from .elementwise_primitive import Elementwise, elementwise
@@ -86,7 +83,15 @@ bitwise_xor = _lift("bitwise_xor", "The bits set in exactly one, of integers or 
 bitwise_invert = _lift("bitwise_invert", "The bits not set, of integers or bool.")
 bitwise_left_shift = _lift("bitwise_left_shift", "x times 2 ** y, dropping bits past the width.")
 bitwise_right_shift = _lift("bitwise_right_shift", "x divided by 2 ** y, rounded down.")
-where = _lift("where", "x where the condition holds, else y.", inputs=("condition", "x", "y"))
+where = _lift(
+    "where",
+    """x where the condition holds, else y. No gradient reaches the branch that is not taken.
+
+    An operation before it whose slope is infinite there makes NaN of that 0: either guard its argument, as in
+    where(x > 0, sqrt(where(x > 0, x, 1)), 0), or write the whole as one @elementwise function, in which it stays 0.
+    """,
+    inputs=("condition", "x", "y"),
+)
 
 for _f in (
     equal, not_equal, less, less_equal, greater, greater_equal, isnan, isinf, isfinite, signbit,
@@ -175,8 +180,10 @@ def _logaddexp(x, y):
 
 @_logaddexp.gradient
 def _logaddexp_gradient(g, x, y):
-    d = scalar.where(scalar.equal(x, y), 0.0, x - y)
-    return g * sigmoid(d), g * sigmoid(-d)
+    d = scalar.where(scalar.equal(x, y), 0.0, x - y)  # the share of x is sigmoid(d)
+    e = scalar.exp(-abs(d))
+    larger, smaller = g / (1 + e), g * e / (1 + e)
+    return scalar.where(d >= 0, larger, smaller), scalar.where(d >= 0, smaller, larger)
 
 
 def logaddexp(x1: Tensor, x2: Tensor, /) -> Tensor:
@@ -200,78 +207,8 @@ def clip(x: Tensor, min=None, max=None) -> Tensor:
     return _clip(x, min, max)
 
 
-@elementwise
-def relu(x):
-    """max(x, 0), NaN for NaN. Gradient 0 at 0."""
-    return scalar.where(x <= 0, 0, x)
-
-
-@elementwise
-def sigmoid(x):
-    """1 / (1 + exp(-x)), without overflow."""
-    e = scalar.exp(-abs(1.0 * x))  # in floating point: -|x| of an unsigned integer wraps
-    return scalar.where(x >= 0, 1, e) / (1 + e)
-
-
-@sigmoid.gradient
-def _sigmoid_gradient(g, out):
-    # The derived gradient would go through |x|, whose derivative is 0 at 0.
-    return g * (out * (1 - out))
-
-
-@elementwise
-def silu(x):
-    """x * sigmoid(x) (Elfwing et al. 2017, "Sigmoid-weighted linear units", eq. 1; also called swish)."""
-    return x * sigmoid(x)
-
-
-@silu.gradient
-def _silu_gradient(g, x):
-    s = sigmoid(x)
-    return g * (s * (1 + x * (1 - s)))
-
-
-@elementwise
-def softplus(x):
-    """log(1 + exp(x)), without overflow."""
-    return scalar.maximum(x, 0) + scalar.log1p(scalar.exp(-abs(1.0 * x)))
-
-
-@softplus.gradient
-def _softplus_gradient(g, x):
-    return g * sigmoid(x)
-
-
-SQRT_2_OVER_PI = math.sqrt(2 / math.pi)
-
-
-@elementwise
-def _gelu_tanh(x):
-    return 0.5 * x * (1 + tanh(SQRT_2_OVER_PI * (x + 0.044715 * x**3)))
-
-
-@elementwise
-def _gelu_erf(x):
-    return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
-
-
-@method()
-def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
-    """Gaussian error linear unit, x times the normal distribution function at x.
-
-    approximate: 'none' for the exact form with erf, 'tanh' for 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).
-    Source: Hendrycks & Gimpel 2016, eq. 1 and 2.
-    """
-    if approximate not in ("none", "tanh"):
-        raise ArgumentError(f"gelu: approximate is {approximate!r}: use 'none' or 'tanh'")
-    require_tensors("gelu", x=x)
-    x = x if x.dtype.is_float else astype(x, dtypes.float32)  # where x**3 does not wrap
-    return (_gelu_tanh if approximate == "tanh" else _gelu_erf)(x)
-
-
 for _f in (
     abs, sign, floor, ceil, trunc, round, sqrt, exp, expm1, log, log1p, log2, log10, sin, cos, tan, asin, acos, atan,
     sinh, cosh, tanh, asinh, acosh, atanh, erf, maximum, minimum, isnan, isinf, isfinite, reciprocal, square, rsqrt,
-    relu, sigmoid, silu, softplus,
 ):  # fmt: skip
     method(_f.name)(_f)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 from .. import dtypes, views
-from ..errors import DtypeError, ShapeError, describe
+from ..errors import DtypeError, OutOfBounds, ShapeError, describe
 from ..tensor import Tensor, method, require_tensors
 from .create import arange
-from .elementwise import astype, logical_or, where
+from .elementwise import astype, equal, logical_or, where
 from .primitive import Primitive, apply
+from .reduce import max, min
 from .shape import broadcast_to, reshape
 
 
@@ -116,6 +117,23 @@ def flat_positions(shape: views.Shape, keys: Sequence[Tensor]) -> Tensor:
 def scatter(x: Tensor, indices: Tensor, values: Tensor) -> Tensor:
     """A copy of x (n,) with values (m,) at integer indices (m,); of an index that comes twice the last value stays."""
     return apply(_scatter, x, indices, values)
+
+
+@method()
+def one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
+    """For integers x (...) in [0, num_classes): (..., num_classes), 1 at each x and 0 elsewhere, int64.
+
+    With -1 the classes are as many as the largest x asks for, which is known only once x is computed.
+    Raises OutOfBounds for an x outside.
+    """
+    require_tensors("one_hot", x=x)
+    require_integers("one_hot", "x", x)
+    if num_classes == -1:
+        num_classes = int(max(x).item()) + 1
+    if x.size and (int(min(x).item()) < 0 or int(max(x).item()) >= num_classes):
+        raise OutOfBounds(f"one_hot: x goes from {min(x).item()} to {max(x).item()}: it must lie in [0, {num_classes})")
+    hit = equal(reshape(astype(x, dtypes.int64, copy=False), (*x.shape, 1)), arange(num_classes, device=x.device))
+    return astype(hit, dtypes.int64)
 
 
 def require_integers(operation: str, name: str, x: Tensor) -> None:

@@ -6,8 +6,11 @@ from .. import dtypes
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
+from .activation import softplus
 from .create import arange
-from .elementwise import astype, equal, square, where
+from .elementwise import abs, astype, equal, minimum, square, where
+from .elementwise_primitive import elementwise
+from .index import take_along_axis
 from .primitive import Primitive, apply
 from .reduce import sum
 from .shape import expand_dims, reshape
@@ -55,39 +58,124 @@ def _cross_entropy_backward(gs, logits, targets, lse, *, ignore_index):
     return apply(_cross_entropy_gradient, gs[0], logits, targets, lse, ignore_index=ignore_index), None
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean") -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """-log softmax(logits)[target], in nats. logits (..., V) floating, targets (...) integers in [0, V).
 
     Targets equal to `ignore_index` count for nothing. reduction: 'mean' over the targets that count, 'sum', or 'none'
-    (a loss each). The loss is float32 for half and float32 logits, float64 for float64.
-    Raises OutOfBounds for any other target outside [0, V).
+    (a loss each). With `label_smoothing` that share of each target is spread evenly over the classes. The loss is
+    float32 for half and float32 logits, float64 for float64. Raises OutOfBounds for any other target outside [0, V).
+    Source of the smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
     """
-    require_tensors("cross_entropy", logits=logits, targets=targets)
-    if logits.ndim == 0 or logits.shape[:-1] != targets.shape:
-        raise ShapeError(
-            f"cross_entropy: {describe('logits', logits)}, {describe('targets', targets)}: "
-            "logits must have one more axis than targets, the last, over the classes"
-        )
-    if targets.dtype.kind not in ("signed", "unsigned") or not logits.dtype.is_float:
-        raise DtypeError(
-            f"cross_entropy: {describe('logits', logits)}, {describe('targets', targets)}: "
-            "logits must be floating and targets integers"
-        )
-    rows = reshape(logits, (targets.size, logits.shape[-1]))
-    flat = astype(reshape(targets, (targets.size,)), dtypes.int64, copy=False)  # unsigned ones can't hold -100
+    rows, flat = _rows("cross_entropy", "logits", logits, targets)
+    if not 0 <= label_smoothing <= 1:
+        raise ArgumentError(f"cross_entropy: label_smoothing is {label_smoothing}: it must lie in [0, 1]")
     losses = apply(_cross_entropy, rows, flat, ignore_index=ignore_index)[0]
+    if label_smoothing:
+        spread = logsumexp(rows, axis=-1) - mean(astype(rows, losses.dtype, copy=False), axis=-1)
+        spread = where(flat == ignore_index, 0, spread)
+        losses = (1 - label_smoothing) * losses + label_smoothing * spread
+    return _over_targets("cross_entropy", losses, flat, targets.shape, ignore_index, reduction)
+
+
+def nll_loss(
+    log_probabilities: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """-log_probabilities[target]. log_probabilities (..., V) floating, targets (...) integers in [0, V).
+
+    ignore_index, reduction and dtypes as for cross_entropy.
+    """
+    rows, flat = _rows("nll_loss", "log_probabilities", log_probabilities, targets)
+    counted = flat != ignore_index
+    picked = take_along_axis(rows, expand_dims(where(counted, flat, 0), -1))
+    losses = where(counted, -astype(reshape(picked, (flat.size,)), rows.dtype.compute, copy=False), 0)
+    return _over_targets("nll_loss", losses, flat, targets.shape, ignore_index, reduction)
+
+
+def _rows(operation: str, name: str, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """x as rows (N, V) and the targets as (N,) int64."""
+    require_tensors(operation, **{name: x, "targets": targets})
+    if x.ndim == 0 or x.shape[:-1] != targets.shape:
+        raise ShapeError(
+            f"{operation}: {describe(name, x)}, {describe('targets', targets)}: "
+            f"{name} must have one more axis than targets, the last, over the classes"
+        )
+    if targets.dtype.kind not in ("signed", "unsigned") or not x.dtype.is_float:
+        raise DtypeError(
+            f"{operation}: {describe(name, x)}, {describe('targets', targets)}: "
+            f"{name} must be floating and targets integers"
+        )
+    flat = astype(reshape(targets, (targets.size,)), dtypes.int64, copy=False)  # unsigned ones can't hold -100
+    return reshape(x, (targets.size, x.shape[-1])), flat
+
+
+def _over_targets(operation: str, losses: Tensor, targets: Tensor, shape, ignore_index: int, reduction: str) -> Tensor:
     if reduction == "mean":
-        return sum(losses) / sum(astype(flat != ignore_index, losses.dtype))
-    return _reduce("cross_entropy", reshape(losses, targets.shape), reduction)
+        return sum(losses) / sum(astype(targets != ignore_index, losses.dtype))
+    return _reduce(operation, reshape(losses, shape), reduction)
 
 
 def mse_loss(x: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
     """(x - target)**2, for equal shapes; float32 for half types. reduction: 'mean', 'sum', or 'none' (elementwise)."""
-    require_tensors("mse_loss", x=x, target=target)
+    return _reduce("mse_loss", square(_difference("mse_loss", x, target)), reduction)
+
+
+def l1_loss(x: Tensor, target: Tensor, *, reduction: str = "mean") -> Tensor:
+    """|x - target|, gradient 0 where they are equal; shapes, dtypes and reduction as for mse_loss."""
+    return _reduce("l1_loss", abs(_difference("l1_loss", x, target)), reduction)
+
+
+def huber_loss(x: Tensor, target: Tensor, *, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """d**2 / 2 with d = |x - target| up to delta, from there delta (d - delta / 2); else as mse_loss.
+
+    Source: Huber 1964, "Robust estimation of a location parameter", section 5.
+    """
+    if not delta > 0:
+        raise ArgumentError(f"huber_loss: delta is {delta}: it must be positive")
+    d = abs(_difference("huber_loss", x, target))
+    inside = minimum(d, delta)
+    return _reduce("huber_loss", 0.5 * square(inside) + delta * (d - inside), reduction)
+
+
+@elementwise
+def _binary_cross_entropy(x, target, positive_weight):
+    # log(1 + exp(-x)) without overflow, whose derivative is taken as that of softplus.
+    return (1 - target) * x + (1 + (positive_weight - 1) * target) * softplus(-x)
+
+
+def binary_cross_entropy_with_logits(
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """-(p t log s + (1 - t) log(1 - s)) w, with s = sigmoid(x), for targets t of x's shape, usually 0 or 1.
+
+    w is `weight`, p is `pos_weight`; both broadcast and are 1 if not given. dtypes and reduction as for mse_loss.
+    """
+    _difference("binary_cross_entropy_with_logits", x, target)
+    wide = x.dtype.compute
+    p = 1.0 if pos_weight is None else astype(pos_weight, wide, copy=False)
+    losses = _binary_cross_entropy(astype(x, wide, copy=False), astype(target, wide, copy=False), p)
+    return _reduce("binary_cross_entropy_with_logits", losses if weight is None else losses * weight, reduction)
+
+
+def _difference(operation: str, x: Tensor, target: Tensor) -> Tensor:
+    """x - target, in float32 for half types."""
+    require_tensors(operation, x=x, target=target)
     if x.shape != target.shape:
-        raise ShapeError(f"mse_loss: {describe('x', x)}, {describe('target', target)}: they must have equal shapes")
-    difference = astype(x, x.dtype.compute, copy=False) - astype(target, target.dtype.compute, copy=False)
-    return _reduce("mse_loss", square(difference), reduction)
+        raise ShapeError(f"{operation}: {describe('x', x)}, {describe('target', target)}: they must have equal shapes")
+    if not (x.dtype.is_float and target.dtype.is_float):
+        raise DtypeError(f"{operation}: {describe('x', x)}, {describe('target', target)}: they must be floating")
+    return astype(x, x.dtype.compute, copy=False) - astype(target, target.dtype.compute, copy=False)
 
 
 def _reduce(operation: str, losses: Tensor, reduction: str) -> Tensor:

@@ -358,6 +358,21 @@ def substitute(outputs: Iterable[Expr], replacements: dict[Expr, Expr]) -> tuple
     return tuple(new[o] for o in outputs)
 
 
+def _unmasked(g: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
+    """A cotangent without the `where` that makes it 0 on one side, and the function that puts the `where` back.
+
+    A branch that was not taken has the cotangent 0, but 0 times an infinite slope is NaN: so the slope is multiplied
+    with the cotangent as it was, and the result is what becomes 0.
+    """
+    if g.op == "where":
+        condition, x, y = g.args
+        if y.op == "constant" and y.value == 0:
+            return x, lambda contribution: where(condition, contribution, 0)
+        if x.op == "constant" and x.value == 0:
+            return y, lambda contribution: where(condition, 0, contribution)
+    return g, lambda contribution: contribution
+
+
 def derivative(
     outputs: tuple[Expr, ...], cotangents: tuple[Expr | None, ...], inputs: Iterable[int]
 ) -> list[Expr | None]:
@@ -392,7 +407,8 @@ def derivative(
             raise GradientError(
                 f"elementwise: {node.op} has no derivative: write the gradient by hand with @f.gradient"
             )
-        for argument, g in zip(args, vjp(adjoint[node], node, *args), strict=True):
-            if argument in leads_to_wanted:
-                add(argument, g)
+        g, restored = _unmasked(adjoint[node])
+        for argument, contribution in zip(args, vjp(g, node, *args), strict=True):
+            if argument in leads_to_wanted and contribution is not None:
+                add(argument, restored(contribution))
     return [adjoint.get(variable(i)) for i in inputs]

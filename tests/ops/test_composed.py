@@ -1,0 +1,168 @@
+"""Operations that are composed of others: their gradients against finite differences, their values against NumPy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyarr as ta
+from tinyarr import Tensor
+from tinyarr.errors import ArgumentError, OutOfBounds, ShapeError, TinyarrError
+from tinyarr.testing import gradcheck, gradgradcheck
+
+RANK = Tensor([[2, 0], [1, 1]])
+
+DIFFERENTIABLE = {  # name: (function, shapes of its operands)
+    "mean": (lambda x: x.mean(axis=1), [(2, 3)]),
+    "var": (lambda x: x.var(axis=0, correction=1), [(3, 2)]),
+    "std": (lambda x: x.std(), [(2, 3)]),
+    "logsumexp": (lambda x: ta.logsumexp(x, axis=-1), [(2, 3)]),
+    "softmax": (ta.softmax, [(2, 3)]),
+    "log_softmax": (ta.log_softmax, [(2, 3)]),
+    "sort": (lambda x: ta.sort(x, axis=0, descending=True), [(4, 2)]),
+    "topk": (lambda x: ta.topk(x, 2)[0], [(2, 4)]),
+    "take_along_axis": (lambda x: ta.take_along_axis(x, RANK, axis=1), [(2, 3)]),
+    "integer tensors": (lambda x: x[RANK, 0], [(3, 2)]),
+    "integer tensors that broadcast": (lambda x: x[Tensor([[0], [2]]), :, Tensor([1, 1])], [(3, 2, 2)]),
+    "mask": (lambda x: x[Tensor([[True, False, True], [False, True, True]])], [(2, 3)]),
+    "diff": (lambda x: ta.diff(x, n=2), [(2, 4)]),
+    "roll": (lambda x: ta.roll(x, (1, -1), axis=(0, 1)), [(2, 3)]),
+    "tile": (lambda x: ta.tile(x, (2, 1, 2)), [(2, 2)]),
+    "repeat": (lambda x: ta.repeat(x, Tensor([2, 0, 1]), axis=1), [(2, 3)]),
+    "unstack": (lambda x: ta.unstack(x, axis=1), [(2, 3)]),
+    "moveaxis": (lambda x: ta.moveaxis(x, 0, -1), [(2, 3, 1)]),
+    "tril": (lambda x: ta.tril(x, k=1), [(3, 4)]),
+    "triu": (ta.triu, [(2, 3, 3)]),
+    "meshgrid": (lambda x, y: tuple(ta.meshgrid(x, y)), [(2,), (3,)]),
+    "outer": (ta.outer, [(2,), (3,)]),
+    "vecdot": (lambda x, y: ta.vecdot(x, y, axis=-2), [(2, 3, 2), (3, 1)]),
+    "tensordot": (lambda x, y: ta.tensordot(x, y, axes=((0, 2), (1, 0))), [(2, 3, 2), (2, 2, 3)]),
+    "einsum": (lambda x, y, z: ta.einsum("bij,jk,b->ik", x, y, z), [(2, 2, 3), (3, 2), (2,)]),
+    "einsum of a diagonal": (lambda x: ta.einsum("iij->j", x), [(3, 3, 2)]),
+    "vector_norm": (ta.vector_norm, [(2, 3)]),
+    "vector_norm of order 3": (lambda x: ta.vector_norm(x, ord=3, axis=0), [(2, 3)]),
+    "vector_norm of order inf": (lambda x: ta.vector_norm(x, ord=float("inf")), [(2, 3)]),
+    "nll_loss": (lambda x: ta.nll_loss(x, Tensor([0, 2]), ignore_index=2), [(2, 3)]),
+    "cross_entropy, smoothed": (lambda x: ta.cross_entropy(x, Tensor([0, 2]), label_smoothing=0.2), [(2, 3)]),
+    "l1_loss": (ta.l1_loss, [(2, 3), (2, 3)]),
+    "huber_loss": (lambda x, y: ta.huber_loss(3 * x, y, delta=0.7), [(2, 3), (2, 3)]),
+    "attention with a mask": (
+        lambda q, k, v, m: ta.scaled_dot_product_attention(q, k, v, m, enable_gqa=True),
+        [(1, 4, 2, 3), (1, 2, 3, 3), (1, 2, 3, 2), (4, 2, 3)],
+    ),
+    "layer_norm without weights": (ta.layer_norm, [(2, 3)]),
+    "rms_norm without weight": (ta.rms_norm, [(2, 3)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradients_of_first_and_second_order_agree_with_finite_differences(name):
+    function, shapes = DIFFERENTIABLE[name]
+    rng = np.random.default_rng(0)
+    sizes = [max(int(np.prod(s)), 1) for s in shapes]
+    # All elements differ, also between operands, so that none lies at a tie.
+    operands = [Tensor(rng.permutation(np.linspace(-1, 2 + k / 7, n)).reshape(s))
+                for k, (s, n) in enumerate(zip(shapes, sizes), 1)]
+    assert gradcheck(function, *operands)
+    assert gradgradcheck(function, *operands)
+
+
+SUBSCRIPTS = [
+    ("ij,jk->ik", [(2, 3), (3, 4)]), ("ij,jk", [(2, 3), (3, 4)]), ("bij,bjk->bik", [(2, 2, 3), (2, 3, 1)]),
+    ("ij->ji", [(2, 3)]), ("ii->i", [(3, 3)]), ("ii", [(3, 3)]), ("i,i->", [(3,), (3,)]), ("i,j", [(2,), (3,)]),
+    ("...ij,jk->...ik", [(2, 2, 3), (3, 2)]), ("...i,...i->...", [(2, 1, 3), (4, 3)]), ("ij->", [(2, 3)]),
+    ("bhqd,bhkd->bhqk", [(1, 2, 3, 2), (1, 2, 4, 2)]), ("i...->...", [(2, 3)]),
+    ("ab,bc,cd->ad", [(2, 3), (3, 2), (2, 2)]),
+    ("ij,ij->ij", [(2, 3), (2, 3)]), ("i,ij->j", [(0,), (0, 3)]), ("b,c,bc->", [(2,), (3,), (2, 3)]),
+    ("zyx", [(1, 2, 3)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("subscripts", "shapes"), SUBSCRIPTS)
+def test_einsum_gives_what_numpy_gives(subscripts, shapes):
+    rng = np.random.default_rng(0)
+    operands = [rng.normal(size=s) for s in shapes]
+    expected = np.einsum(subscripts, *operands)
+    found = ta.einsum(subscripts, *map(Tensor, operands))
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+indices = st.one_of(
+    st.integers(-2, 1),
+    st.slices(2),
+    st.just(None),
+    st.lists(st.integers(-2, 1), min_size=1, max_size=3),
+    st.sampled_from(([[0], [1]], [True, False], [[True, False], [True, True]])),
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(indices, min_size=1, max_size=4), st.integers(0, 4), st.booleans())
+def test_indexing_reads_and_writes_what_numpy_does(parts, at, with_ellipsis):
+    """Keys of any mixture over an array whose axes all have size 2; what NumPy refuses is refused."""
+    keys = [np.array(p) if isinstance(p, list) else p for p in parts]
+    if with_ellipsis:
+        keys.insert(min(at, len(keys)), ...)
+    key = tuple(keys)
+    ours = tuple(Tensor(k) if isinstance(k, np.ndarray) else k for k in key)
+    data = np.arange(16.0).reshape(2, 2, 2, 2)
+    try:
+        expected = data[key]
+    except IndexError:
+        with pytest.raises((TinyarrError, TypeError)):
+            Tensor(data)[ours]
+        return
+    found = Tensor(data)[ours]
+    np.testing.assert_array_equal(found.numpy(), expected)
+    assert found.shape == expected.shape
+    written, ours_written = data.copy(), Tensor(data)
+    written[key] = -1.0
+    ours_written[ours] = -1.0
+    np.testing.assert_array_equal(ours_written.numpy(), written)
+
+
+REFUSED = [
+    (lambda: ta.einsum("ij,jk->iz", ta.ones((2, 2)), ta.ones((2, 2))), ArgumentError, "each letter of the result"),
+    (lambda: ta.einsum("ij,jk", ta.ones((2, 2))), ArgumentError, "1 operands came"),
+    (lambda: ta.einsum("ijk", ta.ones((2, 2))), ShapeError, r"operand 0 has shape \(2, 2\)"),
+    (lambda: ta.einsum("ij,jk", ta.ones((2, 3)), ta.ones((2, 2))), ShapeError, "axis 'j' has sizes 3 and 2"),
+    (lambda: ta.tensordot(ta.ones((2, 3)), ta.ones((2, 3))[:1]), ShapeError, "equally long"),
+    (lambda: ta.tensordot(ta.ones(2), ta.ones(2), axes=2), ArgumentError, "too many"),
+    (lambda: ta.vecdot(ta.ones(2), ta.ones(3)), ShapeError, "axis -1 must be equally long"),
+    (lambda: ta.vecdot(ta.ones(2), ta.ones(2), axis=0), ArgumentError, "count from the end"),
+    (lambda: ta.outer(ta.ones((2, 1)), ta.ones(2)), ShapeError, "1 dimension"),
+    (lambda: ta.topk(ta.ones(3), 4), ArgumentError, "topk: k is 4, axis 0 of x has size 3"),
+    (lambda: ta.searchsorted(ta.ones((2, 2)), ta.ones(1)), ArgumentError, "x1 must be 1-d"),
+    (lambda: ta.searchsorted(ta.ones(2), ta.ones(1), side="up"), ArgumentError, "'up'"),
+    (lambda: ta.take_along_axis(ta.ones((2, 2)), Tensor([0])), ShapeError, "equally many axes"),
+    (lambda: ta.take_along_axis(ta.ones((2, 2)), Tensor([[0, 2]]), axis=0), OutOfBounds, "take"),
+    (lambda: ta.roll(ta.ones((2, 2)), (1, 2), axis=0), ArgumentError, "equally many"),
+    (lambda: ta.repeat(ta.ones(3), Tensor([1, 2])), ShapeError, "one for each"),
+    (lambda: ta.meshgrid(ta.ones(2), indexing="ji"), ArgumentError, "'xy' or 'ij'"),
+    (lambda: ta.meshgrid(ta.ones((2, 2))), ShapeError, "1 dimension"),
+    (lambda: ta.tril(ta.ones(2)), ShapeError, "at least 2 dimensions"),
+    (lambda: ta.diff(ta.ones(2), n=-1), ArgumentError, "n is -1"),
+    (lambda: ta.moveaxis(ta.ones((2, 2)), (0, 1), 0), ShapeError, "equally many"),
+    (lambda: ta.one_hot(Tensor([0, 3]), 3), OutOfBounds, r"0 to 3: it must lie in \[0, 3\)"),
+    (lambda: ta.huber_loss(ta.ones(2), ta.ones(2), delta=0), ArgumentError, "delta is 0"),
+    (lambda: ta.cross_entropy(ta.ones((1, 2)), Tensor([0]), label_smoothing=2.0), ArgumentError, "smoothing is 2.0"),
+    (lambda: ta.reshape(ta.ones((2, 3)).mT, (6,), copy=False), ArgumentError, "copy is False"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED)
+def test_what_does_not_fit_is_refused_by_name(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_one_hot_marks_each_class():
+    assert ta.one_hot(Tensor([[2], [0]])).tolist() == [[[0, 0, 1]], [[1, 0, 0]]]
+    assert ta.one_hot(Tensor([1]), 4).dtype is ta.int64
+
+
+def test_nan_sorts_last_and_counts_as_the_largest():
+    x = Tensor([1.0, float("nan"), -1.0])
+    assert ta.argsort(x).tolist() == [2, 0, 1] and ta.argsort(x, descending=True).tolist() == [1, 0, 2]
+    assert ta.searchsorted(ta.sort(x), Tensor([0.0, float("nan")])).tolist() == [1, 2]
