@@ -25,7 +25,7 @@ OWN = {name: primitive for name, primitive in registry.items() if primitive.buil
 DIFFERENTIABLE = [name for name, primitive in OWN.items() if not primitive.non_differentiable]
 FUSED = [name for name, primitive in OWN.items() if primitive.composite is not None]
 PROMOTING = [name for name, p in OWN.items() if set(p.inputs) == {"x", "y"} and not name.startswith("log")]
-NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu")  # NaN in one operand needs not reach every result
+NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu")  # NaN need not reach every result
 POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN[n], Elementwise) and n not in NOT_POINTWISE]
 each_sample = pytest.mark.parametrize("name", SAMPLES)
 few = settings(max_examples=12)

@@ -154,6 +154,8 @@ from .ops.shape import (
 from .ops.softmax import log_softmax, logsumexp, softmax
 from .ops.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.statistics import mean, std, var
+from .other_names import FUNCTIONS as _OTHER_NAMES
+from .other_names import missing as _missing
 from .random import Generator, default_generator, manual_seed, use_generator
 from .tape import detect_anomaly, enable_grad, no_grad
 from .tensor import Tensor
@@ -162,3 +164,14 @@ from .transforms import checkpoint, custom_gradient, grad, jvp, value_and_grad, 
 e, inf, nan, pi = 2.718281828459045, float("inf"), float("nan"), 3.141592653589793
 newaxis = None
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name == "testing":  # which is imported when it is wanted: it may need hypothesis
+        import importlib
+
+        return importlib.import_module(".testing", __name__)
+    _missing("tinyarr", _OTHER_NAMES, name)
+
+
+__all__ = [name for name in list(globals()) if not name.startswith("_")] + ["__array_namespace_info__"]

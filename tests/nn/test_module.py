@@ -201,3 +201,37 @@ def test_two_tensors_of_one_name_are_an_error(keys):
     for use in (net.state_dict, lambda: net.load_state_dict({}), lambda: list(net.parameters())):
         with pytest.raises(ArgumentError, match=f"two tensors have the name table.{first}: rename"):
             use()
+
+
+def test_hooks_see_and_change_what_goes_into_a_module_and_comes_out():
+    layer, seen = nn.Linear(2, 2), []
+    x = tinyarr.ones((1, 2))
+    plain = layer(x).numpy()
+    before = layer.register_forward_pre_hook(lambda module, args: seen.append((module, args)))
+    doubled = layer.register_forward_hook(lambda module, args, result: 2 * result)
+    np.testing.assert_array_equal(layer(x).numpy(), 2 * plain)
+    assert seen == [(layer, (x,))]
+    before.remove()
+    doubled.remove()
+    np.testing.assert_array_equal(layer(x).numpy(), plain)
+    assert len(seen) == 1
+    assert nn.Linear(2, 2).state_dict().keys() == layer.state_dict().keys()
+
+
+def test_a_pre_hook_may_replace_the_arguments():
+    layer = nn.Linear(2, 2, bias=False)
+    layer.register_forward_pre_hook(lambda module, args: args[0] * 3)
+    expected = 3 * layer.weight.numpy().sum(axis=1)
+    np.testing.assert_allclose(layer(tinyarr.ones((1, 2))).numpy()[0], expected, rtol=1e-6)
+    with pytest.raises(TypeError, match="Linear: hook is int"):
+        layer.register_forward_hook(3)
+
+
+def test_sequential_calls_one_after_the_other_and_names_by_position():
+    model = nn.Sequential(nn.Linear(2, 3), tinyarr.relu, nn.Linear(3, 1))
+    x = tinyarr.ones((4, 2))
+    np.testing.assert_array_equal(model(x).numpy(), model[2](tinyarr.relu(model[0](x))).numpy())
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(model) == 3 and model[-1] is model[2]
+    with pytest.raises(ArgumentError, match="layer 1 is 3"):
+        nn.Sequential(nn.Linear(2, 3), 3)

@@ -100,35 +100,36 @@ def _is_tensor(k: Any) -> bool:
 def _gathered(x: Tensor, parts: list[Any]) -> Tensor:
     """x[...] where tensors stand in the key; ints among them count as tensors, so they broadcast together.
 
-    The axes of the broadcast tensors stand where the first of them stood, or in front where a slice parts them.
+    The axes of the broadcast tensors stand where the first of them stood, or in front where the key parts them.
     """
-    basic = [slice(None) if _is_tensor(k) or _is_int(k) else k for k in parts]
-    cut = _basic(x, tuple(basic))
-    at, axis = [], 0
-    width = x.ndim - sum(k is not None and k is not Ellipsis for k in parts)
-    for k in parts:
-        if _is_tensor(k) or _is_int(k):
-            at.append((axis, k))
-        axis += width if k is Ellipsis else 1
-    axes = [a for a, _ in at]
-    keys = [k if _is_tensor(k) else asarray(_checked(cut, a, k), device=x.device) for a, k in at]
+    cut = _basic(x, tuple(slice(None) if _picks(k) else k for k in parts))
+    hidden = x.ndim - sum(k is not None and k is not Ellipsis for k in parts)  # axes that ... stands for
+    axes, places, axis = [], [], 0
+    for place, k in enumerate(parts):
+        if _picks(k):
+            axes.append(axis)
+            places.append(place)
+        axis += hidden if k is Ellipsis else 1
+    keys = [
+        parts[place] if _is_tensor(parts[place]) else asarray(_checked(cut, a, parts[place]), device=x.device)
+        for a, place in zip(axes, places, strict=True)
+    ]
     shape = views.broadcast_shapes("index", *(k.shape for k in keys))
     others = [a for a in range(cut.ndim) if a not in axes]
     moved = permute_dims(cut, (*axes, *others))
-    inner = moved.shape[: len(axes)]
-    rows = reshape(moved, (views.size(inner), *moved.shape[len(axes) :]))
-    if len(keys) == 1:
-        found = take(rows, broadcast_to(keys[0], shape), axis=0)
-    else:
-        found = take(rows, broadcast_to(flat_positions(inner, keys), shape), axis=0)
-    if axes != list(range(axes[0], axes[0] + len(axes))):
+    inner, rest = moved.shape[: len(axes)], moved.shape[len(axes) :]
+    positions = keys[0] if len(keys) == 1 else flat_positions(inner, keys)
+    found = take(reshape(moved, (views.size(inner), *rest)), broadcast_to(positions, shape), axis=0)
+    if places[-1] - places[0] >= len(places):
         return found
-    order = list(range(len(shape), found.ndim))
-    return permute_dims(found, (*order[: axes[0]], *range(len(shape)), *order[axes[0] :]))
+    first, ndim = axes[0], len(shape)
+    order = list(range(ndim, found.ndim))
+    return permute_dims(found, (*order[:first], *range(ndim), *order[first:]))
 
 
-def _is_int(k: Any) -> bool:
-    return k is not None and k is not Ellipsis and not isinstance(k, slice | Tensor)
+def _picks(k: Any) -> bool:
+    """Whether a part of a key picks positions along an axis: a tensor, or, beside one, an int."""
+    return _is_tensor(k) or not (k is None or k is Ellipsis or isinstance(k, slice))
 
 
 def _checked(x: Tensor, axis: int, k: Any) -> int:

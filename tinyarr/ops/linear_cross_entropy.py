@@ -45,8 +45,9 @@ _loss_with_gradients = Primitive(
 
 
 @_loss_with_gradients.gradient
-def _backward(gs, dx, dweight):
-    return astype(gs[0] * dx, dx.dtype, copy=False), astype(gs[0] * dweight, dweight.dtype, copy=False), None
+def _backward(gs, x, weight, targets, dx, dweight):
+    """The inputs are saved for a gradient of this gradient alone, which needs the composite."""
+    return *(astype(gs[0] * astype(d, gs[0].dtype, copy=False), d.dtype, copy=False) for d in (dx, dweight)), None
 
 
 def linear_cross_entropy(

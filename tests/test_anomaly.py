@@ -1,0 +1,50 @@
+"""Anomaly mode names the forward line whose gradient became NaN."""
+
+import inspect
+
+import pytest
+
+import tinyarr as ta
+from tinyarr import Tensor
+from tinyarr.errors import GradientError
+
+
+def spoiled(x):
+    y = ta.sqrt(x)  # the slope at 0 is infinite
+    return (y * 0).sum()
+
+
+LINE = inspect.getsourcelines(spoiled)[1] + 1
+
+
+def test_the_line_that_computed_the_value_is_named():
+    x = Tensor([0.0, 1.0], requires_grad=True)
+    with ta.detect_anomaly():
+        loss = spoiled(x)
+        with pytest.raises(GradientError, match=rf"sqrt became NaN.*test_anomaly\.py:{LINE}: y = ta\.sqrt\(x\)"):
+            loss.backward()
+
+
+def test_it_also_speaks_where_backward_comes_after_the_block():
+    x = Tensor([0.0], requires_grad=True)
+    with ta.detect_anomaly():
+        loss = spoiled(x)
+    with pytest.raises(GradientError, match="sqrt became NaN"):
+        loss.backward()
+
+
+def test_without_it_and_without_nan_gradients_are_what_they_were():
+    x = Tensor([0.0], requires_grad=True)
+    spoiled(x).backward()
+    assert x.grad.isnan().all()
+    y = Tensor([4.0], requires_grad=True)
+    with ta.detect_anomaly():
+        ta.sqrt(y).sum().backward()
+    assert y.grad.tolist() == [0.25]
+
+
+def test_a_nan_that_came_from_outside_is_not_blamed_on_an_operation():
+    x = Tensor([1.0], requires_grad=True)
+    with ta.detect_anomaly():
+        (x * 2).backward(Tensor([float("nan")]))
+    assert x.grad.isnan().all()
