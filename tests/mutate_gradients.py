@@ -25,7 +25,9 @@ import ml_dtypes  # noqa: F401
 import pytest  # noqa: F401
 from hypothesis import Phase, settings
 
-OPS = Path(__file__).parents[1] / "tinyarr" / "ops"
+TINYARR = Path(__file__).parents[1] / "tinyarr"
+SOURCES = [*sorted((TINYARR / "ops").glob("*.py")), TINYARR / "autograd.py"]
+OTHER_RULES = {"_fitted", "_extremum_vjp", "_power_vjp", "_atan2_vjp"}  # which no decorator marks
 SECONDS = 300  # after which a mutant that hangs counts as caught
 NOT_COMMUTATIVE = {"matmul", "divide", "subtract", "where", "_tensordot"}
 SUMS = {"sum", "sum_to", "_sum_to"}
@@ -44,7 +46,7 @@ class Mutant:
     source: str
 
     def __str__(self) -> str:
-        return f"{self.kind}: {self.module}.py:{self.line} {self.place}: {self.before} -> {self.after}"
+        return f"{self.kind}: {self.module}:{self.line} {self.place}: {self.before} -> {self.after}"
 
 
 def changes(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
@@ -89,7 +91,7 @@ def rules(tree: ast.Module) -> Iterator[tuple[str, list[str], ast.AST]]:
         if isinstance(node, ast.FunctionDef):
             names = [named.get(d.value.id, d.value.id.strip("_")) for d in node.decorator_list
                      if isinstance(d, ast.Attribute) and d.attr == "gradient" and isinstance(d.value, ast.Name)]
-            if names or node.name.endswith("_vjp"):
+            if names or node.name in OTHER_RULES:
                 yield node.name, names, node
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "_operation":
             name, _, _, *vjp = node.args
@@ -105,11 +107,12 @@ def _makes_primitive(node: ast.stmt) -> bool:
 
 
 def mutants() -> Iterator[tuple[Mutant, list[str]]]:
-    """Every mutant of the rules in tinyarr/ops, with the names of the primitives that it concerns."""
-    for path in sorted(OPS.glob("*.py")):
+    """Every mutant of the gradient rules, with the names of the primitives that it concerns."""
+    for path in SOURCES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
+        module = ".".join(path.relative_to(TINYARR.parent).with_suffix("").parts)
         for place, names, rule in rules(tree):
-            yield from _of_rule(tree, path.stem, place, names, rule)
+            yield from _of_rule(tree, module, place, names, rule)
 
 
 def _of_rule(tree, module: str, place: str, names: list[str], rule: ast.AST):
@@ -160,12 +163,12 @@ class _Mutated(importlib.machinery.SourceFileLoader):
 
 class _Finder:
     def __init__(self, mutant: Mutant):
-        self._name, self._mutant = f"tinyarr.ops.{mutant.module}", mutant
+        self._mutant = mutant
 
     def find_spec(self, name, path=None, target=None):
-        if name != self._name:
+        if name != self._mutant.module:
             return None
-        file = str(OPS / f"{self._mutant.module}.py")
+        file = str(TINYARR.parent.joinpath(*name.split(".")).with_suffix(".py"))
         return importlib.util.spec_from_loader(name, _Mutated(name, file, self._mutant.source))
 
 
@@ -198,6 +201,10 @@ def _run_gradient_tests(names: list[str]) -> None:
         tests.test_the_gradient_of_the_gradient_agrees_with_finite_differences(name)
     for case in tests.KINKS:
         tests.test_kinks_and_ties_have_the_gradient_that_the_documentation_says(*case)
+    from tests.ops import test_composed
+
+    for name in test_composed.DIFFERENTIABLE:
+        test_composed.test_gradients_of_first_and_second_order_agree_with_finite_differences(name)
 
 
 def measure(words: Sequence[str] = ()) -> tuple[list[Mutant], dict[str, tuple[int, int]]]:

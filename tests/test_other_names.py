@@ -9,13 +9,13 @@ from tinyarr.other_names import FUNCTIONS, METHODS
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_function_of_another_library_is_named_by_ours(name):
     if name != "tensor":  # a module of that name has been imported
-        with pytest.raises(AttributeError, match="tinyarr has no attribute .*: use "):
+        with pytest.raises(AttributeError, match=r"tinyarr has no attribute .*: use "):
             getattr(ta, name)
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_of_another_library_is_named_by_ours(name):
-    with pytest.raises(AttributeError, match="Tensor has no attribute .*: use "):
+    with pytest.raises(AttributeError, match=r"Tensor has no attribute .*: use "):
         getattr(ta.ones(2), name)
 
 

@@ -29,6 +29,7 @@ DIFFERENTIABLE = {  # name: (function, shapes of its operands)
     "roll": (lambda x: ta.roll(x, (1, -1), axis=(0, 1)), [(2, 3)]),
     "tile": (lambda x: ta.tile(x, (2, 1, 2)), [(2, 2)]),
     "repeat": (lambda x: ta.repeat(x, Tensor([2, 0, 1]), axis=1), [(2, 3)]),
+    "one part of a split": (lambda x: ta.split(x, [1, 2], axis=1)[1], [(2, 3, 2)]),
     "unstack": (lambda x: ta.unstack(x, axis=1), [(2, 3)]),
     "moveaxis": (lambda x: ta.moveaxis(x, 0, -1), [(2, 3, 1)]),
     "tril": (lambda x: ta.tril(x, k=1), [(3, 4)]),

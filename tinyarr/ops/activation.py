@@ -55,7 +55,7 @@ def silu(x):
 @silu.gradient
 def _silu_gradient(g, x):
     s = sigmoid(x)
-    finite = scalar.where(abs(1.0 * x) == math.inf, 0, x)  # inf * 0 is no number; the limits are 1 and 0
+    finite = scalar.where(abs(x) == math.inf, 0, x)  # inf * 0 is no number; the limits are 1 and 0
     return g * (s * (1 + finite * (1 - s)))
 
 

@@ -8,7 +8,6 @@ from .. import dtypes, views
 from ..errors import DtypeError, ShapeError
 from ..tensor import Tensor, method, require_tensors
 from .primitive import Primitive, apply
-from .reduce import sum_to
 from .shape import matrix_transpose, reshape
 
 
@@ -30,8 +29,8 @@ _matmul = Primitive("matmul", _infer, inputs=("x", "y"), promotes=_common)
 
 @_matmul.gradient
 def _matmul_gradient(g, x, y, *, needs):
-    dx = sum_to(matmul(g, matrix_transpose(y)), x.shape) if needs[0] else None
-    dy = sum_to(matmul(matrix_transpose(x), g), y.shape) if needs[1] else None
+    dx = matmul(g, matrix_transpose(y)) if needs[0] else None
+    dy = matmul(matrix_transpose(x), g) if needs[1] else None
     return dx, dy
 
 

@@ -1,0 +1,190 @@
+"""Writes operations.md from the registry: `python docs/make_operations.py`."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import sys
+import textwrap
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tinyarr
+from tinyarr.backends.cpu.registry import KERNELS as CPU
+from tinyarr.backends.cuda.registry import KERNELS as CUDA
+from tinyarr.ops.elementwise_primitive import Elementwise
+from tinyarr.ops.primitive import Primitive, registry
+from tinyarr.ops.scalar import Expr, topological
+
+PAGE = Path(__file__).with_name("operations.md")
+SYMBOLS = {
+    "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "floor_divide": "//", "remainder": "%", "power": "**",
+    "equal": "==", "not_equal": "!=", "less": "<", "less_equal": "<=", "greater": ">", "greater_equal": ">=",
+    "bitwise_and": "&", "bitwise_or": "|", "bitwise_xor": "^", "bitwise_left_shift": "<<", "bitwise_right_shift": ">>",
+}  # fmt: skip
+LONGEST = 110  # characters of a formula in the table
+
+INTRODUCTION = """# Operations
+
+Generated from the registry by `python docs/make_operations.py`; a test keeps it up to date. Everything that tinyarr
+computes is one of these {count} primitives, or composed of them. {elementwise} are elementwise: one expression, from
+which the NumPy and C code and the gradient are derived. Operands broadcast and are promoted as the Array API
+standard says; half types are computed in float32 and rounded once.
+
+Gradients are shown as they are derived, `g` being the gradient of the result. *composite*: the operation is also
+defined by others, which serve as test oracle, as fallback where a backend lacks a kernel, and for gradients of higher
+order. Backends: `expression` is generated code, `view` needs none.
+"""
+
+
+def printed(node: Expr, names: dict[Expr, str]) -> str:
+    """An expression as one would write it in Python."""
+    if node in names:
+        return names[node]
+    if node.op == "constant":
+        return f"{node.value:.6g}" if isinstance(node.value, float) else str(node.value)
+    if node.op == "custom":
+        return printed(node.args[0], names)
+    parts = [printed(a, names) for a in node.args]
+    if node.op in SYMBOLS:
+        return f"({parts[0]} {SYMBOLS[node.op]} {parts[1]})"
+    if node.op == "negative":
+        return f"-{parts[0]}"
+    if node.op in ("index", "input"):
+        return f"{node.op}({node.value})"
+    extra = [str(getattr(node.value, "name", node.value))] if node.op in ("cast", "bitcast") else []
+    return f"{node.op}({', '.join(parts + extra)})"
+
+
+def formula(expressions, names: dict[Expr, str]) -> str:
+    """The expressions, or how many operations they have where they are too long to read in a table."""
+    text = ", ".join(re.sub(r"^\((.*)\)$", r"\1", p) if balanced(p) else p for p in (printed(e, names) for e in expressions))
+    if len(text) <= LONGEST:
+        return f"`{text}`"
+    return f"an expression of {sum(1 for n in topological(expressions) if n.args)} operations"
+
+
+def balanced(text: str) -> bool:
+    """Whether the first bracket closes with the last."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c == "(") - (c == ")")
+        if depth == 0 and i < len(text) - 1:
+            return False
+    return text.startswith("(")
+
+
+def example_parameters(primitive: Primitive) -> dict | None:
+    """Values for an elementwise primitive's own parameters, where an example is easily had."""
+    given = {"dtype": tinyarr.float32, "n": 3, "shape": None, "last": -1}
+    wanted = [p.name for p in inspect.signature(primitive.function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    return {name: given[name] for name in wanted} if set(wanted) <= given.keys() else None
+
+
+def elementwise_columns(p: Elementwise) -> tuple[str, str]:
+    """Formula and gradients of an elementwise primitive."""
+    from tinyarr.ops.scalar import variable
+
+    params = example_parameters(p)
+    if params is None:
+        return "", "none" if p.non_differentiable else "derived"
+    outputs = p.expressions(params)
+    names = {variable(i): name for i, name in enumerate(p.inputs)}
+    meaning = formula(outputs, names)
+    if p.non_differentiable:
+        return meaning, "none"
+    if len(outputs) > 1:
+        return meaning, "derived"
+    primitive, operands, slots = p._derive(params, tuple([True] * len(p.inputs)))
+    all_names = [*p.inputs, "g", "out"]
+    if primitive is None:
+        return meaning, ", ".join("`g`" if s else "0" for s in slots)
+    inner = {variable(k): all_names[i] for k, i in enumerate(operands)}
+    results = primitive.expressions({})
+    return meaning, ", ".join(
+        "0" if s is None else "`g`" if s[0] == "g" else formula([results[s[1]]], inner) for s in slots
+    )
+
+
+def gradient_source(p: Primitive) -> str:
+    """What the gradient rule of a primitive returns."""
+    if p.non_differentiable:
+        return "none"
+    if not p.has_gradient:
+        return "through the composite"
+    source = textwrap.dedent(inspect.getsource(p._backward[0]))
+    tree = ast.parse(source).body[0]
+    last = tree.body[-1]
+    text = " ".join(ast.unparse(last.value).split()) if isinstance(last, ast.Return) else ""
+    plain = len([s for s in tree.body if not isinstance(s, ast.Expr | ast.ImportFrom)]) == 1
+    return f"`{text}`" if plain and text and len(text) <= LONGEST else f"see `{tree.name}`"
+
+
+def functions_using(p: Primitive) -> list[str]:
+    """The public functions whose code names the primitive."""
+    module = sys.modules[p.infer.__module__] if not isinstance(p, Elementwise) else sys.modules[p.function.__module__]
+    names = {name for name, value in vars(module).items() if value is p}
+    return sorted(
+        name for name, f in vars(module).items()
+        if inspect.isfunction(f) and not name.startswith("_") and getattr(tinyarr, name, None) is f
+        and names & set(inspect.unwrap(f).__code__.co_names)
+    )
+
+
+def backends(p: Primitive) -> str:
+    if p.view is not None:
+        return "view"
+    if isinstance(p, Elementwise):
+        return "expression"
+    kinds = [name for name, kernels in (("cpu", CPU), ("cuda", CUDA)) if p.name in kernels]
+    return ", ".join([*kinds, *(["composite"] if p.composite else [])])
+
+
+def families() -> Iterator[tuple[str, list[Primitive]]]:
+    """The primitives by the file that defines them."""
+    found: dict[str, list[Primitive]] = defaultdict(list)
+    for p in registry.values():
+        if p.built_in:
+            function = p.function if isinstance(p, Elementwise) else p.infer
+            module = function.__module__ if p.view is None else "tinyarr.ops.shape"
+            found[module.split(".")[-1]].append(p)
+    return iter(sorted(found.items()))
+
+
+def page() -> str:
+    own = [p for p in registry.values() if p.built_in]
+    lines = [INTRODUCTION.format(count=len(own), elementwise=sum(isinstance(p, Elementwise) for p in own))]
+    for family, primitives in families():
+        lines += [f"## {family}", "", "| primitive | used by | meaning | gradient | backends |", "|---|---|---|---|---|"]
+        for p in primitives:
+            if isinstance(p, Elementwise):
+                meaning, gradient = elementwise_columns(p)
+            else:
+                meaning, gradient = f"`({', '.join(p.inputs)}) -> {', '.join(p.outputs)}`", gradient_source(p)
+            used = ", ".join(functions_using(p)) or (p.name if hasattr(tinyarr, p.name) else "")
+            row = [f"`{p.name}`", used, meaning, gradient, backends(p)]
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        lines.append("")
+    lines += ["## Functions", "", "What each public function takes and gives, in one line; `help(tinyarr.NAME)` says more.", ""]
+    lines += ["| function | |", "|---|---|"]
+    for name in sorted(tinyarr.__all__):
+        f = getattr(tinyarr, name)
+        if (inspect.isfunction(f) or isinstance(f, Elementwise)) and f.__doc__:
+            parameters = f"({', '.join(f.inputs)})" if isinstance(f, Elementwise) else signature(f)
+            first = " ".join(f.__doc__.strip().split("\n\n")[0].split())
+            lines.append(f"| `{name}{parameters}` | {first} |".replace("\n", " "))
+    return "\n".join(lines) + "\n"
+
+
+def signature(f) -> str:
+    """The parameters' names and defaults, without annotations."""
+    parameters = [p.replace(annotation=p.empty) for p in inspect.signature(f).parameters.values()]
+    return str(inspect.Signature(parameters))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
