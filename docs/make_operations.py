@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import re
 import sys
 import textwrap
 from collections import defaultdict
@@ -16,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import tinyarr
 from tinyarr.backends.cpu.registry import KERNELS as CPU
 from tinyarr.backends.cuda.registry import KERNELS as CUDA
+from tinyarr.errors import TinyarrError
 from tinyarr.ops.elementwise_primitive import Elementwise
 from tinyarr.ops.primitive import Primitive, registry
 from tinyarr.ops.scalar import Expr, topological
@@ -37,7 +37,8 @@ standard says; half types are computed in float32 and rounded once.
 
 Gradients are shown as they are derived, `g` being the gradient of the result. *composite*: the operation is also
 defined by others, which serve as test oracle, as fallback where a backend lacks a kernel, and for gradients of higher
-order. Backends: `expression` is generated code, `view` needs none.
+order. Backends: `expression` is generated code, `view` needs none. Dtypes: what operands of a kind give. The shapes and
+dtypes of what is not elementwise stand with the functions, below the tables.
 """
 
 
@@ -62,14 +63,15 @@ def printed(node: Expr, names: dict[Expr, str]) -> str:
 
 def formula(expressions, names: dict[Expr, str]) -> str:
     """The expressions, or how many operations they have where they are too long to read in a table."""
-    text = ", ".join(re.sub(r"^\((.*)\)$", r"\1", p) if balanced(p) else p for p in (printed(e, names) for e in expressions))
+    parts = [printed(e, names) for e in expressions]
+    text = ", ".join(part[1:-1] if enclosed(part) else part for part in parts)
     if len(text) <= LONGEST:
         return f"`{text}`"
     return f"an expression of {sum(1 for n in topological(expressions) if n.args)} operations"
 
 
-def balanced(text: str) -> bool:
-    """Whether the first bracket closes with the last."""
+def enclosed(text: str) -> bool:
+    """Whether one pair of brackets goes around it all."""
     depth = 0
     for i, c in enumerate(text):
         depth += (c == "(") - (c == ")")
@@ -108,6 +110,22 @@ def elementwise_columns(p: Elementwise) -> tuple[str, str]:
     return meaning, ", ".join(
         "0" if s is None else "`g`" if s[0] == "g" else formula([results[s[1]]], inner) for s in slots
     )
+
+
+def dtypes_taken(p: Elementwise) -> str:
+    """Which kinds of operands an elementwise primitive takes, and what it makes of each."""
+    params = example_parameters(p)
+    if params is None or not p.inputs:
+        return "as given"
+    found = []
+    for kind, example in (("bool", tinyarr.bool), ("integer", tinyarr.int16), ("floating", tinyarr.float64)):
+        try:
+            results = p.typed(((),) * len(p.inputs), (example,) * len(p.inputs), params).dtypes
+        except TinyarrError:
+            continue
+        made = ["same" if d is example else d.name for d in dict.fromkeys(results)]
+        found.append(f"{kind}: {', '.join(made)}")
+    return "; ".join(found)
 
 
 def gradient_source(p: Primitive) -> str:
@@ -159,25 +177,27 @@ def page() -> str:
     own = [p for p in registry.values() if p.built_in]
     lines = [INTRODUCTION.format(count=len(own), elementwise=sum(isinstance(p, Elementwise) for p in own))]
     for family, primitives in families():
-        lines += [f"## {family}", "", "| primitive | used by | meaning | gradient | backends |", "|---|---|---|---|---|"]
+        lines += [f"## {family}", "", "| primitive | used by | meaning | dtypes | gradient | backends |"]
+        lines += ["|---|---|---|---|---|---|"]
         for p in primitives:
             if isinstance(p, Elementwise):
-                meaning, gradient = elementwise_columns(p)
+                (meaning, gradient), taken = elementwise_columns(p), dtypes_taken(p)
             else:
                 meaning, gradient = f"`({', '.join(p.inputs)}) -> {', '.join(p.outputs)}`", gradient_source(p)
-            used = ", ".join(functions_using(p)) or (p.name if hasattr(tinyarr, p.name) else "")
-            row = [f"`{p.name}`", used, meaning, gradient, backends(p)]
+                taken = "of the function"
+            direct = [p.name] if getattr(tinyarr, p.name, None) is p else []
+            used = ", ".join([*direct, *functions_using(p)])
+            row = [f"`{p.name}`", used, meaning, taken, gradient, backends(p)]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
         lines.append("")
-    lines += ["## Functions", "", "What each public function takes and gives, in one line; `help(tinyarr.NAME)` says more.", ""]
-    lines += ["| function | |", "|---|---|"]
-    for name in sorted(tinyarr.__all__):
+    lines += ["# Functions", "", "Every public function, as `help` describes it.", ""]
+    for name in sorted(tinyarr.__all__, key=str.lower):
         f = getattr(tinyarr, name)
         if (inspect.isfunction(f) or isinstance(f, Elementwise)) and f.__doc__:
             parameters = f"({', '.join(f.inputs)})" if isinstance(f, Elementwise) else signature(f)
-            first = " ".join(f.__doc__.strip().split("\n\n")[0].split())
-            lines.append(f"| `{name}{parameters}` | {first} |".replace("\n", " "))
-    return "\n".join(lines) + "\n"
+            text = inspect.cleandoc(f.__doc__).split(">>>")[0].rstrip()
+            lines += [f"**`{name}{parameters}`**", "", text, ""]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def signature(f) -> str:

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import re
+import runpy
 import textwrap
 from pathlib import Path
 
@@ -146,3 +147,8 @@ def test_a_session_that_prints_something_else_is_named_by_its_line(tmp_path):
     page.write_text(PAGE.format(result=3, divisor=4))
     with pytest.raises(AssertionError, match=r'page\.md", line 15'):
         run_page(page)
+
+
+def test_the_page_of_operations_is_what_the_registry_says():
+    made = runpy.run_path(str(ROOT / "docs" / "make_operations.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: python docs/make_operations.py"

@@ -1,6 +1,7 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
 from . import dtypes, nn, optim, random, saving, schedule
+from . import indexing as _indexing  # attaches x[key] to Tensor
 from .autograd import gradients
 from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (
@@ -28,7 +29,6 @@ from .dtypes import (
 from .interchange import asarray, from_dlpack
 from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__
-from .ops import getitem as _getitem  # attaches x[key]
 from .ops import operators as _operators  # attaches Python's operators to Tensor
 from .ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu

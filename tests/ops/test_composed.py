@@ -158,6 +158,18 @@ def test_what_does_not_fit_is_refused_by_name(call, error, message):
         call()
 
 
+def test_a_mask_behind_an_ellipsis_must_fit_and_a_single_bool_adds_an_axis():
+    x = ta.ones((2, 3))
+    assert x[..., Tensor([True, False, True])].shape == (2, 2)
+    with pytest.raises(ShapeError, match=r"a mask has shape \(2,\): it must match x from axis 1 on"):
+        x[..., Tensor([True, False])]
+    for true, false in ((True, False), (np.True_, np.False_), (Tensor(True), Tensor(False))):
+        assert x[true].shape == (1, 2, 3) and x[false].shape == (0, 2, 3)
+    x[True] = 5.0
+    x[np.False_] = 7.0
+    assert x.tolist() == [[5.0] * 3] * 2
+
+
 def test_one_hot_marks_each_class():
     assert ta.one_hot(Tensor([[2], [0]])).tolist() == [[[0, 0, 1]], [[1, 0, 0]]]
     assert ta.one_hot(Tensor([1]), 4).dtype is ta.int64

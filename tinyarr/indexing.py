@@ -5,15 +5,15 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from .. import dtypes, views
-from ..errors import DtypeError, OutOfBounds, ShapeError
-from ..interchange import asarray
-from ..tensor import Tensor
-from .create import arange, assign
-from .elementwise import astype
-from .index import flat_positions, require_integers, scatter, take
-from .shape import broadcast_to, permute_dims, reshape, slice_axes
-from .sort import nonzero
+from . import dtypes, views
+from .errors import DtypeError, OutOfBounds, ShapeError
+from .interchange import asarray
+from .ops.create import arange, assign
+from .ops.elementwise import astype
+from .ops.index import flat_positions, require_integers, scatter, take
+from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
+from .ops.sort import nonzero
+from .tensor import Tensor
 
 
 def _whole_number(index: Any) -> int:
@@ -64,33 +64,39 @@ def _basic(x: Tensor, key: tuple) -> Tensor:
 
 def _parts(x: Tensor, key: Any) -> list[Any]:
     """The key as a list, lists and arrays made tensors, masks replaced by the positions where they are true."""
+    given = [_converted(x, k) for k in (key if isinstance(key, tuple) else (key,))]
+    widths = [k.ndim if _is_mask(k) else int(k is not None and k is not Ellipsis) for k in given]
+    hidden = max(x.ndim - sum(widths), 0)  # axes that ... stands for
     parts: list[Any] = []
-    for k in key if isinstance(key, tuple) else (key,):
-        if isinstance(k, list) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
-            k = asarray(k, device=x.device)
-            k = astype(k, dtypes.int64) if not k.size and k.dtype.is_float else k  # an empty list
-        if isinstance(k, bool) or (isinstance(k, Tensor) and k.dtype is dtypes.bool):
-            parts += _positions(x, k, parts)
-        elif isinstance(k, Tensor) and k.ndim == 0:
-            parts.append(_whole_number(k))
+    axis = 0
+    for k, width in zip(given, widths, strict=True):
+        if _is_mask(k):
+            if x.shape[axis : axis + width] != k.shape:
+                raise ShapeError(
+                    f"index: x has shape {x.shape}, a mask has shape {k.shape}: it must match x from axis {axis} on"
+                )
+            parts += nonzero(k)
         else:
-            if isinstance(k, Tensor):
-                require_integers("index", "a tensor in the key", k)
             parts.append(k)
+        axis += hidden if k is Ellipsis else width
     return parts
 
 
-def _positions(x: Tensor, mask: Tensor | bool, before: list[Any]) -> list[Any]:
-    """What stands for a mask in a key: where it is true along each of its axes."""
-    if isinstance(mask, bool) or mask.ndim == 0:
+def _converted(x: Tensor, k: Any) -> Any:
+    """A part of a key with lists and arrays made tensors and 0-d tensors made ints."""
+    if isinstance(k, list) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
+        k = asarray(k, device=x.device)
+        k = astype(k, dtypes.int64) if not k.size and k.dtype.is_float else k  # an empty list
+    if isinstance(k, bool) or (_is_mask(k) and not k.ndim):
         raise DtypeError("index: a single bool came among other indices: it may only stand alone, as in x[True]")
-    if Ellipsis in [k for k in before if not isinstance(k, Tensor)]:
-        axis = None
-    else:
-        axis = sum(k is not None for k in before)
-    if axis is not None and x.shape[axis : axis + mask.ndim] != mask.shape:
-        raise ShapeError(f"index: x has shape {x.shape}, a mask has shape {mask.shape}: it must match axis {axis} on")
-    return list(nonzero(mask))
+    if not isinstance(k, Tensor) or k.dtype is dtypes.bool:
+        return k
+    require_integers("index", "a tensor in the key", k)
+    return k if k.ndim else _whole_number(k)
+
+
+def _is_mask(k: Any) -> bool:
+    return isinstance(k, Tensor) and k.dtype is dtypes.bool
 
 
 def _is_tensor(k: Any) -> bool:
@@ -142,7 +148,7 @@ def _checked(x: Tensor, axis: int, k: Any) -> int:
 def _getitem(x: Tensor, key: Any) -> Tensor:
     """x[key]: ints, slices, None and Ellipsis give a view, integer tensors and masks a copy."""
     if _is_lone_bool(key):
-        return _basic(x, (None,))[: int(key)]
+        return _basic(x, (None, ...))[: int(key)]
     parts = _parts(x, key)
     return _gathered(x, parts) if any(map(_is_tensor, parts)) else _basic(x, tuple(parts))
 
@@ -165,7 +171,7 @@ def _setitem(x: Tensor, key: Any, value: Any) -> None:
 
 
 def _is_lone_bool(key: Any) -> bool:
-    return isinstance(key, bool) or (isinstance(key, Tensor) and key.dtype is dtypes.bool and key.ndim == 0)
+    return isinstance(dtypes.python_scalar(key), bool) or (_is_mask(key) and not key.ndim)
 
 
 def _iterate(x: Tensor):
