@@ -76,6 +76,9 @@ def training(tokens, dtype):
     ta.argmax(x, axis=-1), ta.argmin(x, axis=0), x.sum(axis=0)
     ta.rms_norm(x.detach(), w[0]).cumulative_sum(axis=1).sum().backward()
     w[0].prod().backward()
+    rows = x.detach().reshape((-1, 32))
+    ta.linear_cross_entropy(rows, w, tokens.reshape((-1,))).backward()
+    ta.linear_cross_entropy(rows, w.detach(), tokens.reshape((-1,)))
     x.detach().reshape((-1,))[tokens.reshape((-1,))] = 0
 
 

@@ -222,5 +222,6 @@ Tensor.__init__ = _initialize  # type: ignore[method-assign]
 Tensor.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
 Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
 Tensor.__float__ = lambda self: float(self.item())
+Tensor.__complex__ = lambda self: complex(self.item())
 Tensor.__int__ = lambda self: int(self.item())
 Tensor.__index__ = _index

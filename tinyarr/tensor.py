@@ -128,6 +128,7 @@ class Tensor:
         __dlpack__: Any
         __dlpack_device__: Any
         to_device: Any
+        __complex__: Any
         __float__: Any
         __int__: Any
         __index__: Any

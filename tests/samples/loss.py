@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import tinyarr
 from tests.samples.record import (
+    FLOATS,
     SAMPLES,
     SIDE,
     Case,
@@ -23,6 +24,7 @@ from tests.samples.record import (
 )
 from tinyarr import Tensor, ones, vjp, zeros
 from tinyarr.dtypes import (
+    FLOAT8,
     float32,
     float64,
     int64,
@@ -200,6 +202,8 @@ SAMPLES["linear_cross_entropy_with_gradients"] = Sample(
     with_gradients,
     linear_cross_entropy_gradients,
     cases_of(head_cases),
+    takes=tuple(d for d in FLOATS if d not in FLOAT8),  # in which the bound below says nothing
+    refuses=(),
     gives=lambda dtype, **_: (dtype.compute, dtype, dtype),
     precision=same,  # the gradients are rounded when they are stored, then scaled
     roundings=lambda x, weight, targets, **_: x.size + weight.size + targets.size * len(weight) + 12,

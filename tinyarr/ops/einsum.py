@@ -121,7 +121,7 @@ def einsum(subscripts: str, *operands: Tensor) -> Tensor:
 
 
 def _parsed(subscripts: str, operands: Sequence[Tensor]) -> tuple[list[str], str]:
-    """The letters of each operand's axes and of the result's, `...` replaced by capital letters not in use."""
+    """The letters of each operand's axes and of the result's, `...` replaced by letters beyond ASCII."""
     text = subscripts.replace(" ", "")
     left, arrow, right = text.partition("->")
     inputs = left.split(",")
@@ -166,20 +166,17 @@ def _contract(a: str, x: Tensor, b: str, y: Tensor, later: set[str], sizes: dict
     inner = [k for k in a if k in b and k not in later]
     rows, columns = [k for k in a if k not in b], [k for k in b if k not in a]
 
-    def arranged(x: Tensor, letters: str, groups: Sequence[list[str]]) -> Tensor:
+    shared = {k: sizes[k] for k in (*batch, *inner)}
+    own = dict(zip(b, y.shape, strict=True)) | dict(zip(a, x.shape, strict=True)) | shared
+
+    def arranged(x: Tensor, letters: str, *groups: list[str]) -> Tensor:
         order = [k for group in groups for k in group]
-        x = permute_dims(x, [letters.index(k) for k in order])
-        shared = {*batch, *inner}
-        x = broadcast_to(x, tuple(sizes[k] if k in shared else n for k, n in zip(order, x.shape, strict=True)))
-        return reshape(x, tuple(math.prod(_size(k, x, order) for k in group) for group in groups))
+        x = broadcast_to(permute_dims(x, [letters.index(k) for k in order]), tuple(own[k] for k in order))
+        return reshape(x, tuple(math.prod(own[k] for k in group) for group in groups))
 
-    def _size(k: str, x: Tensor, order: list[str]) -> int:
-        return x.shape[order.index(k)]
-
-    left = arranged(x, a, (batch, rows, inner))
-    right = arranged(y, b, (batch, inner, columns))
-    shape = [sizes[k] for k in batch] + [x.shape[a.index(k)] for k in rows] + [y.shape[b.index(k)] for k in columns]
-    return "".join([*batch, *rows, *columns]), reshape(matmul(left, right), tuple(shape))
+    result = matmul(arranged(x, a, batch, rows, inner), arranged(y, b, batch, inner, columns))
+    letters = "".join([*batch, *rows, *columns])
+    return letters, reshape(result, tuple(own[k] for k in letters))
 
 
 def _summed(x: Tensor, letters: str, needed: set[str]) -> tuple[Tensor, str]:

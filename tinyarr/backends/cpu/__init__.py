@@ -16,7 +16,7 @@ from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import attention, expression, index, loss, matmul, norm, reduce, scan, shape, sort
 from .memory import POOLED_FROM, Pool
-from .registry import KERNELS, Record, plan_scratch
+from .registry import KERNELS, Layouts, Record, plan_scratch
 
 FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, sort)  # importing them fills KERNELS
 
@@ -110,9 +110,11 @@ def _spread(record: Record, params: dict[str, Any]) -> Callable:
     return lambda inputs, outputs, scratch=(): function(*inputs, *outputs, *scratch, **params)
 
 
-def _layouts(layouts: tuple[str, ...] | str | None) -> Callable[[Any], Sequence[str]] | None:
+def _layouts(layouts: Layouts) -> Callable[[Any], Sequence[str]] | None:
     if layouts is None:
         return None
+    if callable(layouts):
+        return lambda call: (layouts(call),) * len(call.in_shapes)
     if isinstance(layouts, str):
         return lambda call: (layouts,) * len(call.in_shapes)
     return lambda call: layouts

@@ -60,9 +60,14 @@ def _scores(q, k, weights, hidden, scale: float) -> None:
         np.copyto(weights, -np.inf, where=hidden)
 
 
+def _layout(call) -> str:
+    """Where a matrix has a single row or column, NumPy's product rounds by the strides: then each must be dense."""
+    return "matrices" if any(1 in shape[-2:] for shape in call.in_shapes) else "rows"
+
+
 @kernel(
     "scaled_dot_product_attention",
-    layouts="rows",
+    layouts=_layout,
     scratch=lambda call: _scratch(call.in_shapes, call.in_dtypes[0], weights=1),
 )
 def attention(q, k, v, out, lse, weights, row, hidden, *wide, causal, scale):
@@ -98,7 +103,7 @@ def _gradient_scratch(call):
     return specs
 
 
-@kernel("scaled_dot_product_attention_gradient", layouts="rows", scratch=_gradient_scratch)
+@kernel("scaled_dot_product_attention_gradient", layouts=_layout, scratch=_gradient_scratch)
 def attention_gradient(
     g, q, k, v, out, lse, dq, dk, dv, weights, slope, row, hidden, more_k, more_v, *wide, causal, scale
 ):

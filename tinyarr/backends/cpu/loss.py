@@ -65,11 +65,12 @@ def cross_entropy_gradient(g, logits, targets, lse, out, block, *, ignore_index)
 
 
 LOGITS = 1 << 24  # held at once: so many that the products of a block are worth their overhead
+ROWS = 1024  # in a block at most
 
 
 def _logits(call, dtype):
     rows, classes = call.in_shapes[0][0], call.in_shapes[1][0]
-    return ((min(max(LOGITS // max(classes, 1), 1), rows), classes), dtype)
+    return ((min(max(LOGITS // max(classes, 1), 1), ROWS, rows), classes), dtype)
 
 
 def _linear_scratch(call):

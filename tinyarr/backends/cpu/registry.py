@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
+Layouts = tuple[str, ...] | str | Callable[[Any], str] | None
+
 
 @dataclass(frozen=True)
 class Record:
     """function(*inputs, *outputs, *scratch, **params); scratch(call) lists the (shape, np dtype) that it works in."""
 
     function: Callable
-    layouts: tuple[str, ...] | str | None
+    layouts: Layouts
     scratch: Callable[[Any], Sequence[tuple[tuple[int, ...], Any]]] | None
     takes_lists: bool
 
@@ -26,7 +28,7 @@ KERNELS: dict[str, Record] = {}
 def kernel(
     name: str,
     *,
-    layouts: tuple[str, ...] | str | None = None,
+    layouts: Layouts = None,
     scratch: Callable[[Any], Sequence[tuple[tuple[int, ...], Any]]] | None = None,
     takes_lists: bool = False,
 ) -> Callable[[Callable], Callable]:
@@ -35,7 +37,7 @@ def kernel(
     It receives the inputs, then the outputs, then the scratch arrays, as np.ndarrays, and the call's parameters by
     keyword. It writes every element of every output and allocates nothing that grows with the operands. With
     `takes_lists` it receives one list of inputs and one of outputs (for primitives with any number of them). `layouts`
-    names the layout of each operand (eager.fit), or one for all.
+    names the layout of each operand (eager.fit), or one for all, or how it follows from the call.
     """
 
     def register(function: Callable) -> Callable:
