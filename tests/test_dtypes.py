@@ -156,6 +156,26 @@ def test_every_half_becomes_the_quarter_that_ml_dtypes_makes_of_it(d, numpy_type
     assert same(ta.Tensor(every).astype(d), expected)
 
 
+@pytest.mark.parametrize("target", ALL, ids=lambda d: d.name)
+@pytest.mark.parametrize(("d", "numpy_type"), HALVES + QUARTERS, ids=lambda d: getattr(d, "name", ""))
+def test_every_bit_pattern_is_cast_to_every_dtype_as_the_number_that_it_is(d, numpy_type, target):
+    """As the equal float32; to an integer without the fraction, where it fits; to bool whether it is not 0."""
+    every = patterns(numpy_type)
+    found = ta.Tensor(every).astype(target)
+    with np.errstate(invalid="ignore"):
+        wide = every.astype(np.float32)
+        exact = wide.astype(np.float64)
+    if target is not d:
+        assert same(found, ta.Tensor(wide).astype(target).numpy())
+    if target.kind == "bool":
+        np.testing.assert_array_equal(found.numpy(), wide != 0)
+    elif not target.is_float:
+        limits = np.iinfo(target.numpy)
+        whole = np.trunc(exact)
+        fits = np.isfinite(wide) & (whole >= limits.min) & (whole < 2.0 ** (limits.bits - (limits.min < 0)))
+        np.testing.assert_array_equal(found.numpy()[fits], whole[fits].astype(target.numpy))
+
+
 def test_float32_is_rounded_to_the_nearest_bfloat16_ties_to_even():
     rng = np.random.default_rng(0)
     words = rng.integers(0, 2**32, 200_000, dtype=np.uint32)

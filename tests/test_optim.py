@@ -407,3 +407,10 @@ def test_clipping_is_torch_s(max_norm):
     for p, q in zip(parameters, theirs):
         if q.grad is not None:
             np.testing.assert_allclose(p.grad.numpy(), q.grad.numpy(), rtol=1e-14)
+
+
+def test_a_learning_rate_below_0_is_refused_also_later():
+    optimizer = optim.SGD([tinyarr.Tensor([1.0], requires_grad=True)], lr=0.1)
+    with pytest.raises(ArgumentError, match="SGD: lr is -1"):
+        optimizer.lr = -1
+    assert optimizer.lr.item() == 0.1

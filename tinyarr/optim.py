@@ -108,6 +108,8 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float | Tensor) -> None:
+        if not isinstance(value, Tensor):
+            self._check({"lr": value})
         self._lr.assign(value)
 
     @property
