@@ -156,9 +156,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 def read_config(model_class: type, path: Path) -> Any:
     """The model's Config that the config.json in a folder, or beside a file, describes.
 
-    Raises FileError where it is damaged, or describes a model that `model_class` can't be.
+    Raises FileNotFoundError where there is none, FileError where it is damaged or describes a model that
+    `model_class` can't be.
     """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder or file: check the path")
     path = (path if path.is_dir() else path.parent) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file: it says how large the model is; else name its size")
     format = FORMATS[model_class.name]
     try:
         given = json.loads(path.read_text(encoding="utf-8"))

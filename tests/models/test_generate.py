@@ -120,6 +120,8 @@ def test_weights_with_hugging_face_s_names_are_read(tmp_path, capsys):
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"--weights": "none.safetensors"}, "none.safetensors"),
+    ({"--weights": "none", "--size": None}, "none: no such folder or file"),
+    ({"--size": None}, "config.json: no such file: it says how large the model is"),
     ({"--weights": "text.txt"}, "text.txt is not a sound safetensors file"),
     ({"--tokenizer": "none.bpe"}, "--tokenizer none.bpe: load_tokenizer: none.bpe: no such file"),
     ({"--device": "tpu"}, "Device: 'tpu' is not a device"),
@@ -131,7 +133,7 @@ def test_wrong_files_and_devices_end_in_one_line(tmp_path, monkeypatch, capsys, 
     saving.save("w.safetensors", GPT2Format.weights(GPT2(MICRO)))
     given = {"--weights": "w.safetensors", "--size": "tiny", "--tokenizer": "bytes"} | change
     with pytest.raises(SystemExit, match="2"):
-        main(Micro, ["generate", *(word for pair in given.items() for word in pair)])
+        main(Micro, ["generate", *(word for pair in given.items() if pair[1] for word in pair)])
     out, error = capsys.readouterr()
     assert out == "" and message in error and error.count("\n") == 1
 

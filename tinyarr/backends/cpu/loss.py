@@ -9,14 +9,14 @@ from .norm import row_blocks
 from .registry import kernel
 
 
-def _check_targets(targets: np.ndarray, first: int, classes: int, ignore_index: int) -> np.ndarray:
+def _check_targets(operation: str, targets: np.ndarray, first: int, classes: int, ignore_index: int) -> np.ndarray:
     """Which targets count. Raises OutOfBounds for one that is neither a class nor ignored."""
     counted = targets != ignore_index
     bad = counted & ((targets < 0) | (targets >= classes))
     if bad.any():
         at = int(np.argmax(bad))
         raise OutOfBounds(
-            f"cross_entropy: target {first + at} is {int(targets[at])}, there are {classes} classes: "
+            f"{operation}: target {first + at} is {int(targets[at])}, there are {classes} classes: "
             f"use 0 to {classes - 1}, or ignore_index ({ignore_index})"
         )
     return counted
@@ -28,7 +28,7 @@ def cross_entropy(logits, targets, loss, lse, block, *, ignore_index):
     for a in range(0, len(logits), step):
         b = min(a + step, len(logits))
         e, total, t = block[: b - a], lse[a:b], targets[a:b]
-        counted = _check_targets(t, a, logits.shape[-1], ignore_index)
+        counted = _check_targets("cross_entropy", t, a, logits.shape[-1], ignore_index)
         np.copyto(e, logits[a:b], casting="unsafe")
         np.maximum.reduce(e, axis=-1, out=total)
         loss[a:b] = -e[np.arange(b - a), np.where(counted, t, 0)]
@@ -91,7 +91,7 @@ def _linear_gradient_scratch(call):
 def _block_losses(x, weight, targets, logits, row, lse, first, ignore_index):
     """The logits of a block, made softmax's numerators; their sums in lse, the largest subtracted. Returns the loss."""
     np.matmul(x, weight.T, out=logits)
-    counted = _check_targets(targets, first, logits.shape[-1], ignore_index)
+    counted = _check_targets("linear_cross_entropy", targets, first, logits.shape[-1], ignore_index)
     np.maximum.reduce(logits, axis=-1, out=row)
     np.subtract(logits, row[:, None], logits)
     picked = logits[np.arange(len(logits)), np.where(counted, targets, 0)]
