@@ -1,5 +1,7 @@
 """The table of CUDA kernels: for each primitive a function that plans its launches, filled by the `@kernel` decorator.
 
+Nothing in tinyarr runs a plan yet: `Device("cuda")` says that there is no CUDA backend.
+
 A plan is data: which functions of which sources run, on which grid, with which arguments. It depends on the operands'
 shapes, strides, dtypes and alignment, and on the parameters, never on addresses. So eager mode keeps it and binds new
 addresses at each call, and a compiled program will hold the same launches.
@@ -8,7 +10,7 @@ addresses at each call, and a compiled program will hold the same launches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ...dtypes import Dtype
@@ -39,12 +41,6 @@ class Output(NamedTuple):
     number: int
 
 
-class Scratch(NamedTuple):
-    """An argument: the address of scratch block `number` of the plan."""
-
-    number: int
-
-
 @dataclass(frozen=True)
 class Source:
     """A CUDA source file beside this one (or generated text), with the macros that specialise it."""
@@ -56,7 +52,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. arguments: Input, Output, Scratch, or NumPy scalars and ctypes structures passed by value."""
+    """One kernel launch. arguments: Input, Output, or NumPy scalars passed by value."""
 
     source: Source
     function: str
@@ -67,19 +63,10 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class LibraryCall:
-    """One call into cuBLASLt or cuDNN: `function(stream, *addresses)`, the arguments given as for a Launch."""
-
-    function: Callable[..., None]
-    arguments: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What runs for one call, in order, and the bytes of each scratch block (each aligned to 256)."""
+    """What runs for one call, in order."""
 
-    steps: Sequence[Launch | LibraryCall]
-    scratch: Sequence[int] = field(default=())
+    steps: Sequence[Launch]
 
 
 @dataclass(frozen=True)
