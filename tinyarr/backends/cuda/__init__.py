@@ -1,1 +1,1 @@
-"""The CUDA backend."""
+"""CUDA: so far, what a plan of kernel launches is."""
