@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .tensor import Tensor
 
@@ -82,8 +82,15 @@ def missing(owner: str, names: dict[str, str], name: str) -> NoReturn:
     raise AttributeError(f"{owner} has no attribute {name!r}{hint}")
 
 
-def _missing_method(self: Tensor, name: str) -> Any:
-    missing("Tensor", METHODS, name)
+class _Missing:
+    """An attribute that is not there. A `__getattr__` would make every access to a tensor's attributes slower."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def __get__(self, tensor: Tensor | None, owner: type) -> NoReturn:
+        missing("Tensor", METHODS, self._name)
 
 
-Tensor.__getattr__ = _missing_method  # type: ignore[method-assign]
+for _name in METHODS:
+    setattr(Tensor, _name, _Missing(_name))
