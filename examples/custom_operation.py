@@ -82,7 +82,7 @@ def on_cpu(x, w, out):
 @cuda.kernel("conv2d", layouts="dense")
 def on_cuda(inputs, outputs):
     (x, w), (out,) = inputs, outputs
-    source = cuda.Source("", (("T", "float" if out.dtype is tinyarr.float32 else "double"),), CUDA_SOURCE)
+    source = cuda.Source((), (("T", "float" if out.dtype is tinyarr.float32 else "double"),), CUDA_SOURCE)
     arguments = (cuda.Output(0), cuda.Input(0), cuda.Input(1), *sizes(x, w, out))
     return cuda.Plan([cuda.Launch(source, "conv2d", (-(-int(arguments[3]) // 256), 1, 1), (256, 1, 1), arguments)])
 

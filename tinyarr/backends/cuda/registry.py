@@ -1,15 +1,14 @@
 """The table of CUDA kernels: for each primitive a function that plans its launches, filled by the `@kernel` decorator.
 
-Nothing in tinyarr runs a plan yet: `Device("cuda")` says that there is no CUDA backend.
-
-A plan is data: which functions of which sources run, on which grid, with which arguments. It depends on the operands'
-shapes, strides, dtypes and alignment, and on the parameters, never on addresses. So eager mode keeps it and binds new
-addresses at each call, and a compiled program will hold the same launches.
+A plan is data: which functions of which sources run, on which grid, with which arguments, and which library calls. It
+depends on the operands' shapes, strides, dtypes and alignment, and on the parameters, never on addresses nor on a
+device. So eager mode keeps it and binds new addresses at each call, a compiled program will hold the same launches,
+and every kernel can be planned and compiled without a GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,33 +25,49 @@ class Operand(NamedTuple):
     shape: Shape
     strides: Shape
     dtype: Dtype | str
-    aligned: bool
+    aligned: bool = True
 
 
 class Input(NamedTuple):
-    """An argument: the address of input `number` (of a Python scalar its value, as int64 or double)."""
+    """An argument: the address of input `number` plus `offset` bytes (of a Python scalar its value, int64 or double)."""
 
     number: int
+    offset: int = 0
 
 
 class Output(NamedTuple):
-    """An argument: the address of output `number`."""
+    """An argument: the address of output `number` plus `offset` bytes."""
 
     number: int
+    offset: int = 0
+
+
+class Scratch(NamedTuple):
+    """An argument: the address of the plan's scratch block `number` plus `offset` bytes."""
+
+    number: int
+    offset: int = 0
+
+
+class Report(NamedTuple):
+    """An argument: the address at which a kernel leaves what it found wrong (report.cuh)."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A CUDA source file beside this one (or generated text), with the macros that specialise it."""
+    """CUDA source files beside this one, pasted in this order, behind the macros that specialise them.
 
-    file: str
+    `text`, generated code, comes after the files.
+    """
+
+    files: tuple[str, ...] = ()
     macros: tuple[tuple[str, str], ...] = ()
-    text: str | None = None
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. arguments: Input, Output, or NumPy scalars passed by value."""
+    """One kernel launch. arguments: Input, Output, Scratch, Report, or NumPy scalars passed by value."""
 
     source: Source
     function: str
@@ -63,31 +78,55 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What runs for one call, in order."""
+class LibraryCall:
+    """One call into a library: LIBRARIES[library](spec) prepares it once, arguments are the addresses that it gets."""
 
-    steps: Sequence[Launch]
+    library: str
+    spec: Hashable
+    arguments: tuple[Input | Output | Scratch, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs for one call, in order, and the bytes of each scratch block that it works in."""
+
+    steps: Sequence[Launch | LibraryCall]
+    scratch: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Record:
-    """plan(inputs, outputs, **params) -> Plan; layouts as in the CPU backend's registry (eager.fit)."""
+    """plan(inputs, outputs, **params) -> Plan, or None: the composite serves. layouts as in the CPU's registry."""
 
-    plan: Callable[..., Plan]
+    plan: Callable[..., Plan | None]
     layouts: tuple[str, ...] | str | None
 
 
 KERNELS: dict[str, Record] = {}
 
+# prepare(spec) -> run(stream, *addresses). What a library works in is a scratch block of the plan.
+LIBRARIES: dict[str, Callable[[Any], Callable[..., None]]] = {}
+
 
 def kernel(name: str, *, layouts: tuple[str, ...] | str | None = None) -> Callable[[Callable], Callable]:
     """Decorator: the function plans the primitive `name`.
 
-    It gets the inputs' and outputs' Operands and the call's parameters by keyword. Outputs are row-major.
+    It gets the inputs' and outputs' Operands (which a primitive with any number of them lists) and the call's
+    parameters by keyword. Outputs are row-major. It returns None for operands that only the composite can serve.
     """
 
     def register(function: Callable) -> Callable:
         KERNELS[name] = Record(function, layouts)
+        return function
+
+    return register
+
+
+def library(name: str) -> Callable[[Callable], Callable]:
+    """Decorator: the function prepares calls into the library `name`."""
+
+    def register(function: Callable) -> Callable:
+        LIBRARIES[name] = function
         return function
 
     return register
