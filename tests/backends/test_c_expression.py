@@ -9,6 +9,7 @@ import pytest
 
 from tests.evaluation import evaluate, evaluate_into
 from tinyarr import dtypes, views
+from tinyarr.backends import scalar_source
 from tinyarr.backends.cpu import c_compiler, c_expression
 from tinyarr.errors import DtypeError
 from tinyarr.ops import scalar
@@ -296,7 +297,7 @@ def test_constants_are_printed_exactly(dtype):
 
 def test_constants_read_as_one_would_write_them():
     printed = [
-        c_expression.constant(value, dtypes.dtype(dtype))
+        scalar_source.constant(value, dtypes.dtype(dtype))
         for value, dtype in [(0.1, "float32"), (0.1, "float64"), (-2, "float32"), (True, "bool"), (-(2**63), "int64")]
     ]
     assert printed == ["0.1f", "0.1", "(-2.0f)", "1", "INT64_MIN"]

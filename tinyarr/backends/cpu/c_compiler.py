@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from ...errors import TinyarrError
+from ..scalar_source import HEADER
 
 # Nothing here changes a result: no fast-math, no contraction to fused multiply-adds, and integers wrap. That errno
 # and floating-point exceptions are not looked at lets loops with sqrt, comparisons and conversions use SIMD.
@@ -19,7 +20,6 @@ FLAGS = (
     "-std=gnu11 -O3 -fPIC -shared -fwrapv -ffp-contract=off -fno-math-errno -fno-trapping-math -fopenmp-simd "
     f"-{'march' if platform.machine() in ('x86_64', 'AMD64') else 'mcpu'}=native"
 ).split()
-HEADERS = Path(__file__).parent
 
 
 class CompilerError(TinyarrError, RuntimeError):
@@ -53,7 +53,7 @@ def load(source: str, folder: Path | None = None) -> ctypes.CDLL:
     text, library = folder / "kernels.c", folder / "kernels.so"
     text.write_text(source, encoding="utf-8")
     run = subprocess.run(
-        [*command, *FLAGS, f"-I{HEADERS}", str(text), "-o", str(library), "-lm"], capture_output=True, text=True
+        [*command, *FLAGS, f"-I{HEADER.parent}", str(text), "-o", str(library), "-lm"], capture_output=True, text=True
     )
     if run.returncode:
         raise CompilerError(f"C compiler: {shlex.join(command)} rejected the source:\n{run.stderr.strip()}")

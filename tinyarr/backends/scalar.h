@@ -3,20 +3,27 @@
    exp, log, tanh and erf are ours because a compiler can't vectorize a call into libm. They hold 2 ulp everywhere, take
    and give subnormal numbers, and have no branch. Their coefficients are those of the Taylor series, which a reader can
    check, on ranges so short that the first omitted term is below half an ulp; only erf needs a fitted polynomial.
-   Signed integers wrap (-fwrapv), no multiply-add is contracted (-ffp-contract=off). */
+   Signed integers wrap (-fwrapv), no multiply-add is contracted (-ffp-contract=off, -fmad=false). The same text is C
+   and CUDA C++. */
 
+/* BITCAST: the bits of an expression read as another type of the same size. */
+#ifdef __CUDACC__
+#define FUNCTION static __device__ __forceinline__
+template <typename From, typename To> FUNCTION To bitcast(From x) { return *reinterpret_cast<To *>(&x); }
+#define BITCAST(from, to, x) bitcast<from, to>(x)
+#else
 #include <math.h>
 #include <stdint.h>
-
-/* The bits of an expression read as another type of the same size. */
+#define FUNCTION static inline
 #define BITCAST(from, to, x) (((union { from source; to target; }){(x)}).target)
+#endif
 
-static inline uint32_t bits_of_float32(float x) { return BITCAST(float, uint32_t, x); }
-static inline uint64_t bits_of_float64(double x) { return BITCAST(double, uint64_t, x); }
-static inline float float32_of_bits(uint32_t bits) { return BITCAST(uint32_t, float, bits); }
-static inline double float64_of_bits(uint64_t bits) { return BITCAST(uint64_t, double, bits); }
-static inline uint8_t signbit_float32(float x) { return bits_of_float32(x) >> 31; }
-static inline uint8_t signbit_float64(double x) { return bits_of_float64(x) >> 63; }
+FUNCTION uint32_t bits_of_float32(float x) { return BITCAST(float, uint32_t, x); }
+FUNCTION uint64_t bits_of_float64(double x) { return BITCAST(double, uint64_t, x); }
+FUNCTION float float32_of_bits(uint32_t bits) { return BITCAST(uint32_t, float, bits); }
+FUNCTION double float64_of_bits(uint64_t bits) { return BITCAST(uint64_t, double, bits); }
+FUNCTION uint8_t signbit_float32(float x) { return bits_of_float32(x) >> 31; }
+FUNCTION uint8_t signbit_float64(double x) { return bits_of_float64(x) >> 63; }
 
 /* exp, tanh and erf begin with e^x = 2^n (1 + p), where n is x / log 2 rounded. Adding 1.5 * 2^(mantissa bits) rounds
    to a whole number and leaves it in the low bits of the sum. log 2 is subtracted in two parts, the first with so few
@@ -24,7 +31,7 @@ static inline uint8_t signbit_float64(double x) { return bits_of_float64(x) >> 6
 typedef struct { float p; int32_t n; } exponential_float32;
 typedef struct { double p; int64_t n; } exponential_float64;
 
-static inline exponential_float32 reduced_exp_float32(float x)
+FUNCTION exponential_float32 reduced_exp_float32(float x)
 {
     const float whole = 0x1.8p23f;
     float shifted = x * 0x1.715476p+0f + whole; /* 1 / log 2 */
@@ -32,10 +39,11 @@ static inline exponential_float32 reduced_exp_float32(float x)
     float high = x - k * 0x1.62e4p-1f, low = k * 0x1.7f7d1cp-20f;
     float r = high - low, rest = high - r - low;
     float q = 1 / 2.0f + r * (1 / 6.0f + r * (1 / 24.0f + r * (1 / 120.0f + r * (1 / 720.0f + r * (1 / 5040.0f)))));
-    return (exponential_float32){r + (r * r * q + rest), (int32_t)(bits_of_float32(shifted) - bits_of_float32(whole))};
+    exponential_float32 e = {r + (r * r * q + rest), (int32_t)(bits_of_float32(shifted) - bits_of_float32(whole))};
+    return e;
 }
 
-static inline exponential_float64 reduced_exp_float64(double x)
+FUNCTION exponential_float64 reduced_exp_float64(double x)
 {
     const double whole = 0x1.8p52;
     double shifted = x * 0x1.71547652b82fep+0 + whole; /* 1 / log 2 */
@@ -54,21 +62,22 @@ static inline exponential_float64 reduced_exp_float64(double x)
     q = 1 / 24.0 + r * q;
     q = 1 / 6.0 + r * q;
     q = 1 / 2.0 + r * q;
-    return (exponential_float64){r + (r * r * q + rest), (int64_t)(bits_of_float64(shifted) - bits_of_float64(whole))};
+    exponential_float64 e = {r + (r * r * q + rest), (int64_t)(bits_of_float64(shifted) - bits_of_float64(whole))};
+    return e;
 }
 
-static inline float power_of_2_float32(int32_t n) { return float32_of_bits((uint32_t)(n + 127) << 23); }
-static inline double power_of_2_float64(int64_t n) { return float64_of_bits((uint64_t)(n + 1023) << 52); }
+FUNCTION float power_of_2_float32(int32_t n) { return float32_of_bits((uint32_t)(n + 127) << 23); }
+FUNCTION double power_of_2_float64(int64_t n) { return float64_of_bits((uint64_t)(n + 1023) << 52); }
 
 /* Two factors reach the subnormal numbers, 0 and infinity with one rounding. */
-static inline float exp_float32(float x)
+FUNCTION float exp_float32(float x)
 {
     exponential_float32 e = reduced_exp_float32(x < -110 ? -110 : x > 90 ? 90 : x);
     int32_t half = e.n >> 1;
     return (1 + e.p) * power_of_2_float32(half) * power_of_2_float32(e.n - half);
 }
 
-static inline double exp_float64(double x)
+FUNCTION double exp_float64(double x)
 {
     exponential_float64 e = reduced_exp_float64(x < -750 ? -750 : x > 710 ? 710 : x);
     int64_t half = e.n >> 1;
@@ -76,14 +85,14 @@ static inline double exp_float64(double x)
 }
 
 /* e^x - 1, for x of moderate size. */
-static inline float expm1_of_moderate_float32(float x)
+FUNCTION float expm1_of_moderate_float32(float x)
 {
     exponential_float32 e = reduced_exp_float32(x);
     float scale = power_of_2_float32(e.n);
     return scale * e.p + (scale - 1);
 }
 
-static inline double expm1_of_moderate_float64(double x)
+FUNCTION double expm1_of_moderate_float64(double x)
 {
     exponential_float64 e = reduced_exp_float64(x);
     double scale = power_of_2_float64(e.n);
@@ -92,14 +101,14 @@ static inline double expm1_of_moderate_float64(double x)
 
 /* With E = e^2|x| - 1: tanh |x| = E / (E + 2), written as E/2 - E/2 E / (E + 2) for small x and as 1 - 2 / (E + 2) for
    large, where the error of the quotient counts little. */
-static inline float tanh_float32(float x)
+FUNCTION float tanh_float32(float x)
 {
     float size = fabsf(x), e = expm1_of_moderate_float32(size > 10 ? 20 : 2 * size), half = e / 2;
     float quotient = (size < 0.55f ? e : 2) / (e + 2);
     return copysignf(size < 0.55f ? half - half * quotient : 1 - quotient, x);
 }
 
-static inline double tanh_float64(double x)
+FUNCTION double tanh_float64(double x)
 {
     double size = fabs(x), e = expm1_of_moderate_float64(size > 20 ? 40 : 2 * size), half = e / 2;
     double quotient = (size < 0.55 ? e : 2) / (e + 2);
@@ -108,7 +117,7 @@ static inline double tanh_float64(double x)
 
 /* erf |x| = 1 - e^-(x + x q(x)), where the polynomial q was fitted to -log(erfc(x)) / x - 1 by Remez's algorithm, so
    that the largest relative error of erf is smallest: 2^-27.9 and 2^-56.0. Past the ranges' ends erf rounds to 1. */
-static inline float erf_float32(float x)
+FUNCTION float erf_float32(float x)
 {
     float t = fabsf(x) > 4 ? 4 : fabsf(x);
     float q = -9.255904748e-6f;
@@ -123,7 +132,7 @@ static inline float erf_float32(float x)
     return copysignf(expm1_of_moderate_float32(-(t + t * q)), x);
 }
 
-static inline double erf_float64(double x)
+FUNCTION double erf_float64(double x)
 {
     double t = fabs(x) > 5.93 ? 5.93 : fabs(x);
     double q = -9.74356736276880747e-17;
@@ -157,7 +166,7 @@ static inline double erf_float64(double x)
 
 /* log: x = 2^n m with m in [sqrt(1/2), sqrt 2), found by subtracting the bits of sqrt(1/2). With f = m - 1 and
    s = f / (2 + f): log m = 2 artanh s = f - s (f - R), where s R is the series of 2 artanh s past its first term. */
-static inline float log_float32(float x)
+FUNCTION float log_float32(float x)
 {
     float normal = x < 0x1p-126f ? x * 0x1p23f : x;
     uint32_t offset = bits_of_float32(normal) - 0x3f3504f3;
@@ -169,7 +178,7 @@ static inline float log_float32(float x)
     return x > 0 ? (x < INFINITY ? result : x) : x == 0 ? -INFINITY : NAN;
 }
 
-static inline double log_float64(double x)
+FUNCTION double log_float64(double x)
 {
     double normal = x < 0x1p-1022 ? x * 0x1p52 : x;
     uint64_t offset = bits_of_float64(normal) - 0x3fe6a09e667f3bcd;
@@ -194,17 +203,17 @@ static inline double log_float64(double x)
    Conversions to integers truncate, as NumPy's on x86-64 do: by way of int32, for uint32 and int64 by way of int64,
    where NaN and what does not fit become the lowest number. uint64 takes its upper half by way of int64 too. */
 #define FLOATING(name, type, f)                                                                                        \
-    static inline type maximum_##name(type x, type y) { return (x >= y) | (x != x) ? x : y; }                          \
-    static inline type minimum_##name(type x, type y) { return (x <= y) | (x != x) ? x : y; }                          \
-    static inline type sign_##name(type x) { return x != x ? x : (type)((x > 0) - (x < 0)); }                          \
+    FUNCTION type maximum_##name(type x, type y) { return (x >= y) | (x != x) ? x : y; }                               \
+    FUNCTION type minimum_##name(type x, type y) { return (x <= y) | (x != x) ? x : y; }                               \
+    FUNCTION type sign_##name(type x) { return x != x ? x : (type)((x > 0) - (x < 0)); }                               \
                                                                                                                        \
-    static inline type remainder_##name(type x, type y)                                                                \
+    FUNCTION type remainder_##name(type x, type y)                                                                     \
     {                                                                                                                  \
         type r = fmod##f(x, y);                                                                                        \
         return r == 0 ? copysign##f(0, y) : (r < 0) != (y < 0) ? r + y : r;                                            \
     }                                                                                                                  \
                                                                                                                        \
-    static inline type floor_divide_##name(type x, type y)                                                             \
+    FUNCTION type floor_divide_##name(type x, type y)                                                                  \
     {                                                                                                                  \
         type r = fmod##f(x, y);                                                                                        \
         type quotient = (x - r) / y - ((r != 0) & ((r < 0) != (y < 0))); /* whole but for its rounding */              \
@@ -213,29 +222,29 @@ static inline double log_float64(double x)
         return y == 0 ? x / y : quotient == 0 ? copysign##f(0, x / y) : whole;                                         \
     }                                                                                                                  \
                                                                                                                        \
-    static inline int32_t int32_from_##name(type x)                                                                    \
+    FUNCTION int32_t int32_from_##name(type x)                                                                         \
     {                                                                                                                  \
         const type end = 0x1p31;                                                                                       \
         return (int32_t)((x >= -end) & (x < end) ? x : -end);                                                          \
     }                                                                                                                  \
                                                                                                                        \
-    static inline int64_t int64_from_##name(type x)                                                                    \
+    FUNCTION int64_t int64_from_##name(type x)                                                                         \
     {                                                                                                                  \
         const type end = 0x1p63;                                                                                       \
         return (int64_t)((x >= -end) & (x < end) ? x : -end);                                                          \
     }                                                                                                                  \
                                                                                                                        \
-    static inline uint64_t uint64_from_##name(type x)                                                                  \
+    FUNCTION uint64_t uint64_from_##name(type x)                                                                       \
     {                                                                                                                  \
         const type upper = x >= (type)0x1p63 ? 0x1p63 : 0;                                                             \
         return (uint64_t)int64_from_##name(x - upper) ^ (uint64_t)(upper > 0) << 63;                                   \
     }                                                                                                                  \
                                                                                                                        \
-    static inline int8_t int8_from_##name(type x) { return (int8_t)int32_from_##name(x); }                             \
-    static inline int16_t int16_from_##name(type x) { return (int16_t)int32_from_##name(x); }                          \
-    static inline uint8_t uint8_from_##name(type x) { return (uint8_t)int32_from_##name(x); }                          \
-    static inline uint16_t uint16_from_##name(type x) { return (uint16_t)int32_from_##name(x); }                       \
-    static inline uint32_t uint32_from_##name(type x) { return (uint32_t)int64_from_##name(x); }
+    FUNCTION int8_t int8_from_##name(type x) { return (int8_t)int32_from_##name(x); }                                  \
+    FUNCTION int16_t int16_from_##name(type x) { return (int16_t)int32_from_##name(x); }                               \
+    FUNCTION uint8_t uint8_from_##name(type x) { return (uint8_t)int32_from_##name(x); }                               \
+    FUNCTION uint16_t uint16_from_##name(type x) { return (uint16_t)int32_from_##name(x); }                            \
+    FUNCTION uint32_t uint32_from_##name(type x) { return (uint32_t)int64_from_##name(x); }
 
 FLOATING(float32, float, f)
 FLOATING(float64, double, )
@@ -243,7 +252,7 @@ FLOATING(float64, double, )
 /* Integers. Division by zero gives 0; the lowest number divided by -1 wraps; a shift by the width or more, or by a
    negative number, moves every bit out; a negative power is 1 / x^|y| rounded toward zero, and 0 for x = 0. */
 #define INTEGER(name, type, unsigned_type)                                                                             \
-    static inline type floor_divide_##name(type x, type y)                                                             \
+    FUNCTION type floor_divide_##name(type x, type y)                                                                  \
     {                                                                                                                  \
         if (y == 0)                                                                                                    \
             return 0;                                                                                                  \
@@ -252,7 +261,7 @@ FLOATING(float64, double, )
         return x / y - ((x % y != 0) & ((x < 0) != (y < 0)));                                                          \
     }                                                                                                                  \
                                                                                                                        \
-    static inline type remainder_##name(type x, type y)                                                                \
+    FUNCTION type remainder_##name(type x, type y)                                                                     \
     {                                                                                                                  \
         if (y == 0 || ((type)-1 < 0 && y == (type)-1))                                                                 \
             return 0;                                                                                                  \
@@ -260,17 +269,17 @@ FLOATING(float64, double, )
         return (r != 0) & ((r < 0) != (y < 0)) ? r + y : r;                                                            \
     }                                                                                                                  \
                                                                                                                        \
-    static inline type bitwise_left_shift_##name(type x, type y)                                                       \
+    FUNCTION type bitwise_left_shift_##name(type x, type y)                                                            \
     {                                                                                                                  \
         return (unsigned_type)y < 8 * sizeof x ? (type)((unsigned_type)x << y) : 0;                                    \
     }                                                                                                                  \
                                                                                                                        \
-    static inline type bitwise_right_shift_##name(type x, type y)                                                      \
+    FUNCTION type bitwise_right_shift_##name(type x, type y)                                                           \
     {                                                                                                                  \
         return (unsigned_type)y < 8 * sizeof x ? x >> y : -(x < 0);                                                    \
     }                                                                                                                  \
                                                                                                                        \
-    static inline type power_##name(type x, type y)                                                                    \
+    FUNCTION type power_##name(type x, type y)                                                                         \
     {                                                                                                                  \
         if (y < 0)                                                                                                     \
             return x == 1 ? 1 : x == (type)-1 ? (y & 1 ? -1 : 1) : 0;                                                  \
@@ -291,7 +300,7 @@ INTEGER(uint64, uint64_t, uint64_t)
 
 /* Floating formats smaller than float32, with `e` exponent and `m` mantissa bits. `top` is the first code that is not
    finite: infinity, or NaN where the format has no infinity. narrow rounds to nearest even. */
-static inline uint32_t narrow(float x, int e, int m, uint32_t top, uint32_t nan)
+FUNCTION uint32_t narrow(float x, int e, int m, uint32_t top, uint32_t nan)
 {
     uint32_t bits = bits_of_float32(x), size = bits & 0x7fffffff;
     int bias = (1 << (e - 1)) - 1, dropped = 23 - m;
@@ -307,7 +316,7 @@ static inline uint32_t narrow(float x, int e, int m, uint32_t top, uint32_t nan)
     return code | bits >> 31 << (e + m);
 }
 
-static inline float widen(uint32_t code, int e, int m, uint32_t top)
+FUNCTION float widen(uint32_t code, int e, int m, uint32_t top)
 {
     int bias = (1 << (e - 1)) - 1, dropped = 23 - m;
     uint32_t size = code & ((1u << (e + m)) - 1), sign = code >> (e + m) << 31;
@@ -316,32 +325,56 @@ static inline float widen(uint32_t code, int e, int m, uint32_t top)
     return float32_of_bits(sign | (size < top ? bits_of_float32(finite) : 0x7f800000 | size << dropped));
 }
 
-static inline uint16_t bfloat16_from_float32(float x) { return narrow(x, 8, 7, 0x7f80, 0x7fc0); }
-static inline uint16_t float16_from_float32(float x) { return narrow(x, 5, 10, 0x7c00, 0x7e00); }
-static inline uint8_t float8_e4m3fn_from_float32(float x) { return narrow(x, 4, 3, 0x7f, 0x7f); }
-static inline uint8_t float8_e5m2_from_float32(float x) { return narrow(x, 5, 2, 0x7c, 0x7e); }
+#ifdef __CUDACC__
+/* One instruction each; NaN becomes 0x7fff. */
+FUNCTION uint16_t bfloat16_from_float32(float x)
+{
+    uint16_t code;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(code) : "f"(x));
+    return code;
+}
 
-static inline float float32_from_bfloat16(uint16_t code) { return float32_of_bits((uint32_t)code << 16); }
-static inline float float32_from_float16(uint16_t code) { return widen(code, 5, 10, 0x7c00); }
-static inline float float32_from_float8_e4m3fn(uint8_t code) { return widen(code, 4, 3, 0x7f); }
-static inline float float32_from_float8_e5m2(uint8_t code) { return widen(code, 5, 2, 0x7c); }
+FUNCTION uint16_t float16_from_float32(float x)
+{
+    uint16_t code;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(code) : "f"(x));
+    return code;
+}
+
+FUNCTION float float32_from_float16(uint16_t code)
+{
+    float x;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(code));
+    return x;
+}
+#else
+FUNCTION uint16_t bfloat16_from_float32(float x) { return narrow(x, 8, 7, 0x7f80, 0x7fc0); }
+FUNCTION uint16_t float16_from_float32(float x) { return narrow(x, 5, 10, 0x7c00, 0x7e00); }
+FUNCTION float float32_from_float16(uint16_t code) { return widen(code, 5, 10, 0x7c00); }
+#endif
+FUNCTION uint8_t float8_e4m3fn_from_float32(float x) { return narrow(x, 4, 3, 0x7f, 0x7f); }
+FUNCTION uint8_t float8_e5m2_from_float32(float x) { return narrow(x, 5, 2, 0x7c, 0x7e); }
+
+FUNCTION float float32_from_bfloat16(uint16_t code) { return float32_of_bits((uint32_t)code << 16); }
+FUNCTION float float32_from_float8_e4m3fn(uint8_t code) { return widen(code, 4, 3, 0x7f); }
+FUNCTION float float32_from_float8_e5m2(uint8_t code) { return widen(code, 5, 2, 0x7c); }
 
 /* NumPy rounds float64 to float16 once, ml_dtypes to its formats through float32. Rounding to odd keeps in the last bit
    of a float32 whether anything was cut off, so that the second rounding is right. */
-static inline uint16_t float16_from_float64(double x)
+FUNCTION uint16_t float16_from_float64(double x)
 {
     float nearest = (float)x;
     uint32_t bits = bits_of_float32(nearest) - (fabs(nearest) > fabs(x));
     return float16_from_float32(float32_of_bits(bits | (nearest != x)));
 }
 
-static inline uint16_t bfloat16_from_float64(double x) { return bfloat16_from_float32((float)x); }
-static inline uint8_t float8_e4m3fn_from_float64(double x) { return float8_e4m3fn_from_float32((float)x); }
-static inline uint8_t float8_e5m2_from_float64(double x) { return float8_e5m2_from_float32((float)x); }
+FUNCTION uint16_t bfloat16_from_float64(double x) { return bfloat16_from_float32((float)x); }
+FUNCTION uint8_t float8_e4m3fn_from_float64(double x) { return float8_e4m3fn_from_float32((float)x); }
+FUNCTION uint8_t float8_e5m2_from_float64(double x) { return float8_e5m2_from_float32((float)x); }
 
 /* Word `position` of a draw: word position % 4 of Philox 4x32-10 (Salmon et al. 2011, section 3.3) of the 128-bit
    counter (block number, stream, counter) and the 64-bit key. */
-static inline uint32_t random_bits(uint64_t key, uint64_t counter, uint32_t stream, int64_t position)
+FUNCTION uint32_t random_bits(uint64_t key, uint64_t counter, uint32_t stream, int64_t position)
 {
     uint64_t block = (uint64_t)position / 4;
     uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32) + (stream << 16);
