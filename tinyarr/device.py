@@ -72,7 +72,12 @@ def _make_backend(device: Device):
         from .backends.meta import MetaBackend
 
         return MetaBackend(device)
-    raise DeviceError(f"{device}: tinyarr has no CUDA backend yet: use the device 'cpu'")
+    from . import cuda
+
+    cuda.require(device.index)
+    from .backends.cuda.backend import CudaBackend
+
+    return CudaBackend(device)
 
 
 def _restore(name: str, like: str | None) -> Device:

@@ -23,6 +23,10 @@ class DeviceError(TinyarrError, RuntimeError):
     """A device that is missing, or operands on different devices."""
 
 
+class OutOfMemory(TinyarrError, MemoryError):
+    """More memory than the device has left."""
+
+
 class OutOfBounds(TinyarrError, IndexError):
     """An index outside its axis."""
 

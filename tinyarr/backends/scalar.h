@@ -210,7 +210,7 @@ FUNCTION double log_float64(double x)
     FUNCTION type remainder_##name(type x, type y)                                                                     \
     {                                                                                                                  \
         type r = fmod##f(x, y);                                                                                        \
-        return r == 0 ? copysign##f(0, y) : (r < 0) != (y < 0) ? r + y : r;                                            \
+        return r == 0 ? copysign##f((type)0, y) : (r < 0) != (y < 0) ? r + y : r;                                      \
     }                                                                                                                  \
                                                                                                                        \
     FUNCTION type floor_divide_##name(type x, type y)                                                                  \
@@ -219,7 +219,7 @@ FUNCTION double log_float64(double x)
         type quotient = (x - r) / y - ((r != 0) & ((r < 0) != (y < 0))); /* whole but for its rounding */              \
         type whole = floor##f(quotient);                                                                               \
         whole = quotient - whole > (type)0.5 ? whole + 1 : whole;                                                      \
-        return y == 0 ? x / y : quotient == 0 ? copysign##f(0, x / y) : whole;                                         \
+        return y == 0 ? x / y : quotient == 0 ? copysign##f((type)0, x / y) : whole;                                   \
     }                                                                                                                  \
                                                                                                                        \
     FUNCTION int32_t int32_from_##name(type x)                                                                         \

@@ -1,1 +1,1 @@
-"""CUDA: so far, what a plan of kernel launches is."""
+"""The CUDA backend: raw kernels over memory, streams and modules that CuPy provides."""

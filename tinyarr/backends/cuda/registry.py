@@ -50,14 +50,20 @@ class Scratch(NamedTuple):
 
 
 class Report(NamedTuple):
-    """An argument: the address at which a kernel leaves what it found wrong (report.cuh)."""
+    """An argument: the address at which a kernel leaves what it found wrong (report.cuh).
+
+    message: what to raise then, with {value} and {position}, the indices of the element in a tensor of `shape`.
+    """
+
+    message: str = "a kernel met a value outside its range ({value}, at {position})"
+    shape: Shape = ()
 
 
 @dataclass(frozen=True)
 class Source:
-    """CUDA source files beside this one, pasted in this order, behind the macros that specialise them.
+    """CUDA source files beside this one, pasted together: headers, the macros that specialise the rest, .cu files, text.
 
-    `text`, generated code, comes after the files.
+    `text` is generated code.
     """
 
     files: tuple[str, ...] = ()

@@ -1,0 +1,146 @@
+"""CudaBackend: memory, copies and kernels of one GPU, all on one stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cupy
+import numpy as np
+from cupy.cuda import runtime
+
+from ... import views
+from ...array import Array
+from ...device import Device
+from ...dtypes import Dtype
+from ...ops.elementwise_primitive import Elementwise
+from ...views import Shape
+from ..base import Kernel, MemoryStats
+from . import elementwise, planning
+from .launch import Loader, bits
+from .memory import Memory
+from .registry import Input, Operand, Output, Plan
+from .reports import Reports
+
+STAGED = 32 * 2**20  # bytes; what is smaller goes through pinned memory, without waiting for the copy
+
+
+class Handle:
+    """What kernels take for an array: its address, and its strides and alignment, which plans depend on."""
+
+    __slots__ = ("address", "layout")
+
+    def __init__(self, address: int, strides: Shape):
+        self.address = address
+        self.layout = strides, address % 16 == 0
+
+
+class CudaBackend:
+    """Memory and kernels of one device, all on one stream."""
+
+    def __init__(self, device: Device):
+        self._device = device
+        self._memory = Memory(device)
+        with cupy.cuda.Device(device.index):
+            self.stream = cupy.cuda.Stream(non_blocking=True)
+            self._reports = Reports()
+            capability = cupy.cuda.Device(device.index).compute_capability
+        self._loader = Loader(f"sm_{capability}", self.stream, self._memory, self._reports)
+        self._copies: dict[tuple, Callable] = {}
+        self._staged: list[tuple[Any, Any]] = []
+
+    def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
+        self._enter()
+        return Array(self._memory.allocate(nbytes), dtype, shape, strides, 0)
+
+    def handle(self, array: Array) -> Handle:
+        return Handle(array.storage.memory.ptr + array.offset * array.dtype.itemsize, array.strides)
+
+    def copy(self, source: Array, target: Array) -> None:
+        if 0 in source.shape:
+            return
+        self._enter()
+        x, y = source.data, target.data
+        if views.is_contiguous(source.view) and views.is_contiguous(target.view):
+            runtime.memcpyAsync(y.address, x.address, source.nbytes, runtime.memcpyDeviceToDevice, self.stream.ptr)
+            return
+        key = source.shape, source.dtype, x.layout, y.layout
+        if key not in self._copies:
+            operands = [Operand(source.shape, layout[0], source.dtype, layout[1]) for layout in (x.layout, y.layout)]
+            self._copies[key] = self._loader.bind(
+                Plan(elementwise.copy((operands[0], Input(0)), (operands[1], Output(0))))
+            )
+        self._copies[key]([x.address], [y.address])
+
+    def from_numpy(self, data: np.ndarray, target: Array) -> None:
+        if not data.size:
+            return
+        self._enter()
+        nbytes, to, stream = target.nbytes, target.data.address, self.stream
+        if nbytes > STAGED:
+            data = np.ascontiguousarray(data)  # the driver stages it and returns once that is done
+            runtime.memcpyAsync(to, data.ctypes.data, nbytes, runtime.memcpyHostToDevice, stream.ptr)
+            stream.synchronize()
+            return
+        self._staged = [(event, pinned) for event, pinned in self._staged if not event.done]
+        pinned = cupy.cuda.alloc_pinned_memory(nbytes)
+        np.copyto(np.frombuffer(pinned, data.dtype, data.size).reshape(data.shape), data)
+        runtime.memcpyAsync(to, pinned.ptr, nbytes, runtime.memcpyHostToDevice, stream.ptr)
+        event = cupy.cuda.Event(disable_timing=True)
+        event.record(stream)
+        self._staged.append((event, pinned))
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        self._enter()
+        if not views.is_contiguous(array.view):
+            dense = self.empty(array.shape, array.dtype, views.contiguous_strides(array.shape), array.nbytes)
+            self.copy(array, dense)
+            array = dense
+        result = np.empty(array.shape, array.dtype.numpy)
+        if result.size:
+            source, kind = array.data.address, runtime.memcpyDeviceToHost
+            runtime.memcpyAsync(result.ctypes.data, source, array.nbytes, kind, self.stream.ptr)
+        self.synchronize()
+        return result
+
+    def kernel(self, call: Any) -> Kernel | None:
+        plan = planning.planner(call)
+        if plan is None:
+            return None
+        shapes, kinds = (*call.in_shapes, *call.out_shapes), (*call.in_dtypes, *call.out_dtypes)
+        inputs_count = len(call.in_shapes)
+        bound: dict[tuple, Callable] = {}
+        loader = self._loader
+
+        def prepare(key: tuple) -> Callable:
+            operands = [
+                Operand(shape, *(((), kind, True) if layout is None else (layout[0], kind, layout[1])))
+                for shape, kind, layout in zip(shapes, kinds, key, strict=True)
+            ]
+            found = bound[key] = loader.bind(plan(operands[:inputs_count], operands[inputs_count:]))
+            return found
+
+        def function(inputs: Sequence[Any], outputs: Sequence[Handle]) -> None:
+            self._enter()
+            key = tuple([x.layout if type(x) is Handle else None for x in (*inputs, *outputs)])
+            run = bound.get(key)
+            if run is None:
+                run = prepare(key)
+            addresses = [x.address if type(x) is Handle else bits(x) for x in inputs]
+            run(addresses, [x.address for x in outputs])
+
+        return Kernel(function, planning.layouts(call), in_place=isinstance(call.primitive, Elementwise))
+
+    def synchronize(self) -> None:
+        """Waits for the stream, and raises OutOfBounds where a kernel reported a bad index."""
+        self.stream.synchronize()
+        self._reports.check()
+
+    def memory_stats(self) -> MemoryStats:
+        """Blocks of the pool, rounded up to 512 bytes."""
+        return self._memory.stats()
+
+    def _enter(self) -> None:
+        """Makes the device current for this thread."""
+        if runtime.getDevice() != self._device.index:
+            runtime.setDevice(self._device.index)

@@ -1,0 +1,84 @@
+"""From CUDA source text to machine code, through NVRTC. It needs no GPU; results are kept in a cache folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from ...errors import TinyarrError
+from .registry import Source
+
+HERE = Path(__file__).parent
+# No contraction to fused multiply-adds but where a source says fmaf. Subnormal numbers are kept, division and square
+# root are exact: the compiler's defaults.
+FLAGS = ("--std=c++17", "-fmad=false", "--disable-warnings")
+
+
+class CompilerError(TinyarrError, RuntimeError):
+    """NVRTC rejected a source."""
+
+
+@functools.cache
+def _file(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def text_of(source: Source) -> str:
+    """The whole text of a source: headers, macros, kernels, generated code."""
+    headers = [_file(name) for name in source.files if not name.endswith(".cu")]
+    macros = [f"#define {name} {value}" for name, value in source.macros]
+    kernels = [_file(name) for name in source.files if name.endswith(".cu")]
+    return "\n".join([*headers, *macros, *kernels, source.text])
+
+
+def cache_folder() -> Path:
+    """Where compiled kernels are kept: $TINYARR_CACHE, else tinyarr in the user's cache folder."""
+    chosen = os.environ.get("TINYARR_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyarr"
+
+
+def compile_source(source: Source, arch: str) -> bytes:
+    """The machine code (cubin) of a source for an architecture like 'sm_90'. Raises CompilerError.
+
+    A file of the cache holds a digest of the code before the code, so that a damaged one is compiled again.
+    """
+    from cupy.cuda import nvrtc
+
+    text = text_of(source)
+    key = hashlib.sha256(repr((text, FLAGS, arch, nvrtc.getVersion())).encode()).hexdigest()
+    file = cache_folder() / f"{key}.cubin"
+    try:
+        stored = file.read_bytes()
+        if stored[:32] == hashlib.sha256(stored[32:]).digest():
+            return stored[32:]
+    except OSError:
+        pass
+    code = _compile(text, arch)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
+            temporary.write(hashlib.sha256(code).digest() + code)
+        os.replace(temporary.name, file)
+    except OSError:
+        pass  # a cache that can't be written costs time alone
+    return code
+
+
+def _compile(text: str, arch: str) -> bytes:
+    from cupy.cuda import nvrtc
+
+    program = nvrtc.createProgram(text, "tinyarr.cu", [], [])
+    try:
+        nvrtc.compileProgram(program, (f"-arch={arch}", *FLAGS))
+        return nvrtc.getCUBIN(program)
+    except nvrtc.NVRTCError:
+        log = nvrtc.getProgramLog(program)
+        raise CompilerError(f"CUDA compiler: {arch} rejected the source:\n{log}\n{text}") from None
+    finally:
+        nvrtc.destroyProgram(program)

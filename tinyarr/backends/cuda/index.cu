@@ -1,0 +1,204 @@
+/* Gathering rows by number, adding rows back to where they came from, and scattering.
+
+   I is the type of the indices, N how many rows there are. An index outside is reported and its row left out. */
+
+__device__ __forceinline__ int64_t row_of(const I *indices, int64_t j, int64_t n, bool wrap, uint64_t *words)
+{
+    int64_t i = (int64_t)indices[j];
+    int64_t row = wrap && i < 0 ? i + n : i;
+    if (row >= 0 && row < n)
+        return row;
+    report(words, 1, i, j);
+    return -1;
+}
+
+#ifdef TAKE
+/* out (K, J, C), x (K, N, C), indices (J). T is a unit of up to 16 bytes. */
+extern "C" __global__ void __launch_bounds__(256)
+take(T *out, const T *x, const I *indices, int64_t units, int64_t columns, int64_t count, int64_t n, int wrap,
+     uint64_t *words)
+{
+    for (int64_t t = blockIdx.x * (int64_t)256 + threadIdx.x; t < units; t += gridDim.x * (int64_t)256) {
+        int64_t c = t % columns, j = t / columns % count, k = t / columns / count;
+        int64_t row = row_of(indices, j, n, wrap, words);
+        if (row >= 0)
+            out[t] = x[(k * n + row) * columns + c];
+    }
+}
+#endif
+
+#ifdef SORT
+/* A stable radix sort of the J numbers of rows, 8 bits a pass, in blocks of 256: `keys` are sorted, `order` says where
+   each stood. counts (256, blocks): how often each digit comes in each block, later where its first one goes. */
+
+extern "C" __global__ void __launch_bounds__(256)
+begin_sort(int32_t *keys, int32_t *order, const I *indices, int64_t count, int64_t n, int wrap, uint64_t *words)
+{
+    int64_t j = blockIdx.x * (int64_t)256 + threadIdx.x;
+    if (j >= count)
+        return;
+    int64_t row = row_of(indices, j, n, wrap, words);
+    keys[j] = row < 0 ? n : row;
+    order[j] = j;
+}
+
+extern "C" __global__ void __launch_bounds__(256) count_digits(int32_t *counts, const int32_t *keys, int64_t count, int shift)
+{
+    __shared__ int32_t of_digit[256];
+    of_digit[threadIdx.x] = 0;
+    __syncthreads();
+    int64_t j = blockIdx.x * (int64_t)256 + threadIdx.x;
+    if (j < count)
+        atomicAdd(&of_digit[keys[j] >> shift & 255], 1);
+    __syncthreads();
+    counts[threadIdx.x * (int64_t)gridDim.x + blockIdx.x] = of_digit[threadIdx.x];
+}
+
+/* counts becomes its exclusive running sum; one block. */
+extern "C" __global__ void __launch_bounds__(1024) sum_counts(int32_t *counts, int64_t length)
+{
+    __shared__ int32_t of_warp[32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int32_t carried = 0;
+    for (int64_t first = 0; first < length; first += 4096) {
+        int64_t i = first + threadIdx.x * 4;
+        int32_t own[4], total = 0;
+        for (int k = 0; k < 4; k++) {
+            own[k] = i + k < length ? counts[i + k] : 0;
+            total += own[k];
+        }
+        int32_t sum = total;
+        for (int distance = 1; distance < 32; distance *= 2) {
+            int32_t before = __shfl_up_sync(~0u, sum, distance);
+            sum += lane >= distance ? before : 0;
+        }
+        if (lane == 31)
+            of_warp[warp] = sum;
+        __syncthreads();
+        int32_t before = carried + sum - total;
+        for (int w = 0; w < 32; w++) {
+            before += w < warp ? of_warp[w] : 0;
+            carried += of_warp[w];
+        }
+        for (int k = 0; k < 4; k++) {
+            if (i + k < length)
+                counts[i + k] = before;
+            before += own[k];
+        }
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+place(int32_t *to_keys, int32_t *to_order, const int32_t *keys, const int32_t *order, const int32_t *counts,
+      int64_t count, int shift)
+{
+    __shared__ int32_t digits[256];
+    int64_t j = blockIdx.x * (int64_t)256 + threadIdx.x;
+    int32_t key = j < count ? keys[j] : 0, digit = key >> shift & 255, rank = 0;
+    digits[threadIdx.x] = digit;
+    __syncthreads();
+    if (j >= count)
+        return;
+    for (int i = 0; i < threadIdx.x; i++)
+        rank += digits[i] == digit;
+    int32_t to = counts[digit * (int64_t)gridDim.x + blockIdx.x] + rank;
+    to_keys[to] = key;
+    to_order[to] = order[j];
+}
+#endif
+
+#ifdef ADD
+/* out (K, N, C) += g (K, J, C) by rows, in the order of `order`, where rows with equal keys stand together. A piece is
+   PIECE rows of that order. A run of equal keys inside a piece is finished there; what it has of longer runs goes to
+   partial (pieces, 2, K, C): in place 0 where the run began before the piece, in place 1 where it begins in it. */
+
+extern "C" __global__ void __launch_bounds__(128)
+add_rows(T *out, A *partial, const T *g, const int32_t *keys, const int32_t *order, int64_t count, int64_t n,
+         int64_t columns)
+{
+    int64_t begin = blockIdx.x * (int64_t)PIECE, end = begin + PIECE < count ? begin + PIECE : count;
+    int64_t column = (blockIdx.y * (int64_t)128 + threadIdx.x) * PACK, k = blockIdx.z;
+    if (column >= columns)
+        return;
+    const T *from = g + k * count * columns + column;
+    bool began_before = begin > 0 && keys[begin - 1] == keys[begin];
+    A total[PACK];
+#pragma unroll
+    for (int i = 0; i < PACK; i++)
+        total[i] = 0;
+    for (int64_t p = begin; p < end; p++) {
+        int32_t key = keys[p];
+        Pack<T, PACK> pack;
+        if (ALIGNED)
+            pack = load<PACK>(from + order[p] * columns);
+        else
+#pragma unroll
+            for (int i = 0; i < PACK; i++)
+                pack.at[i] = from[order[p] * columns + i];
+#pragma unroll
+        for (int i = 0; i < PACK; i++)
+            total[i] += widen(pack.at[i]);
+        bool goes_on = p + 1 < count && keys[p + 1] == key;
+        if (goes_on && p + 1 < end)
+            continue;
+        if (began_before || goes_on) {
+            A *to = partial + ((blockIdx.x * (int64_t)2 + !began_before) * gridDim.z + k) * columns + column;
+#pragma unroll
+            for (int i = 0; i < PACK; i++)
+                to[i] = total[i];
+        } else if (key < n) {
+            T *to = out + (k * n + key) * columns + column;
+#pragma unroll
+            for (int i = 0; i < PACK; i++)
+                to[i] = narrow<T>(total[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < PACK; i++)
+            total[i] = 0;
+        began_before = false;
+    }
+}
+
+/* The block of the piece in which a long run begins adds the run's parts, in order. */
+extern "C" __global__ void __launch_bounds__(128)
+join_runs(T *out, const A *partial, const int32_t *keys, int64_t count, int64_t n, int64_t columns)
+{
+    int64_t begin = blockIdx.x * (int64_t)PIECE, end = begin + PIECE;
+    int64_t column = blockIdx.y * (int64_t)128 + threadIdx.x, k = blockIdx.z;
+    if (column >= columns || end >= count || keys[end] != keys[end - 1])
+        return;
+    int32_t key = keys[end];
+    if (key >= n || (begin > 0 && keys[begin - 1] == key))
+        return;
+    int64_t stride = gridDim.z * columns;
+    const A *from = partial + (blockIdx.x * (int64_t)2 * gridDim.z + k) * columns + column;
+    A total = from[stride];
+    for (int64_t piece = blockIdx.x + 1; piece * PIECE < count && keys[piece * PIECE] == key; piece++) {
+        from += 2 * stride;
+        total += *from;
+    }
+    out[(k * n + key) * columns + column] = narrow<T>(total);
+}
+#endif
+
+#ifdef SCATTER
+/* owner (N): the last j whose index is that row, or -1. out (N) = values[owner], or x where there is none. */
+
+extern "C" __global__ void __launch_bounds__(256)
+find_owners(int32_t *owner, const I *indices, int64_t count, int64_t n, uint64_t *words)
+{
+    int64_t j = blockIdx.x * (int64_t)256 + threadIdx.x;
+    int64_t row = j < count ? row_of(indices, j, n, false, words) : -1;
+    if (row >= 0)
+        atomicMax(owner + row, (int32_t)j);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+scatter(T *out, const T *x, const T *values, const int32_t *owner, int64_t n)
+{
+    int64_t i = blockIdx.x * (int64_t)256 + threadIdx.x;
+    if (i < n)
+        out[i] = owner[i] < 0 ? x[i] : values[owner[i]];
+}
+#endif

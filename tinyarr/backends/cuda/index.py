@@ -1,0 +1,119 @@
+"""Rows by number, the sum of gradients back into the rows, and scattering.
+
+The gradient adds the rows of equal numbers in the order in which they stand: the numbers are sorted (8 bits a pass),
+pieces of the sorted order are added side by side, and runs longer than a piece are joined from their parts.
+
+The floor of `take` is reading and writing the rows taken; of its gradient reading them and writing every row twice, as
+most rows of a large vocabulary have none to add and are cleared first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ... import dtypes, views
+from . import elementwise
+from .registry import Input, Launch, Operand, Output, Plan, Report, Scratch, Source, kernel
+from .types import TYPES, files, packed, wide
+
+FILES = ("report.cuh", "index.cu")
+UNITS = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t", 16: "Pack<uint32_t, 4>"}
+MOST_BLOCKS = 2**31 - 1
+PIECE = 32  # rows of the sorted order that a block adds
+
+
+def _blocks(n: int, threads: int = 256) -> tuple[int, int, int]:
+    return (min(-(-n // threads), MOST_BLOCKS), 1, 1)
+
+
+def _outside(shape: views.Shape, n: int, wrap: bool) -> Report:
+    low = -n if wrap else 0
+    message = f"take: indices[{{position}}] is {{value}}, the axis has size {n}: use {low} to {n - 1}"
+    return Report(message, shape)
+
+
+@kernel("take", layouts="dense")
+def take(inputs, outputs, *, axis, wrap):
+    (x, indices), (out,) = inputs, outputs
+    if 0 in out.shape:
+        return Plan([])
+    inner, n, count = views.size(x.shape[axis + 1 :]), x.shape[axis], views.size(indices.shape)
+    unit = math.gcd(inner * x.dtype.itemsize, 16) if x.aligned else x.dtype.itemsize
+    columns = inner * x.dtype.itemsize // unit
+    units = views.size(x.shape[:axis]) * count * columns
+    source = Source(("types.cuh", *FILES), (("TAKE", ""), ("T", UNITS[unit]), ("I", TYPES[indices.dtype])))
+    sizes = [np.int64(size) for size in (units, columns, count, n)]
+    arguments = (Output(0), Input(0), Input(1), *sizes, np.int32(wrap), _outside(indices.shape, n, wrap))
+    return Plan([Launch(source, "take", _blocks(units), (256, 1, 1), arguments)])
+
+
+@kernel("take_gradient", layouts="dense")
+def take_gradient(inputs, outputs, *, axis, size, wrap):
+    (g, indices), (out,) = inputs, outputs
+    cleared = elementwise.fill(0, (out, Output(0)))
+    if 0 in g.shape:
+        return Plan(cleared)
+    outer, count, columns = views.size(out.shape[:axis]), views.size(indices.shape), views.size(out.shape[axis + 1 :])
+    sort, keys, order = _sort(indices, count, size, wrap)
+    pack = math.gcd(packed(g.dtype), columns)
+    macros = (
+        ("ADD", ""), ("T", TYPES[g.dtype]), ("A", wide(g.dtype)), ("I", TYPES[indices.dtype]), ("PACK", str(pack)),
+        ("PIECE", str(PIECE)), ("ALIGNED", str(int(g.aligned))),
+    )  # fmt: skip
+    source = Source((*files(g.dtype), *FILES), macros)
+    pieces = -(-count // PIECE)
+    partial = Scratch(5)
+    numbers = (np.int64(count), np.int64(size), np.int64(columns))
+    launches = [
+        Launch(
+            source, "add_rows", (pieces, -(-columns // (128 * pack)), outer), (128, 1, 1),
+            (Output(0), partial, Input(0), keys, order, *numbers),
+        ),
+        Launch(
+            source, "join_runs", (pieces, -(-columns // 128), outer), (128, 1, 1),
+            (Output(0), partial, keys, *numbers),
+        ),
+    ]  # fmt: skip
+    blocks = -(-count // 256)
+    scratch = (*[4 * count] * 4, 4 * 256 * blocks, pieces * 2 * outer * columns * g.dtype.compute.itemsize)
+    return Plan([*cleared, *sort, *launches], scratch)
+
+
+def _sort(indices: Operand, count: int, size: int, wrap: bool) -> tuple[list[Launch], Scratch, Scratch]:
+    """Launches that sort the indices, and where the sorted keys and their order are; scratch blocks 0 to 4."""
+    source = Source(("types.cuh", *FILES), (("SORT", ""), ("I", TYPES[indices.dtype])))
+    blocks, counts = -(-count // 256), Scratch(4)
+    grid, block = (blocks, 1, 1), (256, 1, 1)
+    keys, order, other_keys, other_order = (Scratch(i) for i in range(4))
+    report = _outside(indices.shape, size, wrap)
+    arguments = (keys, order, Input(1), np.int64(count), np.int64(size), np.int32(wrap), report)
+    launches = [Launch(source, "begin_sort", grid, block, arguments)]
+    for shift in range(0, size.bit_length(), 8):
+        by = np.int64(count), np.int32(shift)
+        launches += [
+            Launch(source, "count_digits", grid, block, (counts, keys, *by)),
+            Launch(source, "sum_counts", (1, 1, 1), (1024, 1, 1), (counts, np.int64(256 * blocks))),
+            Launch(source, "place", grid, block, (other_keys, other_order, keys, order, counts, *by)),
+        ]
+        keys, order, other_keys, other_order = other_keys, other_order, keys, order
+    return launches, keys, order
+
+
+@kernel("scatter", layouts="dense")
+def scatter(inputs, outputs):
+    (x, indices, _), (out,) = inputs, outputs
+    n, count = x.shape[0], indices.shape[0]
+    if not n:
+        return Plan([])
+    owner = Operand((n,), (1,), dtypes.int32)
+    steps = elementwise.fill(-1, (owner, Scratch(0)))
+    source = Source((*files(x.dtype), *FILES), (("SCATTER", ""), ("T", TYPES[x.dtype]), ("I", TYPES[indices.dtype])))
+    message = f"scatter: indices[{{position}}] is {{value}}, the axis has size {n}: use 0 to {n - 1}"
+    if count:
+        arguments = (Scratch(0), Input(1), np.int64(count), np.int64(n), Report(message, indices.shape))
+        steps.append(Launch(source, "find_owners", _blocks(count), (256, 1, 1), arguments))
+    arguments = (Output(0), Input(0), Input(2), Scratch(0), np.int64(n))
+    steps.append(Launch(source, "scatter", _blocks(n), (256, 1, 1), arguments))
+    return Plan(steps, (4 * n,))

@@ -1,0 +1,113 @@
+"""From a plan to running kernels: load the machine code once, write the arguments in at each call, launch."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from cupy.cuda import driver
+from cupy.cuda.function import Module
+
+from .compiler import compile_source
+from .memory import Memory
+from .registry import LIBRARIES, Input, Launch, LibraryCall, Output, Plan, Report, Scratch, Source
+from .reports import Reports
+
+_KINDS = {Input: 0, Output: 1, Scratch: 2}
+_STATIC_SHARED = 48 * 1024  # bytes; a kernel that wants more has to be told so
+
+
+class Loader:
+    """The loaded modules of one device, by source, and the libraries' prepared calls."""
+
+    def __init__(self, arch: str, stream: Any, memory: Memory, reports: Reports):
+        self._arch = arch
+        self.stream = stream
+        self.memory = memory
+        self.reports = reports
+        self._modules: dict[Source, Module] = {}
+        self._prepared: dict[tuple, Callable] = {}
+
+    def function(self, launch: Launch) -> Any:
+        module = self._modules.get(launch.source)
+        if module is None:
+            module = Module()
+            module.load(compile_source(launch.source, self._arch))
+            self._modules[launch.source] = module
+        function = module.get_function(launch.function)
+        if launch.shared_bytes > _STATIC_SHARED:
+            attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            driver.funcSetAttribute(function.ptr, attribute, launch.shared_bytes)
+        return function
+
+    def library(self, call: LibraryCall) -> Callable:
+        key = call.library, call.spec
+        if key not in self._prepared:
+            self._prepared[key] = LIBRARIES[call.library](call.spec)
+        return self._prepared[key]
+
+    def bind(self, plan: Plan) -> Callable[[Sequence[int], Sequence[int]], None]:
+        """run(inputs, outputs): addresses (Python scalars as their 64 bits) in, the plan's steps launched."""
+        steps = [_bind(step, self) for step in plan.steps]
+        allocate, scratch = self.memory.allocate, plan.scratch
+        lock = threading.Lock()  # the arguments' memory belongs to the plan
+
+        def run(inputs: Sequence[int], outputs: Sequence[int]) -> None:
+            blocks = [allocate(n) for n in scratch]
+            addresses = inputs, outputs, [block.memory.ptr for block in blocks]
+            with lock:
+                for step in steps:
+                    step(addresses)
+
+        return run
+
+
+def _bind(step: Launch | LibraryCall, loader: Loader) -> Callable:
+    if isinstance(step, LibraryCall):
+        return _bind_library(step, loader)
+    function = loader.function(step)
+    slots = (ctypes.c_uint64 * max(len(step.arguments), 1))()
+    pointers = (ctypes.c_void_p * max(len(step.arguments), 1))()
+    patches = []
+    for i, argument in enumerate(step.arguments):
+        pointers[i] = ctypes.addressof(slots) + 8 * i
+        if type(argument) in _KINDS:
+            patches.append((i, _KINDS[type(argument)], argument.number, argument.offset))
+        elif type(argument) is Report:
+            slots[i] = loader.reports.address(argument)
+        else:
+            slots[i] = bits(argument)
+    shape = (*step.grid, *step.block, step.shared_bytes, loader.stream.ptr, ctypes.addressof(pointers), 0)
+
+    def run(addresses: Sequence[Sequence[int]]) -> None:
+        for i, kind, number, offset in patches:
+            slots[i] = addresses[kind][number] + offset
+        driver.launchKernel(function.ptr, *shape)
+
+    run.keeps = pointers  # type: ignore[attr-defined]  # their address is in `shape`
+    return run
+
+
+def _bind_library(step: LibraryCall, loader: Loader) -> Callable:
+    call, stream = loader.library(step), loader.stream.ptr
+    picks = [(_KINDS[type(a)], a.number, a.offset) for a in step.arguments]
+
+    def run(addresses: Sequence[Sequence[int]]) -> None:
+        call(stream, *[addresses[kind][number] + offset for kind, number, offset in picks])
+
+    return run
+
+
+def bits(x: Any) -> int:
+    """A scalar argument as 64 bits, its own in the lowest bytes; Python's int and float are int64 and float64."""
+    if type(x) in (bool, int):
+        if not -(2**63) <= x < 2**63:
+            raise OverflowError(x)
+        return x & (2**64 - 1)
+    if type(x) is float:
+        return struct.unpack("<Q", struct.pack("<d", x))[0]
+    return int.from_bytes(np.asarray(x).tobytes().ljust(8, b"\0"), "little")
