@@ -17,6 +17,7 @@ from .ops.typing import dtype_constant
 from .tape import recording
 from .tensor import Tensor, method, result_tensor
 
+DLPACK = {"cpu": 1, "cuda": 2}  # the standard's numbers of the kinds of devices
 
 def _initialize(self: Tensor, data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> None:
     self.array = _array_of(data, dtype, device)
@@ -71,12 +72,16 @@ def asarray(data: Any, /, *, dtype=None, device=None, copy: bool | None = None) 
 def from_dlpack(x: Any, /, *, device=None, copy: bool | None = None) -> Tensor:
     """A tensor over the memory of another library's array, which both then share; a copy with `copy` True.
 
-    Takes any object with `__dlpack__`, whose memory is that of the CPU.
+    Takes any object with `__dlpack__`, whose memory is that of the CPU or of an NVIDIA GPU.
     """
     if isinstance(x, Tensor):
         return asarray(x, device=device, copy=copy)
     if not hasattr(x, "__dlpack__"):
         raise ArgumentError(f"from_dlpack: {type(x).__name__} came: it must be an array that offers __dlpack__")
+    kind, number = x.__dlpack_device__()
+    if kind == DLPACK["cuda"]:
+        shared = result_tensor(Device(f"cuda:{number}").backend.from_dlpack(x))
+        return asarray(shared, device=device, copy=copy)
     try:
         values = np.from_dlpack(x)
     except (BufferError, TypeError, RuntimeError) as error:
@@ -103,17 +108,20 @@ def _dlpack(self: Tensor, *, stream=None, max_version=None, dl_device=None, copy
     """The standard's way out: a capsule over the tensor's memory, without a copy unless `copy` is True."""
     if self.requires_grad:
         raise BufferError("__dlpack__: the tensor requires a gradient, which the capsule would lose: detach() it")
+    if self.device.kind == "cuda":
+        options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
+        return self.device.backend.dlpack(self.array, **options)
     if self.device.kind != "cpu":
-        raise BufferError(f"__dlpack__: the tensor is on {self.device}: move it with to('cpu')")
+        raise BufferError(f"__dlpack__: the tensor is on {self.device}, which has no memory")
     if self.dtype.numpy.kind == "V" or self.dtype in (dtypes.bfloat16, *dtypes.FLOAT8):
         raise BufferError(f"__dlpack__: NumPy, which makes the capsule, can't offer {self.dtype.name}: use astype")
     return self.array.data.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
 
 
 def _dlpack_device(self: Tensor) -> tuple[int, int]:
-    if self.device.kind != "cpu":
-        raise BufferError(f"__dlpack_device__: the tensor is on {self.device}: move it with to('cpu')")
-    return 1, 0  # kDLCPU
+    if self.device.kind not in DLPACK:
+        raise BufferError(f"__dlpack_device__: the tensor is on {self.device}, which has no memory")
+    return DLPACK[self.device.kind], self.device.index
 
 
 def _to_device(self: Tensor, device: str | Device, /, *, stream=None) -> Tensor:
@@ -140,7 +148,7 @@ def to(x: Tensor, device: str | Device) -> Tensor:
         raise GradientError("to: the tensor requires a gradient, which does not cross devices: detach() it first")
     moved = array.empty(device, x.shape, x.dtype)
     if device.kind != "meta":
-        device.backend.from_numpy(to_numpy(x), moved)
+        device.backend.from_numpy(x.array.data if x.device.kind == "cpu" else to_numpy(x), moved)
     return result_tensor(moved)
 
 

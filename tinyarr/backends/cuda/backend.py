@@ -16,7 +16,7 @@ from ...dtypes import Dtype
 from ...ops.elementwise_primitive import Elementwise
 from ...views import Shape
 from ..base import Kernel, MemoryStats
-from . import elementwise, planning
+from . import dlpack, elementwise, planning
 from .launch import Loader, bits
 from .memory import Memory
 from .registry import Input, Operand, Output, Plan
@@ -39,7 +39,7 @@ class CudaBackend:
     """Memory and kernels of one device, all on one stream."""
 
     def __init__(self, device: Device):
-        self._device = device
+        self.device = device
         self._memory = Memory(device)
         with cupy.cuda.Device(device.index):
             self.stream = cupy.cuda.Stream(non_blocking=True)
@@ -131,6 +131,13 @@ class CudaBackend:
 
         return Kernel(function, planning.layouts(call), in_place=isinstance(call.primitive, Elementwise))
 
+    def dlpack(self, array: Array, **options: Any) -> Any:
+        return dlpack.export(self, array, **options)
+
+    def from_dlpack(self, x: Any) -> Array:
+        self._enter()
+        return dlpack.adopt(self, x)
+
     def synchronize(self) -> None:
         """Waits for the stream, and raises OutOfBounds where a kernel reported a bad index."""
         self.stream.synchronize()
@@ -142,5 +149,5 @@ class CudaBackend:
 
     def _enter(self) -> None:
         """Makes the device current for this thread."""
-        if runtime.getDevice() != self._device.index:
-            runtime.setDevice(self._device.index)
+        if runtime.getDevice() != self.device.index:
+            runtime.setDevice(self.device.index)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ... import dtypes, views
+from ... import views
 from ...dtypes import Dtype
 from ...ops.typing import Typed, Value
 from ...views import Shape
@@ -51,7 +51,7 @@ def plan(
         return []
     used = {v.value: v for v in typed.values if v.op == "input"}
     uniform = {k: (inputs[k][0], inputs[k][1]) for k, v in used.items() if v.uniform}
-    varying = [_varying(f"x{k}", *inputs[k], shape) for k, v in sorted(used.items()) if not v.uniform]
+    varying = [_varying(f"x{k}", inputs[k][0], inputs[k][1], shape) for k, v in sorted(used.items()) if not v.uniform]
     results = [_varying(f"y{k}", operand, address, shape) for k, (operand, address) in enumerate(outputs)]
     axes = _merge(shape, varying + results)
     size = views.size(shape)
@@ -69,15 +69,12 @@ def plan(
 
 def copy(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> list[Launch]:
     """The launch that copies elements between operands of one shape and dtype, each of any strides."""
-    dtype = source[0].dtype
-    assert isinstance(dtype, Dtype)
-    return plan("copy", _identity(dtype), target[0].shape, [source], [target])
+    return plan("copy", _identity(source[0].dtype), target[0].shape, [source], [target])
 
 
 def fill(value: bool | int | float, target: tuple[Operand, Address]) -> list[Launch]:
     """The launch that writes one value everywhere."""
     dtype = target[0].dtype
-    assert isinstance(dtype, Dtype)
     values = (Value("constant", (), dtype.compute, value, True),)
     return plan("fill", Typed(values, (0,), (dtype,)), target[0].shape, [], [target])
 
@@ -85,7 +82,6 @@ def fill(value: bool | int | float, target: tuple[Operand, Address]) -> list[Lau
 def cast(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> list[Launch]:
     """The launch that converts elements to the target's dtype."""
     old, new = source[0].dtype, target[0].dtype
-    assert isinstance(old, Dtype) and isinstance(new, Dtype)
     values = [Value("input", (), old, 0, False)]
     for dtype in (old.compute, new.compute):
         if values[-1].dtype is not dtype:
@@ -101,7 +97,6 @@ def _identity(dtype: Dtype) -> Typed:
 def _varying(name: str, operand: Operand, address: Address, shape: Shape) -> _Varying:
     extra = len(shape) - len(operand.shape)
     strides = [0 if n == 1 else s for n, s in zip(operand.shape, operand.strides, strict=True)]
-    assert isinstance(operand.dtype, Dtype)
     return _Varying(name, operand.dtype, (0,) * extra + tuple(strides), address, operand.aligned)
 
 

@@ -103,7 +103,7 @@ def _sort(indices: Operand, count: int, size: int, wrap: bool) -> tuple[list[Lau
 
 @kernel("scatter", layouts="dense")
 def scatter(inputs, outputs):
-    (x, indices, _), (out,) = inputs, outputs
+    x, indices, _ = inputs
     n, count = x.shape[0], indices.shape[0]
     if not n:
         return Plan([])
@@ -112,8 +112,8 @@ def scatter(inputs, outputs):
     source = Source((*files(x.dtype), *FILES), (("SCATTER", ""), ("T", TYPES[x.dtype]), ("I", TYPES[indices.dtype])))
     message = f"scatter: indices[{{position}}] is {{value}}, the axis has size {n}: use 0 to {n - 1}"
     if count:
-        arguments = (Scratch(0), Input(1), np.int64(count), np.int64(n), Report(message, indices.shape))
-        steps.append(Launch(source, "find_owners", _blocks(count), (256, 1, 1), arguments))
+        found = (Scratch(0), Input(1), np.int64(count), np.int64(n), Report(message, indices.shape))
+        steps.append(Launch(source, "find_owners", _blocks(count), (256, 1, 1), found))
     arguments = (Output(0), Input(0), Input(2), Scratch(0), np.int64(n))
     steps.append(Launch(source, "scatter", _blocks(n), (256, 1, 1), arguments))
     return Plan(steps, (4 * n,))

@@ -51,8 +51,8 @@ def _source(operation: str, stored: Dtype, result: Dtype, pack: int, aligned: bo
     start, combine = OPERATIONS[operation]
     accumulated = stored.compute
     macros = (
-        *_extremes(accumulated), ("T", TYPES[stored]), ("A", wide(stored)), ("R", TYPES[result]), ("START", f"((A){start})"),
-        ("COMBINE(a, b)", combine), ("PACK", str(pack)), ("ALIGNED", str(int(aligned))), ("THREADS", "256"),
+        *_extremes(accumulated), ("T", TYPES[stored]), ("A", wide(stored)), ("R", TYPES[result]),
+        ("START", f"((A){start})"), ("COMBINE(a, b)", combine), ("PACK", str(pack)), ("ALIGNED", str(int(aligned))), ("THREADS", "256"),
     )  # fmt: skip
     return Source((*files(stored, result), "reduce.cu"), macros)
 
@@ -70,8 +70,8 @@ def rows(
     if length <= SHORT_ROW:
         source = _source(operation, stored, result, 1, False)
         grid = (-(-kept // 8), 1, 1)
-        arguments = (out, x, np.int64(kept), np.int32(length))
-        return [Launch(source, "reduce_short_rows", grid, (256, 1, 1), arguments)], ()
+        short = (out, x, np.int64(kept), np.int32(length))
+        return [Launch(source, "reduce_short_rows", grid, (256, 1, 1), short)], ()
     pack = packed(stored)
     aligned = aligned and length % pack == 0
     parts = min(-(-length // PART), MOST_BLOCKS)

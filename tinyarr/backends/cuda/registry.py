@@ -12,24 +12,23 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ...dtypes import Dtype
 from ...views import Shape
 
 
 class Operand(NamedTuple):
     """What a plan sees of a tensor: strides count elements; aligned: the address is a multiple of 16 bytes.
 
-    A Python scalar among the inputs has shape () and its kind ('bool', 'int', 'float') as dtype.
+    dtype is a Dtype, or the kind ('bool', 'signed', 'float') of a Python scalar, which has shape ().
     """
 
     shape: Shape
     strides: Shape
-    dtype: Dtype | str
+    dtype: Any
     aligned: bool = True
 
 
 class Input(NamedTuple):
-    """An argument: the address of input `number` plus `offset` bytes (of a Python scalar its value, int64 or double)."""
+    """An argument: the address of input `number` plus `offset` bytes; of a Python scalar its value, int64 or double."""
 
     number: int
     offset: int = 0
@@ -61,9 +60,9 @@ class Report(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """CUDA source files beside this one, pasted together: headers, the macros that specialise the rest, .cu files, text.
+    """CUDA source files beside this one, pasted together: headers, the macros that specialise the rest, .cu files.
 
-    `text` is generated code.
+    `text`, generated code, comes last.
     """
 
     files: tuple[str, ...] = ()

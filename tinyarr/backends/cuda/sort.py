@@ -13,14 +13,14 @@ from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, kernel
 
 
 class Sorting(NamedTuple):
-    """What CuPy is asked: 'argsort' of a tensor along an axis, or 'nonzero' of a flat one with `count` results."""
+    """What CuPy is asked: 'argsort' of a tensor along an axis, or 'nonzero' of a flat one with `found` results."""
 
     operation: str
     shape: Shape
     dtype: Dtype
     axis: int = 0
     descending: bool = False
-    count: int = 0
+    found: int = 0
 
 
 @library("cupy")
@@ -46,7 +46,7 @@ def prepare(spec: Sorting) -> Callable[[int, int, int], None]:
 
     def nonzero(stream: int, source: int, target: int) -> None:
         with cupy.cuda.ExternalStream(stream):
-            over(target, (spec.count,), dtypes.int64)[...] = cupy.flatnonzero(over(source, spec.shape, spec.dtype))
+            over(target, (spec.found,), dtypes.int64)[...] = cupy.flatnonzero(over(source, spec.shape, spec.dtype))
 
     return {"argsort": argsort, "nonzero": nonzero}[spec.operation]
 
@@ -73,5 +73,5 @@ def nonzero(inputs, outputs, *, count):
         return Plan([])
     flags = Operand(x.shape, x.strides, dtypes.bool)
     steps = elementwise.cast((x, Input(0)), (flags, Scratch(0)))
-    spec = Sorting("nonzero", x.shape, dtypes.bool, count=count)
+    spec = Sorting("nonzero", x.shape, dtypes.bool, found=count)
     return Plan([*steps, LibraryCall("cupy", spec, (Scratch(0), Output(0)))], (views.size(x.shape),))

@@ -1,0 +1,32 @@
+"""Fresh memory on the GPU is poisoned like the CPU's: what a kernel leaves unwritten, scratch too, is caught."""
+
+import functools
+
+import pytest
+
+from tinyarr import Device, cuda
+
+if cuda.is_available():
+    from cupy.cuda import runtime
+
+    from tinyarr.backends.cuda.memory import Memory
+
+    def poisoned(allocate):
+        @functools.wraps(allocate)
+        def wrapper(self, nbytes):
+            storage = allocate(self, nbytes)
+            if nbytes:
+                runtime.memsetAsync(storage.memory.ptr, 0xFF, nbytes, Device("cuda").backend.stream.ptr)
+            return storage
+
+        return wrapper
+
+    Memory.allocate = poisoned(Memory.allocate)
+
+
+@pytest.fixture(autouse=True)
+def no_report_is_left(request):
+    """A test that ends with a bad index unnoticed would fail the next one."""
+    yield
+    if request.node.get_closest_marker("cuda"):
+        cuda.synchronize()

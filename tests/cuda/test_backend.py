@@ -1,0 +1,117 @@
+"""Memory, copies, streams and errors of the CUDA backend."""
+
+import numpy as np
+import pytest
+
+import tinyarr
+from tinyarr import Tensor, cuda, dtypes
+from tinyarr.errors import OutOfBounds, OutOfMemory
+
+pytestmark = pytest.mark.cuda
+GPU = tinyarr.Device("cuda:0")
+
+
+@pytest.mark.parametrize("dtype", dtypes.ALL, ids=lambda d: d.name)
+def test_a_tensor_goes_to_the_gpu_and_back_unchanged(dtype):
+    x = Tensor(np.arange(-300, 300).reshape(20, 30), dtype=dtypes.float32).astype(dtype)
+    for view in (x, x.mT, x[::-2, 3:], x[:0], x[3, 4]):
+        there = view.to("cuda")
+        assert there.device is GPU and (there.to("cpu").numpy() == view.numpy()).all()
+        assert there.to("cpu").numpy().tobytes() == view.numpy().tobytes()
+
+
+def test_a_large_tensor_goes_to_the_gpu_and_back_unchanged():
+    x = np.random.default_rng(0).normal(size=(20_000_000,)).astype(np.float32)
+    assert (Tensor(x, device="cuda").numpy() == x).all()
+
+
+def test_the_source_may_change_as_soon_as_the_copy_returns():
+    x = np.zeros(1_000_000, np.float32)
+    copies = []
+    for i in range(20):
+        x.fill(i)
+        copies.append(Tensor(x, device="cuda"))
+    assert [float(c.max().item()) for c in copies] == list(range(20))
+
+
+def test_memory_is_counted_and_comes_back():
+    before = tinyarr.device.memory_stats("cuda").in_use
+    x = tinyarr.zeros((1024, 1024), device="cuda")
+    stats = tinyarr.device.memory_stats("cuda")
+    assert stats.in_use - before == 4 * 2**20 and stats.peak >= stats.in_use
+    del x
+    assert tinyarr.device.memory_stats("cuda").in_use == before
+
+
+def test_out_of_memory_names_the_biggest_tensors():
+    kept = tinyarr.zeros((1111, 2222, 33), device="cuda")
+    with pytest.raises(OutOfMemory, match=r"(?s)MiB wanted.*are free.*\(1111, 2222, 33\)"):
+        tinyarr.empty((1 << 40,), device="cuda")
+    assert float(kept.sum().item()) == 0
+
+
+def test_a_bad_index_raises_at_the_next_synchronization_and_once():
+    x = tinyarr.arange(5, device="cuda")
+    bad = x.take(Tensor([[0, 1], [2, 7]], device="cuda"))
+    with pytest.raises(OutOfBounds, match=r"take: indices\[1, 1\] is 7, the axis has size 5: use -5 to 4"):
+        bad.numpy()
+    assert x.take(Tensor([4, -1], device="cuda")).tolist() == [4, 4]
+    with pytest.raises(OutOfBounds, match="target 1 is 9, there are 4 classes"):
+        tinyarr.cross_entropy(tinyarr.zeros((2, 4), device="cuda"), Tensor([0, 9], device="cuda")).item()
+
+
+def test_events_measure_time():
+    x = tinyarr.rand(1000, 1000, device="cuda")
+    start, end = cuda.Event(), cuda.Event()
+    start.record()
+    for _ in range(10):
+        x = x + 1
+    end.record()
+    assert 0 < start.elapsed_time(end) < 1000
+
+
+def test_dlpack_shares_memory_with_cupy_and_pytorch_both_ways():
+    cupy, torch = pytest.importorskip("cupy"), pytest.importorskip("torch")
+    for dtype in (dtypes.float32, dtypes.int64, dtypes.float16, dtypes.bool, dtypes.bfloat16):
+        x = Tensor(np.arange(12).reshape(3, 4), dtype=dtypes.float32).astype(dtype).to("cuda")[::2, 1:]
+        seen = torch.from_dlpack(x)
+        assert seen.shape == (2, 3) and seen.float().cpu().tolist() == x.astype("float32").tolist()
+        seen.fill_(1)
+        torch.cuda.synchronize()
+        assert (x.astype("float32") == 1).all().item()
+        back = tinyarr.from_dlpack(seen)
+        assert back.dtype is dtype and back.astype("float32").tolist() == x.astype("float32").tolist()
+    y = cupy.arange(6, dtype=cupy.float32).reshape(2, 3)
+    shared = tinyarr.from_dlpack(y)
+    assert shared.device is GPU
+    y += 1
+    cupy.cuda.Stream.null.synchronize()
+    assert shared.tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert cupy.from_dlpack(shared + 1).tolist() == [[2, 3, 4], [5, 6, 7]]
+
+
+def test_random_draws_are_those_of_the_cpu():
+    def draws(device):
+        tinyarr.manual_seed(7)
+        with tinyarr.use_device(device):
+            x = tinyarr.ones((1001,))
+            drawn = [
+                tinyarr.rand(3, 333), tinyarr.randn(10, 101), tinyarr.randint(0, 10**12, (77,)),
+                tinyarr.dropout(x, 0.3), tinyarr.randn(1000, dtype=dtypes.bfloat16),
+            ]  # fmt: skip
+        return [x.numpy().tobytes() for x in drawn]
+
+    assert draws("cpu") == draws("cuda")
+
+
+def test_more_than_2_31_elements_are_mapped_and_summed():
+    n = 2**31 + 4099
+    x = tinyarr.full((n,), 1, dtype=dtypes.int8, device="cuda")
+    y = (x + x)[-5000:]
+    assert y.shape == (5000,) and (y == 2).all().item()
+    del y
+    z = tinyarr.full((n,), 1, dtype=dtypes.bfloat16, device="cuda")
+    total = z.sum()  # every partial sum of ones below 2**24 is exact in float32, and so is every sum of them here
+    assert total.astype("float32").item() == 2.0**31
+    strided = z[::-1][: n - 1]
+    assert (-strided)[-3:].astype("float32").tolist() == [-1, -1, -1]

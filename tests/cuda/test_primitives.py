@@ -1,0 +1,162 @@
+"""What every primitive promises, on a GPU: the records of tests/samples, forward and backward, against float64."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tinyarr
+from tests.cuda.place import misaligned, on
+from tests.samples import SAMPLES
+from tests.test_primitives import (
+    DIFFERENTIABLE,
+    FUSED,
+    as_reference,
+    assert_rounded,
+    assert_same_bits,
+    distance,
+    error_factors,
+    in_tuple,
+    operands,
+    recorded,
+    values_of,
+)
+from tinyarr import dtypes, eager, vjp
+from tinyarr.tensor import Tensor, result_tensor
+
+pytestmark = pytest.mark.cuda
+GPU = "cuda:0"
+few = settings(max_examples=12, deadline=None)
+each_sample = pytest.mark.parametrize("name", SAMPLES)
+
+
+@each_sample
+def test_the_result_is_the_exact_one_rounded_and_the_same_bits_again(name):
+    sample = SAMPLES[name]
+
+    @few
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        lying = operands(data.draw, case, dtype)
+        inputs = [on(GPU, x) for x in lying]
+        with tinyarr.use_device(GPU), recorded() as ran:
+            results = in_tuple(sample.function(*inputs, **case.params))
+            if name in ("uniform", "normal", "bits", "integers", "dropout"):
+                again = results  # each call draws anew
+            else:
+                again = in_tuple(sample.function(*inputs, **case.params))
+        for x, y in zip(results, again):
+            assert x.device is tinyarr.Device(GPU)
+            assert_same_bits(x, y)
+        calls = [call for call, _ in ran[: max(len(ran) // 2, 1)] if call.primitive.name == name]
+        stored = sample.gives(dtype, **case.params)
+        stored = stored if isinstance(stored, tuple) else (stored,) * len(results)
+        arrays = [as_reference(o, x, stored[0]) for o, x in zip(case.operands, lying)]
+        with np.errstate(all="ignore"):
+            expected = [np.asarray(e) for e in in_tuple(sample.reference(*arrays, **case.params))]
+        assert [(o.shape, o.dtype) for o in results] == [(e.shape, d) for e, d in zip(expected, stored, strict=True)]
+        if not stored[0].is_float:
+            for out, exact in zip(results, expected):
+                np.testing.assert_array_equal(out.numpy(), exact)
+            return
+        count, largest = error_factors(sample, calls, arrays, case.params, expected)
+        for out, exact, size in zip(results, expected, largest):
+            unit = ml_dtypes.finfo(sample.precision(out.dtype).numpy)
+            of_both = 2 if unit.bits == 64 else 1
+            error = of_both * count * (float(unit.eps) * size + float(unit.smallest_subnormal))
+            assert_rounded(out, exact.astype(np.float64), error)
+
+    check()
+
+
+@each_sample
+def test_the_bits_do_not_depend_on_where_the_operands_lie_in_memory(name):
+    sample = SAMPLES[name]
+
+    @few
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        inputs = [on(GPU, x) for x in operands(data.draw, case, dtype)]
+        with tinyarr.use_device(GPU):
+            results, dense, shifted = (
+                in_tuple(sample.function(*map(lay, inputs), **case.params))
+                for lay in (lambda x: x, tinyarr.copy, misaligned)
+            )
+        for x, y, z in zip(results, dense, shifted, strict=True):
+            assert_same_bits(x, y)
+            assert_same_bits(x, z)
+
+    if name not in ("uniform", "normal", "bits", "integers", "dropout"):
+        check()
+
+
+def gradients(function, inputs, seed):
+    """The gradients of a function's floating results along fixed cotangents, in float64."""
+    floating = [i for i, x in enumerate(inputs) if x.dtype.is_float]
+
+    def of_floating(*variables):
+        arguments = list(inputs)
+        for i, x in zip(floating, variables):
+            arguments[i] = x
+        return tuple(o for o in in_tuple(function(*arguments)) if o.dtype.is_float)
+
+    outputs, pull = vjp(of_floating, *(inputs[i] for i in floating))
+    rng = np.random.default_rng(seed)
+    cotangents = [Tensor(rng.uniform(-1, 1, o.shape)).astype(dtypes.bfloat16) for o in outputs]
+    placed = [c.to(o.device).astype(o.dtype) for c, o in zip(cotangents, outputs)]
+    return [g.numpy().astype(np.float64) for g in pull(*placed)]
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_gradient_errs_at_most_twice_as_much_as_on_the_cpu(name, dtype):
+    """And by one rounding of its size: on small operands the CPU may be exact by luck."""
+    sample = SAMPLES[name]
+    if dtype not in sample.takes or name == "dropout":
+        return
+
+    @settings(max_examples=6, deadline=None)
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        params = case.params | sample.smooth
+        inputs = operands(data.draw, case, dtype)
+        function = lambda *x: sample.function(*x, **params)  # noqa: E731
+        wide = [x.astype(dtypes.float64) if x.dtype.is_float else x for x in inputs]
+        exact, naive = gradients(function, wide, 0), gradients(function, inputs, 0)
+        with tinyarr.use_device(GPU):
+            found = gradients(function, [on(GPU, x) for x in inputs], 0)
+        unit = float(ml_dtypes.finfo(dtype.numpy).eps)
+        for e, n, f in zip(exact, naive, found):
+            if np.isfinite(e).all():
+                assert np.linalg.norm(f - e) <= 2 * np.linalg.norm(n - e) + 2 * unit * np.linalg.norm(e)
+
+    check()
+
+
+@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", FUSED)
+def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype):
+    sample, rng = SAMPLES[name], np.random.default_rng(0)
+    case = sample.large
+    kinds = [o.dtype or dtype for o in case.operands]
+    inputs = [Tensor(values_of(o, d)(rng, o.shape), dtype=d, device=GPU) for o, d in zip(case.operands, kinds)]
+    with tinyarr.use_device(GPU), recorded() as ran:
+        sample.function(*inputs, **case.params)
+        found = [(c, a) for c, a in ran if c.primitive.name == name]
+        call, arrays = found[0]
+        tensors = [result_tensor(x) for x in arrays]
+        wide = [x.astype(dtypes.float64) if x.dtype.is_float else x for x in tensors]
+        exact = in_tuple(call.primitive.composite(*wide, **call.params))
+        naive = in_tuple(call.primitive.composite(*tensors, **call.params))
+        fused = eager.run(call, arrays, None)
+        if fused is None:
+            return  # the composite is what runs
+    for e, n, f in zip(exact, naive, map(result_tensor, fused)):
+        assert f.dtype is n.dtype
+        assert distance(f, e) <= 2 * distance(n, e)
