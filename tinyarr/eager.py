@@ -142,9 +142,10 @@ def contiguous_copy(x: Array) -> Array:
 def fit(x: Any, layout: str) -> Any:
     """`x` itself where its strides suit the kernel, else a row-major copy.
 
-    Layouts: 'any' strides; 'forward', none negative; 'rows', the last axis contiguous and the rows apart; 'matrices',
-    the last two axes without gaps; 'dense', row-major without gaps; 'matrix', one of the last two axes contiguous and
-    the other at least as long apart (what a BLAS takes, transposed or not).
+    Layouts: 'any' strides; 'forward', none negative; 'rows', the last axis contiguous and the rows apart; 'vectors',
+    the last axis contiguous and every row beginning at a multiple of 8 elements; 'matrices', the last two axes without
+    gaps; 'dense', row-major without gaps; 'matrix', one of the last two axes contiguous and the other at least as long
+    apart (what a BLAS takes, transposed or not).
     """
     if type(x) is not Array or layout == "any" or views.size(x.shape) <= 1:
         return x
@@ -159,6 +160,8 @@ def _suits(view: View, layout: str) -> bool:
     if layout == "rows":
         apart = len(view.shape) < 2 or view.strides[-2] >= view.shape[-1]  # else NumPy's products don't use the BLAS
         return not view.shape or (view.strides[-1] == 1 and apart)
+    if layout == "vectors":
+        return view.strides[-1] == 1 and not any(s % 8 or s < 0 for s in (view.offset, *view.strides[:-1]))
     if layout == "matrices":
         return view.strides[-2:] == views.contiguous_strides(view.shape[-2:])
     if len(view.shape) < 2:

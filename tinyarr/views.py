@@ -44,6 +44,28 @@ def contiguous(shape: Shape) -> View:
     return View(shape, contiguous_strides(shape), 0)
 
 
+def merge_axes(shape: Shape, strides: Sequence[Shape]) -> tuple[Shape, list[Shape]]:
+    """Drops axes of size 1 and merges neighbours along which every operand walks on evenly; at least one axis is left.
+
+    strides: those of each operand along the axes of `shape`.
+    """
+    axes: list[int] = []
+    merged: list[list[int]] = [[] for _ in strides]
+    for axis, n in enumerate(shape):
+        here = [by[axis] for by in strides]
+        if n == 1:
+            continue
+        if axes and all(by[-1] == s * n for by, s in zip(merged, here, strict=True)):
+            axes[-1] *= n
+            for by, s in zip(merged, here, strict=True):
+                by[-1] = s
+        else:
+            axes.append(n)
+            for by, s in zip(merged, here, strict=True):
+                by.append(s)
+    return tuple(axes) or (1,), [tuple(by) or (1,) for by in merged]
+
+
 def is_contiguous(view: View) -> bool:
     """Whether the elements stand densely packed in row-major order (at any offset)."""
     step = 1

@@ -25,6 +25,7 @@ def _layer_norm_composite(x, weight, bias, *, eps):
     average = mean(wide, axis=-1, keepdims=True)
     centered = wide - average
     rstd = rsqrt(mean(square(centered), axis=-1, keepdims=True) + eps)
+    weight, bias = (astype(w, wide.dtype, copy=False) for w in (weight, bias))
     out = astype(centered * rstd * weight + bias, x.dtype, copy=False)
     return out, average.squeeze(-1), rstd.squeeze(-1)
 
@@ -65,6 +66,7 @@ def _infer_rms_norm(shapes, types, *, eps):
 def _rms_norm_composite(x, weight, *, eps):
     wide = astype(x, x.dtype.compute, copy=False)
     rstd = rsqrt(mean(square(wide), axis=-1, keepdims=True) + eps)
+    weight = astype(weight, wide.dtype, copy=False)
     return astype(wide * rstd * weight, x.dtype, copy=False), rstd.squeeze(-1)
 
 

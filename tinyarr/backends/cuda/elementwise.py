@@ -53,7 +53,9 @@ def plan(
     uniform = {k: (inputs[k][0], inputs[k][1]) for k, v in used.items() if v.uniform}
     varying = [_varying(f"x{k}", inputs[k][0], inputs[k][1], shape) for k, v in sorted(used.items()) if not v.uniform]
     results = [_varying(f"y{k}", operand, address, shape) for k, (operand, address) in enumerate(outputs)]
-    axes = _merge(shape, varying + results)
+    axes, strides = views.merge_axes(shape, [x.strides for x in varying + results])
+    for x, merged in zip(varying + results, strides):
+        x.strides = merged
     size = views.size(shape)
     pack = _pack(axes, varying + results)
     reach = max([size, *(sum(abs(s) * (n - 1) for s, n in zip(x.strides, axes)) for x in varying + results)])
@@ -98,27 +100,6 @@ def _varying(name: str, operand: Operand, address: Address, shape: Shape) -> _Va
     extra = len(shape) - len(operand.shape)
     strides = [0 if n == 1 else s for n, s in zip(operand.shape, operand.strides, strict=True)]
     return _Varying(name, operand.dtype, (0,) * extra + tuple(strides), address, operand.aligned)
-
-
-def _merge(shape: Shape, operands: Sequence[_Varying]) -> Shape:
-    """Drops axes of size 1 and merges neighbours along which every operand walks on evenly; at least one is left."""
-    axes: list[int] = []
-    strides: list[list[int]] = [[] for _ in operands]
-    for axis, n in enumerate(shape):
-        if n == 1:
-            continue
-        here = [x.strides[axis] for x in operands]
-        if axes and all(old[-1] == s * n for old, s in zip(strides, here)):
-            axes[-1] *= n
-            for old, s in zip(strides, here):
-                old[-1] = s
-        else:
-            axes.append(n)
-            for old, s in zip(strides, here):
-                old.append(s)
-    for x, merged in zip(operands, strides):
-        x.strides = tuple(merged) or (1,)
-    return tuple(axes) or (1,)
 
 
 def _pack(axes: Shape, operands: Sequence[_Varying]) -> int:

@@ -52,7 +52,8 @@ def _source(operation: str, stored: Dtype, result: Dtype, pack: int, aligned: bo
     accumulated = stored.compute
     macros = (
         *_extremes(accumulated), ("T", TYPES[stored]), ("A", wide(stored)), ("R", TYPES[result]),
-        ("START", f"((A){start})"), ("COMBINE(a, b)", combine), ("PACK", str(pack)), ("ALIGNED", str(int(aligned))), ("THREADS", "256"),
+        ("START", f"((A){start})"), ("COMBINE(a, b)", combine), ("PACK", str(pack)), ("ALIGNED", str(int(aligned))),
+        ("THREADS", "256"),
     )  # fmt: skip
     return Source((*files(stored, result), "reduce.cu"), macros)
 

@@ -1,0 +1,26 @@
+"""Attention on CUDA: who computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import cudnn
+from .registry import Operand, Plan, kernel
+
+
+@kernel("scaled_dot_product_attention", layouts="vectors")
+def attention(inputs, outputs, *, causal, scale):
+    return fastest(inputs, outputs, causal, scale)
+
+
+@kernel(
+    "scaled_dot_product_attention_gradient",
+    layouts=("vectors", "vectors", "vectors", "vectors", "vectors", "dense"),
+)
+def attention_gradient(inputs, outputs, *, causal, scale):
+    return fastest(inputs, outputs, causal, scale)
+
+
+def fastest(inputs: Sequence[Operand], outputs: Sequence[Operand], causal: bool, scale: float) -> Plan | None:
+    """cuDNN for half types where it is installed, else the kernel of our own, else None: the composite serves."""
+    return cudnn.plan(inputs, outputs, causal=causal, scale=scale)

@@ -1,0 +1,149 @@
+"""Attention by cuDNN, through its graph frontend: half types, any strides, the backward pass always deterministic.
+
+A graph is built once a signature, which takes up to a second. How much workspace it needs only the library knows, so
+planning builds the graph.
+Source: Dao 2023, "FlashAttention-2"; cuDNN documentation, "Scaled dot product attention".
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ... import dtypes
+from ...dtypes import Dtype
+from ...views import Shape
+from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, library
+
+# The deterministic backward pass works in B H T S half precision numbers; it is run for part of the batch at a time.
+WORKSPACE = 512 * 2**20  # bytes, about
+
+
+class Attention(NamedTuple):
+    """What a graph is built for: the operands' shapes (B, H, T, D) and strides, in the order of the arguments."""
+
+    shapes: tuple[Shape, ...]
+    strides: tuple[Shape, ...]
+    dtype: Dtype
+    causal: bool
+    scale: float
+    backward: bool
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether nvidia-cudnn-frontend and cuDNN itself are there."""
+    if importlib.util.find_spec("cudnn") is None:
+        return False
+    try:
+        _handle()
+    except Exception:  # whatever the library raises where it can't start, attention takes another path
+        return False
+    return True
+
+
+@functools.cache
+def _handle() -> int:
+    import cudnn
+
+    return cudnn.create_handle()
+
+
+class _Graph:
+    """A built graph and its tensors, in the order of the arguments: inputs, then outputs."""
+
+    def __init__(self, spec: Attention):
+        import cudnn
+
+        half = {dtypes.float16: cudnn.data_type.HALF, dtypes.bfloat16: cudnn.data_type.BFLOAT16}[spec.dtype]
+        wide = cudnn.data_type.FLOAT
+        graph = cudnn.pygraph(
+            io_data_type=half, intermediate_data_type=wide, compute_data_type=wide, handle=_handle()
+        )
+        self.graph = graph
+
+        def tensor(i: int):
+            kind = wide if len(spec.shapes[i]) == 3 else half
+            shape, strides = spec.shapes[i], spec.strides[i]
+            if len(shape) == 3:  # log-sum-exp (B, H, T), which the library calls statistics (B, H, T, 1)
+                shape, strides = (*shape, 1), (*strides, 1)
+            return graph.tensor(dim=list(shape), stride=list(strides), data_type=kind)
+
+        aligned = cudnn.diagonal_alignment
+        queries, keys = spec.shapes[-3][2] if spec.backward else spec.shapes[0][2], spec.shapes[1 + spec.backward][2]
+        options: dict[str, Any] = {"attn_scale": spec.scale}
+        if spec.causal:
+            options["diagonal_alignment"] = aligned.TOP_LEFT if queries == keys else aligned.BOTTOM_RIGHT
+            options["diagonal_band_right_bound"] = 0
+        if spec.backward:
+            g, q, k, v, out, lse = inputs = [tensor(i) for i in range(6)]
+            outputs = graph.sdpa_backward(
+                q=q, k=k, v=v, o=out, dO=g, stats=lse, use_deterministic_algorithm=True, **options
+            )
+        else:
+            q, k, v = inputs = [tensor(i) for i in range(3)]
+            outputs = graph.sdpa(q=q, k=k, v=v, generate_stats=True, **options)
+        for i, result in enumerate(outputs, len(inputs)):
+            shape, strides = spec.shapes[i], spec.strides[i]
+            if len(shape) == 3:
+                shape, strides = (*shape, 1), (*strides, 1)
+            kind = wide if len(spec.shapes[i]) == 3 else half
+            result.set_output(True).set_dim(list(shape)).set_stride(list(strides)).set_data_type(kind)
+        self.tensors = [*inputs, *outputs]
+        graph.build([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+        self.workspace = graph.get_workspace_size()
+
+    def run(self, stream: int, *addresses: int) -> None:
+        """Addresses of the inputs, the outputs and the workspace."""
+        import cudnn
+
+        *operands, workspace = addresses
+        cudnn.set_stream(handle=_handle(), stream=stream)
+        self.graph.execute(dict(zip(self.tensors, operands, strict=True)), workspace, handle=_handle())
+
+
+@functools.cache
+def _graph(spec: Attention) -> _Graph | None:
+    """The graph, or None where the library has none for these shapes."""
+    import cudnn
+
+    try:
+        return _Graph(spec)
+    except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+        return None
+
+
+@library("cudnn")
+def prepare(spec: Attention) -> Callable[..., None]:
+    graph = _graph(spec)
+    assert graph is not None
+    return graph.run
+
+
+def plan(inputs: Sequence[Operand], outputs: Sequence[Operand], *, causal: bool, scale: float) -> Plan | None:
+    """Attention (q, k, v -> out, lse) or its gradient (g, q, k, v, out, lse -> dq, dk, dv); None where it can't be."""
+    backward = len(inputs) == 6
+    q, k, v = inputs[1:4] if backward else inputs
+    if q.dtype not in (dtypes.float16, dtypes.bfloat16) or 0 in (*q.shape, *k.shape):
+        return None
+    if q.shape[-1] % 8 or v.shape[-1] % 8 or max(q.shape[-1], v.shape[-1]) > 128 or not is_available():
+        return None
+    B, H, T, _ = q.shape
+    at_once = B if not backward else max(min(WORKSPACE // (H * T * k.shape[2] * 2), B), 1)
+    every = [*inputs, *outputs]
+    steps, workspace = [], 0
+    for first in range(0, B, at_once):
+        part = min(at_once, B - first)
+        shapes = tuple((part, *x.shape[1:]) for x in every)
+        spec = Attention(shapes, tuple(x.strides for x in every), q.dtype, causal, scale, backward)
+        graph = _graph(spec)
+        if graph is None:
+            return None
+        workspace = max(workspace, graph.workspace)
+        offsets = [first * x.strides[0] * x.dtype.itemsize for x in every]
+        arguments: list[Input | Output | Scratch] = [Input(i, offsets[i]) for i in range(len(inputs))]
+        arguments += [Output(i, offsets[len(inputs) + i]) for i in range(len(outputs))]
+        steps.append(LibraryCall("cudnn", spec, (*arguments, Scratch(0))))
+    return Plan(steps, (max(workspace, 1),))
