@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import cudnn
+from . import cudnn, flash_attention
 from .registry import Operand, Plan, kernel
 
 
@@ -23,4 +23,8 @@ def attention_gradient(inputs, outputs, *, causal, scale):
 
 def fastest(inputs: Sequence[Operand], outputs: Sequence[Operand], causal: bool, scale: float) -> Plan | None:
     """cuDNN for half types where it is installed, else the kernel of our own, else None: the composite serves."""
-    return cudnn.plan(inputs, outputs, causal=causal, scale=scale)
+    for who in (cudnn, flash_attention):
+        found = who.plan(inputs, outputs, causal=causal, scale=scale)
+        if found is not None:
+            return found
+    return None

@@ -77,6 +77,8 @@ def _bind(step: Launch | LibraryCall, loader: Loader) -> Callable:
         pointers[i] = ctypes.addressof(slots) + 8 * i
         if type(argument) in _KINDS:
             patches.append((i, _KINDS[type(argument)], argument.number, argument.offset))
+        elif isinstance(argument, np.ndarray):
+            pointers[i] = argument.ctypes.data
         elif type(argument) is Report:
             slots[i] = loader.reports.address(argument)
         else:
@@ -88,7 +90,7 @@ def _bind(step: Launch | LibraryCall, loader: Loader) -> Callable:
             slots[i] = addresses[kind][number] + offset
         driver.launchKernel(function.ptr, *shape)
 
-    run.keeps = pointers  # type: ignore[attr-defined]  # their address is in `shape`
+    run.keeps = pointers, step.arguments  # type: ignore[attr-defined]  # whose addresses are in use
     return run
 
 

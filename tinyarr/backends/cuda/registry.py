@@ -72,7 +72,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. arguments: Input, Output, Scratch, Report, or NumPy scalars passed by value."""
+    """One kernel launch. arguments: Input, Output, Scratch, Report, or passed by value NumPy scalars and, as structs, arrays."""
 
     source: Source
     function: str
