@@ -1,6 +1,6 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
-from . import dtypes, nn, optim, random, saving, schedule
+from . import cuda, dtypes, nn, optim, random, saving, schedule
 from . import indexing as _indexing  # attaches x[key] to Tensor
 from .autograd import gradients
 from .device import Device, default_device, memory_stats, use_device

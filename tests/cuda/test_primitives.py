@@ -93,7 +93,10 @@ def test_the_bits_do_not_depend_on_where_the_operands_lie_in_memory(name):
             assert_same_bits(x, y)
             assert_same_bits(x, z)
 
-    if name not in ("uniform", "normal", "bits", "integers", "dropout"):
+    drawn = ("uniform", "normal", "bits", "integers", "dropout")
+    # Composed of products, whose algorithm the library chooses by strides too.
+    composed = ("scaled_dot_product_attention", "scaled_dot_product_attention_gradient")
+    if name not in drawn + composed:
         check()
 
 

@@ -72,7 +72,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel launch. arguments: Input, Output, Scratch, Report, or passed by value NumPy scalars and, as structs, arrays."""
+    """One kernel launch.
+
+    arguments: Input, Output, Scratch, Report, or, passed by value, NumPy scalars, and arrays as structs.
+    """
 
     source: Source
     function: str

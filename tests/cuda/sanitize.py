@@ -1,0 +1,134 @@
+"""Runs every kernel under NVIDIA's compute-sanitizer: `python -m tests.cuda.sanitize`, on a machine with a GPU.
+
+Three tools: memcheck (accesses out of bounds), racecheck (shared memory without a barrier), initcheck (reads of what was
+never written). Each tensor gets a cudaMalloc of its own, since the tools see no overrun inside a pool. The libraries'
+kernels are left out: products and attention run on ours. Before that, an overrun and a race planted on purpose must
+both be reported.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+
+REPORTED = 9  # the status with which the tools end where they have found something
+OVERRUN = 'extern "C" __global__ void planted(float *out) { out[threadIdx.x + 1] = 1; }'
+RACE = """extern "C" __global__ void planted(float *out)
+{
+    __shared__ float together[64];
+    together[threadIdx.x] = threadIdx.x;
+    out[threadIdx.x] = together[63 - threadIdx.x];
+}"""
+
+
+def main() -> int:
+    """Runs the tools; 0 where they report what was planted and nothing else."""
+    wrong = 0
+    for tool, part, expected in (
+        ("memcheck", "overrun", REPORTED), ("racecheck", "race", REPORTED),
+        ("memcheck", "all", 0), ("racecheck", "all", 0), ("initcheck", "all", 0),
+    ):  # fmt: skip
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(REPORTED), sys.executable, "-m",
+                   "tests.cuda.sanitize", part]  # fmt: skip
+        run = subprocess.run(command, capture_output=True, text=True)
+        right = run.returncode == expected
+        wrong += not right
+        last = [line for line in run.stdout.splitlines() if "SUMMARY" in line][-1:]
+        print(f"{tool:9} {part:8} {'as it should' if right else 'WRONG'}: {' '.join(last)}", flush=True)
+        if not right:
+            print(run.stdout[-6000:], run.stderr[-3000:])
+    return wrong
+
+
+def separate_memory() -> None:
+    """Every tensor in a cudaMalloc of its own; the libraries' paths are closed."""
+    import cupy
+
+    from tinyarr import Device
+    from tinyarr.backends.cuda import cublaslt, cudnn
+
+    class Separate:
+        def malloc(self, nbytes: int):
+            return cupy.cuda.MemoryPointer(cupy.cuda.Memory(max(nbytes, 1)), 0)
+
+        def total_bytes(self) -> int:
+            return 0
+
+    Device("cuda").backend._memory._pool = Separate()
+    cublaslt.is_available = cudnn.is_available = lambda: False
+
+
+def launch_planted(text: str) -> None:
+    from tinyarr import Device, empty
+    from tinyarr.backends.cuda.registry import Launch, Output, Plan, Source
+
+    backend, out = Device("cuda").backend, empty((64,), device="cuda")
+    launch = Launch(Source(text=text), "planted", (1, 1, 1), (64, 1, 1), (Output(0),))
+    backend._loader.bind(Plan([launch]))([], [out.array.data.address])
+    backend.synchronize()
+
+
+def run_everything() -> None:
+    """Each sample once or twice in every dtype class, the large ones, attention in all its forms, and two steps."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+
+    import tinyarr
+    from models.gpt2 import GPT2, Config
+    from tests.cuda.place import on
+    from tests.samples import SAMPLES
+    from tests.test_primitives import operands, values_of
+    from tinyarr import Tensor, dtypes
+
+    few = settings(max_examples=2, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+                   suppress_health_check=list(HealthCheck))  # fmt: skip
+    rng = np.random.default_rng(0)
+    with tinyarr.use_device("cuda"):
+        for sample in SAMPLES.values():
+            kinds = [d for d in (dtypes.float32, dtypes.bfloat16, dtypes.int64) if d in sample.takes] or [None]
+
+            @few
+            @given(st.data())
+            def check(data):
+                case = data.draw(sample.cases)
+                for dtype in kinds:
+                    sample.function(*(on("cuda", x) for x in operands(data.draw, case, dtype)), **case.params)
+
+            check()
+            if sample.large is not None:
+                for dtype in (dtypes.float32, dtypes.bfloat16):
+                    case = sample.large
+                    large = [Tensor(values_of(o, o.dtype or dtype)(rng, o.shape), dtype=o.dtype or dtype)
+                             for o in case.operands]  # fmt: skip
+                    sample.function(*(x.to("cuda") for x in large), **case.params)
+        for D in (64, 128):
+            for causal in (False, True):
+                q = tinyarr.randn(2, 4, 70, D, dtype=dtypes.bfloat16, requires_grad=True)
+                k = tinyarr.randn(2, 2, 133, D, dtype=dtypes.bfloat16, requires_grad=True)
+                out = tinyarr.scaled_dot_product_attention(q, k, k, is_causal=causal, enable_gqa=True)
+                out.sum().backward()
+        x = tinyarr.randn(3000, 65, requires_grad=True)
+        for axis in (None, 0, 1):
+            x.sum(axis=axis).sum().backward()
+        tinyarr.randn(300_000).sum()
+        model = GPT2(Config(vocab_size=257, block_size=64, n_layer=1, n_head=2, n_embd=128), dtype=dtypes.bfloat16,
+                     device="cuda")  # fmt: skip
+        optimizer = tinyarr.optim.AdamW(model.parameter_groups(0.1))
+        tokens = Tensor(rng.integers(0, 257, (2, 65)), device="cuda")
+        for _ in range(2):
+            model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+            tinyarr.optim.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+    tinyarr.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.exit(1 if main() else 0)
+    separate_memory()
+    {"overrun": lambda: launch_planted(OVERRUN), "race": lambda: launch_planted(RACE), "all": run_everything}[
+        sys.argv[1]
+    ]()

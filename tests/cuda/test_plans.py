@@ -1,0 +1,165 @@
+"""Every kernel is planned, and compiled for three generations of GPUs, on machines that have none."""
+
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.samples import SAMPLES
+from tests.test_primitives import FUSED, OWN, operands, recorded, values_of
+from tinyarr import Tensor, dtypes
+from tinyarr.backends.cuda import compiler, elementwise, planning
+from tinyarr.backends.cuda.registry import KERNELS, Launch, LibraryCall, Operand, Output, Source
+from tinyarr.errors import TinyarrError
+from tinyarr.ops.elementwise_primitive import Elementwise
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+COMPOSED = {"scaled_dot_product_attention", "scaled_dot_product_attention_gradient"}  # where no kernel applies
+
+
+@functools.cache
+def plans(name):
+    """The plans of what a sample runs, a case for each dtype, and its large case."""
+    sample, found = SAMPLES[name], []
+
+    def run(function, *inputs):
+        with recorded() as ran:
+            try:
+                function(*inputs)
+            except TinyarrError:
+                pass
+        for call, _ in ran:
+            if call.primitive.view is None and (planner := planning.planner(call)):
+                found.append((call, planner(*planning.dense_operands(call))))
+
+    @settings(max_examples=3, derandomize=True, database=None, phases=[Phase.generate],
+              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        for dtype in sample.takes or (None,):
+            run(lambda *x: sample.function(*x, **case.params), *operands(data.draw, case, dtype))
+
+    check()
+    if name in FUSED:
+        rng, case = np.random.default_rng(0), sample.large
+        for dtype in (dtypes.float32, dtypes.bfloat16):
+            kinds = [o.dtype or dtype for o in case.operands]
+            inputs = [Tensor(values_of(o, d)(rng, o.shape), dtype=d) for o, d in zip(case.operands, kinds)]
+            run(lambda *x: sample.function(*x, **case.params), *inputs)
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_plan_stays_within_what_a_launch_may_ask_for(name):
+    for call, plan in plans(name):
+        inputs, outputs = len(call.in_shapes), len(call.out_shapes)
+        counts = {"Input": inputs, "Output": outputs, "Scratch": len(plan.scratch)}
+        written = set()
+        for step in plan.steps:
+            for argument in step.arguments:
+                kind = type(argument).__name__
+                if kind in counts:
+                    assert 0 <= argument.number < counts[kind] and argument.offset >= 0
+                if kind == "Output":
+                    written.add(argument.number)
+            if isinstance(step, Launch):
+                x, y, z = step.grid
+                assert 1 <= x < 2**31 and 1 <= y < 2**16 and 1 <= z < 2**16, (call, step.grid)
+                assert 1 <= step.block[0] * step.block[1] * step.block[2] <= 1024
+                assert step.shared_bytes <= 160 * 1024, "an A100 has no more shared memory"
+        assert written == {i for i, shape in enumerate(call.out_shapes) if 0 not in shape}, call
+
+
+def test_every_primitive_has_a_kernel_or_a_composite_on_cuda():
+    lacking = [
+        name for name, p in OWN.items()
+        if not (p.view or p.composite or name in KERNELS or isinstance(p, Elementwise))
+    ]
+    assert lacking == [] and set(KERNELS) <= set(OWN) | {"conv2d"}
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SAMPLES, "flash attention"])
+def test_every_kernel_compiles_without_a_gpu(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    steps = flash_steps() if name == "flash attention" else [s for _, plan in plans(name) for s in plan.steps]
+    sources = {step.source: step.function for step in steps if isinstance(step, Launch)}
+    assert sources or name in COMPOSED or all(isinstance(s, LibraryCall) for s in steps) or OWN[name].view
+    for source, function in sources.items():
+        for architecture in ARCHITECTURES:
+            assert function.encode() in compiler.compile_source(source, architecture)
+
+
+def flash_steps():
+    """Every kernel of flash_attention.cu, in every form."""
+    from tinyarr.backends.cuda import flash_attention
+    from tinyarr.views import contiguous_strides
+
+    def operand(shape, dtype=dtypes.bfloat16):
+        return Operand(shape, contiguous_strides(shape), dtype)
+
+    steps = []
+    for D in (64, 128):
+        q, k, lse = operand((2, 4, 70, D)), operand((2, 2, 133, D)), operand((2, 4, 70), dtypes.float32)
+        for causal in (False, True):
+            steps += flash_attention.plan([q, k, k], [q, lse], causal=causal, scale=0.1).steps
+            steps += flash_attention.plan([q, q, k, k, q, lse], [q, k, k], causal=causal, scale=0.1).steps
+    return steps
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_a_rejected_source_is_shown_with_the_compilers_message():
+    with pytest.raises(compiler.CompilerError, match="(?s)sm_90 rejected the source.*nonsense.*nonsense"):
+        compiler.compile_source(Source(text="nonsense"), "sm_90")
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_a_damaged_cache_entry_is_compiled_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    source = Source(text='extern "C" __global__ void nothing() {}')
+    code = compiler.compile_source(source, "sm_90")
+    (file,) = tmp_path.iterdir()
+    for damaged in (b"", file.read_bytes()[:-1], file.read_bytes()[:40] + b"x" + file.read_bytes()[41:]):
+        file.write_bytes(damaged)
+        assert compiler.compile_source(source, "sm_90") == code
+    monkeypatch.setenv("TINYARR_CACHE", str(file / "no" / "folder"))
+    assert compiler.compile_source(source, "sm_90") == code
+
+
+def test_strided_and_broadcast_operands_share_one_kernel_for_all_sizes():
+    def source(shape, strides):
+        (step,) = elementwise.copy(
+            (Operand(shape, strides, dtypes.float32), Output(0)),
+            (Operand(shape, (shape[1], 1), dtypes.float32), Output(1)),
+        )
+        return step.source
+
+    assert source((4, 8), (0, 1)) == source((6, 40), (0, 1)) == source((6, 40), (80, 1))
+    assert source((4, 8), (1, 4)) == source((5, 7), (1, 5)) != source((4, 8), (0, 1))
+
+
+@pytest.mark.parametrize(("dtype", "pack"), [(dtypes.float32, 4), (dtypes.bfloat16, 8), (dtypes.float64, 2)])
+def test_a_load_takes_128_bits_where_strides_and_alignment_allow(dtype, pack):
+    def packs(shape, strides, aligned=True):
+        operand = Operand(shape, strides, dtype, aligned)
+        (step,) = elementwise.copy((operand, Output(0)), (Operand(shape, (shape[1], 1), dtype), Output(1)))
+        return dict(step.source.macros)["PACK"]
+
+    assert packs((3, 64), (64, 1)) == packs((3, 64), (128, 1)) == packs((3, 64), (0, 1)) == str(pack)
+    assert packs((1, 67), (67, 1)) == str(pack)  # the last pack is taken one by one
+    assert packs((3, 64), (64, 1), aligned=False) == packs((3, 64), (1, 3)) == "1"
+
+
+def test_positions_beyond_2_31_are_counted_in_64_bits():
+    def index(n):
+        operand = Operand((n,), (1,), dtypes.int8)
+        (step,) = elementwise.copy((operand, Output(0)), (operand, Output(1)))
+        return dict(step.source.macros)["Index"]
+
+    assert index(2**31 - 1) == "uint32_t" and index(2**31) == "uint64_t"
