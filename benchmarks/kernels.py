@@ -91,7 +91,8 @@ def memory_bound():
     U = x.numel() * 2
     yield "add", 3 * U, lambda: t_x + t_g, compiled(lambda x, g: x + g, x, g)
     yield "add a row", 2 * U, lambda: t_x + t_w, compiled(lambda x, w: x + w, x, w)
-    heads, t_heads = x.view(64, 1024, 12, 64).transpose(1, 2), t_x.reshape((64, 1024, 12, 64)).permute_dims((0, 2, 1, 3))
+    heads = x.view(64, 1024, 12, 64).transpose(1, 2)
+    t_heads = t_x.reshape((64, 1024, 12, 64)).permute_dims((0, 2, 1, 3))
     yield "copy of heads", 2 * U, lambda: tinyarr.copy(t_heads), compiled(lambda x: x.contiguous(), heads)
     yield "copy, transposed", 2 * U, lambda: tinyarr.copy(t_x.mT), compiled(lambda x: x.t().contiguous(), x)
     yield "dropout", 2 * U, lambda: tinyarr.dropout(t_x, 0.1), compiled(lambda x: F.dropout(x, 0.1), x)
@@ -196,8 +197,7 @@ def uncontracted() -> tuple[float, float]:
 
 def main() -> None:
     torch.manual_seed(0)
-    card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    print(f"{card}, PyTorch {torch.__version__}, CuPy {cupy.__version__}, Python {sys.version.split()[0]}")
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CuPy {cupy.__version__}, Python {sys.version.split()[0]}")
     source = torch.empty(2**29, dtype=torch.int8, device=GPU)
     target = torch.empty_like(source)
     copied = 2 * 2**29 / theirs(lambda: target.copy_(source)) / 1e6
@@ -211,7 +211,7 @@ def main() -> None:
             line += f"{r:13.3f}{nbytes / r / 1e6 / copied:9.0%}"
         print(line, flush=True)
     contracted = uncontracted()
-    print(f"\ngelu gradient, multiply-adds not contracted: {contracted[0]:.3f} ms, contracted: {contracted[1]:.3f} ms\n")
+    print(f"\ngelu gradient: {contracted[0]:.3f} ms; with multiply-adds contracted {contracted[1]:.3f} ms\n")
     print(f"{'products, bfloat16':28}{'ours':>10}{'PyTorch':>10} TFLOP/s")
     for name, operations, run, reference in products():
         print(f"{name:28}{operations / ours(run) / 1e9:10.0f}{operations / theirs(reference) / 1e9:10.0f}", flush=True)

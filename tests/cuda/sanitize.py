@@ -1,7 +1,7 @@
 """Runs every kernel under NVIDIA's compute-sanitizer: `python -m tests.cuda.sanitize`, on a machine with a GPU.
 
-Three tools: memcheck (accesses out of bounds), racecheck (shared memory without a barrier), initcheck (reads of what was
-never written). Each tensor gets a cudaMalloc of its own, since the tools see no overrun inside a pool. The libraries'
+Three tools: memcheck (accesses out of bounds), racecheck (shared memory without a barrier), initcheck (reads of what
+was never written). Each tensor gets a cudaMalloc of its own, since the tools see no overrun inside a pool. The libraries'
 kernels are left out: products and attention run on ours. Before that, an overrun and a race planted on purpose must
 both be reported.
 """
