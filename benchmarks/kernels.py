@@ -197,7 +197,8 @@ def uncontracted() -> tuple[float, float]:
 
 def main() -> None:
     torch.manual_seed(0)
-    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CuPy {cupy.__version__}, Python {sys.version.split()[0]}")
+    versions = f"PyTorch {torch.__version__}, CuPy {cupy.__version__}, Python {sys.version.split()[0]}"
+    print(f"{torch.cuda.get_device_name()}, {versions}")
     source = torch.empty(2**29, dtype=torch.int8, device=GPU)
     target = torch.empty_like(source)
     copied = 2 * 2**29 / theirs(lambda: target.copy_(source)) / 1e6

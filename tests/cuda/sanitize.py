@@ -1,9 +1,9 @@
 """Runs every kernel under NVIDIA's compute-sanitizer: `python -m tests.cuda.sanitize`, on a machine with a GPU.
 
 Three tools: memcheck (accesses out of bounds), racecheck (shared memory without a barrier), initcheck (reads of what
-was never written). Each tensor gets a cudaMalloc of its own, since the tools see no overrun inside a pool. The libraries'
-kernels are left out: products and attention run on ours. Before that, an overrun and a race planted on purpose must
-both be reported.
+was never written). Each tensor gets a cudaMalloc of its own, since the tools see no overrun inside a pool. The
+libraries' kernels are left out: products and attention run on ours. Before that, an overrun and a race planted on
+purpose must both be reported.
 """
 
 from __future__ import annotations
@@ -84,19 +84,23 @@ def run_everything() -> None:
 
     few = settings(max_examples=2, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
                    suppress_health_check=list(HealthCheck))  # fmt: skip
+
+    def run_cases(sample, kinds):
+        @few
+        @given(st.data())
+        def check(data):
+            case = data.draw(sample.cases)
+            for dtype in kinds:
+                sample.function(*(on("cuda", x) for x in operands(data.draw, case, dtype)), **case.params)
+
+        check()
+
     rng = np.random.default_rng(0)
     with tinyarr.use_device("cuda"):
         for sample in SAMPLES.values():
             kinds = [d for d in (dtypes.float32, dtypes.bfloat16, dtypes.int64) if d in sample.takes] or [None]
 
-            @few
-            @given(st.data())
-            def check(data):
-                case = data.draw(sample.cases)
-                for dtype in kinds:
-                    sample.function(*(on("cuda", x) for x in operands(data.draw, case, dtype)), **case.params)
-
-            check()
+            run_cases(sample, kinds)
             if sample.large is not None:
                 for dtype in (dtypes.float32, dtypes.bfloat16):
                     case = sample.large

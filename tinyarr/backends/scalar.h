@@ -1,8 +1,8 @@
 /* The operations of the scalar language that C lacks or leaves undefined for some input.
 
-   exp, log, tanh and erf are ours because a compiler can't vectorize a call into libm. They hold 2 ulp everywhere, take
-   and give subnormal numbers, and have no branch. Their coefficients are those of the Taylor series, which a reader can
-   check, on ranges so short that the first omitted term is below half an ulp; only erf needs a fitted polynomial.
+   In C exp, log, tanh and erf are ours because a compiler can't vectorize a call into libm. They hold 2 ulp everywhere,
+   take and give subnormal numbers, and have no branch. Their coefficients are those of the Taylor series, which a reader
+   can check, on ranges so short that the first omitted term is below half an ulp; only erf needs a fitted polynomial.
    Signed integers wrap (-fwrapv), no multiply-add is contracted (-ffp-contract=off, -fmad=false). The same text is C
    and CUDA C++. */
 
@@ -25,6 +25,17 @@ FUNCTION double float64_of_bits(uint64_t bits) { return BITCAST(uint64_t, double
 FUNCTION uint8_t signbit_float32(float x) { return bits_of_float32(x) >> 31; }
 FUNCTION uint8_t signbit_float64(double x) { return bits_of_float64(x) >> 63; }
 
+#ifdef __CUDACC__
+/* CUDA's own hold 2 ulp as well, and use the fused multiply-adds that the code below goes without. */
+#define exp_float32 expf
+#define exp_float64 exp
+#define tanh_float32 tanhf
+#define tanh_float64 tanh
+#define erf_float32 erff
+#define erf_float64 erf
+#define log_float32 logf
+#define log_float64 log
+#else
 /* exp, tanh and erf begin with e^x = 2^n (1 + p), where n is x / log 2 rounded. Adding 1.5 * 2^(mantissa bits) rounds
    to a whole number and leaves it in the low bits of the sum. log 2 is subtracted in two parts, the first with so few
    bits that n times it is exact; what rounding cuts off r is added at the end. NaN gives p = NaN and some n. */
@@ -198,6 +209,7 @@ FUNCTION double log_float64(double x)
     double result = n * 0x1.62e42fefa38p-1 + ((f - s * (f - z * series)) + n * 0x1.ef35793c7673p-45);
     return x > 0 ? (x < INFINITY ? result : x) : x == 0 ? -INFINITY : NAN;
 }
+#endif
 
 /* Floating numbers. `f` is the suffix of libm's functions. fmod is exact and has the sign of x.
    Conversions to integers truncate, as NumPy's on x86-64 do: by way of int32, for uint32 and int64 by way of int64,

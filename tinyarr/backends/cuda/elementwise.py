@@ -71,7 +71,22 @@ def plan(
 
 def copy(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> list[Launch]:
     """The launch that copies elements between operands of one shape and dtype, each of any strides."""
-    return plan("copy", _identity(source[0].dtype), target[0].shape, [source], [target])
+    return _transposed(source, target) or plan("copy", _identity(source[0].dtype), target[0].shape, [source], [target])
+
+
+def _transposed(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> list[Launch]:
+    """The launch for a source whose last but one axis is contiguous, as the target's last is; none for others."""
+    (x, x_at), (y, y_at) = source, target
+    axes, (by, to) = views.merge_axes(y.shape, [x.strides, y.strides])
+    if not 2 <= len(axes) <= 3 or to[-1] != 1 or by[-2] != 1 or min(axes[-2:]) < 32:
+        return []
+    (M, N), batch = axes[-2:], axes[0] if len(axes) == 3 else 1
+    if batch > 65535 or -(-M // 64) > 65535:
+        return []
+    text = Source(("types.cuh", "transpose.cu"), (("T", f"uint{8 * x.dtype.itemsize}_t"),))
+    batches = (to[0], by[0]) if len(axes) == 3 else (0, 0)
+    sizes = [np.int64(n) for n in (M, N, batches[0], to[-2], batches[1], by[-1])]
+    return [Launch(text, "transpose", (-(-N // 64), -(-M // 64), batch), (256, 1, 1), (y_at, x_at, *sizes))]
 
 
 def fill(value: bool | int | float, target: tuple[Operand, Address]) -> list[Launch]:

@@ -68,7 +68,8 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
 }
 
 /* c (16, N) = x y^T, for the 16 rows of tile x from `row` on and the N rows of tile y. */
-template <int N> __device__ __forceinline__ void rows_times_rows(float (&c)[N / 8][4], bfloat16 *x, int row, bfloat16 *y)
+template <int N>
+__device__ __forceinline__ void rows_times_rows(float (&c)[N / 8][4], bfloat16 *x, int row, bfloat16 *y)
 {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -90,7 +91,8 @@ template <int N> __device__ __forceinline__ void rows_times_rows(float (&c)[N / 
 }
 
 /* c (16, D) += p y, for weights p (16, N), rounded to bfloat16, and the N rows of tile y. */
-template <int N> __device__ __forceinline__ void weights_times_rows(float (&c)[D / 8][4], const float (&p)[N / 8][4], bfloat16 *y)
+template <int N>
+__device__ __forceinline__ void weights_times_rows(float (&c)[D / 8][4], const float (&p)[N / 8][4], bfloat16 *y)
 {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -117,7 +119,8 @@ __device__ __forceinline__ float exp2_fast(float x)
 }
 
 /* The 16 rows of c from `row` on, each times its factor, rounded, to the rows of `to` (count, D). */
-__device__ __forceinline__ void store_rows(bfloat16 *to, const float (&c)[D / 8][4], int row, int count, float upper, float lower)
+__device__ __forceinline__ void store_rows(bfloat16 *to, const float (&c)[D / 8][4], int row, int count, float upper,
+                                           float lower)
 {
     int lane = threadIdx.x % 32;
 #pragma unroll
@@ -127,7 +130,9 @@ __device__ __forceinline__ void store_rows(bfloat16 *to, const float (&c)[D / 8]
         if (r < count)
 #pragma unroll
             for (int j = 0; j < D / 8; j++) {
-                Pack<bfloat16, 2> pair = {narrow<bfloat16>(c[j][2 * half] * factor), narrow<bfloat16>(c[j][2 * half + 1] * factor)};
+                Pack<bfloat16, 2> pair;
+                pair.at[0] = narrow<bfloat16>(c[j][2 * half] * factor);
+                pair.at[1] = narrow<bfloat16>(c[j][2 * half + 1] * factor);
                 store(to + (int64_t)r * D + 8 * j + lane % 4 * 2, pair);
             }
     }
@@ -137,8 +142,8 @@ struct Strides { int64_t batch, head, row; };
 
 /* A block owns OWNED queries of a head and walks over the keys that they see, TILE at a time. */
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
-attention(bfloat16 *out, float *lse, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, Strides of_q, Strides of_k,
-          Strides of_v, int T, int S, int shared_heads, float scale)
+attention(bfloat16 *out, float *lse, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v, Strides of_q,
+          Strides of_k, Strides of_v, int T, int S, int shared_heads, float scale)
 {
     extern __shared__ bfloat16 memory[];
     bfloat16 *queries = memory, *keys = queries + OWNED * D, *values = keys + 2 * TILE * D;
@@ -239,11 +244,12 @@ row_products(float *delta, const bfloat16 *g, const bfloat16 *out, Strides of_g,
    that shares the keys in turn. The weights are transposed: a row for each key. */
 extern "C" __global__ void __launch_bounds__(32 * WARPS)
 keys_gradient(bfloat16 *dk, bfloat16 *dv, const bfloat16 *g, const bfloat16 *q, const bfloat16 *k, const bfloat16 *v,
-              const float *lse, const float *delta, Strides of_g, Strides of_q, Strides of_k, Strides of_v, int T, int S,
-              int shared_heads, float scale)
+              const float *lse, const float *delta, Strides of_g, Strides of_q, Strides of_k, Strides of_v, int T,
+              int S, int shared_heads, float scale)
 {
     extern __shared__ bfloat16 memory[];
-    bfloat16 *keys = memory, *values = keys + OWNED * D, *queries = values + OWNED * D, *slopes = queries + 2 * TILE * D;
+    bfloat16 *keys = memory, *values = keys + OWNED * D;
+    bfloat16 *queries = values + OWNED * D, *slopes = queries + 2 * TILE * D;
     __shared__ float of_query[2][TILE]; /* lse in base 2, and delta */
     int first = blockIdx.x * OWNED, group = blockIdx.y, lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16;
     int heads = gridDim.y * shared_heads;
@@ -308,7 +314,8 @@ queries_gradient(bfloat16 *dq, const bfloat16 *g, const bfloat16 *q, const bfloa
                  int S, int shared_heads, float scale)
 {
     extern __shared__ bfloat16 memory[];
-    bfloat16 *queries = memory, *slopes = queries + OWNED * D, *keys = slopes + OWNED * D, *values = keys + 2 * TILE * D;
+    bfloat16 *queries = memory, *slopes = queries + OWNED * D;
+    bfloat16 *keys = slopes + OWNED * D, *values = keys + 2 * TILE * D;
     int first = (gridDim.x - 1 - blockIdx.x) * OWNED;
     int head = blockIdx.y, lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16;
     q += blockIdx.z * of_q.batch + head * of_q.head + first * of_q.row;

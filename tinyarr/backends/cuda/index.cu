@@ -28,7 +28,7 @@ take(T *out, const T *x, const I *indices, int64_t units, int64_t columns, int64
 #endif
 
 #ifdef SORT
-/* A stable radix sort of the J numbers of rows, 8 bits a pass, in blocks of 256: `keys` are sorted, `order` says where
+/* A stable radix sort of the J numbers of rows, 8 bits a pass, in blocks of 1024: `keys` are sorted, `order` says where
    each stood. counts (256, blocks): how often each digit comes in each block, later where its first one goes. */
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -42,16 +42,19 @@ begin_sort(int32_t *keys, int32_t *order, const I *indices, int64_t count, int64
     order[j] = j;
 }
 
-extern "C" __global__ void __launch_bounds__(256) count_digits(int32_t *counts, const int32_t *keys, int64_t count, int shift)
+extern "C" __global__ void __launch_bounds__(1024)
+count_digits(int32_t *counts, const int32_t *keys, int64_t count, int shift)
 {
     __shared__ int32_t of_digit[256];
-    of_digit[threadIdx.x] = 0;
+    if (threadIdx.x < 256)
+        of_digit[threadIdx.x] = 0;
     __syncthreads();
-    int64_t j = blockIdx.x * (int64_t)256 + threadIdx.x;
+    int64_t j = blockIdx.x * (int64_t)1024 + threadIdx.x;
     if (j < count)
         atomicAdd(&of_digit[keys[j] >> shift & 255], 1);
     __syncthreads();
-    counts[threadIdx.x * (int64_t)gridDim.x + blockIdx.x] = of_digit[threadIdx.x];
+    if (threadIdx.x < 256)
+        counts[threadIdx.x * (int64_t)gridDim.x + blockIdx.x] = of_digit[threadIdx.x];
 }
 
 /* counts becomes its exclusive running sum; one block. */
@@ -60,14 +63,16 @@ extern "C" __global__ void __launch_bounds__(1024) sum_counts(int32_t *counts, i
     __shared__ int32_t of_warp[32];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int32_t carried = 0;
-    for (int64_t first = 0; first < length; first += 4096) {
-        int64_t i = first + threadIdx.x * 4;
-        int32_t own[4], total = 0;
-        for (int k = 0; k < 4; k++) {
+    for (int64_t first = 0; first < length; first += 8192) {
+        int64_t i = first + threadIdx.x * 8;
+        int32_t own[8], total = 0;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
             own[k] = i + k < length ? counts[i + k] : 0;
             total += own[k];
         }
         int32_t sum = total;
+#pragma unroll
         for (int distance = 1; distance < 32; distance *= 2) {
             int32_t before = __shfl_up_sync(~0u, sum, distance);
             sum += lane >= distance ? before : 0;
@@ -76,11 +81,13 @@ extern "C" __global__ void __launch_bounds__(1024) sum_counts(int32_t *counts, i
             of_warp[warp] = sum;
         __syncthreads();
         int32_t before = carried + sum - total;
+#pragma unroll
         for (int w = 0; w < 32; w++) {
             before += w < warp ? of_warp[w] : 0;
             carried += of_warp[w];
         }
-        for (int k = 0; k < 4; k++) {
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
             if (i + k < length)
                 counts[i + k] = before;
             before += own[k];
@@ -89,22 +96,36 @@ extern "C" __global__ void __launch_bounds__(1024) sum_counts(int32_t *counts, i
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(1024)
 place(int32_t *to_keys, int32_t *to_order, const int32_t *keys, const int32_t *order, const int32_t *counts,
       int64_t count, int shift)
 {
-    __shared__ int32_t digits[256];
-    int64_t j = blockIdx.x * (int64_t)256 + threadIdx.x;
-    int32_t key = j < count ? keys[j] : 0, digit = key >> shift & 255, rank = 0;
-    digits[threadIdx.x] = digit;
+    __shared__ int32_t of_warp[32][256]; /* how often a digit comes in a warp, later in all warps before */
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int i = threadIdx.x; i < 32 * 256; i += 1024)
+        of_warp[i / 256][i % 256] = 0;
     __syncthreads();
-    if (j >= count)
-        return;
-    for (int i = 0; i < threadIdx.x; i++)
-        rank += digits[i] == digit;
-    int32_t to = counts[digit * (int64_t)gridDim.x + blockIdx.x] + rank;
-    to_keys[to] = key;
-    to_order[to] = order[j];
+    int64_t j = blockIdx.x * (int64_t)1024 + threadIdx.x;
+    int32_t key = j < count ? keys[j] : -1, digit = key >> shift & 255; /* what is beyond comes last, in no one's way */
+    uint32_t equal = __match_any_sync(~0u, digit);
+    int32_t rank = __popc(equal & ((1u << lane) - 1));
+    if (rank == 0)
+        of_warp[warp][digit] = __popc(equal);
+    __syncthreads();
+    if (threadIdx.x < 256) {
+        int32_t before = 0;
+        for (int w = 0; w < 32; w++) {
+            int32_t own = of_warp[w][threadIdx.x];
+            of_warp[w][threadIdx.x] = before;
+            before += own;
+        }
+    }
+    __syncthreads();
+    if (j < count) {
+        int32_t to = counts[digit * (int64_t)gridDim.x + blockIdx.x] + of_warp[warp][digit] + rank;
+        to_keys[to] = key;
+        to_order[to] = order[j];
+    }
 }
 #endif
 
@@ -127,15 +148,22 @@ add_rows(T *out, A *partial, const T *g, const int32_t *keys, const int32_t *ord
 #pragma unroll
     for (int i = 0; i < PACK; i++)
         total[i] = 0;
+    Pack<T, PACK> packs[4];
     for (int64_t p = begin; p < end; p++) {
         int32_t key = keys[p];
-        Pack<T, PACK> pack;
-        if (ALIGNED)
-            pack = load<PACK>(from + order[p] * columns);
-        else
+        if ((p - begin) % 4 == 0) /* 4 loads at once, added in order */
 #pragma unroll
-            for (int i = 0; i < PACK; i++)
-                pack.at[i] = from[order[p] * columns + i];
+            for (int u = 0; u < 4; u++) {
+                const T *row = from + order[p + u < end ? p + u : p] * columns;
+                if (ALIGNED)
+                    packs[u] = load<PACK>(row);
+                else
+#pragma unroll
+                    for (int i = 0; i < PACK; i++)
+                        packs[u].at[i] = row[i];
+            }
+        int u = (p - begin) % 4;
+        Pack<T, PACK> pack = u == 0 ? packs[0] : u == 1 ? packs[1] : u == 2 ? packs[2] : packs[3];
 #pragma unroll
         for (int i = 0; i < PACK; i++)
             total[i] += widen(pack.at[i]);
@@ -174,9 +202,18 @@ join_runs(T *out, const A *partial, const int32_t *keys, int64_t count, int64_t 
     int64_t stride = gridDim.z * columns;
     const A *from = partial + (blockIdx.x * (int64_t)2 * gridDim.z + k) * columns + column;
     A total = from[stride];
-    for (int64_t piece = blockIdx.x + 1; piece * PIECE < count && keys[piece * PIECE] == key; piece++) {
-        from += 2 * stride;
-        total += *from;
+    bool goes_on = true;
+    for (int64_t piece = blockIdx.x + 1; goes_on; piece += 8) { /* 8 loads at once, added in order */
+        A parts[8];
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            goes_on = (piece + i) * PIECE < count && keys[(piece + i) * PIECE] == key;
+            from += 2 * stride;
+            parts[i] = goes_on ? *from : (A)0;
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            total += parts[i];
     }
     out[(k * n + key) * columns + column] = narrow<T>(total);
 }

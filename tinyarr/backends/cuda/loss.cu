@@ -6,6 +6,16 @@
 
 #define EACH for (int k = 0; k < PACK; k++)
 
+#ifndef EXP
+/* e^x for x <= 0 within 2^-22 of the largest, which is what a sum of such needs. */
+__device__ __forceinline__ float EXP(float x)
+{
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+    return y;
+}
+#endif
+
 /* Largest logit so far, and the sum of exp(logit - largest). */
 struct Softmax { A largest, sum; };
 
@@ -36,58 +46,63 @@ __device__ __forceinline__ Softmax join_block(Softmax x)
     return x;
 }
 
-__device__ __forceinline__ Pack<T, PACK> load_pack(const T *x, int64_t first, int64_t total)
+/* Elements i to i + PACK of a row, i counted from its first; packs reach beyond both ends, but not beyond `total`. */
+__device__ __forceinline__ Pack<T, PACK> load_pack(const T *row, int i, int64_t left)
 {
-    if (ALIGNED && first + PACK <= total)
-        return load<PACK>(x + first);
+    if (ALIGNED && i + PACK <= left)
+        return load<PACK>(row + i);
     Pack<T, PACK> pack;
 #pragma unroll
-    EACH pack.at[k] = x[first + k < total ? first + k : total - 1];
+    EACH pack.at[k] = row[i + k < left ? i + k : (int)left - 1];
     return pack;
 }
 
 /* LOSS: writes loss and lse, the logarithm of the sum of exp, of each row. Else lse is given.
    GRADIENT: out = g (softmax(logits) - onehot(target)), which may take the logits' place; WEIGHTED: g (R) is given,
-   else it is 1. Both are 0 for ignored targets. */
+   else it is 1. Both are 0 for ignored targets. EXACT: softmax is divided by its own sum, 1 but for rounding. */
 extern "C" __global__ void __launch_bounds__(THREADS)
-cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_t *targets, int64_t V, int64_t stride,
-              int64_t ignored, int64_t first_row, uint64_t *words)
+cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_t *targets, int64_t classes,
+              int64_t stride, int64_t ignored, int64_t first_row, uint64_t *words)
 {
-    int64_t row = blockIdx.x, begin = row * stride, end = begin + V;
-    int64_t total = (gridDim.x - 1) * stride + V;
-    int64_t target = targets[row];
+    int64_t begin = blockIdx.x * stride;
+    const T *row = logits + begin;
+    /* Elements that may be read from here on: to the matrix's end, but not what pads a row. */
+    int64_t left = stride > classes ? classes : (gridDim.x - blockIdx.x) * stride;
+    int V = classes, first = threadIdx.x * PACK - (int)(begin % PACK);
+    int64_t target = targets[blockIdx.x];
     bool counted = target != ignored;
     if (counted && (target < 0 || target >= V)) {
         if (threadIdx.x == 0)
-            report(words, 2, target, first_row + row);
+            report(words, 2, target, first_row + blockIdx.x);
         counted = false;
     }
-    Softmax softmax = {LOSS ? -INFINITY : lse[row], 0};
-    for (int64_t p = begin / PACK + threadIdx.x; p * PACK < end; p += THREADS) {
-        Pack<T, PACK> pack = load_pack(logits, p * PACK, total);
-        A largest = softmax.largest, x[PACK];
+    Softmax softmax = {LOSS ? -INFINITY : lse[blockIdx.x], LOSS || EXACT ? (A)0 : (A)1};
+    if (LOSS || EXACT)
+        for (int i = first; i < V; i += THREADS * PACK) {
+            Pack<T, PACK> pack = load_pack(row, i, left);
+            bool whole = i >= 0 && i + PACK <= V;
+            A largest = softmax.largest, x[PACK];
 #pragma unroll
-        EACH {
-            bool inside = p * PACK + k >= begin && p * PACK + k < end;
-            x[k] = inside ? widen(pack.at[k]) : -INFINITY;
-            if (LOSS)
-                largest = x[k] > largest || x[k] != x[k] ? x[k] : largest;
-        }
-        if (LOSS && largest != softmax.largest) {
-            softmax.sum *= EXP(softmax.largest - largest);
-            softmax.largest = largest;
-        }
-        A shift = LOSS && largest == -INFINITY ? (A)0 : largest;
+            EACH x[k] = whole || (i + k >= 0 && i + k < V) ? widen(pack.at[k]) : -INFINITY;
+            if (LOSS) {
 #pragma unroll
-        EACH softmax.sum += EXP(x[k] - shift);
-    }
+                EACH largest = x[k] > largest || x[k] != x[k] ? x[k] : largest;
+                if (largest != softmax.largest) {
+                    softmax.sum *= EXP(softmax.largest - largest);
+                    softmax.largest = largest;
+                }
+            }
+            A shift = LOSS && largest == -INFINITY ? (A)0 : largest;
+#pragma unroll
+            EACH softmax.sum += EXP(x[k] - shift);
+        }
     if (LOSS) {
         softmax = join_block(softmax);
         if (threadIdx.x == 0) {
-            lse[row] = softmax.largest + LOG(softmax.sum); /* lse may be the place of loss, where no one wants it */
-            loss[row] = counted ? (softmax.largest - widen(logits[begin + target])) + LOG(softmax.sum) : (A)0;
+            lse[blockIdx.x] = softmax.largest + LOG(softmax.sum); /* may be the place of loss, where no one wants it */
+            loss[blockIdx.x] = counted ? (softmax.largest - widen(row[target])) + LOG(softmax.sum) : (A)0;
         }
-    } else {
+    } else if (EXACT) {
         A largest = softmax.largest;
         softmax.largest = 0;
         softmax = join_block(softmax); /* equal shifts: their sums are added */
@@ -96,21 +111,21 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     if (!GRADIENT)
         return;
     __syncthreads(); /* the loss has read its logit */
-    A weight = counted ? (WEIGHTED ? g[row] : (A)1) : (A)0, share = 1 / softmax.sum;
-    for (int64_t p = begin / PACK + threadIdx.x; p * PACK < end; p += THREADS) {
-        Pack<T, PACK> pack = load_pack(logits, p * PACK, total);
-        bool whole = p * PACK >= begin && p * PACK + PACK <= end;
+    A weight = counted ? (WEIGHTED ? g[blockIdx.x] : (A)1) : (A)0, share = 1 / softmax.sum;
+    int hit = counted ? (int)target : -1;
+    for (int i = first; i < V; i += THREADS * PACK) {
+        Pack<T, PACK> pack = load_pack(row, i, left);
 #pragma unroll
         EACH {
             A softmax_k = EXP(widen(pack.at[k]) - softmax.largest) * share;
-            A slope = softmax_k - (p * PACK + k == begin + target ? (A)1 : (A)0);
+            A slope = softmax_k - (i + k == hit ? (A)1 : (A)0);
             pack.at[k] = narrow<T>(weight == 0 ? (A)0 : slope * weight);
         }
-        if (ALIGNED && whole)
-            store(out + p * PACK, pack);
+        if (ALIGNED && i >= 0 && i + PACK <= V)
+            store(out + begin + i, pack);
         else
 #pragma unroll
-            EACH if (p * PACK + k >= begin && p * PACK + k < end)
-                out[p * PACK + k] = pack.at[k];
+            EACH if (i + k >= 0 && i + k < V)
+                out[begin + i + k] = pack.at[k];
     }
 }

@@ -31,10 +31,11 @@ def _launch(
     while threads < 1024 and threads * pack * 4 < classes:
         threads *= 2
     flags = {"LOSS": loss is not None, "GRADIENT": out is not None, "WEIGHTED": g is not None, "ALIGNED": aligned}
+    flags["EXACT"] = loss is None and dtype.compute is dtype  # half types round far more than lse does
     macros = (
-        ("T", TYPES[dtype]), ("A", wide(dtype)), ("EXP", "exp" if double else "expf"),
-        ("LOG", "log" if double else "logf"), ("PACK", str(pack)), ("THREADS", str(threads)),
-        *((name, str(int(flag))) for name, flag in flags.items()),
+        ("T", TYPES[dtype]), ("A", wide(dtype)), ("LOG", "log" if double else "logf"),
+        ("PACK", str(pack)), ("THREADS", str(threads)),
+        *((name, str(int(flag))) for name, flag in flags.items()), *((("EXP", "exp"),) if double else ()),
     )  # fmt: skip
     message = (
         f"{operation}: target {{position}} is {{value}}, there are {classes} classes: "

@@ -17,8 +17,8 @@ from .types import TYPES, packed, wide
 
 HELD = 64  # elements of a row that a thread of a lone warp holds in registers; threads of larger groups half as many
 ROWS = 4  # rows of a block, where a warp takes a row
-# Blocks that walk over all rows and keep sums for the weights' gradients: 4 for each of an H100's multiprocessors.
-WALKERS = 4 * 132
+# Blocks that walk over all rows and keep sums for the weights' gradients: 6 for each of an H100's multiprocessors.
+WALKERS = 6 * 132
 
 
 def _source(x: Operand, center: bool, aligned: bool) -> tuple[Source, int, int]:

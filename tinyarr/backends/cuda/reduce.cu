@@ -57,15 +57,27 @@ extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(R *out, const 
     }
 }
 
-/* out (K), x (K, R) with few elements a row: a warp for each row. */
+/* out (K), x (K, R) with few elements a row, a multiple of PACK: a warp for each row. */
 extern "C" __global__ void __launch_bounds__(THREADS) reduce_short_rows(R *out, const T *x, int64_t rows, int length)
 {
     int64_t row = blockIdx.x * (int64_t)(THREADS / 32) + threadIdx.x / 32;
     if (row >= rows)
         return;
     A total = START;
-    for (int i = threadIdx.x % 32; i < length; i += 32)
-        total = combine(total, (A)MAP(widen(x[row * length + i])));
+#pragma unroll 4
+    for (int i = threadIdx.x % 32 * PACK; i < length; i += 32 * PACK) {
+        const T *from = x + row * length + i;
+        Pack<T, PACK> pack;
+        if (ALIGNED)
+            pack = load<PACK>(from);
+        else
+#pragma unroll
+            for (int k = 0; k < PACK; k++)
+                pack.at[k] = from[k];
+#pragma unroll
+        for (int k = 0; k < PACK; k++)
+            total = combine(total, (A)MAP(widen(pack.at[k])));
+    }
     total = combine_warp(total);
     if (threadIdx.x % 32 == 0)
         out[row] = narrow<R>(total);

@@ -21,7 +21,7 @@ from . import elementwise
 from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Scratch, Source, kernel
 from .types import TYPES, files, packed, wide
 
-SHORT_ROW = 512  # elements; up to here a warp reduces a row
+SHORT_ROW = 2048  # elements; up to here a warp reduces a row
 PART = 16 * 1024  # elements of a row that one block reduces
 ENOUGH_BLOCKS = 1024  # to fill a GPU
 MOST_BLOCKS = 65535  # along the second and third axis of a grid
@@ -69,7 +69,7 @@ def rows(
     """Launches that reduce each of `kept` rows, and the bytes of the scratch blocks from `scratch` on."""
     accumulated = stored.compute
     if length <= SHORT_ROW:
-        source = _source(operation, stored, result, 1, False)
+        source = _source(operation, stored, result, math.gcd(packed(stored), length), aligned)
         grid = (-(-kept // 8), 1, 1)
         short = (out, x, np.int64(kept), np.int32(length))
         return [Launch(source, "reduce_short_rows", grid, (256, 1, 1), short)], ()
