@@ -26,9 +26,8 @@ def plans(name):
     sample, found = SAMPLES[name], []
 
     def run(function, *inputs):
-        with recorded() as ran:
-            with contextlib.suppress(TinyarrError):
-                function(*inputs)
+        with recorded() as ran, contextlib.suppress(TinyarrError):
+            function(*inputs)
         for call, _ in ran:
             if call.primitive.view is None and (planner := planning.planner(call)):
                 found.append((call, planner(*planning.dense_operands(call))))

@@ -49,6 +49,10 @@ def plan(
     """
     if 0 in shape:
         return []
+    if len(typed.values) == 1 and typed.values[0].op == "input" and inputs[0][0].shape == shape:
+        transposed = _transposed(inputs[0], outputs[0])
+        if transposed:
+            return transposed
     used = {v.value: v for v in typed.values if v.op == "input"}
     uniform = {k: (inputs[k][0], inputs[k][1]) for k, v in used.items() if v.uniform}
     varying = [_varying(f"x{k}", inputs[k][0], inputs[k][1], shape) for k, v in sorted(used.items()) if not v.uniform]
@@ -71,7 +75,7 @@ def plan(
 
 def copy(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> list[Launch]:
     """The launch that copies elements between operands of one shape and dtype, each of any strides."""
-    return _transposed(source, target) or plan("copy", _identity(source[0].dtype), target[0].shape, [source], [target])
+    return plan("copy", _identity(source[0].dtype), target[0].shape, [source], [target])
 
 
 def _transposed(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> list[Launch]:

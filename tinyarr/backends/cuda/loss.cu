@@ -21,9 +21,7 @@ struct Softmax { A largest, sum; };
 
 __device__ __forceinline__ Softmax join(Softmax a, Softmax b)
 {
-    A largest = a.largest > b.largest ? a.largest : b.largest;
-    if (a.largest != a.largest || b.largest != b.largest)
-        largest = NAN;
+    A largest = MAX(a.largest, b.largest); /* NaN is in the sum */
     if (largest == -INFINITY)
         return {largest, a.sum + b.sum};
     return {largest, a.sum * EXP(a.largest - largest) + b.sum * EXP(b.largest - largest)};
@@ -78,23 +76,31 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     }
     Softmax softmax = {LOSS ? -INFINITY : lse[blockIdx.x], LOSS || EXACT ? (A)0 : (A)1};
     if (LOSS || EXACT)
-        for (int i = first; i < V; i += THREADS * PACK) {
-            Pack<T, PACK> pack = load_pack(row, i, left);
-            bool whole = i >= 0 && i + PACK <= V;
-            A largest = softmax.largest, x[PACK];
+        for (int i = first; i < V; i += 2 * THREADS * PACK) {
+            Pack<T, PACK> packs[2] = {load_pack(row, i, left)};
+            int next = i + THREADS * PACK;
+            if (next < V)
+                packs[1] = load_pack(row, next, left);
+            A largest = softmax.largest, x[2][PACK];
 #pragma unroll
-            EACH x[k] = whole || (i + k >= 0 && i + k < V) ? widen(pack.at[k]) : -INFINITY;
-            if (LOSS) {
+            for (int u = 0; u < 2; u++) {
+                int at = u ? next : i;
+                bool whole = at >= 0 && at + PACK <= V;
 #pragma unroll
-                EACH largest = x[k] > largest || x[k] != x[k] ? x[k] : largest;
-                if (largest != softmax.largest) {
-                    softmax.sum *= EXP(softmax.largest - largest);
-                    softmax.largest = largest;
+                EACH {
+                    x[u][k] = whole || (at + k >= 0 && at + k < V) ? widen(packs[u].at[k]) : -INFINITY;
+                    largest = LOSS ? MAX(largest, x[u][k]) : largest;
                 }
+            }
+            if (LOSS && largest != softmax.largest) {
+                softmax.sum *= EXP(softmax.largest - largest);
+                softmax.largest = largest;
             }
             A shift = LOSS && largest == -INFINITY ? (A)0 : largest;
 #pragma unroll
-            EACH softmax.sum += EXP(x[k] - shift);
+            for (int u = 0; u < 2; u++)
+#pragma unroll
+                EACH softmax.sum += EXP(x[u][k] - shift);
         }
     if (LOSS) {
         softmax = join_block(softmax);

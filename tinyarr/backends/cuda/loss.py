@@ -28,12 +28,13 @@ def _launch(
     double = dtype is dtypes.float64
     pack = packed(dtype)
     threads = 32
-    while threads < 1024 and threads * pack * 4 < classes:
+    while threads < 512 and threads * pack * 4 < classes:
         threads *= 2
     flags = {"LOSS": loss is not None, "GRADIENT": out is not None, "WEIGHTED": g is not None, "ALIGNED": aligned}
     flags["EXACT"] = loss is None and dtype.compute is dtype  # half types round far more than lse does
     macros = (
         ("T", TYPES[dtype]), ("A", wide(dtype)), ("LOG", "log" if double else "logf"),
+        ("MAX", "fmax" if double else "fmaxf"),
         ("PACK", str(pack)), ("THREADS", str(threads)),
         *((name, str(int(flag))) for name, flag in flags.items()), *((("EXP", "exp"),) if double else ()),
     )  # fmt: skip

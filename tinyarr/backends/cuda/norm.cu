@@ -148,6 +148,28 @@ __device__ __forceinline__ void store_shares(A *to, const A (&share)[PACKS][PACK
 #endif
 }
 
+/* dweight, dbias (C) = the sums of the blocks' shares (blocks, C), in order; dbias where blockIdx.y is 1. A block adds
+   32 columns, each of its 8 warps every 8th share. */
+extern "C" __global__ void __launch_bounds__(256)
+sum_shares(T *dweight, T *dbias, const A *of_weight, const A *of_bias, int blocks)
+{
+    __shared__ A of_warp[8][32];
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
+    const A *shares = blockIdx.y ? of_bias : of_weight;
+    A sum = 0;
+    if (column < C)
+#pragma unroll 8
+        for (int b = warp; b < blocks; b += 8)
+            sum += shares[b * (int64_t)C + column];
+    of_warp[warp][lane] = sum;
+    __syncthreads();
+    if (warp == 0 && column < C) {
+        for (int w = 1; w < 8; w++)
+            sum += of_warp[w][lane];
+        (blockIdx.y ? dbias : dweight)[column] = narrow<T>(sum);
+    }
+}
+
 /* With h = (x - mean) rstd and d = g weight: dx = rstd (d - mean(d) - h mean(d h)), without mean(d) for RMS norm.
    dweight and dbias (gridDim, C): each block's sums of g h and g over the rows that it walks. */
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)

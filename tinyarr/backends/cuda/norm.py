@@ -10,15 +10,14 @@ import math
 import numpy as np
 
 from ... import dtypes, views
-from ...dtypes import Dtype
-from . import elementwise, reduce
+from . import elementwise
 from .registry import Input, Launch, Operand, Output, Plan, Scratch, Source, kernel
 from .types import TYPES, packed, wide
 
 HELD = 64  # elements of a row that a thread of a lone warp holds in registers; threads of larger groups half as many
 ROWS = 4  # rows of a block, where a warp takes a row
-# Blocks that walk over all rows and keep sums for the weights' gradients: 6 for each of an H100's multiprocessors.
-WALKERS = 6 * 132
+# Blocks that walk over all rows and keep sums for the weights' gradients: 4 for each of an H100's multiprocessors.
+WALKERS = 4 * 132
 
 
 def _source(x: Operand, center: bool, aligned: bool) -> tuple[Source, int, int]:
@@ -65,16 +64,13 @@ def _backward(inputs, outputs) -> Plan | None:
     mean, rstd = (Input(3), Input(4)) if center else (Input(3), Input(3))
     partial = Scratch(0), Scratch(1 if center else 0)
     arguments = (Output(0), *partial, Input(0), Input(1), Input(2), mean, rstd, np.int64(rows))
-    steps: list = [Launch(source, "normalize_gradient", (blocks, 1, 1), (threads * together, 1, 1), arguments)]
-    kept: Dtype = x.dtype.compute
-    scratch = [blocks * columns * kept.itemsize] * (1 + center)
-    for i in range(1 + center):
-        more, bytes_ = reduce.columns(
-            "sum", partial[i], Output(1 + i), 1, blocks, columns, kept, weight.dtype, True, scratch=len(scratch)
-        )
-        steps += more
-        scratch += bytes_
-    return Plan(steps, tuple(scratch))
+    dbias = Output(2) if center else Output(1)
+    shares = (Output(1), dbias, *partial, np.int32(blocks))
+    steps = [
+        Launch(source, "normalize_gradient", (blocks, 1, 1), (threads * together, 1, 1), arguments),
+        Launch(source, "sum_shares", (-(-columns // 32), 1 + center, 1), (256, 1, 1), shares),
+    ]
+    return Plan(steps, (blocks * columns * x.dtype.compute.itemsize,) * (1 + center))
 
 
 @kernel("layer_norm", layouts="dense")

@@ -30,8 +30,8 @@ MOST_BLOCKS = 65535  # along the second and third axis of a grid
 OPERATIONS = {
     "sum": ("0", "((a) + (b))"),
     "prod": ("1", "((a) * (b))"),
-    "max": ("LOWEST", "((a) != (a) || (a) > (b) ? (a) : (b))"),
-    "min": ("HIGHEST", "((a) != (a) || (a) < (b) ? (a) : (b))"),
+    "max": ("LOWEST", "maximum<A>(a, b)"),
+    "min": ("HIGHEST", "minimum<A>(a, b)"),
 }
 
 

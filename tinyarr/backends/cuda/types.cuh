@@ -82,6 +82,20 @@ template <int N, typename T> __device__ __forceinline__ void store(T *to, const 
             to[k] = pack.at[k];
 }
 
+/* The larger and the smaller, NaN if either is. */
+template <typename A> __device__ __forceinline__ A maximum(A a, A b) { return a != a || a > b ? a : b; }
+template <typename A> __device__ __forceinline__ A minimum(A a, A b) { return a != a || a < b ? a : b; }
+template <> __device__ __forceinline__ float maximum(float a, float b)
+{
+    asm("max.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+    return a;
+}
+template <> __device__ __forceinline__ float minimum(float a, float b)
+{
+    asm("min.NaN.f32 %0, %0, %1;" : "+f"(a) : "f"(b));
+    return a;
+}
+
 /* Over the 32 lanes of a warp, in a fixed order; every lane gets the result. */
 template <typename A> __device__ __forceinline__ A warp_sum(A x)
 {
