@@ -31,6 +31,7 @@ def ours(model, batches, steps: int, lr, device: str, dtype) -> tuple[list[float
     copy = GPT2(model.config, dtype=dtype, device=device)
     copy.load_state_dict({name: t.detach().astype(dtype).to(device) for name, t in model.state_dict().items()})
     optimizer = optim.AdamW(copy.parameter_groups(DECAY), lr=LR, betas=BETAS)
+    optimizer.load_masters(copy.parameters(), model.parameters())
     losses, tokens, started = [], 0, 0.0
     for step in range(steps):
         if step == steps // 2:

@@ -53,6 +53,10 @@ def train(model_class: type, options: TrainOptions) -> None:
     groups = model.parameter_groups(options.weight_decay)
     parameters = [parameter for group in groups for parameter in group["parameters"]]
     optimizer = optim.AdamW(groups, lr=options.lr, betas=BETAS)
+    if options.dtype != "float32":  # the optimizer keeps the same draws unrounded
+        wide = model_class(model.config, device=device, generator=tinyarr.Generator(options.seed))
+        optimizer.load_masters(model.parameters(), wide.parameters())
+        del wide
     warmup = options.steps // 20 if options.warmup is None else options.warmup
     learning_rate = SCHEDULES[options.schedule](options.lr, options.steps, warmup)
     tokens_per_step = options.batch_size * options.seq_len * options.accumulate

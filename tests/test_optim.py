@@ -133,6 +133,47 @@ def test_a_half_type_follows_the_formula_in_its_float32_master(kind, formula, op
             assert np.abs(master.numpy() - y).max() <= roundings(step)
 
 
+def test_stochastic_rounding_goes_to_a_neighbour_and_is_right_on_average():
+    n, x = 20_000, 1 + 0.3 * 2.0**-7  # between 1 and the next bfloat16
+    p = tinyarr.ones((n,), dtype=bfloat16, requires_grad=True)
+    optimizer = optim.AdamW([p], lr=x - 1, weight_decay=0.0, eps=1e-30, stochastic_rounding=True)
+    assert not any("master" in name for name in optimizer.state_dict())
+    p.grad = -tinyarr.ones((n,), dtype=bfloat16)
+    optimizer.step()
+    found = p.numpy().astype(np.float64)
+    assert set(found) == {1.0, 1 + 2.0**-7}
+    share = (found > 1).mean()
+    assert abs(share - 0.3) < 5 * np.sqrt(0.3 * 0.7 / n)
+
+
+def test_stochastic_rounding_keeps_nan_and_infinity_and_refuses_other_half_types():
+    p = tinyarr.ones((3,), dtype=bfloat16, requires_grad=True)
+    optimizer = optim.AdamW([p], stochastic_rounding=True)
+    p.grad = tinyarr.Tensor([np.nan, 1.0, 1.0], dtype=bfloat16)
+    with tinyarr.no_grad():
+        p.assign(tinyarr.Tensor([1.0, np.inf, -np.inf], dtype=bfloat16))
+    optimizer.step()
+    assert np.isnan(p.numpy().astype(np.float64)[0]) and p.tolist()[1:] == [np.inf, -np.inf]
+    with pytest.raises(ArgumentError, match="stochastic_rounding is True, a parameter is float16: use bfloat16"):
+        optim.AdamW([tinyarr.ones((3,), dtype=float16, requires_grad=True)], stochastic_rounding=True)
+
+
+def test_masters_start_from_weights_that_were_never_rounded():
+    wide = [tinyarr.randn(4, 3), tinyarr.randn(3)]
+    parameters = [tinyarr.Tensor(w.astype(bfloat16), requires_grad=True) for w in wide]
+    optimizer = optim.AdamW(parameters, lr=2.0**-20, weight_decay=0.0)
+    optimizer.load_masters(parameters, wide)
+    for p, w in zip(parameters, wide):
+        assert (p.numpy() == w.astype(bfloat16).numpy()).all()
+        p.grad = tinyarr.ones(p.shape, dtype=bfloat16)
+    optimizer.step()
+    masters = [optimizer.state_dict()[f"0.{i}.master"] for i in (1, 0)]
+    for master, w in zip(masters, wide):
+        assert np.abs(master.numpy() - w.numpy()).max() < 2.0**-19
+    with pytest.raises(ShapeError, match=r"load_masters: parameters and weights differ: \(4, 3\) and \(3,\)"):
+        optimizer.load_masters(parameters, wide[::-1])
+
+
 @half_types
 def test_updates_too_small_for_a_half_type_add_up(dtype):
     (p,) = parameters = [tinyarr.ones((3,), dtype=dtype, requires_grad=True)]

@@ -385,6 +385,8 @@ def test_a_bad_argument_is_refused_with_a_message_that_says_what_came(name, erro
 @pytest.mark.parametrize("name", FUSED)
 def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype):
     sample, rng = SAMPLES[name], np.random.default_rng(0)
+    if dtype not in sample.takes:
+        return
     case = sample.large
     kinds = [o.dtype or dtype for o in case.operands]
     inputs = [tinyarr.Tensor(values_of(o, d)(rng, o.shape), dtype=d) for o, d in zip(case.operands, kinds)]

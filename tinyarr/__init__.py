@@ -129,7 +129,7 @@ from .ops.loss import (
     mse_loss,
     nll_loss,
 )
-from .ops.matmul import linear, matmul
+from .ops.matmul import linear, matmul, scaled_matmul
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, min, prod, sum

@@ -4,7 +4,7 @@ An update is one elementwise expression over a parameter, its gradient and its s
 in segments. Learning rate and step are 0-d tensors, so that a compiled step reads them; they are weak in the
 expression: computed with in float64, once, then taking the parameter's dtype. A parameter of a half type has a float32
 master copy, which is what is updated; where the parameter was written since, by hand or by loading weights, the
-update starts from what was written.
+update starts from what was written. `load_masters` starts the copies from weights that were never rounded.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from .ops.elementwise import astype, minimum, sqrt, square
 from .ops.elementwise_primitive import elementwise
 from .ops.primitive import apply
 from .ops.reduce import sum
-from .ops.scalar import Expr, cast, weak
+from .ops.scalar import Expr, bitcast, cast, random_bits, weak
 from .ops.scalar import sqrt as _sqrt
 from .ops.scalar import where as _where
+from .random import Generator, default_generator
 from .segments import Segment, pack
 from .tape import no_grad
 from .tensor import Tensor
@@ -30,14 +31,16 @@ from .tensor import Tensor
 class _Packed:
     """Parameters of one group and dtype in a segment, and the segments of their state by name."""
 
-    def __init__(self, parameters: Sequence[Tensor], options: dict[str, Any], state_names: Sequence[str]):
+    def __init__(
+        self, parameters: Sequence[Tensor], options: dict[str, Any], state_names: Sequence[str], masters: bool
+    ):
         # Backward finishes the last layers first; a segment fills from its start.
         self.parameters = list(reversed(parameters))
         self.options = options
         self.segment = pack(self.parameters)
         dtype = self.segment.flat.dtype
         self.state: dict[str, Segment] = {name: self.segment.zeros(dtype.compute) for name in state_names}
-        if dtype.compute is not dtype:
+        if masters and dtype.compute is not dtype:
             master = self.segment.zeros(dtype.compute)
             master.flat.assign(self.segment.flat)
             self.state["master"] = master
@@ -63,6 +66,7 @@ class Optimizer:
 
     state_names: tuple[str, ...] = ()
     rules: dict[str, Rule] = {}
+    masters = True  # whether parameters of half types have float32 copies
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
         groups = list(parameters)
@@ -89,7 +93,7 @@ class Optimizer:
                     raise ArgumentError(f"{name}: a parameter of shape {p.shape} came twice: name each one once")
                 seen.add(p)
                 by_dtype.setdefault(p.dtype, []).append(p)
-            self._packed += [_Packed(ps, options, self.state_names) for ps in by_dtype.values()]
+            self._packed += [_Packed(ps, options, self.state_names, self.masters) for ps in by_dtype.values()]
         if not self._packed:
             raise ArgumentError(f"{name}: got no parameters: pass model.parameters()")
         device = self._packed[0].segment.flat.device
@@ -116,6 +120,25 @@ class Optimizer:
     def parameters(self) -> list[Tensor]:
         """Every parameter."""
         return [p for packed in self._packed for p in packed.parameters]
+
+    def load_masters(self, parameters: Iterable[Tensor], weights: Iterable[Tensor]) -> None:
+        """Starts the float32 copies of half-precision parameters from `weights`, which the parameters then round.
+
+        Without it the copies start from the rounded parameters, and the first small updates are lost in rounding: a
+        model is then drawn, or its checkpoint loaded, in float32 too. parameters and weights correspond one to one.
+        """
+        pairs = list(parameters), list(weights)
+        shapes = [[t.shape for t in side] for side in pairs]
+        if shapes[0] != shapes[1]:
+            different = next((p for p in zip(*shapes, strict=False) if p[0] != p[1]), tuple(map(len, shapes)))
+            raise ShapeError(f"load_masters: parameters and weights differ: {different[0]} and {different[1]}")
+        given = dict(zip(*pairs, strict=True))
+        with no_grad():
+            for packed in self._packed:
+                for p, master in zip(packed.parameters, packed.views.get("master", [])):
+                    if p in given:
+                        master.assign(given[p].detach().to(master.device))
+                        p.assign(master)
 
     def zero_grad(self) -> None:
         """Forgets the gradient of every parameter."""
@@ -187,12 +210,32 @@ def _adamw_master_update(p, master, g, m, v, lr, step, lr_scale, beta1, beta2, e
     return cast(master, dtype), master, m, v
 
 
+def _rounded_stochastically(x: Expr, key, counter) -> Expr:
+    """x as bfloat16, up or down with the probability of the distance: its expectation is x.
+
+    Random bits are added where bfloat16 has none, and what is then there is cut off.
+    """
+    bits = bitcast(x, dtypes.uint32) + (random_bits(key, counter) >> 16)
+    return _where(x == x, cast(bitcast(bits & 0xFFFF0000, dtypes.float32), dtypes.bfloat16), cast(x, dtypes.bfloat16))
+
+
+@elementwise(outputs=("p_out", "m_out", "v_out"))
+def _adamw_stochastic_update(p, g, m, v, key, counter, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
+    wide = cast(p, dtypes.float32)
+    wide, m, v = _adamw(wide, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
+    return _rounded_stochastically(wide, key, counter), m, v
+
+
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; Kingma & Ba 2015, algorithm 1).
 
     With g the gradient and t the step: m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
     p = p (1 - lr weight_decay) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps). The step counts for every
     parameter, also for one that had no gradient in it.
+
+    With `stochastic_rounding` bfloat16 parameters have no float32 copies, 4 bytes each: an update is rounded up or down
+    with the probability of the distance (Gupta et al. 2015, "Deep learning with limited numerical precision", section
+    3), by draws of `generator`, or the default one.
     """
 
     state_names = ("m", "v")
@@ -206,14 +249,24 @@ class AdamW(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        stochastic_rounding: bool = False,
+        generator: Generator | None = None,
     ):
+        self.masters, self._generator = not stochastic_rounding, generator
         super().__init__(parameters, lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
+        halves = {p.dtype.name for p in self.parameters if p.dtype.compute is not p.dtype} - {"bfloat16"}
+        if stochastic_rounding and halves:
+            raise ArgumentError(f"AdamW: stochastic_rounding is True, a parameter is {halves.pop()}: use bfloat16")
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
         m, v, master = state["m"], state["v"], state.get("master")
         scalars = (options["lr_scale"], *options["betas"], options["eps"], options["weight_decay"])
         operands = (gradient, m, v, self._lr, self._step, *scalars)
-        if master is None:
+        if master is None and parameter.dtype.compute is not parameter.dtype:
+            key, counter = (self._generator or default_generator()).take()
+            drawn = (parameter, gradient, m, v, key, counter, *operands[3:])
+            apply(_adamw_stochastic_update, *drawn, out=(parameter, m, v))
+        elif master is None:
             apply(_adamw_update, parameter, *operands, out=(parameter, m, v))
         else:
             outs = (parameter, master, m, v)
@@ -277,7 +330,7 @@ def _scaled(g, scale, *, dtype):
     return cast(g * scale, dtype)  # with the whole scale: a half type would round it
 
 
-for _f in (_adamw_update, _adamw_master_update, _sgd_update, _sgd_master_update, _scaled):
+for _f in (_adamw_update, _adamw_master_update, _adamw_stochastic_update, _sgd_update, _sgd_master_update, _scaled):
     _f.no_gradient()
 
 

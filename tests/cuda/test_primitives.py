@@ -120,7 +120,7 @@ def gradients(function, inputs, seed):
 @pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=lambda d: d.name)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_a_gradient_errs_at_most_twice_as_much_as_on_the_cpu(name, dtype):
-    """And by one rounding of the largest gradient: on small operands the CPU may be exact by luck."""
+    """And by a rounding of the largest term: on small operands the CPU may be exact by luck, and terms may cancel."""
     sample = SAMPLES[name]
     if dtype not in sample.takes or name == "dropout":
         return
@@ -137,7 +137,8 @@ def test_a_gradient_errs_at_most_twice_as_much_as_on_the_cpu(name, dtype):
         with tinyarr.use_device(GPU):
             found = gradients(function, [on(GPU, x) for x in inputs], 0)
         unit = float(ml_dtypes.finfo(dtype.numpy).eps)
-        size = max(np.linalg.norm(e) for e in exact)
+        operand = max((np.abs(x.numpy().astype(np.float64)).max(initial=0) for x in wide), default=0)
+        size = max(operand, *(np.linalg.norm(e) for e in exact))
         for e, n, f in zip(exact, naive, found):
             if np.isfinite(e).all():
                 assert np.linalg.norm(f - e) <= 2 * np.linalg.norm(n - e) + 2 * unit * size
@@ -149,6 +150,8 @@ def test_a_gradient_errs_at_most_twice_as_much_as_on_the_cpu(name, dtype):
 @pytest.mark.parametrize("name", FUSED)
 def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype):
     sample, rng = SAMPLES[name], np.random.default_rng(0)
+    if dtype not in sample.takes:
+        return
     case = sample.large
     kinds = [o.dtype or dtype for o in case.operands]
     inputs = [Tensor(values_of(o, d)(rng, o.shape), dtype=d, device=GPU) for o, d in zip(case.operands, kinds)]

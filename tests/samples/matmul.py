@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 import tinyarr
 from tests.samples.record import NUMBERS, SAMPLES, SIDE, Case, Operand, Sample, cases_of, refused
 from tinyarr import Tensor, zeros
-from tinyarr.errors import ShapeError
+from tinyarr.dtypes import FLOAT8, bfloat16, float8_e4m3fn, float32
+from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.testing import broadcastable_shapes
 
 
@@ -38,5 +39,28 @@ SAMPLES["matmul"] = Sample(
         refused(lambda: zeros((2, 3, 4)) @ zeros((3, 4, 5)), ShapeError, "matmul", "(2,)", "(3,)"),
         refused(lambda: Tensor(1.0) @ zeros(2), ShapeError, "matmul", "x is 0-d", "at least 1 dimension"),
         refused(lambda: tinyarr.matmul(zeros(2), 3.0), TypeError, "matmul", "y is float", "make it a tensor"),
+    ),
+)
+
+
+def scaled_cases(draw) -> Case:
+    m, k, n = (draw(st.integers(0, SIDE)) for _ in range(3))
+    scale = Operand((), dtype=float32)
+    return Case((Operand((m, k)), Operand((n, k)), scale, scale))
+
+
+SCALED = (Operand((48, 64)), Operand((32, 64)), Operand((), dtype=float32), Operand((), dtype=float32))
+one, eight = zeros((), dtype=float32), zeros((2, 3), dtype=float8_e4m3fn)
+SAMPLES["scaled_matmul"] = Sample(
+    tinyarr.scaled_matmul,
+    lambda x, w, scale_x, scale_w: (x * scale_x) @ (w * scale_w).T,
+    cases_of(scaled_cases),
+    takes=FLOAT8,
+    gives=lambda dtype, **_: bfloat16,
+    roundings=lambda x, *_: x.shape[-1] + 3,
+    large=Case(SCALED),
+    errors=(
+        refused(lambda: tinyarr.scaled_matmul(eight, eight.mT, one, one), ShapeError, "scaled_matmul", "(3, 2)"),
+        refused(lambda: tinyarr.scaled_matmul(eight, eight, eight, one), DtypeError, "scale_x", "0-d float32"),
     ),
 )

@@ -102,6 +102,24 @@ updates("adamw", tinyarr.optim.AdamW, adamw, st.just(ADAMW), between(-1, 1), bet
 updates("sgd", tinyarr.optim.SGD, sgd, st.booleans().map(lambda b: SGD | {"nesterov": b}), between(-1, 1))
 
 
+def stochastic(optimizer: Callable) -> Callable:
+    """The update with the same draws each time."""
+    drawn = lambda *args, **options: optimizer(*args, **options, generator=tinyarr.Generator(0))  # noqa: E731
+    return update(lambda *args, **options: drawn(*args, stochastic_rounding=True, **options), master=False)
+
+
+SAMPLES["adamw_stochastic_update"] = Sample(
+    stochastic(tinyarr.optim.AdamW),
+    adamw,
+    SAMPLES["adamw_master_update"].cases,
+    takes=(bfloat16,),
+    refuses=(),
+    gives=lambda dtype, **_: (dtype, float32, float32),
+    precision=lambda dtype: dtype,  # up or down: an ulp of the result
+    scale=product_of_largest,
+)
+
+
 def scaled(g: Tensor, max_norm: float) -> Tensor:
     p = zeros(g.shape, dtype=g.dtype)
     p.grad = Tensor(g)

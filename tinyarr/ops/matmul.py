@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from .. import dtypes, views
-from ..errors import DtypeError, ShapeError
+from ..dtypes import Dtype
+from ..errors import DtypeError, ShapeError, describe
 from ..tensor import Tensor, method, require_tensors
+from .elementwise import astype
 from .primitive import Primitive, apply
 from .shape import matrix_transpose, reshape
 
@@ -65,6 +67,42 @@ def _drop(x: Tensor, axis: int) -> Tensor:
     shape = list(x.shape)
     del shape[axis]
     return reshape(x, shape)
+
+
+def _scaled_composite(x, weight, scale_x, scale_weight, *, dtype):
+    wide = astype(x, dtypes.float32) * scale_x
+    return astype(matmul(wide, matrix_transpose(astype(weight, dtypes.float32) * scale_weight)), dtype)
+
+
+_scaled_matmul = Primitive(
+    "scaled_matmul",
+    lambda shapes, types, *, dtype: [(shapes[0][:1] + shapes[1][:1], dtype)],
+    inputs=("x", "weight", "scale_x", "scale_weight"),
+    composite=_scaled_composite,
+).no_gradient()
+
+
+def scaled_matmul(
+    x: Tensor, weight: Tensor, scale_x: Tensor, scale_weight: Tensor, *, dtype: Dtype | str = dtypes.bfloat16
+) -> Tensor:
+    """(x * scale_x) @ (weight * scale_weight).T for float8, which has no range of its own: (..., out) in `dtype`.
+
+    x (..., in) and weight (out, in) of float8 dtypes, the scales 0-d float32. Sums are in float32. No gradient flows:
+    the gradients of a layer are such products themselves, with scales of their own.
+    Source: Micikevicius et al. 2022, "FP8 formats for deep learning".
+    """
+    require_tensors("scaled_matmul", x=x, weight=weight, scale_x=scale_x, scale_weight=scale_weight)
+    given = f"scaled_matmul: {describe('x', x)}, {describe('weight', weight)}"
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ShapeError(f"{given}: weight must be (out, in) with `in` equal to x's last axis")
+    if not (x.dtype in dtypes.FLOAT8 and weight.dtype in dtypes.FLOAT8):
+        raise DtypeError(f"{given}: both must be float8; other dtypes need no scale, use linear")
+    for name, scale in (("scale_x", scale_x), ("scale_weight", scale_weight)):
+        if scale.shape != () or scale.dtype is not dtypes.float32:
+            raise DtypeError(f"scaled_matmul: {describe(name, scale)}: it must be a 0-d float32")
+    rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+    product = apply(_scaled_matmul, rows, weight, scale_x, scale_weight, dtype=dtypes.dtype(dtype))
+    return reshape(product, x.shape[:-1] + weight.shape[:1])
 
 
 @method()

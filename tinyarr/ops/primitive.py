@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ..array import Array
 from ..device import Device
 from ..dtypes import Dtype, python_scalar, scalar_kind
 from ..errors import ArgumentError, DeviceError, GradientError
-from ..tape import record, recording
+from ..tape import no_grad, record, recording
 from ..tensor import Tensor, require_tensors, result_tensor
 from ..views import Shape, View
 
@@ -233,7 +234,8 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         return _write(call, arrays, out, wants_gradient)
     results = executor.get().run(call, arrays, None)
     if results is None:  # the executor has no kernel: the composite is differentiated instead
-        return primitive.composite(*operands, **params)  # type: ignore[misc]
+        with no_grad() if primitive.non_differentiable else nullcontext():
+            return primitive.composite(*operands, **params)  # type: ignore[misc]
     tensors = []
     for array in results:
         tensors.append(result_tensor(array))

@@ -24,3 +24,17 @@ def matmul(x, y, out, wide_x=None, wide_y=None, wide_out=None):
         np.copyto(wide_y, y, casting="unsafe")
         np.matmul(wide_x, wide_y, out=wide_out)
         np.copyto(out, wide_out, casting="unsafe")
+
+
+def _scaled(call):
+    """Scratch: both operands and the product in float32."""
+    return [(shape, np.float32) for shape in (*call.in_shapes[:2], *call.out_shapes)]
+
+
+@kernel("scaled_matmul", layouts=("dense", "dense", "any", "any"), scratch=_scaled)
+def scaled_matmul(x, weight, scale_x, scale_weight, out, wide_x, wide_weight, wide_out, *, dtype):
+    for wide, narrow, scale in ((wide_x, x, scale_x), (wide_weight, weight, scale_weight)):
+        np.copyto(wide, narrow, casting="unsafe")
+        np.multiply(wide, scale, wide)
+    np.matmul(wide_x, wide_weight.T, out=wide_out)
+    np.copyto(out, wide_out, casting="unsafe")

@@ -71,6 +71,18 @@ def is_available() -> bool:
     return importlib.util.find_spec("nvmath") is not None
 
 
+@functools.cache
+def has_float8() -> bool:
+    """Whether the GPU at hand multiplies float8 matrices (from compute capability 8.9 on)."""
+    from ...cuda import is_available as has_gpu
+
+    if not has_gpu():
+        return False
+    import cupy
+
+    return int(cupy.cuda.Device().compute_capability) >= 89
+
+
 def takes(dtype: Dtype) -> bool:
     """Whether the library multiplies matrices of a dtype (float8 only by scaled_matmul)."""
     return is_available() and dtype in (dtypes.float32, dtypes.float64, dtypes.float16, dtypes.bfloat16)

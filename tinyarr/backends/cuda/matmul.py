@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ... import views
+from ... import dtypes, views
 from ...dtypes import Dtype
 from ...views import Shape
 from . import cublaslt, elementwise
@@ -43,6 +43,20 @@ def matmul(inputs, outputs):
             )
         )  # fmt: skip
     return Plan(steps, (cublaslt.WORKSPACE,) if cublaslt.takes(x.dtype) else ())
+
+
+@kernel("scaled_matmul", layouts=("dense", "dense", "any", "any"))
+def scaled_matmul(inputs, outputs, *, dtype):
+    """By the library, which wants both axes in multiples of 16; what it does not take is left to the composite."""
+    (x, weight), (out,) = inputs[:2], outputs
+    (m, k), n = x.shape, weight.shape[0]
+    both = x.dtype, weight.dtype
+    taken = both == (dtypes.float8_e4m3fn,) * 2 and out.dtype in (dtypes.bfloat16, dtypes.float16, dtypes.float32)
+    if not taken or not cublaslt.is_available() or k % 16 or n % 16 or not m * n * k or not cublaslt.has_float8():
+        return None
+    spec = cublaslt.Product(m, n, k, x.dtype, out.dtype, False, True, k, k, n, scaled=True)
+    arguments = (Input(0), Input(1), Output(0), Scratch(0), Input(2), Input(3))
+    return Plan([LibraryCall("cublaslt", spec, arguments)], (cublaslt.WORKSPACE,))
 
 
 def product(
