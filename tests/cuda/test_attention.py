@@ -71,7 +71,7 @@ def test_attention_errs_at_most_twice_as_much_as_its_composite_and_is_the_same_a
 
     found, again = (results(attend, g, *inputs) for _ in range(2))
     # cuDNN has no gradient for a single key; there the composite serves.
-    assert only and all(plan is not None for plan in only) or case[4] == 1
+    assert (only and all(plan is not None for plan in only)) or case[4] == 1
     exact = results(attend, g, *(x.astype("float64") for x in inputs))
     naive = results(lambda *x: rounded_weights(*x, causal), g, *inputs)
     for f, a, e, n in zip(found, again, exact, naive):

@@ -20,6 +20,13 @@ def test_a_tensor_goes_to_the_gpu_and_back_unchanged(dtype):
         assert there.to("cpu").numpy().tobytes() == view.numpy().tobytes()
 
 
+@pytest.mark.parametrize("dtype", [dtypes.int8, dtypes.bfloat16, dtypes.float32, dtypes.float64], ids=lambda d: d.name)
+@pytest.mark.parametrize("shape", [(32, 32), (65, 127), (3, 64, 200), (2, 5, 33, 70)])
+def test_transposed_tensors_are_copied(shape, dtype):
+    x = Tensor(np.random.default_rng(0).integers(-99, 99, shape), dtype=dtypes.float32).astype(dtype)
+    assert (tinyarr.copy(x.to("cuda").mT).numpy() == x.mT.numpy()).all()
+
+
 def test_a_large_tensor_goes_to_the_gpu_and_back_unchanged():
     x = np.random.default_rng(0).normal(size=(20_000_000,)).astype(np.float32)
     assert (Tensor(x, device="cuda").numpy() == x).all()

@@ -154,6 +154,12 @@ def test_a_load_takes_128_bits_where_strides_and_alignment_allow(dtype, pack):
     assert packs((3, 64), (64, 1), aligned=False) == packs((3, 64), (1, 3)) == "1"
 
 
+def test_a_transposed_tensor_is_copied_in_tiles():
+    for dtype in (dtypes.bfloat16, dtypes.float32):
+        x, y = Operand((64, 96), (1, 64), dtype), Operand((64, 96), (96, 1), dtype)
+        assert [step.function for step in elementwise.copy((x, Output(0)), (y, Output(1)))] == ["transpose"]
+
+
 def test_positions_beyond_2_31_are_counted_in_64_bits():
     def index(n):
         operand = Operand((n,), (1,), dtypes.int8)

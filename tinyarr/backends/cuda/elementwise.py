@@ -49,10 +49,8 @@ def plan(
     """
     if 0 in shape:
         return []
-    if len(typed.values) == 1 and typed.values[0].op == "input" and inputs[0][0].shape == shape:
-        transposed = _transposed(inputs[0], outputs[0])
-        if transposed:
-            return transposed
+    if _is_copy(typed) and inputs[0][0].shape == shape and (transposed := _transposed(inputs[0], outputs[0])):
+        return transposed
     used = {v.value: v for v in typed.values if v.op == "input"}
     uniform = {k: (inputs[k][0], inputs[k][1]) for k, v in used.items() if v.uniform}
     varying = [_varying(f"x{k}", inputs[k][0], inputs[k][1], shape) for k, v in sorted(used.items()) if not v.uniform]
@@ -109,6 +107,10 @@ def cast(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> li
             values.append(Value("cast", (len(values) - 1,), dtype, dtype, False))
     typed = Typed(tuple(values), (len(values) - 1,), (new,))
     return plan(f"cast_{old.name}_{new.name}", typed, target[0].shape, [source], [target])
+
+
+def _is_copy(typed: Typed) -> bool:
+    return len(typed.outputs) == 1 and typed.values[typed.outputs[0]].op == "input"
 
 
 def _identity(dtype: Dtype) -> Typed:
