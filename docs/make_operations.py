@@ -14,12 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tinyarr
 from tinyarr.backends.cpu.registry import KERNELS as CPU
+from tinyarr.backends.cuda import planning
 from tinyarr.backends.cuda.registry import KERNELS as CUDA
 from tinyarr.errors import TinyarrError
 from tinyarr.ops.elementwise_primitive import Elementwise
 from tinyarr.ops.primitive import Primitive, registry
 from tinyarr.ops.scalar import Expr, topological
 
+assert planning.FAMILIES  # importing it fills CUDA
 PAGE = Path(__file__).with_name("operations.md")
 SYMBOLS = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "floor_divide": "//", "remainder": "%", "power": "**",
