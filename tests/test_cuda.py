@@ -9,6 +9,7 @@ import pytest
 
 import tinyarr
 from tinyarr import cuda
+from tinyarr.backends.cuda import cublaslt, cudnn
 from tinyarr.errors import DeviceError
 
 
@@ -78,8 +79,12 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
 
 
 def test_a_missing_library_is_named_with_the_path_that_is_taken_instead(monkeypatch):
+    for module in (cublaslt, cudnn):
+        monkeypatch.setattr(module, "is_available", lambda: False)
+    installed = cuda.libraries.__wrapped__()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = cuda.libraries()
+    assert installed.keys() == said.keys() == {"cuBLASLt", "cuDNN"}
     assert said["cuBLASLt"].startswith("nvmath-python is not installed: matrix products run on tinyarr's own kernel")
     assert said["cuDNN"].startswith("nvidia-cudnn-frontend is not installed: attention runs on tinyarr's own kernel")
 

@@ -61,14 +61,19 @@ def is_available() -> bool:
 @functools.cache
 def libraries() -> dict[str, str]:
     """The libraries that speed CUDA up: 'found', or what is missing and which slower path is taken."""
+    from .backends.cuda import cublaslt, cudnn
+
     found = {}
-    for name, module, instead in (
-        ("cuBLASLt", "nvmath", "matrix products run on tinyarr's own kernel, several times slower"),
-        ("cuDNN", "cudnn", "attention runs on tinyarr's own kernel, or composed of other operations"),
+    for name, module, package, instead in (
+        ("cuBLASLt", cublaslt, "nvmath-python", "matrix products run on tinyarr's own kernel, several times slower"),
+        ("cuDNN", cudnn, "nvidia-cudnn-frontend", "attention runs on tinyarr's own kernel, or composed of others"),
     ):
-        package = {"nvmath": "nvmath-python", "cudnn": "nvidia-cudnn-frontend"}[module]
-        has = importlib.util.find_spec(module) is not None
-        found[name] = "found" if has else f"{package} is not installed: {instead}"
+        if module.is_available():
+            found[name] = "found"
+        elif importlib.util.find_spec(module.MODULE) is None:
+            found[name] = f"{package} is not installed: {instead}"
+        else:
+            found[name] = f"{package} is installed, but finds no {name} or no GPU: {instead}"
     return found
 
 

@@ -20,6 +20,7 @@ from ...dtypes import Dtype
 from ...errors import DeviceError
 from .registry import library
 
+MODULE = "nvmath"
 WORKSPACE = 32 * 2**20  # bytes, what NVIDIA recommends for Hopper
 MAXIMUM_CANDIDATES = 1  # eager mode takes the library's first choice
 
@@ -67,8 +68,14 @@ class Product(NamedTuple):
 
 @functools.cache
 def is_available() -> bool:
-    """Whether nvmath-python is installed."""
-    return importlib.util.find_spec("nvmath") is not None
+    """Whether nvmath-python is installed and finds cuBLASLt and a GPU."""
+    if importlib.util.find_spec(MODULE) is None:
+        return False
+    try:
+        _handle(0)
+    except Exception:  # whatever the bindings raise where they can't start, products take another path
+        return False
+    return True
 
 
 @functools.cache

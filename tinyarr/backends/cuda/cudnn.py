@@ -17,6 +17,7 @@ from ...dtypes import Dtype
 from ...views import Shape
 from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, library
 
+MODULE = "cudnn"
 # The deterministic backward pass works in B H T S half precision numbers; it is run for part of the batch at a time.
 WORKSPACE = 512 * 2**20  # bytes, about
 
@@ -35,7 +36,7 @@ class Attention(NamedTuple):
 @functools.cache
 def is_available() -> bool:
     """Whether nvidia-cudnn-frontend and cuDNN itself are there."""
-    if importlib.util.find_spec("cudnn") is None:
+    if importlib.util.find_spec(MODULE) is None:
         return False
     try:
         _handle()

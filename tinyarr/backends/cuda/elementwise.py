@@ -7,7 +7,6 @@ one (next to each other, all the same, or apart). Sizes and strides are argument
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,28 +14,16 @@ from ... import views
 from ...dtypes import Dtype
 from ...ops.typing import Typed, Value
 from ...views import Shape
-from ..scalar_source import TYPES, statements
+from .elementwise_source import THREADS, Loop, Varying, indexed
 from .registry import Input, Launch, Operand, Output, Scratch, Source
 from .types import packed
 
-THREADS = 256
 # A thread that first computes uniform values in float64 should then serve many elements: 16 blocks for each of an
 # H100's 132 multiprocessors.
 FEW_BLOCKS = 16 * 132
 MOST_BLOCKS = 2**31 - 1
 
 Address = Input | Output | Scratch
-
-
-@dataclass
-class _Varying:
-    """An operand that differs from element to element: its C name, stored dtype, and strides along the merged axes."""
-
-    name: str
-    dtype: Dtype
-    strides: Shape
-    address: Address
-    aligned: bool
 
 
 def plan(
@@ -61,11 +48,12 @@ def plan(
     size = views.size(shape)
     pack = _pack(axes, varying + results)
     reach = max([size, *(sum(abs(s) * (n - 1) for s, n in zip(x.strides, axes)) for x in varying + results)])
-    source = _source(name, typed, used, uniform, varying, results, shape, axes, pack, narrow=reach < 2**31)
+    scalars = {k: isinstance(operand.dtype, str) for k, (operand, _) in uniform.items()}
+    source = Loop(name, typed, scalars, varying, results, shape, axes, pack, narrow=reach < 2**31).source()
     arguments = [address for _, address in uniform.values()] + [x.address for x in varying + results]
     arguments += [np.int64(n) for n in axes]
     arguments += [np.int64(s) for x in varying + results for s in x.strides]
-    arguments += [np.int64(n) for axis in _indexed(typed, shape) for n in (views.size(shape[axis + 1 :]), shape[axis])]
+    arguments += [np.int64(n) for axis in indexed(typed, shape) for n in (views.size(shape[axis + 1 :]), shape[axis])]
     heavy = any(v.uniform and v.op not in ("input", "constant", "cast", "weak") for v in typed.values)
     blocks = min(-(-size // (pack * THREADS)), FEW_BLOCKS if heavy else MOST_BLOCKS)
     return [Launch(source, f"tinyarr_{name}", (blocks, 1, 1), (THREADS, 1, 1), tuple(arguments))]
@@ -117,13 +105,13 @@ def _identity(dtype: Dtype) -> Typed:
     return Typed((Value("input", (), dtype, 0, False),), (0,), (dtype,))
 
 
-def _varying(name: str, operand: Operand, address: Address, shape: Shape) -> _Varying:
+def _varying(name: str, operand: Operand, address: Address, shape: Shape) -> Varying:
     extra = len(shape) - len(operand.shape)
     strides = [0 if n == 1 else s for n, s in zip(operand.shape, operand.strides, strict=True)]
-    return _Varying(name, operand.dtype, (0,) * extra + tuple(strides), address, operand.aligned)
+    return Varying(name, operand.dtype, (0,) * extra + tuple(strides), address, operand.aligned)
 
 
-def _pack(axes: Shape, operands: Sequence[_Varying]) -> int:
+def _pack(axes: Shape, operands: Sequence[Varying]) -> int:
     """How many elements a thread takes at once: as many as fill 16 bytes, where each operand lets it."""
     if any(x.strides[-1] not in (0, 1) or not x.aligned for x in operands):
         return 1
@@ -134,72 +122,3 @@ def _pack(axes: Shape, operands: Sequence[_Varying]) -> int:
             return pack
         pack //= 2
     return 1
-
-
-def _indexed(typed: Typed, shape: Shape) -> list[int]:
-    """The axes whose position the expression asks for."""
-    return sorted({v.value % len(shape) for v in typed.values if v.op == "index"})
-
-
-def _source(
-    name: str, typed: Typed, used: dict[int, Value], uniform: dict[int, tuple[Operand, Address]],
-    varying: Sequence[_Varying], results: Sequence[_Varying], shape: Shape, axes: Shape, pack: int, narrow: bool,
-) -> Source:
-    last = len(axes) - 1
-    every = [*varying, *results]
-    parameters = []
-    for k, (operand, _) in uniform.items():
-        kind = TYPES[used[k].dtype]
-        parameters.append(f"{kind} x{k}" if isinstance(operand.dtype, str) else f"const {kind} *x{k}")
-    parameters += [f"const {TYPES[x.dtype]} *{x.name}" for x in varying]
-    parameters += [f"{TYPES[y.dtype]} *{y.name}" for y in results]
-    parameters += [f"Index n{a}" for a in range(len(axes))]
-    parameters += [f"Offset {x.name}_{a}" for x in every for a in range(len(axes))]
-    indexed = _indexed(typed, shape)
-    parameters += [f"Index {part}{axis}" for axis in indexed for part in ("inner", "size")]
-
-    lines = ["    Index first = (Index)pack * PACK, rest = first;"]
-    for a in range(last, 0, -1):
-        lines.append(f"    Index i{a} = rest % n{a}; rest /= n{a};")
-    lines.append("    Index i0 = rest;")
-    ragged = pack > 1 and last == 0
-    if ragged:
-        lines.append("    Index count = n0 - first;")
-    more = ", count" if ragged else ""
-    for x in every:
-        terms = [f"(Offset)i{a} * {x.name}_{a}" for a in range(last)]
-        terms += {0: [], 1: [f"(Offset)i{last}"]}.get(x.strides[-1], [f"(Offset)i{last} * {x.name}_{last}"])
-        lines.append(f"    Offset at_{x.name} = {' + '.join(terms) or '0'};")
-    for x in varying:
-        if x.strides[-1] == 1 and pack > 1:
-            lines.append(f"    Pack<{TYPES[x.dtype]}, PACK> in_{x.name} = load<PACK>({x.name} + at_{x.name}{more});")
-        else:
-            lines.append(f"    {TYPES[x.dtype]} in_{x.name} = {x.name}[at_{x.name}];")
-    for y in results:
-        lines.append(f"    Pack<{TYPES[y.dtype]}, PACK> out_{y.name};")
-    lines += ["#pragma unroll", "    for (int k = 0; k < PACK; k++) {"]
-    lines.append("        int64_t position = (int64_t)(first + k);")
-    lines += [f"        int64_t index{axis} = (Index)position / inner{axis} % size{axis};" for axis in indexed]
-    lvalues = [f"x{k}" if k in uniform and isinstance(uniform[k][0].dtype, str) else f"x{k}[0]" for k in range(
-        max(used, default=-1) + 1)]
-    for x in varying:
-        lvalues[int(x.name[1:])] = f"in_{x.name}.at[k]" if x.strides[-1] == 1 and pack > 1 else f"in_{x.name}"
-    index = [f"index{axis}" for axis in range(len(shape))]
-    hoisted, inside = statements(typed, lvalues, [f"out_{y.name}.at[k]" for y in results], index, "position")
-    lines += ["        " + line for line in inside] + ["    }"]
-    lines += [f"    store({y.name} + at_{y.name}, out_{y.name}{more});" for y in results]
-    text = "\n".join([
-        f'extern "C" __global__ void __launch_bounds__({THREADS}) tinyarr_{name}({", ".join(parameters)})',
-        "{",
-        *["    " + line for line in hoisted],
-        f"    const Index packs = ({' * '.join(f'n{a}' for a in range(len(axes)))} + PACK - 1) / PACK;",
-        "    for (Index pack = blockIdx.x * (Index)blockDim.x + threadIdx.x; pack < packs; pack += gridDim.x * (Index)"
-        "blockDim.x) {",
-        *["    " + line if not line.startswith("#") else line for line in lines],
-        "    }",
-        "}",
-        "",
-    ])  # fmt: skip
-    index_type, offset_type = ("uint32_t", "int32_t") if narrow else ("uint64_t", "int64_t")
-    macros = (("Index", index_type), ("Offset", offset_type), ("PACK", str(pack)))
-    return Source(("types.cuh", "../scalar.h"), macros, text)
