@@ -73,7 +73,7 @@ class _Graph:
             return graph.tensor(dim=list(shape), stride=list(strides), data_type=kind)
 
         aligned = cudnn.diagonal_alignment
-        queries, keys = spec.shapes[-3][2] if spec.backward else spec.shapes[0][2], spec.shapes[1 + spec.backward][2]
+        queries, keys = (shape[2] for shape in spec.shapes[spec.backward : spec.backward + 2])  # of q and k
         options: dict[str, Any] = {"attn_scale": spec.scale}
         if spec.causal:
             options["diagonal_alignment"] = aligned.TOP_LEFT if queries == keys else aligned.BOTTOM_RIGHT
