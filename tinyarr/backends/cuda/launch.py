@@ -44,10 +44,10 @@ class Loader:
             driver.funcSetAttribute(function.ptr, attribute, launch.shared_bytes)
         return function
 
-    def library(self, call: LibraryCall) -> Callable:
-        key = call.library, call.spec
+    def prepare(self, call: LibraryCall) -> Callable:
+        key = call.name, call.spec
         if key not in self._prepared:
-            self._prepared[key] = LIBRARIES[call.library](call.spec)
+            self._prepared[key] = LIBRARIES[call.name](call.spec)
         return self._prepared[key]
 
     def bind(self, plan: Plan) -> Callable[[Sequence[int], Sequence[int]], None]:
@@ -95,7 +95,7 @@ def _bind(step: Launch | LibraryCall, loader: Loader) -> Callable:
 
 
 def _bind_library(step: LibraryCall, loader: Loader) -> Callable:
-    call, stream = loader.library(step), loader.stream.ptr
+    call, stream = loader.prepare(step), loader.stream.ptr
     picks = [(_KINDS[type(a)], a.number, a.offset) for a in step.arguments]
 
     def run(addresses: Sequence[Sequence[int]]) -> None:

@@ -87,9 +87,9 @@ class Launch:
 
 @dataclass(frozen=True)
 class LibraryCall:
-    """One call into a library: LIBRARIES[library](spec) prepares it once, arguments are the addresses that it gets."""
+    """One call into a library: LIBRARIES[name](spec) prepares it once, arguments are the addresses that it gets."""
 
-    library: str
+    name: str
     spec: Hashable
     arguments: tuple[Input | Output | Scratch, ...]
 
