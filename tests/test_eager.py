@@ -76,6 +76,7 @@ def training(tokens, dtype):
     ta.argmax(x, axis=-1), ta.argmin(x, axis=0), x.sum(axis=0)
     ta.rms_norm(x.detach(), w[0]).cumulative_sum(axis=1).sum().backward()
     w[0].prod().backward()
+    (ta.softmax(w) + ta.log_softmax(w)).sum().backward()
     rows = x.detach().reshape((-1, 32))
     ta.linear_cross_entropy(rows, w, tokens.reshape((-1,))).backward()
     ta.linear_cross_entropy(rows, w.detach(), tokens.reshape((-1,)))

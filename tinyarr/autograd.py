@@ -167,7 +167,8 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
             value = result_tensor(value.array)
             value.node, value.node_output, value._requires_grad = node, i, True
         values.append(value)
-    if create_graph and node.call.primitive.composite is not None:
+    saves_inputs = any(not is_output for is_output, _ in node.rule.saved)
+    if create_graph and node.call.primitive.composite is not None and saves_inputs:
         return _backward_of_composite(node, gs, values)
     return node.rule.backward(node.call, node.needs, gs, values)
 
@@ -183,7 +184,7 @@ def _require_numbers(node: Node, gs: Sequence[Tensor | None], grads: Sequence[Te
 def _backward_of_composite(node: Node, gs: Sequence[Tensor | None], values: Sequence[Any]) -> Sequence[Tensor | None]:
     """The gradients as the vjp of the primitive's plain definition, which can be differentiated again.
 
-    Saved outputs are caches and recomputed. An input that the rule did not save cannot influence the gradient, so
+    Outputs saved beside inputs are caches and recomputed (alone, they are what the gradient is made of). An input that the rule did not save cannot influence the gradient, so
     zeros may stand in for its value.
     """
 

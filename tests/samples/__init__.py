@@ -18,6 +18,7 @@ from tests.samples import (  # importing them fills SAMPLES
     rotary,
     scan,
     shape,
+    softmax,
     sort,
 )
 from tests.samples.record import SAMPLES, Case, Operand, Sample

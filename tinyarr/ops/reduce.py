@@ -126,11 +126,11 @@ def extremum(operation: str, kind: str, x: Tensor, axis: Axis, keepdims: bool) -
     """The 'max' or 'min' on behalf of `operation`, which errors name."""
     require_tensors(operation, x=x)
     axes = views.normalize_axes(operation, axis, x.ndim)
-    _require_elements(operation, x, axes)
+    require_elements(operation, x, axes)
     return apply(_max if kind == "max" else _min, x, axis=axes, keepdims=keepdims)
 
 
-def _require_elements(operation: str, x: Tensor, axes: Shape) -> None:
+def require_elements(operation: str, x: Tensor, axes: Shape) -> None:
     if 0 in [x.shape[a] for a in axes]:
         raise ShapeError(f"{operation}: x has shape {x.shape}, axis is {axes}: an empty axis has no extreme element")
 
@@ -153,7 +153,7 @@ def _arg(primitive: Primitive, x: Tensor, axis: int | None, keepdims: bool) -> T
         found = _arg(primitive, reshape(x, (x.size,)), 0, False)
         return reshape(found, (1,) * x.ndim) if keepdims else found
     axis = views.normalize_axis(primitive.name, axis, x.ndim)
-    _require_elements(primitive.name, x, (axis,))
+    require_elements(primitive.name, x, (axis,))
     return apply(primitive, x, axis=axis, keepdims=keepdims)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
-from .. import views
-from ..tensor import Tensor, method
-from .elementwise import equal, exp, log, where
-from .reduce import Axis, computed_wide, extremum, reduced_shape, sum
-from .shape import reshape
+from .. import dtypes, views
+from ..tensor import Tensor, method, require_tensors
+from .elementwise import astype, equal, exp, log, where
+from .primitive import Primitive, apply
+from .reduce import Axis, computed_wide, extremum, reduced_shape, require_elements, sum
+from .shape import moveaxis, reshape
 
 
 def _largest(operation: str, x: Tensor, axis: Axis) -> Tensor:
@@ -27,17 +28,71 @@ def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Ten
     return total if keepdims else reshape(total, reduced_shape(x.shape, axes, keepdims=False))
 
 
-@method()
 @computed_wide
+def _softmax_composite(x):
+    e = exp(x - _largest("softmax", x, -1))
+    return e / sum(e, axis=-1, keepdims=True)
+
+
+@computed_wide
+def _log_softmax_composite(x):
+    shifted = x - _largest("log_softmax", x, -1)
+    return shifted - log(sum(exp(shifted), axis=-1, keepdims=True))
+
+
+def _softmax_gradient_composite(g, out):
+    wide_g, wide = (astype(t, t.dtype.compute, copy=False) for t in (g, out))
+    return astype(wide * (wide_g - sum(wide_g * wide, axis=-1, keepdims=True)), out.dtype, copy=False)
+
+
+def _log_softmax_gradient_composite(g, out):
+    wide_g, wide = (astype(t, t.dtype.compute, copy=False) for t in (g, out))
+    return astype(wide_g - exp(wide) * sum(wide_g, axis=-1, keepdims=True), out.dtype, copy=False)
+
+
+def _infer(shapes, types):
+    return [(shapes[-1], types[-1])]
+
+
+_softmax = Primitive("softmax", _infer, composite=_softmax_composite)
+_log_softmax = Primitive("log_softmax", _infer, composite=_log_softmax_composite)
+_softmax_gradient = Primitive(
+    "softmax_gradient", _infer, inputs=("g", "out"), outputs=("dx",), composite=_softmax_gradient_composite
+)
+_log_softmax_gradient = Primitive(
+    "log_softmax_gradient", _infer, inputs=("g", "out"), outputs=("dx",), composite=_log_softmax_gradient_composite
+)
+
+
+@_softmax.gradient
+def _softmax_backward(g, out):
+    return apply(_softmax_gradient, g, out)
+
+
+@_log_softmax.gradient
+def _log_softmax_backward(g, out):
+    return apply(_log_softmax_gradient, g, out)
+
+
+def _along(primitive: Primitive, x: Tensor, axis: int) -> Tensor:
+    """A primitive over the last axis, run over another."""
+    require_tensors(primitive.name, x=x)
+    axis = views.normalize_axis(primitive.name, axis, x.ndim)
+    require_elements(primitive.name, x, (axis,))
+    if not x.dtype.is_float:
+        x = astype(x, dtypes.float32)
+    if axis == x.ndim - 1:
+        return apply(primitive, x)
+    return moveaxis(apply(primitive, moveaxis(x, axis, -1)), -1, axis)
+
+
+@method()
 def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along an axis, without overflow."""
-    e = exp(x - _largest("softmax", x, axis))
-    return e / sum(e, axis=axis, keepdims=True)
+    """exp(x) / sum(exp(x)) along an axis, without overflow. Raises ShapeError where that axis is empty."""
+    return _along(_softmax, x, axis)
 
 
 @method()
-@computed_wide
 def log_softmax(x: Tensor, /, axis: int = -1) -> Tensor:
-    """log(softmax(x)) along an axis, exact where softmax underflows."""
-    shifted = x - _largest("log_softmax", x, axis)
-    return shifted - log(sum(exp(shifted), axis=axis, keepdims=True))
+    """log(softmax(x)) along an axis, exact where softmax underflows. Raises ShapeError where that axis is empty."""
+    return _along(_log_softmax, x, axis)

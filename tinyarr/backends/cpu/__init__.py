@@ -14,11 +14,11 @@ from ...device import Device
 from ...dtypes import Dtype
 from ...views import Shape
 from ..base import Kernel, MemoryStats
-from . import attention, expression, index, loss, matmul, norm, reduce, scan, shape, sort
+from . import attention, expression, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .memory import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, Record, plan_scratch
 
-FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, sort)  # importing them fills KERNELS
+FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)  # importing them fills KERNELS
 
 _BYTES = np.dtype(np.uint8)
 
