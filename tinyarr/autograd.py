@@ -184,8 +184,8 @@ def _require_numbers(node: Node, gs: Sequence[Tensor | None], grads: Sequence[Te
 def _backward_of_composite(node: Node, gs: Sequence[Tensor | None], values: Sequence[Any]) -> Sequence[Tensor | None]:
     """The gradients as the vjp of the primitive's plain definition, which can be differentiated again.
 
-    Outputs saved beside inputs are caches and recomputed (alone, they are what the gradient is made of). An input that the rule did not save cannot influence the gradient, so
-    zeros may stand in for its value.
+    Outputs saved beside inputs are caches and recomputed; without any, they are what the gradient is made of. An input
+    that the rule did not save cannot influence the gradient, so zeros may stand in for its value.
     """
 
     call, since = node.call, next(numbers)

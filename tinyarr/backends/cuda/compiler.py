@@ -28,11 +28,11 @@ def _file(name: str) -> str:
 
 @functools.cache
 def text_of(source: Source) -> str:
-    """The whole text of a source: headers, macros, kernels, generated code."""
+    """The whole text of a source: headers, macros, generated code, kernels."""
     headers = [_file(name) for name in source.files if not name.endswith(".cu")]
     macros = [f"#define {name} {value}" for name, value in source.macros]
     kernels = [_file(name) for name in source.files if name.endswith(".cu")]
-    return "\n".join([*headers, *macros, *kernels, source.text])
+    return "\n".join([*headers, *macros, *([source.text] if source.text else []), *kernels])
 
 
 def cache_folder() -> Path:

@@ -14,7 +14,7 @@ from ... import views
 from ...dtypes import Dtype
 from ...ops.typing import Typed, Value
 from ...views import Shape
-from .elementwise_source import THREADS, Loop, Varying, indexed
+from .elementwise_source import THREADS, Loop, Varying
 from .registry import Input, Launch, Operand, Output, Scratch, Source
 from .types import packed
 
@@ -38,25 +38,27 @@ def plan(
         return []
     if _is_copy(typed) and inputs[0][0].shape == shape and (transposed := _transposed(inputs[0], outputs[0])):
         return transposed
+    loop = lay_out(name, typed, shape, inputs, outputs)
+    heavy = any(v.uniform and v.op not in ("input", "constant", "cast", "weak") for v in typed.values)
+    blocks = min(-(-views.size(shape) // (loop.pack * THREADS)), FEW_BLOCKS if heavy else MOST_BLOCKS)
+    return [Launch(loop.kernel(), f"tinyarr_{name}", (blocks, 1, 1), (THREADS, 1, 1), loop.arguments())]
+
+
+def lay_out(
+    name: str, typed: Typed, shape: Shape, inputs: Sequence[tuple[Operand, Address | None]],
+    outputs: Sequence[tuple[Operand, Address | None]],
+) -> Loop:
+    """An expression over operands broadcast to `shape`, of which those without an address are held in registers."""
     used = {v.value: v for v in typed.values if v.op == "input"}
-    uniform = {k: (inputs[k][0], inputs[k][1]) for k, v in used.items() if v.uniform}
-    varying = [_varying(f"x{k}", inputs[k][0], inputs[k][1], shape) for k, v in sorted(used.items()) if not v.uniform]
-    results = [_varying(f"y{k}", operand, address, shape) for k, (operand, address) in enumerate(outputs)]
+    uniform = {k: (inputs[k][1], isinstance(inputs[k][0].dtype, str)) for k, v in used.items() if v.uniform}
+    varying = [_varying(f"x{k}", inputs[k], shape) for k, v in sorted(used.items()) if not v.uniform]
+    results = [_varying(f"y{k}", output, shape) for k, output in enumerate(outputs)]
     axes, strides = views.merge_axes(shape, [x.strides for x in varying + results])
     for x, merged in zip(varying + results, strides):
         x.strides = merged
-    size = views.size(shape)
-    pack = _pack(axes, varying + results)
-    reach = max([size, *(sum(abs(s) * (n - 1) for s, n in zip(x.strides, axes)) for x in varying + results)])
-    scalars = {k: isinstance(operand.dtype, str) for k, (operand, _) in uniform.items()}
-    source = Loop(name, typed, scalars, varying, results, shape, axes, pack, narrow=reach < 2**31).source()
-    arguments = [address for _, address in uniform.values()] + [x.address for x in varying + results]
-    arguments += [np.int64(n) for n in axes]
-    arguments += [np.int64(s) for x in varying + results for s in x.strides]
-    arguments += [np.int64(n) for axis in indexed(typed, shape) for n in (views.size(shape[axis + 1 :]), shape[axis])]
-    heavy = any(v.uniform and v.op not in ("input", "constant", "cast", "weak") for v in typed.values)
-    blocks = min(-(-size // (pack * THREADS)), FEW_BLOCKS if heavy else MOST_BLOCKS)
-    return [Launch(source, f"tinyarr_{name}", (blocks, 1, 1), (THREADS, 1, 1), tuple(arguments))]
+    farthest = [sum(abs(s) * (n - 1) for s, n in zip(x.strides, axes)) for x in varying + results]
+    narrow = max([views.size(shape), *farthest]) < 2**31
+    return Loop(name, typed, uniform, varying, results, shape, axes, _pack(axes, varying + results), narrow)
 
 
 def copy(source: tuple[Operand, Address], target: tuple[Operand, Address]) -> list[Launch]:
@@ -105,10 +107,11 @@ def _identity(dtype: Dtype) -> Typed:
     return Typed((Value("input", (), dtype, 0, False),), (0,), (dtype,))
 
 
-def _varying(name: str, operand: Operand, address: Address, shape: Shape) -> Varying:
+def _varying(name: str, placed: tuple[Operand, Address | None], shape: Shape) -> Varying:
+    operand, address = placed
     extra = len(shape) - len(operand.shape)
     strides = [0 if n == 1 else s for n, s in zip(operand.shape, operand.strides, strict=True)]
-    return Varying(name, operand.dtype, (0,) * extra + tuple(strides), address, operand.aligned)
+    return Varying(name, operand.dtype, (0,) * extra + tuple(strides), address, operand.aligned, held=address is None)
 
 
 def _pack(axes: Shape, operands: Sequence[Varying]) -> int:

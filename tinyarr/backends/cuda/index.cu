@@ -155,12 +155,7 @@ add_rows(T *out, A *partial, const T *g, const int32_t *keys, const int32_t *ord
 #pragma unroll
             for (int u = 0; u < 4; u++) {
                 const T *row = from + order[p + u < end ? p + u : p] * columns;
-                if (ALIGNED)
-                    packs[u] = load<PACK>(row);
-                else
-#pragma unroll
-                    for (int i = 0; i < PACK; i++)
-                        packs[u].at[i] = row[i];
+                packs[u] = fetch<PACK, ALIGNED>(row, 0);
             }
         int u = (p - begin) % 4;
         Pack<T, PACK> pack = u == 0 ? packs[0] : u == 1 ? packs[1] : u == 2 ? packs[2] : packs[3];

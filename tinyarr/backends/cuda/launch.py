@@ -14,7 +14,7 @@ from cupy.cuda.function import Module
 
 from .compiler import compile_source
 from .memory import Memory
-from .registry import LIBRARIES, Input, Launch, LibraryCall, Output, Plan, Report, Scratch, Source
+from .registry import LIBRARIES, Input, Launch, LibraryCall, Output, Plan, Report, Scratch, Source, Struct
 from .reports import Reports
 
 _KINDS = {Input: 0, Output: 1, Scratch: 2}
@@ -70,24 +70,28 @@ def _bind(step: Launch | LibraryCall, loader: Loader) -> Callable:
     if isinstance(step, LibraryCall):
         return _bind_library(step, loader)
     function = loader.function(step)
-    slots = (ctypes.c_uint64 * max(len(step.arguments), 1))()
-    pointers = (ctypes.c_void_p * max(len(step.arguments), 1))()
+    members = [tuple(a) if isinstance(a, Struct) else (a,) for a in step.arguments]
+    words = (ctypes.c_uint64 * max(sum(map(len, members)), 1))()
+    pointers = (ctypes.c_void_p * max(len(members), 1))()
     patches = []
-    for i, argument in enumerate(step.arguments):
-        pointers[i] = ctypes.addressof(slots) + 8 * i
-        if type(argument) in _KINDS:
-            patches.append((i, _KINDS[type(argument)], argument.number, argument.offset))
-        elif isinstance(argument, np.ndarray):
-            pointers[i] = argument.ctypes.data
-        elif type(argument) is Report:
-            slots[i] = loader.reports.address(argument)
-        else:
-            slots[i] = bits(argument)
+    i = 0
+    for number, parts in enumerate(members):
+        pointers[number] = ctypes.addressof(words) + 8 * i
+        for argument in parts:
+            if type(argument) in _KINDS:
+                patches.append((i, _KINDS[type(argument)], argument.number, argument.offset))
+            elif isinstance(argument, np.ndarray):
+                pointers[number] = argument.ctypes.data
+            elif type(argument) is Report:
+                words[i] = loader.reports.address(argument)
+            else:
+                words[i] = bits(argument)
+            i += 1
     shape = (*step.grid, *step.block, step.shared_bytes, loader.stream.ptr, ctypes.addressof(pointers), 0)
 
     def run(addresses: Sequence[Sequence[int]]) -> None:
         for i, kind, number, offset in patches:
-            slots[i] = addresses[kind][number] + offset
+            words[i] = addresses[kind][number] + offset
         driver.launchKernel(function.ptr, *shape)
 
     run.keeps = pointers, step.arguments  # type: ignore[attr-defined]  # whose addresses are in use

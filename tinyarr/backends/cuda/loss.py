@@ -14,7 +14,7 @@ from ...dtypes import Dtype
 from . import cublaslt, elementwise, reduce
 from .matmul import product
 from .registry import Input, Launch, Operand, Output, Plan, Report, Scratch, Source, kernel
-from .types import TYPES, packed, wide
+from .types import TYPES, function, packed, wide
 
 LOGITS = 2**28  # elements of a chunk of logits
 Address = Input | Output | Scratch
@@ -33,8 +33,7 @@ def _launch(
     flags = {"LOSS": loss is not None, "GRADIENT": out is not None, "WEIGHTED": g is not None, "ALIGNED": aligned}
     flags["EXACT"] = loss is None and dtype.compute is dtype  # half types round far more than lse does
     macros = (
-        ("T", TYPES[dtype]), ("A", wide(dtype)), ("LOG", "log" if double else "logf"),
-        ("MAX", "fmax" if double else "fmaxf"),
+        ("T", TYPES[dtype]), ("A", wide(dtype)), ("LOG", function("log", dtype)), ("MAX", function("fmax", dtype)),
         ("PACK", str(pack)), ("THREADS", str(threads)),
         *((name, str(int(flag))) for name, flag in flags.items()), *((("EXP", "exp"),) if double else ()),
     )  # fmt: skip

@@ -8,7 +8,7 @@
 #define DEPTH 16
 
 extern "C" __global__ void __launch_bounds__(256)
-matmul(R *out, const T *x, const T *y, int64_t M, int64_t N, int64_t K, int64_t x_row, int64_t x_column, int64_t y_row,
+matmul(TO_OUT out, FROM_X x, FROM_Y y, int64_t M, int64_t N, int64_t K, int64_t x_row, int64_t x_column, int64_t y_row,
        int64_t y_column, int64_t out_row, int64_t batch, int64_t x_batch, int64_t y_batch, int64_t out_batch)
 {
     __shared__ A of_x[DEPTH][TILE + 1], of_y[DEPTH][TILE + 1];
@@ -22,8 +22,10 @@ matmul(R *out, const T *x, const T *y, int64_t M, int64_t N, int64_t K, int64_t 
                 int m = x_column == 1 ? i / DEPTH : i % TILE, xk = x_column == 1 ? i % DEPTH : i / TILE;
                 int n = y_column == 1 ? i % TILE : i / DEPTH, yk = y_column == 1 ? i / TILE : i % DEPTH;
                 bool in_x = m0 + m < M && k0 + xk < K, in_y = n0 + n < N && k0 + yk < K;
-                of_x[xk][m] = in_x ? (A)widen(x[b * x_batch + (m0 + m) * x_row + (k0 + xk) * x_column]) : (A)0;
-                of_y[yk][n] = in_y ? (A)widen(y[b * y_batch + (k0 + yk) * y_row + (n0 + n) * y_column]) : (A)0;
+                int64_t at_x = b * x_batch + (m0 + m) * x_row + (k0 + xk) * x_column;
+                int64_t at_y = b * y_batch + (k0 + yk) * y_row + (n0 + n) * y_column;
+                of_x[xk][m] = in_x ? (A)widen(fetch<1, false>(x, at_x).at[0]) : (A)0;
+                of_y[yk][n] = in_y ? (A)widen(fetch<1, false>(y, at_y).at[0]) : (A)0;
             }
             __syncthreads();
 #pragma unroll
@@ -48,8 +50,11 @@ matmul(R *out, const T *x, const T *y, int64_t M, int64_t N, int64_t K, int64_t 
             for (int j = 0; j < 4; j++) {
                 int64_t m = m0 + row + 16 * i, n = n0 + column + 16 * j;
                 if (m < M && n < N) {
-                    R *to = out + b * out_batch + m * out_row + n;
-                    *to = narrow<R>(ACCUMULATE ? (A)widen(*to) + sum[i][j] : sum[i][j]);
+                    int64_t at = b * out_batch + m * out_row + n;
+#if ACCUMULATE
+                    sum[i][j] += (A)widen(out[at]);
+#endif
+                    put<1, false>(out, at, Pack<R, 1>{narrow<R>(sum[i][j])});
                 }
             }
     }

@@ -86,12 +86,14 @@ def _raw(
     (m, k), n = x.shape, y.shape[1]
     macros = (
         ("T", TYPES[x.dtype]), ("A", wide(x.dtype)), ("R", TYPES[out.dtype]), ("ACCUMULATE", str(int(accumulate))),
+        ("TO_OUT", "R *"), ("FROM_X", "const T *"), ("FROM_Y", "const T *"),
         ("MULTIPLY_ADD(a, b, c)", _multiply_add(x.dtype.compute)),
     )  # fmt: skip
     sizes = (m, n, k, *x.strides, *y.strides, out.strides[0], batch, *batch_strides)
     grid = (-(-n // 64), -(-m // 64), min(batch, MOST_BLOCKS))
     source = Source((*files(x.dtype, out.dtype), "matmul.cu"), macros)
-    return Launch(source, "matmul", grid, (256, 1, 1), (out_at, x_at, y_at, *map(np.int64, sizes)))
+    slots = (("FROM_X", 1), ("FROM_Y", 2), *((("TO_OUT", 0),) if not accumulate else ()))
+    return Launch(source, "matmul", grid, (256, 1, 1), (out_at, x_at, y_at, *map(np.int64, sizes)), slots=slots)
 
 
 def _multiply_add(dtype: Dtype) -> str:

@@ -1,100 +1,18 @@
-/* Layer norm and RMS norm of rows of C elements (CENTER: with the mean subtracted), and their gradients.
+/* Layer norm and RMS norm (CENTER: with the mean subtracted), and their gradients, on rows.cu.
 
-   T: stored, A: computed in. A row is held in the registers of THREADS threads, PACKS packs of PACK elements each; with
-   32 threads a row, a block has ROWS rows and its warps know nothing of each other. Sources: Ba et al. 2016, "Layer
-   normalization", eq. 3 and 4; Zhang & Sennrich 2019, "Root mean square layer normalization", eq. 4. */
-
-#define EACH_PACK for (int p = 0; p < PACKS; p++)
-#define EACH for (int k = 0; k < PACK; k++)
-#define COLUMN(p) (((p) * THREADS + threadIdx.x % THREADS) * PACK)
-
-/* The sum over the threads of a row, in a fixed order; every one gets it. */
-__device__ __forceinline__ A row_sum(A x)
-{
-    x = warp_sum(x);
-#if THREADS > 32
-    __shared__ A of_warp[THREADS / 32];
-    __syncthreads();
-    if (threadIdx.x % 32 == 0)
-        of_warp[threadIdx.x / 32] = x;
-    __syncthreads();
-    x = warp_sum(threadIdx.x % 32 < THREADS / 32 ? of_warp[threadIdx.x % 32] : (A)0);
-#endif
-    return x;
-}
-
-__device__ __forceinline__ Pack<T, PACK> load_pack(const T *from)
-{
-    if (ALIGNED)
-        return load<PACK>(from);
-    Pack<T, PACK> pack;
-#pragma unroll
-    EACH pack.at[k] = from[k];
-    return pack;
-}
-
-__device__ __forceinline__ void load_row(A (&row)[PACKS][PACK], const T *from)
-{
-#pragma unroll
-    EACH_PACK {
-        if (COLUMN(p) < C) {
-            Pack<T, PACK> pack = load_pack(from + COLUMN(p));
-#pragma unroll
-            EACH row[p][k] = widen(pack.at[k]);
-        } else {
-#pragma unroll
-            EACH row[p][k] = 0;
-        }
-    }
-}
-
-__device__ __forceinline__ void store_row(T *to, const A (&row)[PACKS][PACK])
-{
-#pragma unroll
-    EACH_PACK {
-        if (COLUMN(p) < C) {
-            Pack<T, PACK> pack;
-#pragma unroll
-            EACH pack.at[k] = narrow<T>(row[p][k]);
-            if (ALIGNED)
-                store(to + COLUMN(p), pack);
-            else
-#pragma unroll
-                EACH to[COLUMN(p) + k] = pack.at[k];
-        }
-    }
-}
-
-__device__ __forceinline__ A sum_of(const A (&row)[PACKS][PACK])
-{
-    A sum = 0;
-#pragma unroll
-    EACH_PACK
-#pragma unroll
-        EACH sum += row[p][k];
-    return row_sum(sum);
-}
-
-__device__ __forceinline__ A dot(const A (&x)[PACKS][PACK], const A (&y)[PACKS][PACK])
-{
-    A sum = 0;
-#pragma unroll
-    EACH_PACK
-#pragma unroll
-        EACH sum += x[p][k] * y[p][k];
-    return row_sum(sum);
-}
+   Sources: Ba et al. 2016, "Layer normalization", eq. 3 and 4; Zhang & Sennrich 2019, "Root mean square layer
+   normalization", eq. 4. */
 
 /* out, x (R, C), weight, bias (C), mean, rstd (R). */
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
-normalize(T *out, A *mean, A *rstd, const T *x, const T *weight, const T *bias, int64_t rows, A eps)
+normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias, int64_t rows, A eps)
 {
     int64_t row = blockIdx.x * (int64_t)ROWS + threadIdx.x / THREADS;
     if (row >= rows)
         return;
     A h[PACKS][PACK], w[PACKS][PACK];
-    load_row(h, x + row * C);
-    load_row(w, weight);
+    load_row(h, x, row * C);
+    load_row(w, weight, 0);
     if (CENTER) {
         A average = sum_of(h) / (A)C;
 #pragma unroll
@@ -112,13 +30,13 @@ normalize(T *out, A *mean, A *rstd, const T *x, const T *weight, const T *bias, 
 #pragma unroll
         EACH h[p][k] = h[p][k] * scale * w[p][k];
     if (CENTER) {
-        load_row(w, bias);
+        load_row(w, bias, 0);
 #pragma unroll
         EACH_PACK
 #pragma unroll
             EACH h[p][k] += w[p][k];
     }
-    store_row(out + row * C, h);
+    store_row(out, row * C, h);
 }
 
 /* to (C) = the sums of the block's rows' shares, in order. */
@@ -173,8 +91,8 @@ sum_shares(T *dweight, T *dbias, const A *of_weight, const A *of_bias, int block
 /* With h = (x - mean) rstd and d = g weight: dx = rstd (d - mean(d) - h mean(d h)), without mean(d) for RMS norm.
    dweight and dbias (gridDim, C): each block's sums of g h and g over the rows that it walks. */
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
-normalize_gradient(T *dx, A *dweight, A *dbias, const T *g, const T *x, const T *weight, const A *mean, const A *rstd,
-              int64_t rows)
+normalize_gradient(TO_DX dx, A *dweight, A *dbias, FROM_G g, FROM_X x, const T *weight, const A *mean, const A *rstd,
+                   int64_t rows)
 {
     A of_weight[PACKS][PACK] = {}, of_bias[PACKS][PACK] = {};
     for (int64_t first = blockIdx.x * (int64_t)ROWS; first < rows; first += gridDim.x * (int64_t)ROWS) {
@@ -182,13 +100,13 @@ normalize_gradient(T *dx, A *dweight, A *dbias, const T *g, const T *x, const T 
         if (row >= rows)
             break;
         A h[PACKS][PACK], d[PACKS][PACK];
-        load_row(h, x + row * C);
-        load_row(d, g + row * C);
+        load_row(h, x, row * C);
+        load_row(d, g, row * C);
         A average = CENTER ? mean[row] : (A)0, scale = rstd[row];
 #pragma unroll
         EACH_PACK {
             if (COLUMN(p) < C) {
-                Pack<T, PACK> w = load_pack(weight + COLUMN(p));
+                Pack<T, PACK> w = fetch<PACK, ALIGNED>(weight, COLUMN(p));
 #pragma unroll
                 EACH {
                     h[p][k] = (h[p][k] - average) * scale;
@@ -206,7 +124,7 @@ normalize_gradient(T *dx, A *dweight, A *dbias, const T *g, const T *x, const T 
         EACH_PACK
 #pragma unroll
             EACH d[p][k] = (d[p][k] - common - h[p][k] * along) * scale;
-        store_row(dx + row * C, d);
+        store_row(dx, row * C, d);
     }
     store_shares(dweight + blockIdx.x * (int64_t)C, of_weight);
     if (CENTER)

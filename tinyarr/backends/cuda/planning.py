@@ -7,10 +7,10 @@ from typing import Any
 
 from ... import views
 from ...ops.elementwise_primitive import Elementwise
-from . import attention, elementwise, index, loss, matmul, norm, reduce, scan, shape, sort
+from . import attention, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .registry import KERNELS, Input, Operand, Output, Plan
 
-FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, sort)  # importing them fills KERNELS
+FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)  # importing them fills KERNELS
 
 Planner = Callable[[Sequence[Operand], Sequence[Operand]], Plan]
 

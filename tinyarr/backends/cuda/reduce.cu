@@ -1,12 +1,7 @@
 /* Reductions of dense tensors. Who adds what to what follows from the shape alone.
 
-   T is how elements are stored, A what they are accumulated in, R how results are stored. MAP(x) is applied to each
-   element as it is loaded; COMBINE(a, b) and START are the operation. PACK neighbours are loaded at once where
-   ALIGNED says that addresses allow it. */
-
-#ifndef MAP
-#define MAP(x) (x)
-#endif
+   T is how elements are stored, A what they are accumulated in, R how results are stored. COMBINE(a, b) and START are
+   the operation. PACK neighbours are loaded at once where ALIGNED says that addresses allow it. */
 
 __device__ __forceinline__ A combine(A a, A b) { return COMBINE(a, b); }
 
@@ -20,10 +15,10 @@ __device__ __forceinline__ A combine_warp(A a)
 
 /* out (K, S), x (K, R): block (k, s) reduces part s of row k, `part` elements long, a multiple of PACK. Each thread
    takes every THREADS-th pack, keeping a total for each place in the pack. */
-extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(R *out, const T *x, int64_t length, int64_t part)
+extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(TO_OUT out, FROM_X x, int64_t length, int64_t part)
 {
     __shared__ A of_warp[THREADS / 32];
-    const T *row = x + blockIdx.x * length;
+    int64_t row = blockIdx.x * length;
     int64_t begin = blockIdx.y * part, end = begin + part < length ? begin + part : length;
     A total[PACK];
 #pragma unroll
@@ -32,16 +27,16 @@ extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(R *out, const 
 #pragma unroll 4
     for (int64_t i = begin + threadIdx.x * PACK; i < end; i += THREADS * PACK) {
         Pack<T, PACK> pack;
-        if (ALIGNED && i + PACK <= end)
-            pack = load<PACK>(row + i);
+        if (i + PACK <= end)
+            pack = fetch<PACK, ALIGNED>(x, row + i);
         else
 #pragma unroll
             for (int k = 0; k < PACK; k++)
-                pack.at[k] = row[i + k < end ? i + k : i];
+                pack.at[k] = fetch<1, false>(x, row + (i + k < end ? i + k : i)).at[0];
 #pragma unroll
         for (int k = 0; k < PACK; k++)
             if (i + k < end)
-                total[k] = combine(total[k], (A)MAP(widen(pack.at[k])));
+                total[k] = combine(total[k], (A)widen(pack.at[k]));
     }
 #pragma unroll
     for (int k = 1; k < PACK; k++)
@@ -53,12 +48,12 @@ extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(R *out, const 
     if (threadIdx.x < 32) {
         result = combine_warp(threadIdx.x < THREADS / 32 ? of_warp[threadIdx.x] : (A)START);
         if (threadIdx.x == 0)
-            out[blockIdx.x * gridDim.y + blockIdx.y] = narrow<R>(result);
+            put<1, false>(out, blockIdx.x * (int64_t)gridDim.y + blockIdx.y, Pack<R, 1>{narrow<R>(result)});
     }
 }
 
 /* out (K), x (K, R) with few elements a row, a multiple of PACK: a warp for each row. */
-extern "C" __global__ void __launch_bounds__(THREADS) reduce_short_rows(R *out, const T *x, int64_t rows, int length)
+extern "C" __global__ void __launch_bounds__(THREADS) reduce_short_rows(TO_OUT out, FROM_X x, int64_t rows, int length)
 {
     int64_t row = blockIdx.x * (int64_t)(THREADS / 32) + threadIdx.x / 32;
     if (row >= rows)
@@ -66,27 +61,20 @@ extern "C" __global__ void __launch_bounds__(THREADS) reduce_short_rows(R *out, 
     A total = START;
 #pragma unroll 4
     for (int i = threadIdx.x % 32 * PACK; i < length; i += 32 * PACK) {
-        const T *from = x + row * length + i;
-        Pack<T, PACK> pack;
-        if (ALIGNED)
-            pack = load<PACK>(from);
-        else
-#pragma unroll
-            for (int k = 0; k < PACK; k++)
-                pack.at[k] = from[k];
+        Pack<T, PACK> pack = fetch<PACK, ALIGNED>(x, row * length + i);
 #pragma unroll
         for (int k = 0; k < PACK; k++)
-            total = combine(total, (A)MAP(widen(pack.at[k])));
+            total = combine(total, (A)widen(pack.at[k]));
     }
     total = combine_warp(total);
     if (threadIdx.x % 32 == 0)
-        out[row] = narrow<R>(total);
+        put<1, false>(out, row, Pack<R, 1>{narrow<R>(total)});
 }
 
 /* out (S, K, C), x (K, R, C): block (c, k, s) reduces part s of the R rows for 32 packs of columns; its 8 warps take
    every 8th row. K may exceed the grid: each block walks on by its size. */
 extern "C" __global__ void __launch_bounds__(256)
-reduce_columns(R *out, const T *x, int64_t outer, int64_t length, int64_t columns, int64_t part)
+reduce_columns(TO_OUT out, FROM_X x, int64_t outer, int64_t length, int64_t columns, int64_t part)
 {
     __shared__ A of_warp[8][32][PACK + 1];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -100,17 +88,10 @@ reduce_columns(R *out, const T *x, int64_t outer, int64_t length, int64_t column
         if (column < columns) {
 #pragma unroll 4
             for (int64_t i = begin + warp; i < end; i += 8) {
-                const T *from = x + (k * length + i) * columns + column;
-                Pack<T, PACK> pack;
-                if (ALIGNED)
-                    pack = load<PACK>(from);
-                else
-#pragma unroll
-                    for (int j = 0; j < PACK; j++)
-                        pack.at[j] = from[j];
+                Pack<T, PACK> pack = fetch<PACK, ALIGNED>(x, (k * length + i) * columns + column);
 #pragma unroll
                 for (int j = 0; j < PACK; j++)
-                    total[j] = combine(total[j], (A)MAP(widen(pack.at[j])));
+                    total[j] = combine(total[j], (A)widen(pack.at[j]));
             }
         }
 #pragma unroll
@@ -123,7 +104,8 @@ reduce_columns(R *out, const T *x, int64_t outer, int64_t length, int64_t column
                 A result = of_warp[0][lane][j];
                 for (int w = 1; w < 8; w++)
                     result = combine(result, of_warp[w][lane][j]);
-                out[(blockIdx.z * outer + k) * columns + column + j] = narrow<R>(result);
+                int64_t at = (blockIdx.z * outer + k) * columns + column + j;
+                put<1, false>(out, at, Pack<R, 1>{narrow<R>(result)});
             }
         }
         __syncthreads();

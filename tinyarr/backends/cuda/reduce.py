@@ -25,6 +25,7 @@ SHORT_ROW = 2048  # elements; up to here a warp reduces a row
 PART = 16 * 1024  # elements of a row that one block reduces
 ENOUGH_BLOCKS = 1024  # to fill a GPU
 MOST_BLOCKS = 65535  # along the second and third axis of a grid
+SLOTS = ("TO_OUT", 0), ("FROM_X", 1)
 
 # Where the operation starts, and how it goes on; NaN wins in max and min.
 OPERATIONS = {
@@ -53,7 +54,7 @@ def _source(operation: str, stored: Dtype, result: Dtype, pack: int, aligned: bo
     macros = (
         *_extremes(accumulated), ("T", TYPES[stored]), ("A", wide(stored)), ("R", TYPES[result]),
         ("START", f"((A){start})"), ("COMBINE(a, b)", combine), ("PACK", str(pack)), ("ALIGNED", str(int(aligned))),
-        ("THREADS", "256"),
+        ("THREADS", "256"), ("TO_OUT", "R *"), ("FROM_X", "const T *"),
     )  # fmt: skip
     return Source((*files(stored, result), "reduce.cu"), macros)
 
@@ -72,7 +73,7 @@ def rows(
         source = _source(operation, stored, result, math.gcd(packed(stored), length), aligned)
         grid = (-(-kept // 8), 1, 1)
         short = (out, x, np.int64(kept), np.int32(length))
-        return [Launch(source, "reduce_short_rows", grid, (256, 1, 1), short)], ()
+        return [Launch(source, "reduce_short_rows", grid, (256, 1, 1), short, slots=SLOTS)], ()
     pack = packed(stored)
     aligned = aligned and length % pack == 0
     parts = min(-(-length // PART), MOST_BLOCKS)
@@ -81,7 +82,7 @@ def rows(
     to, kind = (out, result) if parts == 1 else (Scratch(scratch), accumulated)
     source = _source(operation, stored, kind, pack, aligned)
     arguments = (to, x, np.int64(length), np.int64(part))
-    steps: list[Step] = [Launch(source, "reduce_rows", (kept, parts, 1), (256, 1, 1), arguments)]
+    steps: list[Step] = [Launch(source, "reduce_rows", (kept, parts, 1), (256, 1, 1), arguments, slots=SLOTS)]
     if parts == 1:
         return steps, ()
     more, blocks = rows(operation, Scratch(scratch), out, kept, parts, accumulated, result, True, scratch + 1)
@@ -103,13 +104,13 @@ def columns(
     source = _source(operation, stored, kind, pack, aligned)
     grid = (-(-inner // (32 * pack)), min(outer, MOST_BLOCKS), parts)
     arguments = (to, x, np.int64(outer), np.int64(length), np.int64(inner), np.int64(part))
-    steps: list[Step] = [Launch(source, "reduce_columns", grid, (256, 1, 1), arguments)]
+    steps: list[Step] = [Launch(source, "reduce_columns", grid, (256, 1, 1), arguments, slots=SLOTS)]
     if parts == 1:
         return steps, ()
     width = outer * inner
     source = _source(operation, accumulated, result, 1, False)
     arguments = (out, Scratch(scratch), np.int64(1), np.int64(parts), np.int64(width), np.int64(parts))
-    steps.append(Launch(source, "reduce_columns", (-(-width // 32), 1, 1), (256, 1, 1), arguments))
+    steps.append(Launch(source, "reduce_columns", (-(-width // 32), 1, 1), (256, 1, 1), arguments, slots=SLOTS))
     return steps, (parts * width * accumulated.itemsize,)
 
 

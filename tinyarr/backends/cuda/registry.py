@@ -48,6 +48,10 @@ class Scratch(NamedTuple):
     offset: int = 0
 
 
+class Struct(tuple[Any, ...]):
+    """An argument: a struct passed by value, whose members are arguments of 8 bytes each."""
+
+
 class Report(NamedTuple):
     """An argument: the address at which a kernel leaves what it found wrong (report.cuh).
 
@@ -62,7 +66,7 @@ class Report(NamedTuple):
 class Source:
     """CUDA source files beside this one, pasted together: headers, the macros that specialise the rest, .cu files.
 
-    `text`, generated code, comes last.
+    `text`, generated code, comes before the .cu files, which may use it.
     """
 
     files: tuple[str, ...] = ()
@@ -74,7 +78,9 @@ class Source:
 class Launch:
     """One kernel launch.
 
-    arguments: Input, Output, Scratch, Report, or, passed by value, NumPy scalars, and arrays as structs.
+    arguments: Input, Output, Scratch, Report, Struct, or, passed by value, NumPy scalars, and arrays as structs.
+    slots: the macros that give the types of some arguments, and their numbers. Such an argument is a pointer, in place
+    of which an expression may stand (slots.py).
     """
 
     source: Source
@@ -83,6 +89,7 @@ class Launch:
     block: tuple[int, int, int]
     arguments: tuple[Any, ...]
     shared_bytes: int = 0
+    slots: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,34 @@ template <int N, typename T> __device__ __forceinline__ void store(T *to, const 
             to[k] = pack.at[k];
 }
 
+/* N neighbours as elements of another type of the same size. */
+template <typename To, int N, typename From> __device__ __forceinline__ Pack<To, N> &as(From *first)
+{
+    return *reinterpret_cast<Pack<To, N> *>(first);
+}
+
+/* Elements from position `at` on, taken from an operand and put into one; Aligned: at addresses that a pack can have.
+   A struct with the same two functions can stand in the pointer's place (slots.py). */
+template <int N, bool Aligned, typename T> __device__ __forceinline__ Pack<T, N> fetch(const T *from, int64_t at)
+{
+    if (Aligned)
+        return load<N>(from + at);
+    Pack<T, N> pack;
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        pack.at[k] = from[at + k];
+    return pack;
+}
+
+template <int N, bool Aligned, typename T> __device__ __forceinline__ void put(T *to, int64_t at, const Pack<T, N> &pack)
+{
+    if (Aligned)
+        return store(to + at, pack);
+#pragma unroll
+    for (int k = 0; k < N; k++)
+        to[at + k] = pack.at[k];
+}
+
 /* The larger and the smaller, NaN if either is. */
 template <typename A> __device__ __forceinline__ A maximum(A a, A b) { return a != a || a > b ? a : b; }
 template <typename A> __device__ __forceinline__ A minimum(A a, A b) { return a != a || a < b ? a : b; }

@@ -23,3 +23,8 @@ def packed(*kinds: Dtype) -> int:
 def wide(dtype: Dtype) -> str:
     """The type in which elements are computed: float for half types, their own for all others."""
     return TYPES[dtype.compute]
+
+
+def function(name: str, dtype: Dtype) -> str:
+    """The mathematical function in the precision in which elements are computed."""
+    return name if dtype is dtypes.float64 else f"{name}f"

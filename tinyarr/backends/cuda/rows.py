@@ -1,0 +1,40 @@
+"""Rows held in registers: how many threads take a row, and how many elements each of them (rows.cu)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ... import views
+from .registry import Operand, Source
+from .types import TYPES, packed, wide
+
+HELD = 64  # elements of a row that a thread of a lone warp holds in registers; threads of larger groups half as many
+ROWS = 4  # rows of a block, where a warp takes a row
+
+
+class Rows:
+    """How the rows of x are shared out.
+
+    count: of rows. together: rows of a block. grid, block: of a launch that takes each row once.
+    """
+
+    def __init__(self, x: Operand):
+        self.count = views.size(x.shape[:-1])
+        self._dtype, self._columns = x.dtype, x.shape[-1]
+        self._threads = 32 if self._columns <= 32 * HELD else 128
+        while 32 < self._threads < 1024 and self._threads * HELD // 2 < self._columns:
+            self._threads *= 2
+        self.together = ROWS if self._threads == 32 else 1
+        self.block = (self._threads * self.together, 1, 1)
+        self.grid = (-(-self.count // self.together), 1, 1)
+
+    def source(self, file: str, aligned: bool, slots: Sequence[str], **macros: int | str) -> Source:
+        """A file after rows.cu. slots: the macros of its kernels' slots, filled with pointers."""
+        pack = math.gcd(packed(self._dtype), self._columns)
+        sizes = {"C": self._columns, "PACK": pack, "PACKS": -(-self._columns // (self._threads * pack))}
+        types = {"T": TYPES[self._dtype], "A": wide(self._dtype)}
+        threads = {"THREADS": self._threads, "ROWS": self.together, "ALIGNED": int(aligned)}
+        pointers = {name: "T *" if name.startswith("TO_") else "const T *" for name in slots}
+        every = types | sizes | threads | pointers | macros
+        return Source(("types.cuh", "rows.cu", file), tuple((k, str(v)) for k, v in every.items()))

@@ -1,0 +1,54 @@
+/* Softmax of rows (LOGARITHM: its logarithm), and the gradients, on rows.cu. */
+
+/* A NaN is found by the sum. */
+__device__ __forceinline__ A larger(A a, A b) { return a > b ? a : b; }
+
+/* out, x (R, C). */
+extern "C" __global__ void __launch_bounds__(THREADS * ROWS) softmax(TO_OUT out, FROM_X x, int64_t rows)
+{
+    int64_t row = blockIdx.x * (int64_t)ROWS + threadIdx.x / THREADS;
+    if (row >= rows)
+        return;
+    A h[PACKS][PACK], largest = -INFINITY, sum = 0;
+    load_row(h, x, row * C);
+#pragma unroll
+    EACH_PACK
+        if (COLUMN(p) < C)
+#pragma unroll
+            EACH largest = larger(h[p][k], largest);
+    largest = over_row<larger>(largest);
+#pragma unroll
+    EACH_PACK
+        if (COLUMN(p) < C)
+#pragma unroll
+            EACH {
+                A shifted = h[p][k] - largest, e = EXP(shifted);
+                sum += e;
+                h[p][k] = LOGARITHM ? shifted : e;
+            }
+    sum = over_row<add>(sum);
+    A subtracted = LOGARITHM ? LOG(sum) : (A)0;
+#pragma unroll
+    EACH_PACK
+#pragma unroll
+        EACH h[p][k] = LOGARITHM ? h[p][k] - subtracted : h[p][k] / sum;
+    store_row(out, row * C, h);
+}
+
+/* dx, g, out (R, C): out (g - sum(g out)), or g - exp(out) sum(g). */
+extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
+softmax_gradient(TO_DX dx, FROM_G g, FROM_OUT out, int64_t rows)
+{
+    int64_t row = blockIdx.x * (int64_t)ROWS + threadIdx.x / THREADS;
+    if (row >= rows)
+        return;
+    A d[PACKS][PACK], y[PACKS][PACK];
+    load_row(d, g, row * C);
+    load_row(y, out, row * C);
+    A sum = LOGARITHM ? sum_of(d) : dot(d, y);
+#pragma unroll
+    EACH_PACK
+#pragma unroll
+        EACH d[p][k] = LOGARITHM ? d[p][k] - EXP(y[p][k]) * sum : y[p][k] * (d[p][k] - sum);
+    store_row(dx, row * C, d);
+}
