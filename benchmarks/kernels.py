@@ -25,6 +25,7 @@ from tinyarr.ops.index import _take_gradient
 from tinyarr.ops.loss import _cross_entropy, _cross_entropy_gradient
 from tinyarr.ops.norm import _layer_norm, _layer_norm_gradient, _rms_norm, _rms_norm_gradient
 from tinyarr.ops.primitive import apply
+from tinyarr.ops.softmax import _softmax_gradient
 from tinyarr.optim import _adamw_master_update
 
 GPU, BF16 = "cuda", torch.bfloat16
@@ -108,6 +109,10 @@ def memory_bound():
     yield "rms norm", 2 * U, lambda: apply(_rms_norm, t_x, t_w, eps=1e-5), compiled(
         lambda x, w: F.rms_norm(x, (C,), w, 1e-5), x, w)
     yield "rms norm gradient", 3 * U, lambda: apply(_rms_norm_gradient, t_g, t_x, t_w, rstd, eps=1e-5), None
+    yield "softmax", 2 * U, lambda: tinyarr.softmax(t_x), compiled(lambda x: F.softmax(x, -1), x)
+    p, t_p = torch.softmax(x, -1), tinyarr.softmax(t_x)
+    yield "softmax gradient", 3 * U, lambda: apply(_softmax_gradient, t_g, t_p), compiled(
+        lambda g, p: torch.ops.aten._softmax_backward_data(g, p, -1, torch.bfloat16), g, p)
     yield "sum of rows", U, lambda: t_x.sum(axis=1), compiled(lambda x: x.sum(1), x)
     yield "sum of columns", U4, lambda: t_big.sum(axis=0), compiled(lambda x: x.sum(0), big)
     yield "sum of all", U4, lambda: t_big.sum(), compiled(lambda x: x.sum(), big)

@@ -6,16 +6,17 @@
    last T of the S positions.
 
    Every product here is one of two: of rows with rows (x y^T, `rows_times_rows`) and of weights in registers with rows
-   (p y, `weights_times_rows`). A warp makes 16 rows of the result. The backward pass makes dk and dv in blocks that own
+   (p y, `weights_times_rows`). A warp makes BANDS bands of 16 rows of the result, so that what it reads of y serves all of
+   them: reading shared memory is what bounds these kernels. The backward pass makes dk and dv in blocks that own
    keys, and dq in blocks that own queries; each computes the weights anew, 7 products in all where 5 would do with
    atomic additions, whose order is not the same twice. Per head and pair of positions a product is 2 D operations. */
 
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
-#define WARPS 8
-#define OWNED (16 * WARPS)   /* rows of the tile that a block owns: queries, or keys in keys_gradient */
-#define CHUNKS (D / 8)       /* of 16 bytes in a row */
+#define OWNED (16 * BANDS * WARPS) /* rows of the tile that a block owns: queries, or keys in keys_gradient */
+#define CHUNKS (D / 8)             /* of 16 bytes in a row */
 #define HALF(tile) ((tile) % 2 * TILE * D) /* tiles that are walked over alternate between two places */
+#define EACH_BAND for (int m = 0; m < BANDS; m++)
 
 /* Tiles in shared memory: rows of D bfloat16, whose 16-byte chunks are permuted within each group of 8, so that the 8
    rows of a matrix that ldmatrix reads at once lie in different banks. */
@@ -67,46 +68,56 @@ __device__ __forceinline__ void multiply_add(float (&c)[4], const uint32_t (&a)[
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* c (16, N) = x y^T, for the 16 rows of tile x from `row` on and the N rows of tile y. */
-template <int N>
-__device__ __forceinline__ void rows_times_rows(float (&c)[N / 8][4], bfloat16 *x, int row, bfloat16 *y)
+/* c = x y^T, for the warp's bands of tile x from `row` on and the TILE rows of tile y. */
+__device__ __forceinline__ void rows_times_rows(float (&c)[BANDS][TILE / 8][4], bfloat16 *x, int row, bfloat16 *y)
 {
     int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int j = 0; j < N / 8; j++)
+    EACH_BAND
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            c[j][i] = 0;
+        for (int j = 0; j < TILE / 8; j++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                c[m][j][i] = 0;
 #pragma unroll
     for (int d = 0; d < D / 16; d++) {
-        uint32_t a[4], b[4];
-        load_matrices(a, chunk_of(x, row + lane % 16, 2 * d + lane / 16));
+        uint32_t a[BANDS][4], b[4];
 #pragma unroll
-        for (int j = 0; j < N / 16; j++) {
+        EACH_BAND load_matrices(a[m], chunk_of(x, row + 16 * m + lane % 16, 2 * d + lane / 16));
+#pragma unroll
+        for (int j = 0; j < TILE / 16; j++) {
             load_matrices(b, chunk_of(y, 16 * j + lane / 16 * 8 + lane % 8, 2 * d + lane / 8 % 2));
-            multiply_add(c[2 * j], a, b[0], b[1]);
-            multiply_add(c[2 * j + 1], a, b[2], b[3]);
+#pragma unroll
+            EACH_BAND {
+                multiply_add(c[m][2 * j], a[m], b[0], b[1]);
+                multiply_add(c[m][2 * j + 1], a[m], b[2], b[3]);
+            }
         }
     }
 }
 
-/* c (16, D) += p y, for weights p (16, N), rounded to bfloat16, and the N rows of tile y. */
-template <int N>
-__device__ __forceinline__ void weights_times_rows(float (&c)[D / 8][4], const float (&p)[N / 8][4], bfloat16 *y)
+/* c += p y, for each band's weights p (16, TILE), rounded to bfloat16, and the TILE rows of tile y. */
+__device__ __forceinline__ void weights_times_rows(float (&c)[BANDS][D / 8][4], const float (&p)[BANDS][TILE / 8][4],
+                                                   bfloat16 *y)
 {
     int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int j = 0; j < N / 16; j++) {
-        uint32_t a[4], b[4];
+    for (int j = 0; j < TILE / 16; j++) {
+        uint32_t a[BANDS][4], b[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) /* the layout of a result is that of half an operand */
-            asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
-                : "=r"(a[i]) : "f"(p[2 * j + i / 2][i % 2 * 2 + 1]), "f"(p[2 * j + i / 2][i % 2 * 2]));
+        EACH_BAND
+#pragma unroll
+            for (int i = 0; i < 4; i++) /* the layout of a result is that of half an operand */
+                asm("cvt.rn.bf16x2.f32 %0, %1, %2;"
+                    : "=r"(a[m][i]) : "f"(p[m][2 * j + i / 2][i % 2 * 2 + 1]), "f"(p[m][2 * j + i / 2][i % 2 * 2]));
 #pragma unroll
         for (int d = 0; d < D / 16; d++) {
             load_matrices_transposed(b, chunk_of(y, 16 * j + lane % 16, 2 * d + lane / 16));
-            multiply_add(c[2 * d], a, b[0], b[1]);
-            multiply_add(c[2 * d + 1], a, b[2], b[3]);
+#pragma unroll
+            EACH_BAND {
+                multiply_add(c[m][2 * d], a[m], b[0], b[1]);
+                multiply_add(c[m][2 * d + 1], a[m], b[2], b[3]);
+            }
         }
     }
 }
@@ -138,6 +149,15 @@ __device__ __forceinline__ void store_rows(bfloat16 *to, const float (&c)[D / 8]
     }
 }
 
+/* Where element i of matrix j of band m stands in the warp's part of a result. */
+#define ROW(m, i) (16 * (m) + threadIdx.x % 32 / 4 + (i) / 2 * 8)
+#define COLUMN(j, i) (8 * (j) + threadIdx.x % 4 * 2 + (i) % 2)
+
+__device__ __forceinline__ bool hidden(int key, int query, int T, int S)
+{
+    return key >= S || (CAUSAL && key > query + S - T);
+}
+
 struct Strides { int64_t batch, head, row; };
 
 /* A block owns OWNED queries of a head and walks over the keys that they see, TILE at a time. */
@@ -148,7 +168,7 @@ attention(bfloat16 *out, float *lse, const bfloat16 *q, const bfloat16 *k, const
     extern __shared__ bfloat16 memory[];
     bfloat16 *queries = memory, *keys = queries + OWNED * D, *values = keys + 2 * TILE * D;
     int first = (gridDim.x - 1 - blockIdx.x) * OWNED; /* the longest rows of the causal triangle come first */
-    int head = blockIdx.y, lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16;
+    int head = blockIdx.y, lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 * BANDS;
     q += blockIdx.z * of_q.batch + head * of_q.head + first * of_q.row;
     k += blockIdx.z * of_k.batch + head / shared_heads * of_k.head;
     v += blockIdx.z * of_v.batch + head / shared_heads * of_v.head;
@@ -158,7 +178,9 @@ attention(bfloat16 *out, float *lse, const bfloat16 *q, const bfloat16 *k, const
     copy_tile(keys, k, of_k.row, TILE, S);
     copy_tile(values, v, of_v.row, TILE, S);
     commit_copies();
-    float o[D / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    float o[BANDS][D / 8][4] = {}, largest[BANDS][2], sum[BANDS][2] = {};
+#pragma unroll
+    EACH_BAND largest[m][0] = largest[m][1] = -INFINITY;
     float scale_2 = scale * LOG2_E;
     for (int tile = 0; tile < tiles; tile++) {
         if (tile + 1 < tiles) {
@@ -170,56 +192,61 @@ attention(bfloat16 *out, float *lse, const bfloat16 *q, const bfloat16 *k, const
         } else {
             wait_for_copies<0>();
         }
-        float s[TILE / 8][4];
-        rows_times_rows<TILE>(s, queries, row, keys + HALF(tile));
+        float s[BANDS][TILE / 8][4];
+        rows_times_rows(s, queries, row, keys + HALF(tile));
         int begin = tile * TILE;
         if (begin + TILE > S || (CAUSAL && begin + TILE > first + row + S - T))
 #pragma unroll
-            for (int j = 0; j < TILE / 8; j++)
+            EACH_BAND
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int key = begin + 8 * j + lane % 4 * 2 + i % 2, query = first + row + lane / 4 + i / 2 * 8;
-                    if (key >= S || (CAUSAL && key > query + S - T))
-                        s[j][i] = -INFINITY;
+                for (int j = 0; j < TILE / 8; j++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++)
+                        if (hidden(begin + COLUMN(j, i), first + row + ROW(m, i), T, S))
+                            s[m][j][i] = -INFINITY;
+        /* Algorithm 1, lines 9 and 10, for the two rows of a lane in each band: its quad shares them. */
+#pragma unroll
+        EACH_BAND
+#pragma unroll
+            for (int half = 0; half < 2; half++) {
+                float before = largest[m][half], top = before;
+#pragma unroll
+                for (int j = 0; j < TILE / 8; j++)
+                    top = fmaxf(top, fmaxf(s[m][j][2 * half], s[m][j][2 * half + 1]));
+                top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+                top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+                float shift = top * scale_2, correction = exp2_fast(fmaf(before, scale_2, -shift));
+                largest[m][half] = top;
+                sum[m][half] *= correction;
+#pragma unroll
+                for (int j = 0; j < D / 8; j++) {
+                    o[m][j][2 * half] *= correction;
+                    o[m][j][2 * half + 1] *= correction;
                 }
-        /* Equations of algorithm 1, lines 9 and 10, for the two rows of a lane: its quad shares them. */
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float before = largest[half];
+                for (int j = 0; j < TILE / 8; j++)
 #pragma unroll
-            for (int j = 0; j < TILE / 8; j++)
-                largest[half] = fmaxf(largest[half], fmaxf(s[j][2 * half], s[j][2 * half + 1]));
-            largest[half] = fmaxf(largest[half], __shfl_xor_sync(~0u, largest[half], 1));
-            largest[half] = fmaxf(largest[half], __shfl_xor_sync(~0u, largest[half], 2));
-            float shift = largest[half] * scale_2, correction = exp2_fast(fmaf(before, scale_2, -shift));
-            sum[half] *= correction;
-#pragma unroll
-            for (int j = 0; j < D / 8; j++) {
-                o[j][2 * half] *= correction;
-                o[j][2 * half + 1] *= correction;
+                    for (int i = 2 * half; i < 2 * half + 2; i++) {
+                        s[m][j][i] = exp2_fast(fmaf(s[m][j][i], scale_2, -shift));
+                        sum[m][half] += s[m][j][i];
+                    }
             }
-#pragma unroll
-            for (int j = 0; j < TILE / 8; j++)
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    s[j][i] = exp2_fast(fmaf(s[j][i], scale_2, -shift));
-                    sum[half] += s[j][i];
-                }
-        }
-        weights_times_rows<TILE>(o, s, values + HALF(tile));
+        weights_times_rows(o, s, values + HALF(tile));
         __syncthreads();
-    }
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        sum[half] += __shfl_xor_sync(~0u, sum[half], 1);
-        sum[half] += __shfl_xor_sync(~0u, sum[half], 2);
     }
     int64_t base = (blockIdx.z * (int64_t)gridDim.y + head) * T + first;
 #pragma unroll
-    for (int half = 0; half < 2; half++)
-        if (int r = row + lane / 4 + 8 * half; lane % 4 == 0 && first + r < T)
-            lse[base + r] = largest[half] * scale + logf(sum[half]);
-    store_rows(out + base * D, o, row, T - first, 1 / sum[0], 1 / sum[1]);
+    EACH_BAND {
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float &total = sum[m][half];
+            total += __shfl_xor_sync(~0u, total, 1);
+            total += __shfl_xor_sync(~0u, total, 2);
+            if (int r = row + ROW(m, 2 * half); lane % 4 == 0 && first + r < T)
+                lse[base + r] = largest[m][half] * scale + logf(total);
+        }
+        store_rows(out + base * D, o[m], row + 16 * m, T - first, 1 / sum[m][0], 1 / sum[m][1]);
+    }
 }
 
 /* delta (B, H, T): the sums over D of g out (line 4 of algorithm 2). A warp for each query; out is dense. */
@@ -251,7 +278,7 @@ keys_gradient(bfloat16 *dk, bfloat16 *dv, const bfloat16 *g, const bfloat16 *q, 
     bfloat16 *keys = memory, *values = keys + OWNED * D;
     bfloat16 *queries = values + OWNED * D, *slopes = queries + 2 * TILE * D;
     __shared__ float of_query[2][TILE]; /* lse in base 2, and delta */
-    int first = blockIdx.x * OWNED, group = blockIdx.y, lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16;
+    int first = blockIdx.x * OWNED, group = blockIdx.y, row = threadIdx.x / 32 * 16 * BANDS;
     int heads = gridDim.y * shared_heads;
     k += blockIdx.z * of_k.batch + group * of_k.head + first * of_k.row;
     v += blockIdx.z * of_v.batch + group * of_v.head + first * of_v.row;
@@ -270,7 +297,7 @@ keys_gradient(bfloat16 *dk, bfloat16 *dv, const bfloat16 *g, const bfloat16 *q, 
     copy_tile(values, v, of_v.row, OWNED, S - first);
     if (tiles > 0)
         copy_queries(0);
-    float of_k_rows[D / 8][4] = {}, of_v_rows[D / 8][4] = {};
+    float of_k_rows[BANDS][D / 8][4] = {}, of_v_rows[BANDS][D / 8][4] = {};
     float scale_2 = scale * LOG2_E;
     for (int tile = 0; tile < tiles; tile++) {
         int head = group * shared_heads + tile / of_head, begin = (start + tile % of_head) * TILE;
@@ -286,25 +313,30 @@ keys_gradient(bfloat16 *dk, bfloat16 *dv, const bfloat16 *g, const bfloat16 *q, 
         } else {
             wait_for_copies<0>();
         }
-        float p[TILE / 8][4], ds[TILE / 8][4];
-        rows_times_rows<TILE>(p, keys, row, queries + HALF(tile));
-        rows_times_rows<TILE>(ds, values, row, slopes + HALF(tile));
+        float p[BANDS][TILE / 8][4], ds[BANDS][TILE / 8][4];
+        rows_times_rows(p, keys, row, queries + HALF(tile));
+        rows_times_rows(ds, values, row, slopes + HALF(tile));
 #pragma unroll
-        for (int j = 0; j < TILE / 8; j++)
+        EACH_BAND
 #pragma unroll
-            for (int i = 0; i < 4; i++) { /* lines 11 and 14 of algorithm 2 */
-                int c = 8 * j + lane % 4 * 2 + i % 2, query = begin + c, key = first + row + lane / 4 + i / 2 * 8;
-                bool hidden = key >= S || (CAUSAL && key > query + S - T);
-                p[j][i] = hidden ? 0 : exp2_fast(fmaf(p[j][i], scale_2, -of_query[0][c]));
-                ds[j][i] = p[j][i] * (ds[j][i] - of_query[1][c]);
-            }
-        weights_times_rows<TILE>(of_v_rows, p, slopes + HALF(tile));
-        weights_times_rows<TILE>(of_k_rows, ds, queries + HALF(tile));
+            for (int j = 0; j < TILE / 8; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) { /* lines 11 and 14 of algorithm 2 */
+                    int c = COLUMN(j, i);
+                    bool unseen = hidden(first + row + ROW(m, i), begin + c, T, S);
+                    p[m][j][i] = unseen ? 0 : exp2_fast(fmaf(p[m][j][i], scale_2, -of_query[0][c]));
+                    ds[m][j][i] = p[m][j][i] * (ds[m][j][i] - of_query[1][c]);
+                }
+        weights_times_rows(of_v_rows, p, slopes + HALF(tile));
+        weights_times_rows(of_k_rows, ds, queries + HALF(tile));
         __syncthreads();
     }
     int64_t base = (blockIdx.z * (int64_t)gridDim.y + group) * S + first;
-    store_rows(dk + base * D, of_k_rows, row, S - first, scale, scale);
-    store_rows(dv + base * D, of_v_rows, row, S - first, 1, 1);
+#pragma unroll
+    EACH_BAND {
+        store_rows(dk + base * D, of_k_rows[m], row + 16 * m, S - first, scale, scale);
+        store_rows(dv + base * D, of_v_rows[m], row + 16 * m, S - first, 1, 1);
+    }
 }
 
 /* dq (B, H, T, D). A block owns OWNED queries and walks over the keys that they see. */
@@ -317,20 +349,22 @@ queries_gradient(bfloat16 *dq, const bfloat16 *g, const bfloat16 *q, const bfloa
     bfloat16 *queries = memory, *slopes = queries + OWNED * D;
     bfloat16 *keys = slopes + OWNED * D, *values = keys + 2 * TILE * D;
     int first = (gridDim.x - 1 - blockIdx.x) * OWNED;
-    int head = blockIdx.y, lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16;
+    int head = blockIdx.y, row = threadIdx.x / 32 * 16 * BANDS;
     q += blockIdx.z * of_q.batch + head * of_q.head + first * of_q.row;
     g += blockIdx.z * of_g.batch + head * of_g.head + first * of_g.row;
     k += blockIdx.z * of_k.batch + head / shared_heads * of_k.head;
     v += blockIdx.z * of_v.batch + head / shared_heads * of_v.head;
     int seen = CAUSAL ? min(S, first + OWNED + S - T) : S, tiles = (seen + TILE - 1) / TILE;
     int64_t base = (blockIdx.z * (int64_t)gridDim.y + head) * T + first;
-    float lse_2[2], of_row[2];
+    float lse_2[BANDS][2], of_row[BANDS][2];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int r = row + lane / 4 + 8 * half;
-        lse_2[half] = first + r < T ? lse[base + r] * LOG2_E : INFINITY;
-        of_row[half] = first + r < T ? delta[base + r] : 0;
-    }
+    EACH_BAND
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            int r = row + ROW(m, 2 * half);
+            lse_2[m][half] = first + r < T ? lse[base + r] * LOG2_E : INFINITY;
+            of_row[m][half] = first + r < T ? delta[base + r] : 0;
+        }
 
     auto copy_keys = [&](int tile) {
         int begin = tile * TILE;
@@ -341,7 +375,7 @@ queries_gradient(bfloat16 *dq, const bfloat16 *g, const bfloat16 *q, const bfloa
     copy_tile(queries, q, of_q.row, OWNED, T - first);
     copy_tile(slopes, g, of_g.row, OWNED, T - first);
     copy_keys(0);
-    float of_q_rows[D / 8][4] = {};
+    float of_q_rows[BANDS][D / 8][4] = {};
     float scale_2 = scale * LOG2_E;
     for (int tile = 0; tile < tiles; tile++) {
         if (tile + 1 < tiles) {
@@ -350,20 +384,22 @@ queries_gradient(bfloat16 *dq, const bfloat16 *g, const bfloat16 *q, const bfloa
         } else {
             wait_for_copies<0>();
         }
-        float s[TILE / 8][4], ds[TILE / 8][4];
-        rows_times_rows<TILE>(s, queries, row, keys + HALF(tile));
-        rows_times_rows<TILE>(ds, slopes, row, values + HALF(tile));
+        float s[BANDS][TILE / 8][4], ds[BANDS][TILE / 8][4];
+        rows_times_rows(s, queries, row, keys + HALF(tile));
+        rows_times_rows(ds, slopes, row, values + HALF(tile));
 #pragma unroll
-        for (int j = 0; j < TILE / 8; j++)
+        EACH_BAND
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int key = tile * TILE + 8 * j + lane % 4 * 2 + i % 2, query = first + row + lane / 4 + i / 2 * 8;
-                bool hidden = key >= S || (CAUSAL && key > query + S - T);
-                float p = hidden ? 0 : exp2_fast(fmaf(s[j][i], scale_2, -lse_2[i / 2]));
-                ds[j][i] = p * (ds[j][i] - of_row[i / 2]);
-            }
-        weights_times_rows<TILE>(of_q_rows, ds, keys + HALF(tile));
+            for (int j = 0; j < TILE / 8; j++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    bool unseen = hidden(tile * TILE + COLUMN(j, i), first + row + ROW(m, i), T, S);
+                    float p = unseen ? 0 : exp2_fast(fmaf(s[m][j][i], scale_2, -lse_2[m][i / 2]));
+                    ds[m][j][i] = p * (ds[m][j][i] - of_row[m][i / 2]);
+                }
+        weights_times_rows(of_q_rows, ds, keys + HALF(tile));
         __syncthreads();
     }
-    store_rows(dq + base * D, of_q_rows, row, T - first, scale, scale);
+#pragma unroll
+    EACH_BAND store_rows(dq + base * D, of_q_rows[m], row + 16 * m, T - first, scale, scale);
 }

@@ -7,15 +7,28 @@ of the tensor cores' mma instruction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from ... import dtypes, views
 from .registry import Input, Launch, Operand, Output, Plan, Scratch, Source
 
-OWNED, THREADS = 128, 256  # rows of the tile that a block owns, and its threads (flash_attention.cu)
-FORWARD_TILE = 64  # rows of the tiles that a block walks over
-BACKWARD_TILE = {64: 64, 128: 32}  # by head size: what leaves the sums in registers
+
+class Tiling(NamedTuple):
+    """Warps of a block, bands of 16 rows that a warp owns, and rows of the tiles that the block walks over."""
+
+    warps: int
+    bands: int
+    tile: int
+
+
+# By kernel and head size: what leaves the sums in registers, and was the fastest on an H100.
+TILINGS = {
+    ("attention", 64): Tiling(4, 2, 64), ("attention", 128): Tiling(4, 2, 64),
+    ("keys_gradient", 64): Tiling(8, 1, 64), ("keys_gradient", 128): Tiling(8, 1, 32),
+    ("queries_gradient", 64): Tiling(8, 1, 64), ("queries_gradient", 128): Tiling(4, 2, 32),
+}  # fmt: skip
 
 
 def plan(inputs: Sequence[Operand], outputs: Sequence[Operand], *, causal: bool, scale: float) -> Plan | None:
@@ -31,13 +44,19 @@ def plan(inputs: Sequence[Operand], outputs: Sequence[Operand], *, causal: bool,
     return (_backward if backward else _forward)(inputs, causal, scale)
 
 
+def _source(D: int, tiling: Tiling, causal: bool) -> Source:
+    sizes = {"D": D, "WARPS": tiling.warps, "BANDS": tiling.bands, "TILE": tiling.tile, "CAUSAL": int(causal)}
+    return Source(("types.cuh", "flash_attention.cu"), tuple((name, str(n)) for name, n in sizes.items()))
+
+
 def _launch(
-    function: str, rows: int, heads: int, B: int, D: int, tile: int, owned_tiles: int, causal: bool, arguments: tuple
+    function: str, rows: int, heads: int, B: int, D: int, owned_tiles: int, causal: bool, arguments: tuple
 ) -> Launch:
-    macros = (("D", str(D)), ("TILE", str(tile)), ("CAUSAL", str(int(causal))))
-    shared = (owned_tiles * OWNED + 4 * tile) * D * 2  # tiles that are walked over are double, and of two operands
-    source = Source(("types.cuh", "flash_attention.cu"), macros)
-    return Launch(source, function, (-(-rows // OWNED), heads, B), (THREADS, 1, 1), arguments, shared)
+    tiling = TILINGS[function, D]
+    owned = 16 * tiling.bands * tiling.warps
+    shared = (owned_tiles * owned + 4 * tiling.tile) * D * 2  # tiles walked over are double, and of two operands
+    grid, block = (-(-rows // owned), heads, B), (32 * tiling.warps, 1, 1)
+    return Launch(_source(D, tiling, causal), function, grid, block, arguments, shared)
 
 
 def _strides(x: Operand) -> np.ndarray:
@@ -50,21 +69,20 @@ def _forward(inputs: Sequence[Operand], causal: bool, scale: float) -> Plan:
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     sizes = (*map(_strides, inputs), np.int32(T), np.int32(S), np.int32(H // G), np.float32(scale))
     arguments = (Output(0), Output(1), *(Input(i) for i in range(3)), *sizes)
-    return Plan([_launch("attention", T, H, B, D, FORWARD_TILE, 1, causal, arguments)])
+    return Plan([_launch("attention", T, H, B, D, 1, causal, arguments)])
 
 
 def _backward(inputs: Sequence[Operand], causal: bool, scale: float) -> Plan:
     g, q, k, v, _, _ = inputs
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     rows, delta = views.size(q.shape[:3]), Scratch(0)
-    source = Source(("types.cuh", "flash_attention.cu"), (("D", str(D)), ("TILE", "64"), ("CAUSAL", "0")))
+    source = _source(D, TILINGS["queries_gradient", D], causal)
     sums = (delta, Input(0), Input(4), _strides(g), np.int32(T), np.int32(H), np.int64(rows))
     sizes = (*map(_strides, (g, q, k, v)), np.int32(T), np.int32(S), np.int32(H // G), np.float32(scale))
     read = (*(Input(i) for i in range(4)), Input(5), delta, *sizes)
-    tile = BACKWARD_TILE[D]
     steps = [
         Launch(source, "row_products", (-(-rows // 8), 1, 1), (256, 1, 1), sums),
-        _launch("keys_gradient", S, G, B, D, tile, 2, causal, (Output(1), Output(2), *read)),
-        _launch("queries_gradient", T, H, B, D, tile, 2, causal, (Output(0), *read)),
+        _launch("keys_gradient", S, G, B, D, 2, causal, (Output(1), Output(2), *read)),
+        _launch("queries_gradient", T, H, B, D, 2, causal, (Output(0), *read)),
     ]
     return Plan(steps, (4 * rows,))

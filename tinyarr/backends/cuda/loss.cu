@@ -76,15 +76,16 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     }
     Softmax softmax = {LOSS ? -INFINITY : lse[blockIdx.x], LOSS || EXACT ? (A)0 : (A)1};
     if (LOSS || EXACT)
-        for (int i = first; i < V; i += 2 * THREADS * PACK) {
-            Pack<T, PACK> packs[2] = {load_pack(row, i, left)};
-            int next = i + THREADS * PACK;
-            if (next < V)
-                packs[1] = load_pack(row, next, left);
-            A largest = softmax.largest, x[2][PACK];
+        for (int i = first; i < V; i += UNROLL * THREADS * PACK) {
+            Pack<T, PACK> packs[UNROLL];
 #pragma unroll
-            for (int u = 0; u < 2; u++) {
-                int at = u ? next : i;
+            for (int u = 0; u < UNROLL; u++)
+                if (int at = i + u * THREADS * PACK; at < V)
+                    packs[u] = load_pack(row, at, left);
+            A largest = softmax.largest, x[UNROLL][PACK];
+#pragma unroll
+            for (int u = 0; u < UNROLL; u++) {
+                int at = i + u * THREADS * PACK;
                 bool whole = at >= 0 && at + PACK <= V;
 #pragma unroll
                 EACH {
@@ -98,7 +99,7 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
             }
             A shift = LOSS && largest == -INFINITY ? (A)0 : largest;
 #pragma unroll
-            for (int u = 0; u < 2; u++)
+            for (int u = 0; u < UNROLL; u++)
 #pragma unroll
                 EACH softmax.sum += EXP(x[u][k] - shift);
         }

@@ -16,6 +16,7 @@ from .matmul import product
 from .registry import Input, Launch, Operand, Output, Plan, Report, Scratch, Source, kernel
 from .types import TYPES, function, packed, wide
 
+UNROLL = 2  # packs of a row that a thread reads at once
 LOGITS = 2**28  # elements of a chunk of logits
 Address = Input | Output | Scratch
 
@@ -34,7 +35,7 @@ def _launch(
     flags["EXACT"] = loss is None and dtype.compute is dtype  # half types round far more than lse does
     macros = (
         ("T", TYPES[dtype]), ("A", wide(dtype)), ("LOG", function("log", dtype)), ("MAX", function("fmax", dtype)),
-        ("PACK", str(pack)), ("THREADS", str(threads)),
+        ("PACK", str(pack)), ("THREADS", str(threads)), ("UNROLL", str(UNROLL)),
         *((name, str(int(flag))) for name, flag in flags.items()), *((("EXP", "exp"),) if double else ()),
     )  # fmt: skip
     message = (
