@@ -122,3 +122,14 @@ def test_more_than_2_31_elements_are_mapped_and_summed():
     assert total.astype("float32").item() == 2.0**31
     strided = z[::-1][: n - 1]
     assert (-strided)[-3:].astype("float32").tolist() == [-1, -1, -1]
+
+
+def test_the_rows_of_very_many_indices_are_added_up():
+    rng = np.random.default_rng(0)
+    indices, g = rng.integers(0, 70_000, 300_000), rng.integers(-9, 10, (300_000, 3)).astype("float32")
+    indices[rng.random(300_000) < 0.1] = 69_999  # a run through many blocks
+    expected = np.zeros((70_000, 3), "float32")
+    np.add.at(expected, indices, g)
+    table = tinyarr.zeros((70_000, 3), device="cuda", requires_grad=True)
+    tinyarr.embedding(table, Tensor(indices, device="cuda")).backward(Tensor(g, device="cuda"))
+    np.testing.assert_array_equal(table.grad.numpy(), expected)

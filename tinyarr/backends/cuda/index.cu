@@ -28,8 +28,8 @@ take(T *out, const T *x, const I *indices, int64_t units, int64_t columns, int64
 #endif
 
 #ifdef SORT
-/* A stable radix sort of the J numbers of rows, 8 bits a pass, in blocks of 1024: `keys` are sorted, `order` says where
-   each stood. counts (256, blocks): how often each digit comes in each block, later where its first one goes. */
+/* A stable radix sort of the J numbers of rows, 8 bits a pass: `keys` are sorted, `order` says where each stood. A block
+   takes `part` keys, 1024 at a time. counts (blocks, 256): how often each digit comes in each block's part. */
 
 extern "C" __global__ void __launch_bounds__(256)
 begin_sort(int32_t *keys, int32_t *order, const I *indices, int64_t count, int64_t n, int wrap, uint64_t *words)
@@ -43,88 +43,90 @@ begin_sort(int32_t *keys, int32_t *order, const I *indices, int64_t count, int64
 }
 
 extern "C" __global__ void __launch_bounds__(1024)
-count_digits(int32_t *counts, const int32_t *keys, int64_t count, int shift)
+count_digits(int32_t *counts, const int32_t *keys, int64_t count, int64_t part, int shift)
 {
     __shared__ int32_t of_digit[256];
     if (threadIdx.x < 256)
         of_digit[threadIdx.x] = 0;
     __syncthreads();
-    int64_t j = blockIdx.x * (int64_t)1024 + threadIdx.x;
-    if (j < count)
+    int64_t begin = blockIdx.x * part, end = begin + part < count ? begin + part : count;
+    for (int64_t j = begin + threadIdx.x; j < end; j += 1024)
         atomicAdd(&of_digit[keys[j] >> shift & 255], 1);
     __syncthreads();
     if (threadIdx.x < 256)
-        counts[threadIdx.x * (int64_t)gridDim.x + blockIdx.x] = of_digit[threadIdx.x];
+        counts[blockIdx.x * (int64_t)256 + threadIdx.x] = of_digit[threadIdx.x];
 }
 
-/* counts becomes its exclusive running sum; one block. */
-extern "C" __global__ void __launch_bounds__(1024) sum_counts(int32_t *counts, int64_t length)
+/* begins (256): where the block's first key of each digit goes: behind all of smaller digits, and those of the same
+   digit in the parts before. All 1024 threads take part. */
+__device__ __forceinline__ void find_begins(int32_t *begins, const int32_t *counts)
 {
-    __shared__ int32_t of_warp[32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int32_t carried = 0;
-    for (int64_t first = 0; first < length; first += 8192) {
-        int64_t i = first + threadIdx.x * 8;
-        int32_t own[8], total = 0;
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            own[k] = i + k < length ? counts[i + k] : 0;
-            total += own[k];
-        }
-        int32_t sum = total;
-#pragma unroll
-        for (int distance = 1; distance < 32; distance *= 2) {
-            int32_t before = __shfl_up_sync(~0u, sum, distance);
-            sum += lane >= distance ? before : 0;
-        }
-        if (lane == 31)
-            of_warp[warp] = sum;
-        __syncthreads();
-        int32_t before = carried + sum - total;
-#pragma unroll
-        for (int w = 0; w < 32; w++) {
-            before += w < warp ? of_warp[w] : 0;
-            carried += of_warp[w];
-        }
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            if (i + k < length)
-                counts[i + k] = before;
-            before += own[k];
-        }
-        __syncthreads();
+    __shared__ int32_t before[4][256], total[4][256], of_warp[8];
+    int digit = threadIdx.x % 256, group = threadIdx.x / 256, lane = threadIdx.x % 32;
+    int32_t own_before = 0, own_total = 0;
+#pragma unroll 16
+    for (int block = group; block < gridDim.x; block += 4) {
+        int32_t n = counts[block * (int64_t)256 + digit];
+        own_before += block < blockIdx.x ? n : 0;
+        own_total += n;
     }
+    before[group][digit] = own_before;
+    total[group][digit] = own_total;
+    __syncthreads();
+    int32_t all = total[0][digit] + total[1][digit] + total[2][digit] + total[3][digit], sum = all;
+#pragma unroll
+    for (int distance = 1; distance < 32; distance *= 2) {
+        int32_t smaller = __shfl_up_sync(~0u, sum, distance);
+        sum += lane >= distance ? smaller : 0;
+    }
+    if (group == 0 && lane == 31)
+        of_warp[threadIdx.x / 32] = sum;
+    __syncthreads();
+    if (group == 0) {
+        int32_t begin = sum - all + before[0][digit] + before[1][digit] + before[2][digit] + before[3][digit];
+        for (int w = 0; w < threadIdx.x / 32; w++)
+            begin += of_warp[w];
+        begins[digit] = begin;
+    }
+    __syncthreads();
 }
 
 extern "C" __global__ void __launch_bounds__(1024)
 place(int32_t *to_keys, int32_t *to_order, const int32_t *keys, const int32_t *order, const int32_t *counts,
-      int64_t count, int shift)
+      int64_t count, int64_t part, int shift)
 {
-    __shared__ int32_t of_warp[32][256]; /* how often a digit comes in a warp, later in all warps before */
+    __shared__ int32_t begins[256], of_warp[32][256]; /* where the next key of a digit goes: the block's, each warp's */
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int i = threadIdx.x; i < 32 * 256; i += 1024)
-        of_warp[i / 256][i % 256] = 0;
-    __syncthreads();
-    int64_t j = blockIdx.x * (int64_t)1024 + threadIdx.x;
-    int32_t key = j < count ? keys[j] : -1, digit = key >> shift & 255; /* what is beyond comes last, in no one's way */
-    uint32_t equal = __match_any_sync(~0u, digit);
-    int32_t rank = __popc(equal & ((1u << lane) - 1));
-    if (rank == 0)
-        of_warp[warp][digit] = __popc(equal);
-    __syncthreads();
-    if (threadIdx.x < 256) {
-        int32_t before = 0;
-        for (int w = 0; w < 32; w++) {
-            int32_t own = of_warp[w][threadIdx.x];
-            of_warp[w][threadIdx.x] = before;
-            before += own;
+    find_begins(begins, counts);
+    int64_t begin = blockIdx.x * part, end = begin + part < count ? begin + part : count;
+    for (int64_t first = begin; first < end; first += 1024) {
+        for (int i = threadIdx.x; i < 32 * 256; i += 1024)
+            of_warp[i / 256][i % 256] = 0;
+        __syncthreads();
+        int64_t j = first + threadIdx.x;
+        int32_t key = j < end ? keys[j] : -1, digit = key >> shift & 255; /* what is beyond is last, in no one's way */
+        uint32_t equal = __match_any_sync(~0u, digit);
+        int32_t rank = __popc(equal & ((1u << lane) - 1));
+        if (rank == 0)
+            of_warp[warp][digit] = __popc(equal);
+        __syncthreads();
+        if (threadIdx.x < 256) {
+            int32_t next = begins[threadIdx.x];
+#pragma unroll
+            for (int w = 0; w < 32; w++) {
+                int32_t own = of_warp[w][threadIdx.x];
+                of_warp[w][threadIdx.x] = next;
+                next += own;
+            }
+            begins[threadIdx.x] = next;
         }
-    }
-    __syncthreads();
-    if (j < count) {
-        int32_t to = counts[digit * (int64_t)gridDim.x + blockIdx.x] + of_warp[warp][digit] + rank;
-        to_keys[to] = key;
-        to_order[to] = order[j];
+        __syncthreads();
+        if (j < end) {
+            int32_t to = of_warp[warp][digit] + rank;
+            to_keys[to] = key;
+            to_order[to] = order[j];
+        }
+        __syncthreads();
     }
 }
 #endif
@@ -198,16 +200,16 @@ join_runs(T *out, const A *partial, const int32_t *keys, int64_t count, int64_t 
     const A *from = partial + (blockIdx.x * (int64_t)2 * gridDim.z + k) * columns + column;
     A total = from[stride];
     bool goes_on = true;
-    for (int64_t piece = blockIdx.x + 1; goes_on; piece += 8) { /* 8 loads at once, added in order */
-        A parts[8];
+    for (int64_t piece = blockIdx.x + 1; goes_on; piece += 32) { /* 32 loads at once, added in order */
+        A parts[32];
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
+        for (int i = 0; i < 32; i++) {
             goes_on = (piece + i) * PIECE < count && keys[(piece + i) * PIECE] == key;
             from += 2 * stride;
             parts[i] = goes_on ? *from : (A)0;
         }
 #pragma unroll
-        for (int i = 0; i < 8; i++)
+        for (int i = 0; i < 32; i++)
             total += parts[i];
     }
     out[(k * n + key) * columns + column] = narrow<T>(total);

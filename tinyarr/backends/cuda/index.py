@@ -22,7 +22,7 @@ FILES = ("report.cuh", "index.cu")
 UNITS = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t", 16: "Pack<uint32_t, 4>"}
 MOST_BLOCKS = 2**31 - 1
 PIECE = 64  # rows of the sorted order that a block adds
-SORTED = 1024  # indices that a block sorts
+SORTERS = 128  # blocks that sort, at most: each reads what all have counted
 
 
 def _blocks(n: int, threads: int = 256) -> tuple[int, int, int]:
@@ -77,25 +77,29 @@ def take_gradient(inputs, outputs, *, axis, size, wrap):
             (Output(0), partial, keys, *numbers),
         ),
     ]  # fmt: skip
-    blocks = -(-count // SORTED)
-    scratch = (*[4 * count] * 4, 4 * 256 * blocks, pieces * 2 * outer * columns * g.dtype.compute.itemsize)
+    scratch = (*[4 * count] * 4, 4 * 256 * _parts(count)[1], pieces * 2 * outer * columns * g.dtype.compute.itemsize)
     return Plan([*cleared, *sort, *launches], scratch)
+
+
+def _parts(count: int) -> tuple[int, int]:
+    """How many keys a block sorts, a multiple of 1024, and how many blocks do."""
+    part = 1024 * -(-count // (1024 * SORTERS))
+    return part, -(-count // part)
 
 
 def _sort(indices: Operand, count: int, size: int, wrap: bool) -> tuple[list[Launch], Scratch, Scratch]:
     """Launches that sort the indices, and where the sorted keys and their order are; scratch blocks 0 to 4."""
     source = Source(("types.cuh", *FILES), (("SORT", ""), ("I", TYPES[indices.dtype])))
-    blocks, counts = -(-count // SORTED), Scratch(4)
-    grid, block = (blocks, 1, 1), (SORTED, 1, 1)
+    part, blocks = _parts(count)
+    grid, block, counts = (blocks, 1, 1), (1024, 1, 1), Scratch(4)
     keys, order, other_keys, other_order = (Scratch(i) for i in range(4))
     report = _outside(indices.shape, size, wrap)
     arguments = (keys, order, Input(1), np.int64(count), np.int64(size), np.int32(wrap), report)
     launches = [Launch(source, "begin_sort", _blocks(count), (256, 1, 1), arguments)]
     for shift in range(0, size.bit_length(), 8):
-        by = np.int64(count), np.int32(shift)
+        by = np.int64(count), np.int64(part), np.int32(shift)
         launches += [
             Launch(source, "count_digits", grid, block, (counts, keys, *by)),
-            Launch(source, "sum_counts", (1, 1, 1), (1024, 1, 1), (counts, np.int64(256 * blocks))),
             Launch(source, "place", grid, block, (other_keys, other_order, keys, order, counts, *by)),
         ]
         keys, order, other_keys, other_order = other_keys, other_order, keys, order

@@ -18,7 +18,6 @@ from .registry import LIBRARIES, Input, Launch, LibraryCall, Output, Plan, Repor
 from .reports import Reports
 
 _KINDS = {Input: 0, Output: 1, Scratch: 2}
-_STATIC_SHARED = 48 * 1024  # bytes; a kernel that wants more has to be told so
 
 
 class Loader:
@@ -39,7 +38,7 @@ class Loader:
             module.load(compile_source(launch.source, self._arch))
             self._modules[launch.source] = module
         function = module.get_function(launch.function)
-        if launch.shared_bytes > _STATIC_SHARED:
+        if launch.shared_bytes:
             attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             driver.funcSetAttribute(function.ptr, attribute, launch.shared_bytes)
         return function

@@ -6,15 +6,14 @@
 
 #define EACH for (int k = 0; k < PACK; k++)
 
-#ifndef EXP
-/* e^x for x <= 0 within 2^-22 of the largest, which is what a sum of such needs. */
-__device__ __forceinline__ float EXP(float x)
+/* e^(x - shift) for x <= shift, within 2^-22 of the largest but for a factor common to all x: what a sum needs. */
+__device__ __forceinline__ float exp_below(float x, float shift)
 {
-    float y;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+    float y, log2_e = 1.4426950408889634f;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(fmaf(x, log2_e, -(shift * log2_e))));
     return y;
 }
-#endif
+__device__ __forceinline__ double exp_below(double x, double shift) { return exp(x - shift); }
 
 /* Largest logit so far, and the sum of exp(logit - largest). */
 struct Softmax { A largest, sum; };
@@ -24,7 +23,7 @@ __device__ __forceinline__ Softmax join(Softmax a, Softmax b)
     A largest = MAX(a.largest, b.largest); /* NaN is in the sum */
     if (largest == -INFINITY)
         return {largest, a.sum + b.sum};
-    return {largest, a.sum * EXP(a.largest - largest) + b.sum * EXP(b.largest - largest)};
+    return {largest, a.sum * exp_below(a.largest, largest) + b.sum * exp_below(b.largest, largest)};
 }
 
 __device__ __forceinline__ Softmax join_block(Softmax x)
@@ -76,32 +75,21 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     }
     Softmax softmax = {LOSS ? -INFINITY : lse[blockIdx.x], LOSS || EXACT ? (A)0 : (A)1};
     if (LOSS || EXACT)
-        for (int i = first; i < V; i += UNROLL * THREADS * PACK) {
-            Pack<T, PACK> packs[UNROLL];
+        for (int i = first; i < V; i += THREADS * PACK) {
+            Pack<T, PACK> pack = load_pack(row, i, left);
+            if (i < 0 || i + PACK > V)
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++)
-                if (int at = i + u * THREADS * PACK; at < V)
-                    packs[u] = load_pack(row, at, left);
-            A largest = softmax.largest, x[UNROLL][PACK];
+                EACH pack.at[k] = i + k >= 0 && i + k < V ? pack.at[k] : narrow<T>((A)-INFINITY);
+            A largest = softmax.largest;
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++) {
-                int at = i + u * THREADS * PACK;
-                bool whole = at >= 0 && at + PACK <= V;
-#pragma unroll
-                EACH {
-                    x[u][k] = whole || (at + k >= 0 && at + k < V) ? widen(packs[u].at[k]) : -INFINITY;
-                    largest = LOSS ? MAX(largest, x[u][k]) : largest;
-                }
-            }
+            EACH largest = LOSS ? MAX(largest, widen(pack.at[k])) : largest;
             if (LOSS && largest != softmax.largest) {
-                softmax.sum *= EXP(softmax.largest - largest);
+                softmax.sum *= exp_below(softmax.largest, largest);
                 softmax.largest = largest;
             }
             A shift = LOSS && largest == -INFINITY ? (A)0 : largest;
 #pragma unroll
-            for (int u = 0; u < UNROLL; u++)
-#pragma unroll
-                EACH softmax.sum += EXP(x[u][k] - shift);
+            EACH softmax.sum += exp_below(widen(pack.at[k]), shift);
         }
     if (LOSS) {
         softmax = join_block(softmax);
@@ -124,7 +112,7 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
         Pack<T, PACK> pack = load_pack(row, i, left);
 #pragma unroll
         EACH {
-            A softmax_k = EXP(widen(pack.at[k]) - softmax.largest) * share;
+            A softmax_k = exp_below(widen(pack.at[k]), softmax.largest) * share;
             A slope = softmax_k - (i + k == hit ? (A)1 : (A)0);
             pack.at[k] = narrow<T>(weight == 0 ? (A)0 : slope * weight);
         }

@@ -16,7 +16,7 @@ from .matmul import product
 from .registry import Input, Launch, Operand, Output, Plan, Report, Scratch, Source, kernel
 from .types import TYPES, function, packed, wide
 
-UNROLL = 2  # packs of a row that a thread reads at once
+MOST_THREADS = 128  # of a row: more, or more loads at once by each, were slower
 LOGITS = 2**28  # elements of a chunk of logits
 Address = Input | Output | Scratch
 
@@ -26,17 +26,16 @@ def _launch(
     logits: Address, targets: Address, loss: Address | None = None, lse: Address | None = None,
     out: Address | None = None, g: Address | None = None, first_row: int = 0,
 ) -> Launch:  # fmt: skip
-    double = dtype is dtypes.float64
     pack = packed(dtype)
     threads = 32
-    while threads < 512 and threads * pack * 4 < classes:
+    while threads < MOST_THREADS and threads * pack * 4 < classes:
         threads *= 2
     flags = {"LOSS": loss is not None, "GRADIENT": out is not None, "WEIGHTED": g is not None, "ALIGNED": aligned}
     flags["EXACT"] = loss is None and dtype.compute is dtype  # half types round far more than lse does
     macros = (
         ("T", TYPES[dtype]), ("A", wide(dtype)), ("LOG", function("log", dtype)), ("MAX", function("fmax", dtype)),
-        ("PACK", str(pack)), ("THREADS", str(threads)), ("UNROLL", str(UNROLL)),
-        *((name, str(int(flag))) for name, flag in flags.items()), *((("EXP", "exp"),) if double else ()),
+        ("PACK", str(pack)), ("THREADS", str(threads)),
+        *((name, str(int(flag))) for name, flag in flags.items()),
     )  # fmt: skip
     message = (
         f"{operation}: target {{position}} is {{value}}, there are {classes} classes: "
