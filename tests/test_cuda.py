@@ -4,6 +4,7 @@ import importlib.util
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 
@@ -40,11 +41,12 @@ def fake_cupy(monkeypatch, **runtime):
 
 @pytest.fixture(autouse=True)
 def forget():
-    cuda.missing.cache_clear()
-    cuda.libraries.cache_clear()
+    cached = cuda.missing, cuda._state, cuda.warn_if_missing
+    for function in cached:
+        function.cache_clear()
     yield
-    cuda.missing.cache_clear()
-    cuda.libraries.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 def test_cupy_that_is_not_installed_is_named_with_the_command_that_installs_it(monkeypatch):
@@ -81,12 +83,22 @@ def test_a_gpu_that_is_not_there_is_refused_with_those_that_are(monkeypatch):
 def test_a_missing_library_is_named_with_the_path_that_is_taken_instead(monkeypatch):
     for module in (cublaslt, cudnn):
         monkeypatch.setattr(module, "is_available", lambda: False)
-    installed = cuda.libraries.__wrapped__()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     said = cuda.libraries()
-    assert installed.keys() == said.keys() == {"cuBLASLt", "cuDNN"}
+    assert said.keys() == {"cuBLASLt", "cuDNN"}
     assert said["cuBLASLt"].startswith("nvmath-python is not installed: matrix products run on tinyarr's own kernel")
     assert said["cuDNN"].startswith("nvidia-cudnn-frontend is not installed: attention runs on tinyarr's own kernel")
+
+
+def test_a_slower_path_is_warned_of_once(monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: False)
+    with pytest.warns(RuntimeWarning, match="tinyarr.cuda: nvmath-python is .*: matrix products run on tinyarr's own"):
+        cuda.warn_if_missing("cuBLASLt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        cuda.warn_if_missing("cuBLASLt")
+        monkeypatch.setattr(cudnn, "is_available", lambda: True)
+        cuda.warn_if_missing("cuDNN")
 
 
 def test_asking_costs_no_import_of_cupy():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
+import warnings
 from typing import Any
 
 from .device import Device
@@ -58,23 +60,33 @@ def is_available() -> bool:
     return missing() is None
 
 
-@functools.cache
+LIBRARIES = {  # the module that calls it, the package that binds it, and what is done without
+    "cuBLASLt": ("cublaslt", "nvmath-python", "matrix products run on tinyarr's own kernel, several times slower"),
+    "cuDNN": ("cudnn", "nvidia-cudnn-frontend", "attention runs on tinyarr's own kernel, or composed of others"),
+}
+
+
 def libraries() -> dict[str, str]:
     """The libraries that speed CUDA up: 'found', or what is missing and which slower path is taken."""
-    from .backends.cuda import cublaslt, cudnn
+    return {name: _state(name) for name in LIBRARIES}
 
-    found = {}
-    for name, module, package, instead in (
-        ("cuBLASLt", cublaslt, "nvmath-python", "matrix products run on tinyarr's own kernel, several times slower"),
-        ("cuDNN", cudnn, "nvidia-cudnn-frontend", "attention runs on tinyarr's own kernel, or composed of others"),
-    ):
-        if module.is_available():
-            found[name] = "found"
-        elif importlib.util.find_spec(module.MODULE) is None:
-            found[name] = f"{package} is not installed: {instead}"
-        else:
-            found[name] = f"{package} is installed, but finds no {name} or no GPU: {instead}"
-    return found
+
+@functools.cache
+def _state(library: str) -> str:
+    name, package, instead = LIBRARIES[library]
+    module = importlib.import_module(f".backends.cuda.{name}", __package__)
+    if module.is_available():
+        return "found"
+    if importlib.util.find_spec(module.MODULE) is None:
+        return f"{package} is not installed: {instead}"
+    return f"{package} is installed, but finds no {library} or no GPU: {instead}"
+
+
+@functools.cache
+def warn_if_missing(library: str) -> None:
+    """Warns, once, that a slower path is taken because a library is missing."""
+    if _state(library) != "found":
+        warnings.warn(f"tinyarr.cuda: {_state(library)}", RuntimeWarning, stacklevel=2)
 
 
 def synchronize(device: str | Device = "cuda") -> None:

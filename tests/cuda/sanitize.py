@@ -74,12 +74,13 @@ def launch_planted(text: str) -> None:
 
 
 def run_everything() -> None:
-    """Each sample once or twice in every dtype class, the large ones, attention in all its forms, and two steps."""
+    """Each sample once or twice in every dtype class, the large ones, attention in all its forms, slots, and two steps."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
     import tinyarr
     from models.gpt2 import GPT2, Config
+    from tests.cuda import test_slots
     from tests.cuda.place import on
     from tests.samples import SAMPLES
     from tests.test_primitives import operands, values_of
@@ -123,6 +124,9 @@ def run_everything() -> None:
         for axis in (None, 0, 1):
             x.sum(axis=axis).sum().backward()
         tinyarr.randn(300_000).sum()
+        for name in test_slots.ROWS:
+            for shape in test_slots.SHAPES:
+                test_slots.test_filled_slots_give_the_bits_of_separate_kernels(name, shape, dtypes.bfloat16)
         model = GPT2(Config(vocab_size=257, block_size=64, n_layer=1, n_head=2, n_embd=128), dtype=dtypes.bfloat16,
                      device="cuda")  # fmt: skip
         optimizer = tinyarr.optim.AdamW(model.parameter_groups(0.1))

@@ -11,6 +11,7 @@ from cupy.cuda import runtime
 
 from ... import views
 from ...array import Array
+from ...cuda import warn_if_missing
 from ...device import Device
 from ...dtypes import Dtype
 from ...ops.elementwise_primitive import Elementwise
@@ -22,6 +23,7 @@ from .memory import Memory
 from .registry import Input, Operand, Output, Plan
 from .reports import Reports
 
+USES = {"matmul": "cuBLASLt", "scaled_dot_product_attention": "cuDNN"}  # without which they are slower
 STAGED = 32 * 2**20  # bytes; what is smaller goes through pinned memory, without waiting for the copy
 
 
@@ -104,6 +106,8 @@ class CudaBackend:
         return result
 
     def kernel(self, call: Any) -> Kernel | None:
+        if call.primitive.name in USES and call.in_dtypes[0].is_float:
+            warn_if_missing(USES[call.primitive.name])
         plan = planning.planner(call)
         if plan is None:
             return None

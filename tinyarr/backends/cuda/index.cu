@@ -200,17 +200,21 @@ join_runs(T *out, const A *partial, const int32_t *keys, int64_t count, int64_t 
     const A *from = partial + (blockIdx.x * (int64_t)2 * gridDim.z + k) * columns + column;
     A total = from[stride];
     bool goes_on = true;
-    for (int64_t piece = blockIdx.x + 1; goes_on; piece += 32) { /* 32 loads at once, added in order */
-        A parts[32];
+    for (int64_t piece = blockIdx.x + 1; goes_on; piece += 16) { /* 16 loads at once, added in order */
+        int32_t keys_of[16];
+        A parts[16];
 #pragma unroll
-        for (int i = 0; i < 32; i++) {
-            goes_on = (piece + i) * PIECE < count && keys[(piece + i) * PIECE] == key;
-            from += 2 * stride;
-            parts[i] = goes_on ? *from : (A)0;
+        for (int i = 0; i < 16; i++)
+            keys_of[i] = piece + i < gridDim.x ? keys[(piece + i) * PIECE] : -1;
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            goes_on = goes_on && keys_of[i] == key;
+            parts[i] = goes_on ? from[(i + 1) * 2 * stride] : (A)0;
         }
 #pragma unroll
-        for (int i = 0; i < 32; i++)
+        for (int i = 0; i < 16; i++)
             total += parts[i];
+        from += 32 * stride;
     }
     out[(k * n + key) * columns + column] = narrow<T>(total);
 }

@@ -6,16 +6,30 @@
 
 #define EACH for (int k = 0; k < PACK; k++)
 
-/* e^(x - shift) for x <= shift, within 2^-22 of the largest but for a factor common to all x: what a sum needs. */
-__device__ __forceinline__ float exp_below(float x, float shift)
+/* In float, exponentials are powers of 2, whose hardware instruction errs by 2^-22: that is enough for a sum. With
+   s = scaled(largest), power(x, s) is e^(x - largest) but for a factor common to all x, which comes of rounding s and
+   whose logarithm is excess(largest). */
+#define LOG2_E 1.4426950408889634f
+#define LN_2 0.6931471805599453f
+
+__device__ __forceinline__ float power_of_two(float x)
 {
-    float y, log2_e = 1.4426950408889634f;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(fmaf(x, log2_e, -(shift * log2_e))));
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
-__device__ __forceinline__ double exp_below(double x, double shift) { return exp(x - shift); }
 
-/* Largest logit so far, and the sum of exp(logit - largest). */
+__device__ __forceinline__ float scaled(float x) { return x * LOG2_E; }
+__device__ __forceinline__ float power(float x, float s) { return power_of_two(fmaf(x, LOG2_E, -s)); }
+__device__ __forceinline__ float ratio(float s, float t) { return power_of_two(s - t); }
+__device__ __forceinline__ float excess(float x) { return fmaf(x, LOG2_E, -scaled(x)) * LN_2; }
+
+__device__ __forceinline__ double scaled(double x) { return x; }
+__device__ __forceinline__ double power(double x, double s) { return exp(x - s); }
+__device__ __forceinline__ double ratio(double s, double t) { return exp(s - t); }
+__device__ __forceinline__ double excess(double x) { return 0; }
+
+/* Largest logit so far, and the sum of power(logit, scaled(largest)). */
 struct Softmax { A largest, sum; };
 
 __device__ __forceinline__ Softmax join(Softmax a, Softmax b)
@@ -23,7 +37,8 @@ __device__ __forceinline__ Softmax join(Softmax a, Softmax b)
     A largest = MAX(a.largest, b.largest); /* NaN is in the sum */
     if (largest == -INFINITY)
         return {largest, a.sum + b.sum};
-    return {largest, a.sum * exp_below(a.largest, largest) + b.sum * exp_below(b.largest, largest)};
+    A s = scaled(largest);
+    return {largest, a.sum * ratio(scaled(a.largest), s) + b.sum * ratio(scaled(b.largest), s)};
 }
 
 __device__ __forceinline__ Softmax join_block(Softmax x)
@@ -84,18 +99,19 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
 #pragma unroll
             EACH largest = LOSS ? MAX(largest, widen(pack.at[k])) : largest;
             if (LOSS && largest != softmax.largest) {
-                softmax.sum *= exp_below(softmax.largest, largest);
+                softmax.sum *= ratio(scaled(softmax.largest), scaled(largest));
                 softmax.largest = largest;
             }
-            A shift = LOSS && largest == -INFINITY ? (A)0 : largest;
+            A s = LOSS && largest == -INFINITY ? (A)0 : scaled(largest);
 #pragma unroll
-            EACH softmax.sum += exp_below(widen(pack.at[k]), shift);
+            EACH softmax.sum += power(widen(pack.at[k]), s);
         }
     if (LOSS) {
         softmax = join_block(softmax);
         if (threadIdx.x == 0) {
-            lse[blockIdx.x] = softmax.largest + LOG(softmax.sum); /* may be the place of loss, where no one wants it */
-            loss[blockIdx.x] = counted ? (softmax.largest - widen(row[target])) + LOG(softmax.sum) : (A)0;
+            A beyond = LOG(softmax.sum) - (softmax.largest == -INFINITY ? (A)0 : excess(softmax.largest));
+            lse[blockIdx.x] = softmax.largest + beyond; /* may be the place of loss, where no one wants it */
+            loss[blockIdx.x] = counted ? (softmax.largest - widen(row[target])) + beyond : (A)0;
         }
     } else if (EXACT) {
         A largest = softmax.largest;
@@ -106,13 +122,14 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     if (!GRADIENT)
         return;
     __syncthreads(); /* the loss has read its logit */
+    A s = scaled(softmax.largest);
     A weight = counted ? (WEIGHTED ? g[blockIdx.x] : (A)1) : (A)0, share = 1 / softmax.sum;
     int hit = counted ? (int)target : -1;
     for (int i = first; i < V; i += THREADS * PACK) {
         Pack<T, PACK> pack = load_pack(row, i, left);
 #pragma unroll
         EACH {
-            A softmax_k = exp_below(widen(pack.at[k]), softmax.largest) * share;
+            A softmax_k = power(widen(pack.at[k]), s) * share;
             A slope = softmax_k - (i + k == hit ? (A)1 : (A)0);
             pack.at[k] = narrow<T>(weight == 0 ? (A)0 : slope * weight);
         }
