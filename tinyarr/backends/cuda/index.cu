@@ -140,48 +140,55 @@ extern "C" __global__ void __launch_bounds__(128)
 add_rows(T *out, A *partial, const T *g, const int32_t *keys, const int32_t *order, int64_t count, int64_t n,
          int64_t columns)
 {
-    int64_t begin = blockIdx.x * (int64_t)PIECE, end = begin + PIECE < count ? begin + PIECE : count;
-    int64_t column = (blockIdx.y * (int64_t)128 + threadIdx.x) * PACK, k = blockIdx.z;
+    __shared__ int32_t key_of[PIECE + 1], row_of[PIECE];
+    int64_t begin = blockIdx.x * (int64_t)PIECE, k = blockIdx.z;
+    int rows = count - begin < PIECE ? count - begin : PIECE;
+    for (int p = threadIdx.x; p <= PIECE; p += 128) {
+        key_of[p] = begin + p < count ? keys[begin + p] : -1;
+        if (p < rows)
+            row_of[p] = order[begin + p];
+    }
+    bool began_before = begin > 0 && keys[begin - 1] == keys[begin];
+    __syncthreads();
+    int64_t column = (blockIdx.y * (int64_t)128 + threadIdx.x) * PACK;
     if (column >= columns)
         return;
     const T *from = g + k * count * columns + column;
-    bool began_before = begin > 0 && keys[begin - 1] == keys[begin];
-    A total[PACK];
+    A total[PACK] = {};
+    for (int first = 0; first < rows; first += AT_ONCE) {
+        Pack<T, PACK> packs[AT_ONCE];
 #pragma unroll
-    for (int i = 0; i < PACK; i++)
-        total[i] = 0;
-    Pack<T, PACK> packs[4];
-    for (int64_t p = begin; p < end; p++) {
-        int32_t key = keys[p];
-        if ((p - begin) % 4 == 0) /* 4 loads at once, added in order */
+        for (int u = 0; u < AT_ONCE; u++)
+            if (first + u < rows)
+                packs[u] = fetch<PACK, ALIGNED>(from, row_of[first + u] * columns);
 #pragma unroll
-            for (int u = 0; u < 4; u++) {
-                const T *row = from + order[p + u < end ? p + u : p] * columns;
-                packs[u] = fetch<PACK, ALIGNED>(row, 0);
+        for (int u = 0; u < AT_ONCE; u++) {
+            int p = first + u;
+            if (p >= rows)
+                break;
+#pragma unroll
+            for (int i = 0; i < PACK; i++)
+                total[i] += widen(packs[u].at[i]);
+            int32_t key = key_of[p];
+            bool goes_on = key_of[p + 1] == key;
+            if (goes_on && p + 1 < rows)
+                continue;
+            if (began_before || goes_on) {
+                A *to = partial + ((blockIdx.x * (int64_t)2 + !began_before) * gridDim.z + k) * columns + column;
+#pragma unroll
+                for (int i = 0; i < PACK; i++)
+                    to[i] = total[i];
+            } else if (key < n) {
+                T *to = out + (k * n + key) * columns + column;
+#pragma unroll
+                for (int i = 0; i < PACK; i++)
+                    to[i] = narrow<T>(total[i]);
             }
-        int u = (p - begin) % 4;
-        Pack<T, PACK> pack = u == 0 ? packs[0] : u == 1 ? packs[1] : u == 2 ? packs[2] : packs[3];
-#pragma unroll
-        for (int i = 0; i < PACK; i++)
-            total[i] += widen(pack.at[i]);
-        bool goes_on = p + 1 < count && keys[p + 1] == key;
-        if (goes_on && p + 1 < end)
-            continue;
-        if (began_before || goes_on) {
-            A *to = partial + ((blockIdx.x * (int64_t)2 + !began_before) * gridDim.z + k) * columns + column;
 #pragma unroll
             for (int i = 0; i < PACK; i++)
-                to[i] = total[i];
-        } else if (key < n) {
-            T *to = out + (k * n + key) * columns + column;
-#pragma unroll
-            for (int i = 0; i < PACK; i++)
-                to[i] = narrow<T>(total[i]);
+                total[i] = 0;
+            began_before = false;
         }
-#pragma unroll
-        for (int i = 0; i < PACK; i++)
-            total[i] = 0;
-        began_before = false;
     }
 }
 
@@ -200,21 +207,21 @@ join_runs(T *out, const A *partial, const int32_t *keys, int64_t count, int64_t 
     const A *from = partial + (blockIdx.x * (int64_t)2 * gridDim.z + k) * columns + column;
     A total = from[stride];
     bool goes_on = true;
-    for (int64_t piece = blockIdx.x + 1; goes_on; piece += 16) { /* 16 loads at once, added in order */
-        int32_t keys_of[16];
-        A parts[16];
+    for (int64_t piece = blockIdx.x + 1; goes_on; piece += 32) { /* 32 loads at once, added in order */
+        int32_t keys_of[32];
+        A parts[32];
 #pragma unroll
-        for (int i = 0; i < 16; i++)
+        for (int i = 0; i < 32; i++)
             keys_of[i] = piece + i < gridDim.x ? keys[(piece + i) * PIECE] : -1;
 #pragma unroll
-        for (int i = 0; i < 16; i++) {
+        for (int i = 0; i < 32; i++) {
             goes_on = goes_on && keys_of[i] == key;
             parts[i] = goes_on ? from[(i + 1) * 2 * stride] : (A)0;
         }
 #pragma unroll
-        for (int i = 0; i < 16; i++)
+        for (int i = 0; i < 32; i++)
             total += parts[i];
-        from += 32 * stride;
+        from += 64 * stride;
     }
     out[(k * n + key) * columns + column] = narrow<T>(total);
 }

@@ -16,7 +16,7 @@ from .matmul import product
 from .registry import Input, Launch, Operand, Output, Plan, Report, Scratch, Source, kernel
 from .types import TYPES, function, packed, wide
 
-MOST_THREADS = 128  # of a row: more, or more loads at once by each, were slower
+MOST_THREADS = 128  # of a row whose loss is computed: more, or more loads at once by each, were slower
 LOGITS = 2**28  # elements of a chunk of logits
 Address = Input | Output | Scratch
 
@@ -28,14 +28,13 @@ def _launch(
 ) -> Launch:  # fmt: skip
     pack = packed(dtype)
     threads = 32
-    while threads < MOST_THREADS and threads * pack * 4 < classes:
+    while threads < (MOST_THREADS if loss is not None else 512) and threads * pack * 4 < classes:
         threads *= 2
     flags = {"LOSS": loss is not None, "GRADIENT": out is not None, "WEIGHTED": g is not None, "ALIGNED": aligned}
     flags["EXACT"] = loss is None and dtype.compute is dtype  # half types round far more than lse does
     macros = (
         ("T", TYPES[dtype]), ("A", wide(dtype)), ("LOG", function("log", dtype)), ("MAX", function("fmax", dtype)),
-        ("PACK", str(pack)), ("THREADS", str(threads)),
-        *((name, str(int(flag))) for name, flag in flags.items()),
+        ("PACK", str(pack)), ("THREADS", str(threads)), *((name, str(int(flag))) for name, flag in flags.items()),
     )  # fmt: skip
     message = (
         f"{operation}: target {{position}} is {{value}}, there are {classes} classes: "
