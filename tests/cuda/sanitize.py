@@ -74,7 +74,7 @@ def launch_planted(text: str) -> None:
 
 
 def run_everything() -> None:
-    """Each sample once or twice in each class of dtypes, large ones, attention and slots in all forms, and two steps."""
+    """Each sample once or twice in each class of dtypes, large ones, attention and slots in all forms, two steps."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 

@@ -159,19 +159,17 @@ add_rows(T *out, A *partial, const T *g, const int32_t *keys, const int32_t *ord
         Pack<T, PACK> packs[AT_ONCE];
 #pragma unroll
         for (int u = 0; u < AT_ONCE; u++)
-            if (first + u < rows)
-                packs[u] = fetch<PACK, ALIGNED>(from, row_of[first + u] * columns);
+            packs[u] = fetch<PACK, ALIGNED>(from, row_of[first + u < rows ? first + u : first] * columns);
 #pragma unroll
         for (int u = 0; u < AT_ONCE; u++) {
             int p = first + u;
-            if (p >= rows)
-                break;
+            bool inside = p < rows;
 #pragma unroll
             for (int i = 0; i < PACK; i++)
-                total[i] += widen(packs[u].at[i]);
-            int32_t key = key_of[p];
-            bool goes_on = key_of[p + 1] == key;
-            if (goes_on && p + 1 < rows)
+                total[i] += inside ? widen(packs[u].at[i]) : (A)0;
+            int32_t key = key_of[inside ? p : 0];
+            bool goes_on = key_of[inside ? p + 1 : 0] == key;
+            if (!inside || (goes_on && p + 1 < rows))
                 continue;
             if (began_before || goes_on) {
                 A *to = partial + ((blockIdx.x * (int64_t)2 + !began_before) * gridDim.z + k) * columns + column;
