@@ -21,7 +21,7 @@ from .types import TYPES, files, packed, wide
 FILES = ("report.cuh", "index.cu")
 UNITS = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t", 16: "Pack<uint32_t, 4>"}
 MOST_BLOCKS = 2**31 - 1
-PIECE, AT_ONCE = 64, 8  # rows of the sorted order that a block adds, and that a thread loads at once
+PIECE, AT_ONCE = 64, 4  # rows of the sorted order that a block adds, and that a thread loads at once
 SORTERS = 128  # blocks that sort, at most: each reads what all have counted
 
 
