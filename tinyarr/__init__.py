@@ -3,6 +3,7 @@
 from . import cuda, dtypes, nn, optim, random, saving, schedule
 from . import indexing as _indexing  # attaches x[key] to Tensor
 from .autograd import gradients
+from .compiler import compile
 from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (
     bfloat16,

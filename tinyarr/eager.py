@@ -96,8 +96,16 @@ def _view_launch(call) -> Launch:
     return launch
 
 
-def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence[Array]) -> Sequence[Array]:
-    """Runs into existing memory, through a temporary where the kernel can't bear its strides or an operand in it."""
+def observe(x: Array) -> None:
+    """Called where Python is about to read an array's elements: they are there."""
+
+
+def constant(x: Array) -> None:
+    """Called where an array was made of Python numbers."""
+
+
+def check_outs(call, outs: Sequence[Array]) -> None:
+    """Raises where results of `call` can't be written into `outs`."""
     for out, shape, dtype in zip(outs, call.out_shapes, call.out_dtypes, strict=True):
         if out.device is not call.device:
             raise DeviceError(f"{call.primitive.name}: out is on {out.device}, the operands on {call.device}")
@@ -113,6 +121,11 @@ def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence
             raise ShapeError(
                 f"{call.primitive.name}: out is a broadcast view: several elements share memory, copy it first"
             )
+
+
+def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence[Array]) -> Sequence[Array]:
+    """Runs into existing memory, through a temporary where the kernel can't bear its strides or an operand in it."""
+    check_outs(call, outs)
 
     def clashes(out: Array, x: Any) -> bool:
         return type(x) is Array and out.overlaps(x) and not (kernel.in_place and out.same_place(x))

@@ -39,6 +39,10 @@ class ArgumentError(TinyarrError, ValueError):
     """Any other argument of the right type and an unusable value."""
 
 
+class TraceError(TinyarrError, RuntimeError):
+    """A function that can't be compiled: it asks for elements, or for something that can't be found again."""
+
+
 class FileError(TinyarrError, ValueError):
     """A file whose contents are not what its format promises."""
 

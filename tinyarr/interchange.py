@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from . import array, dtypes
+from . import array, dtypes, eager
 from .array import Array
 from .device import Device
 from .errors import ArgumentError, DtypeError, GradientError, ShapeError
 from .ops.create import copy, target
 from .ops.elementwise import astype
+from .ops.primitive import executor
 from .ops.typing import dtype_constant
 from .tape import recording
 from .tensor import Tensor, method, result_tensor
@@ -52,6 +53,8 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     with np.errstate(all="ignore"):  # what overflows becomes infinite, as in astype, without NumPy's warnings
         values = values.astype(dtype.numpy)
     device.backend.from_numpy(values, stored)
+    if not hasattr(data, "dtype"):
+        executor.get().constant(stored)
     return stored
 
 
@@ -108,6 +111,7 @@ def _dlpack(self: Tensor, *, stream=None, max_version=None, dl_device=None, copy
     """The standard's way out: a capsule over the tensor's memory, without a copy unless `copy` is True."""
     if self.requires_grad:
         raise BufferError("__dlpack__: the tensor requires a gradient, which the capsule would lose: detach() it")
+    executor.get().observe(self.array)
     if self.device.kind == "cuda":
         options = {"stream": stream, "max_version": max_version, "dl_device": dl_device, "copy": copy}
         return self.device.backend.dlpack(self.array, **options)
@@ -146,6 +150,7 @@ def to(x: Tensor, device: str | Device) -> Tensor:
         return x
     if x.requires_grad and recording.get():
         raise GradientError("to: the tensor requires a gradient, which does not cross devices: detach() it first")
+    executor.get().observe(x.array)
     moved = array.empty(device, x.shape, x.dtype)
     if device.kind != "meta":
         device.backend.from_numpy(x.array.data if x.device.kind == "cpu" else to_numpy(x), moved)
@@ -155,6 +160,7 @@ def to(x: Tensor, device: str | Device) -> Tensor:
 @method("numpy")
 def to_numpy(x: Tensor) -> np.ndarray:
     """A fresh np.ndarray with the elements: writing into it does not change the tensor."""
+    executor.get().observe(x.array)
     return x.device.backend.to_numpy(x.array)
 
 
@@ -204,7 +210,7 @@ def _restore(kind: type[Tensor], values: np.ndarray, device: Device, requires_gr
 
 
 def _repr(self: Tensor) -> str:
-    if self.device.kind == "meta":
+    if self.device.kind == "meta" or executor.get() is not eager:
         body = f"shape={self.shape}"
     else:
         body = np.array2string(to_numpy(self), separator=", ", prefix="Tensor(", threshold=200, precision=4)

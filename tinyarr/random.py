@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from contextvars import ContextVar
+from typing import Any
 
 from .errors import ArgumentError
 
@@ -20,19 +21,25 @@ class Generator:
         seed = operator.index(seed)
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"Generator: seed is {seed}: it must lie in [0, 2**63)")
+        trace = drawing.get()
+        if trace is not None:
+            trace.seed(self, again=hasattr(self, "key"))
         self.key = seed
         self.counter = 0
 
     def __repr__(self) -> str:
         return f"Generator(key={self.key}, counter={self.counter})"
 
-    def take(self) -> tuple[int, int]:
-        """The key and the counter of the next draw."""
+    def take(self) -> tuple[Any, Any]:
+        """The key and the counter of the next draw: ints, or in a trace 0-d tensors."""
         replayed = _replayed.get()
         if replayed == []:
             raise ArgumentError("replay: more random numbers were drawn than the first time")
+        trace = drawing.get()
         if replayed is not None:
             drawn = replayed.pop(0)
+        elif trace is not None:
+            drawn = trace.draw(self)
         else:
             drawn = self.key, self.counter
             self.counter += 1
@@ -49,6 +56,7 @@ class Generator:
         self.key, self.counter = state["key"], state["counter"]
 
 
+drawing: ContextVar[Any] = ContextVar("drawing", default=None)  # the trace that hands out draws, if one does
 _default: ContextVar[Generator] = ContextVar("default_generator")
 _log: ContextVar[list | None] = ContextVar("log", default=None)
 _replayed: ContextVar[list | None] = ContextVar("replayed", default=None)
@@ -84,7 +92,7 @@ def use_generator(generator: Generator):
 def draws():
     """Records every draw made inside the block; yields the list, for `replay`."""
     outer = _log.get()
-    log: list[tuple[int, int]] = []
+    log: list[tuple[Any, Any]] = []
     token = _log.set(log)
     try:
         yield log
@@ -95,7 +103,7 @@ def draws():
 
 
 @contextlib.contextmanager
-def replay(drawn: list[tuple[int, int]]):
+def replay(drawn: list[tuple[Any, Any]]):
     """Makes the draws inside the block those of a recorded list, in order."""
     token = _replayed.set(list(drawn))
     try:

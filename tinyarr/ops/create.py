@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from .. import array, dtypes, views
+from .. import dtypes, views
 from ..device import Device, default_device
 from ..dtypes import Dtype
 from ..errors import ArgumentError, DeviceError, GradientError, ShapeError
@@ -13,7 +13,7 @@ from ..tape import recording
 from ..tensor import Tensor, method, result_tensor
 from . import scalar
 from .elementwise import astype, elementwise
-from .primitive import apply
+from .primitive import apply, executor
 from .typing import dtype_constant
 
 
@@ -90,7 +90,7 @@ def ones(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: 
 def empty(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor with undefined contents, float32 unless a dtype is given."""
     dtype, device = target(dtype, device, "float")
-    result = result_tensor(array.empty(device, views.normalize_shape("empty", shape), dtype))
+    result = result_tensor(executor.get().empty(device, views.normalize_shape("empty", shape), dtype))
     return with_gradient(result, requires_grad)
 
 

@@ -1,0 +1,135 @@
+"""Compiled functions against eager mode: the same bits, for every operation, random programs and training."""
+
+import numpy as np
+import pytest
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+
+import tinyarr as ta
+from models.gpt2 import GPT2, Config
+from models.llama3 import Config as LlamaConfig
+from models.llama3 import Llama3
+from tests.samples import SAMPLES
+from tests.test_primitives import in_tuple, operands
+from tests.test_random_programs import programs
+from tinyarr import Tensor
+from tinyarr.errors import TinyarrError, TraceError
+from tinyarr.tensor import result_tensor
+
+# The shape of the result is among the elements; the record makes an optimizer, which moves its parameters.
+REFUSED = {"nonzero", "adamw_update", "adamw_master_update", "adamw_stochastic_update", "sgd_update", "sgd_master_update"}
+
+
+def bits(x):
+    return x.dtype.name, x.shape, ta.copy(x).numpy().tobytes() if isinstance(x, Tensor) else x
+
+
+def outcome(function, *args):
+    """The results' bits, or the error."""
+    try:
+        return [bits(x) for x in in_tuple(function(*args))]
+    except TinyarrError as error:
+        return type(error), str(error)
+
+
+def again(x: Tensor) -> Tensor:
+    """Other elements of x's kind in memory of the same form: its own, last first."""
+    flat = np.ascontiguousarray(x.array.storage.memory).reshape(-1)
+    other = Tensor(flat.view(np.uint8)).array
+    moved = type(x.array)(other.storage, x.dtype, x.shape, x.array.strides, x.array.offset)
+    result = result_tensor(moved)
+    if x.size and 0 not in x.array.strides:
+        result.assign(ta.flip(x))
+    return result
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_operation_compiled_gives_the_bits_of_eager_mode(name):
+    sample = SAMPLES[name]
+
+    @settings(max_examples=6, phases=[Phase.generate])
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        inputs = operands(data.draw, case, dtype)
+
+        def run(*x):
+            return sample.function(*x, **case.params)
+
+        compiled = ta.compile(run)
+        ta.manual_seed(0)
+        expected = [outcome(run, *x) for x in (inputs, inputs, [again(x) for x in inputs])]
+        ta.manual_seed(0)
+        for want, x in zip(expected, (inputs, inputs, [again(x) for x in inputs])):
+            if name in REFUSED:
+                with pytest.raises(TraceError):
+                    compiled(*x)
+            else:
+                assert outcome(compiled, *x) == want
+
+    check()
+
+
+@settings(max_examples=100, phases=[Phase.generate])
+@given(programs())
+def test_a_random_program_and_its_gradients_compiled_give_the_bits_of_eager_mode(program):
+    kept: dict[int, list] = {}
+
+    def function(*inputs):
+        values = program.evaluate(ta, inputs, kept)
+        return tuple(values[i] for i in program.outputs)
+
+    def with_gradients(*inputs):
+        out, pull = ta.vjp(function, *inputs)
+        return *out, *pull(*(ta.ones_like(x) for x in out))
+
+    inputs = [Tensor(x) for x in program.inputs]
+    compiled = ta.compile(with_gradients)
+    assume("comes from outside" not in str(outcome(compiled, *inputs)))  # indices that are NumPy arrays
+    for x in (inputs, inputs, [again(x) for x in inputs]):
+        assert outcome(compiled, *x) == outcome(with_gradients, *x)
+    assert len(compiled.graphs) <= 2  # the program keeps what it has drawn
+
+
+def gpt2():
+    return GPT2(Config(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1))
+
+
+def llama3():
+    return Llama3(LlamaConfig(65, 16, 2, 4, 2, 32, 64))
+
+
+@pytest.mark.parametrize("make", [gpt2, llama3])
+def test_training_compiled_gives_the_bits_of_eager_mode(make):
+    rng = np.random.default_rng(0)
+    batches = [Tensor(rng.integers(0, 65, (2, 17))) for _ in range(6)]
+    found = []
+    for compiled in (True, False):
+        ta.manual_seed(0)
+        model = make()
+        optimizer = ta.optim.AdamW(model.parameters(), lr=1e-2)
+
+        def micro_step(tokens, model=model):
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+            loss.backward()
+            return loss
+
+        def update(model=model, optimizer=optimizer):
+            norm = ta.optim.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return norm
+
+        if compiled:
+            micro_step, update = ta.compile(micro_step), ta.compile(update)
+        log = []
+        for i, tokens in enumerate(batches):
+            log.append(micro_step(tokens).item())
+            if i % 3 == 2:
+                optimizer.lr = 1e-3 * i
+                log.append(update().item())
+        found.append((log, [bits(p) for p in model.parameters()], [bits(t) for t in optimizer.state_dict().values()]))
+        if compiled:
+            assert len(micro_step.graphs) == 2 and len(update.graphs) == 1  # the first micro-step finds no gradients
+    assert found[0] == found[1]

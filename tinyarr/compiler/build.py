@@ -1,0 +1,182 @@
+"""From what a trace wrote down to a graph of values.
+
+Memory that outlives the trace is cut into regions, each a tensor that the function reaches: what is written through
+one view of it is read through all others. Regions of one storage do not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import views
+from ..array import Array, Storage
+from ..errors import TraceError
+from ..program import Graph, Node, Read, State, Value, Write
+from ..random import default_generator
+from ..tensor import Tensor
+from ..views import View
+from .reach import Leaf
+from .trace import Instruction, Trace, TracedStorage
+
+
+class _Region:
+    """A stretch of memory: elements `low` to `high` of a storage, seen whole by leaf `leaf` (None: a constant)."""
+
+    def __init__(self, storage: Storage, low: int, high: int, leaf: int | None, like: Array):
+        self.storage, self.low, self.high, self.leaf, self.like = storage, low, high, leaf, like
+        self.written = False
+        self.before: Value
+        self.value: Value
+
+    def holds(self, low: int, high: int) -> bool:
+        return low == high or (self.low <= low and high <= self.high)  # nothing is anywhere
+
+
+def build(trace: Trace, leaves: Sequence[Leaf], results: Sequence[Tensor]) -> Graph:
+    """The graph of a trace. Raises TraceError for a tensor that is none of the leaves."""
+    return _Builder(trace, leaves).graph(results)
+
+
+class _Builder:
+    def __init__(self, trace: Trace, leaves: Sequence[Leaf]):
+        self._trace = trace
+        self._leaves = leaves
+        self._count = 0
+        self._nodes: list[Node | Write] = []
+        self._made: dict[int, Value] = {}  # the value of each storage that the trace made
+        self._regions: dict[int, list[_Region]] = {}
+
+    def graph(self, results: Sequence[Tensor]) -> Graph:
+        self._find_regions([r.array for r in results])
+        draws = []
+        numbers = {id(leaf.object): i for i, leaf in enumerate(self._leaves)}
+        for generator, *arrays in self._trace.draws:
+            values = [self._new(a) for a in arrays]
+            for a, value in zip(arrays, values, strict=True):
+                self._made[id(a.storage)] = value
+            if id(generator) not in numbers and generator is not default_generator():
+                raise TraceError(f"compile: {generator} is reached by no argument or name: pass it as an argument")
+            draws.append((numbers.get(id(generator), -1), *values))
+        for instruction in self._trace.instructions:
+            self._node(instruction)
+        regions = [r for rs in self._regions.values() for r in rs]
+        states = [State(r.leaf, _start(self._leaves[r.leaf].object, r), r.before, r.value)
+                  for r in regions if r.leaf is not None]  # fmt: skip
+        constants = [(r.before, r.like) for r in regions if r.leaf is None]
+        return Graph(self._nodes, states, constants, draws, [self._read(t.array) for t in results])  # type: ignore[arg-type]
+
+    def _new(self, like: Array) -> Value:
+        self._count += 1
+        return Value(self._count - 1, like.shape, like.dtype, like.device)
+
+    def _find_regions(self, results: Sequence[Array]) -> None:
+        """The smallest tensors among the leaves that hold all that is read or written."""
+        constants = {id(c.storage): c for c in self._trace.constants}
+        used: list[tuple[Any, bool, str]] = []
+        for step in self._trace.instructions:
+            used += [(a, False, step.line) for a in step.inputs] + [(a, step.writes, step.line) for a in step.outputs]
+        for a, written, line in [*used, *((a, False, "a result") for a in results)]:
+            if not isinstance(a, Array) or isinstance(a.storage, TracedStorage):
+                continue
+            low, high = views.extent(a.view)
+            regions = self._regions.setdefault(id(a.storage), [])
+            region = self._holding(regions, low, high)
+            if region is None and id(a.storage) in constants:
+                whole = constants[id(a.storage)]
+                region = _Region(a.storage, *views.extent(whole.view), None, whole)
+                regions.append(region)
+            elif region is None:
+                region = self._from_leaf(a.storage, low, high)
+                if region is None:
+                    raise TraceError(
+                        f"compile: {line}: a tensor of shape {a.shape}, dtype {a.dtype.name} comes from outside, but "
+                        "no argument, and nothing that the function names, leads to it: pass it as an argument"
+                    )
+                regions.append(region)
+            region.written |= written
+        for regions in self._regions.values():
+            self._join(regions)
+            for r in regions:
+                self._count += 1
+                r.before = r.value = Value(self._count - 1, (r.high - r.low,), r.like.dtype, r.like.device)
+
+    def _from_leaf(self, storage: Storage, low: int, high: int) -> _Region | None:
+        """The region of the smallest leaf that holds elements low to high."""
+        found: _Region | None = None
+        for i, leaf in enumerate(self._leaves):
+            if isinstance(leaf.object, Tensor) and leaf.object.array.storage is storage:
+                region = _Region(storage, *views.extent(leaf.object.array.view), i, leaf.object.array)
+                if region.holds(low, high) and (found is None or region.high - region.low < found.high - found.low):
+                    found = region
+        return found
+
+    def _join(self, regions: list[_Region]) -> None:
+        """Regions that overlap and are written become one."""
+        for r in regions:
+            for other in regions:
+                if r is not other and r.written and r.low < other.high and other.low < r.high:
+                    joined = self._from_leaf(r.storage, min(r.low, other.low), max(r.high, other.high))
+                    if joined is None:
+                        paths = [self._leaves[x.leaf].path for x in (r, other) if x.leaf is not None]
+                        raise TraceError(
+                            f"compile: {' and '.join(paths)} share memory that is written: pass what holds both"
+                        )
+                    joined.written = True
+                    regions[:] = [x for x in regions if x is not r and x is not other] + [joined]
+                    return self._join(regions)
+
+    @staticmethod
+    def _holding(regions: Sequence[_Region], low: int, high: int) -> _Region | None:
+        return next((r for r in regions if r.holds(low, high)), None)
+
+    def _region(self, a: Array) -> _Region:
+        found = self._holding(self._regions[id(a.storage)], *views.extent(a.view))
+        assert found is not None
+        return found
+
+    def _read(self, a: Array) -> Read:
+        if isinstance(a.storage, TracedStorage):
+            if id(a.storage) not in self._made:  # from empty(): its elements are undefined
+                self._made[id(a.storage)] = self._undefined(a)
+            return Read(self._made[id(a.storage)], a.view)
+        region = self._region(a)
+        return Read(region.value, View(a.shape, a.strides, a.offset - region.low if views.size(a.shape) else 0))
+
+    def _undefined(self, a: Array) -> Value:
+        from ..ops.create import _full
+        from ..ops.primitive import Call
+
+        size = a.storage.nbytes // a.dtype.itemsize
+        call = Call(_full, a.device, ((),), ("signed",), {"shape": (size,), "dtype": a.dtype})
+        self._count += 1
+        value = Value(self._count - 1, (size,), a.dtype, a.device)
+        self._nodes.append(Node(call, (0,), (value,), "empty"))
+        return value
+
+    def _node(self, step: Instruction) -> None:
+        inputs = tuple(self._read(x) if isinstance(x, Array) else x for x in step.inputs)
+        outputs = tuple(self._new(a) for a in step.outputs)
+        self._nodes.append(Node(step.call, inputs, outputs, step.line))
+        for a, value in zip(step.outputs, outputs, strict=True):
+            if not step.writes:
+                self._made[id(a.storage)] = value
+            else:
+                self._write(a, value, step.line)
+
+    def _write(self, a: Array, value: Value, line: str) -> None:
+        """The storage's value from now on: the new one if that is all of it, else the old one with a part written."""
+        old, view = self._read(a)
+        if view.offset or views.size(view.shape) != views.size(old.shape) or not views.is_contiguous(view):
+            self._count += 1
+            output = Value(self._count - 1, old.shape, old.dtype, old.device)
+            self._nodes.append(Write(old, view, value, output, line))
+            value = output
+        if isinstance(a.storage, TracedStorage):
+            self._made[id(a.storage)] = value
+        else:
+            self._region(a).value = value
+
+
+def _start(leaf: Any, region: _Region) -> int:
+    return region.low - leaf.array.offset

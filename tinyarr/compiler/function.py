@@ -1,0 +1,114 @@
+"""compile: a function is traced once for each signature, and runs as a program from then on."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+from .. import random
+from ..array import Array
+from ..device import default_device
+from ..errors import TraceError
+from ..ops.primitive import executor
+from ..program import Graph, State
+from ..tape import recording
+from ..tensor import Tensor, result_tensor
+from .build import build
+from .interpret import Interpreter
+from .memory import Before, Changes, filled, numbered
+from .reach import Reach
+from .trace import Trace, TracedStorage
+
+MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
+
+
+def compile(function: Callable) -> Compiled:
+    """The function, run as a program: traced at the first call of each signature, replayed from then on.
+
+    The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
+    arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Tensors
+    that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
+    had run; what it returns is new and has no history. Raises TraceError where the function asks for elements, or uses
+    a tensor that can't be found again.
+    """
+    return Compiled(function)
+
+
+class Compiled:
+    """A compiled function."""
+
+    def __init__(self, function: Callable):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self._programs: dict[tuple, _Program] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """What was traced, one graph for each signature."""
+        return [program.graph for program in self._programs.values()]
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(executor.get(), Trace):
+            return self.function(*args, **kwargs)
+        with self._lock:
+            reach = Reach(self.function, args, kwargs)
+            key = reach.signature, recording.get(), default_device()
+            program = self._programs.get(key)
+            if program is None:
+                if len(self._programs) == MOST_PROGRAMS:
+                    raise TraceError(
+                        f"compile: {self.function.__qualname__} was traced for {MOST_PROGRAMS} signatures, and others go on to "
+                        "come: make what changes at each call a tensor"
+                    )
+                program = self._programs[key] = _trace(self.function, reach, args, kwargs)
+            return program.run(reach)
+
+
+class _Program:
+    """A graph, and where its results go: to what the function returns, and to what it changes."""
+
+    def __init__(self, graph: Graph, returned: Any, changes: Changes):
+        self.graph = graph
+        self._returned = returned
+        self._changes = changes
+        self._interpreter = Interpreter(graph)
+
+    def run(self, reach: Reach) -> Any:
+        leaves = reach.leaves
+        memory = [_memory(leaves[state.leaf].object.array, state) for state in self.graph.states]
+        draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
+        results = [result_tensor(x) for x in self._interpreter.run(memory, draws)]
+        self._changes.repeat(reach, results)
+        return filled(self._returned, results)
+
+
+def _memory(leaf: Array, state: State) -> Array:
+    return Array(leaf.storage, leaf.dtype, state.before.shape, (1,), leaf.offset + state.start)
+
+
+def _trace(function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]) -> _Program:
+    for path, x in reach.leaves:
+        if isinstance(x, Tensor) and x.node is not None:
+            raise TraceError(f"compile: {path} is the result of recorded operations: detach() it, or compile those too")
+        if isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage):
+            raise TraceError(f"compile: {path} was kept by an earlier trace where it can't be replaced: return it")
+    trace, before, tensors = Trace(), Before(reach), []  # type: ignore[var-annotated]
+    tokens = executor.set(trace), random.drawing.set(trace)
+    try:
+        result = function(*args, **kwargs)
+        changes = before.changes(tensors)
+        returned = numbered(result, tensors)
+        graph = build(trace, reach.leaves, tensors)
+    finally:
+        executor.reset(tokens[0])
+        random.drawing.reset(tokens[1])
+        before.restore()
+        trace.restore()
+    return _Program(graph, returned, changes)

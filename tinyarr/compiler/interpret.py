@@ -1,0 +1,70 @@
+"""Runs a graph node by node with the backend's own kernels: what every other way to run it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .. import eager, views
+from ..array import Array, empty
+from ..program import Graph, Node, Read, Value, Write
+from ..views import View
+
+
+class Interpreter:
+    """run(states, draws): the arrays of the graph's states in, and the key and counter of each draw; results out.
+
+    Results are dense and share no memory with anything. The states' last values are written into their memory.
+    """
+
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._last: list[list[Value]] = [[] for _ in graph.nodes]  # the values that each node is the last to read
+        kept = {read.value for read in graph.results} | {s.after for s in graph.states}
+        seen = set(kept)
+        for node, last in zip(reversed(graph.nodes), reversed(self._last), strict=True):
+            for value in _values(node):
+                if value not in seen:
+                    seen.add(value)
+                    last.append(value)
+
+    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]]) -> list[Array]:
+        graph = self._graph
+        known: dict[Value, Array] = dict(zip((s.before for s in graph.states), states, strict=True))
+        known.update(graph.constants)
+        for (_, *values), numbers in zip(graph.draws, draws, strict=True):
+            for value, number in zip(values, numbers, strict=True):
+                array = known[value] = empty(value.device, (), value.dtype)
+                value.device.backend.from_numpy(np.asarray(number), array)
+        for node, last in zip(graph.nodes, self._last, strict=True):
+            if isinstance(node, Write):
+                changed = eager.contiguous_copy(known[node.old])
+                node.output.device.backend.copy(known[node.new], _seen(changed, node.view))
+                known[node.output] = changed
+            else:
+                operands = [_seen(known[x.value], x.view) if isinstance(x, Read) else x for x in node.inputs]
+                made = eager.run(node.call, operands, None)
+                assert made is not None, "a graph holds only what has a kernel"
+                known.update(zip(node.outputs, made, strict=True))
+            for value in last:
+                known.pop(value, None)
+        results = [eager.contiguous_copy(_seen(known[r.value], r.view)) for r in graph.results]
+        stores = [(s, place, known[s.after]) for s, place in zip(graph.states, states) if s.after is not s.before]
+        outside = {id(x.storage) for x in states}
+        stores = [(s, place, eager.contiguous_copy(x) if id(x.storage) in outside else x) for s, place, x in stores]
+        for state, place, new in stores:
+            place.device.backend.copy(_seen(new, views.contiguous(state.before.shape)), place)
+            place.storage.version += 1
+        return results
+
+
+def _values(node: Node | Write) -> list[Value]:
+    if isinstance(node, Write):
+        return [node.old, node.new]
+    return [x.value for x in node.inputs if isinstance(x, Read)]
+
+
+def _seen(array: Array, view: View) -> Array:
+    """A part of a dense array."""
+    return Array(array.storage, array.dtype, view.shape, view.strides, array.offset + view.offset)

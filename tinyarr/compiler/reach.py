@@ -1,0 +1,137 @@
+"""What a function reaches: the tensors, generators and Python values behind its arguments, closure, globals and self.
+
+A compiled function is traced once for each signature, which is all that its program depends on but the elements of
+tensors. The same walk finds, at each call, the tensors that the program reads and writes: by their place in it.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+from ..device import Device
+from ..dtypes import Dtype
+from ..random import Generator
+from ..tensor import Tensor
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Dtype, Device, slice, range)
+_NOT_ENTERED = sys.stdlib_module_names | {"numpy", "cupy", "torch", "jax"}
+
+
+class Leaf(NamedTuple):
+    """A tensor or generator, and how it was reached: `model.blocks[0].weight`, `x.grad`."""
+
+    path: str
+    object: Any
+
+
+class Reach:
+    """leaves: the tensors and generators, each once, in a fixed order. containers: what can be changed, with its path:
+    lists, dicts (those of objects' attributes too), cells of closures, and (globals, name). signature: all else, and
+    what tensors are apart from their elements.
+    """
+
+    def __init__(self, function: Callable, arguments: tuple, keywords: dict[str, Any]):
+        self.leaves: list[Leaf] = []
+        self.containers: list[tuple[str, Any]] = []
+        self._signature: list[Any] = []
+        self._seen: dict[int, int] = {}
+        self._storages: dict[int, tuple[int, int]] = {}
+        self._alive: list[Any] = []  # what an id stands for must not go away meanwhile
+        self._function("", function)
+        self._visit("arguments", arguments)
+        self._visit("keywords", keywords)
+        self.signature = tuple(self._signature)
+
+    def _visit(self, path: str, x: Any) -> None:
+        kind = type(x)
+        if kind in _PLAIN:
+            self._signature.append((kind, repr(x) if kind in (float, complex, slice) else x))
+            return
+        if id(x) in self._seen:
+            self._signature.append(self._seen[id(x)])
+            return
+        self._seen[id(x)] = len(self._seen)
+        self._alive.append(x)
+        if isinstance(x, Tensor):
+            self._tensor(path, x)
+        elif isinstance(x, Generator):
+            self._signature.append(kind)
+            self.leaves.append(Leaf(path, x))
+        elif isinstance(x, list | tuple):
+            self._signature.append((kind, len(x)))
+            if kind is list:
+                self.containers.append((path, x))
+            for i, part in enumerate(x):
+                self._visit(f"{path}[{i}]", part)
+        elif isinstance(x, dict):
+            self._dict(path, kind, x, lambda key: f"{path}[{key!r}]")
+        elif isinstance(x, types.FunctionType):
+            self._function(path, x)
+        elif isinstance(x, types.MethodType):
+            self._visit(path, x.__self__)
+            self._visit(path, x.__func__)
+        elif not isinstance(x, type | types.ModuleType) and kind.__module__.split(".")[0] not in _NOT_ENTERED:
+            wrapped = getattr(x, "__wrapped__", None)
+            if isinstance(wrapped, types.FunctionType):
+                self._visit(path, wrapped)
+            elif hasattr(x, "__dict__"):
+                self._dict(path, kind, vars(x), lambda key: f"{path}.{key}")
+            else:
+                self._signature.append(kind)
+        else:
+            self._signature.append(kind if not isinstance(x, type) else x)
+
+    def _tensor(self, path: str, x: Tensor) -> None:
+        a = x.array
+        first, start = self._storages.setdefault(id(a.storage), (len(self._storages), a.offset))
+        self._alive.append(a.storage)
+        place = first, a.offset - start
+        self._signature.append(
+            (type(x), a.shape, a.dtype, a.device, a.strides, place, x._requires_grad, x.node is None, x._hooks is None)
+        )
+        self.leaves.append(Leaf(path, x))
+        self._visit(f"{path}.grad", x.grad)
+
+    def _dict(self, path: str, kind: type, x: dict, name: Callable[[Any], str]) -> None:
+        self._signature.append((kind, *(key if isinstance(key, Hashable) else id(key) for key in x)))
+        self.containers.append((path, x))
+        for key, part in x.items():
+            self._visit(name(key), part)
+
+    def _function(self, path: str, f: Any) -> None:
+        """A function of the user's: what it closes over, its defaults, and the globals that its code names."""
+        if isinstance(f, types.MethodType):
+            self._visit("self", f.__self__)
+            f = f.__func__
+        self._signature.append(f if isinstance(f, Hashable) else type(f))
+        if not isinstance(f, types.FunctionType) or f.__module__.split(".")[0] in {*_NOT_ENTERED, "tinyarr"}:
+            return
+        self._signature.append(f.__code__)
+        prefix = f"{path}." if path else ""
+        for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):
+            if _is_filled(cell):
+                self.containers.append((prefix + name, cell))
+                self._visit(prefix + name, cell.cell_contents)
+        self._visit(f"{prefix}defaults", f.__defaults__)
+        self._visit(f"{prefix}keyword defaults", f.__kwdefaults__)
+        for name in _names(f.__code__):
+            if name in f.__globals__:
+                self.containers.append((prefix + name, (f.__globals__, name)))
+                self._visit(prefix + name, f.__globals__[name])
+
+
+def _names(code: types.CodeType) -> Sequence[str]:
+    """The globals and attributes that code names, and the functions defined in it."""
+    inner = [n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names(c)]
+    return tuple(dict.fromkeys((*code.co_names, *inner)))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

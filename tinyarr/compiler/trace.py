@@ -1,0 +1,148 @@
+"""The tracing executor: operations are written down instead of run.
+
+Results are arrays like any other, views of each other and all, but over storages without memory. What reads elements in
+the middle of a trace raises. `build` then turns what was written down into a graph of values.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import eager, views
+from ..array import Array, Storage
+from ..device import Device, default_device
+from ..dtypes import Dtype, int64
+from ..errors import ArgumentError, TraceError
+from ..random import Generator
+from ..tensor import Tensor, result_tensor
+from ..views import Shape, View
+
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+class TracedStorage(Storage):
+    """Memory that a program will have."""
+
+    __slots__ = ("__dict__",)
+
+    def __init__(self, nbytes: int, device: Device):
+        self.nbytes = nbytes
+        self.device = device
+        self.version = 0
+
+    @property
+    def memory(self) -> Any:
+        raise TraceError(f"a tensor of {self.nbytes} bytes was asked for its elements {ADVICE}")
+
+
+ADVICE = (
+    "in a function that is being compiled, which has none yet: compute with tensors (where, masks), "
+    "or do it outside of the function"
+)
+
+
+class Instruction(NamedTuple):
+    """One call: the arrays and Python scalars that it reads, the arrays that it makes or, if `writes`, writes into."""
+
+    call: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Array, ...]
+    writes: bool
+    line: str
+
+
+class Trace:
+    """What one run of a function did. draws: for each random draw its generator and the arrays of key and counter."""
+
+    def __init__(self) -> None:
+        self.instructions: list[Instruction] = []
+        self.constants: list[Array] = []
+        self.draws: list[tuple[Generator, Array, Array]] = []
+        self._versions: dict[int, tuple[Storage, int]] = {}
+        self._made: list[Generator] = []
+        self._has_kernel: dict[Any, bool] = {}
+
+    def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
+        """As eager.run, but for the elements."""
+        if call.primitive.view is not None:
+            if outs is not None:
+                raise ArgumentError(f"{call.primitive.name}: out= came, but the result is a view: assign it instead")
+            return self._view(call, operands[0])
+        if call not in self._has_kernel:
+            self._has_kernel[call] = call.device.backend.kernel(call) is not None
+        if not self._has_kernel[call]:
+            return None
+        if outs is not None:
+            eager.check_outs(call, outs)
+            for out in outs:
+                storage = out.storage
+                self._versions.setdefault(id(storage), (storage, storage.version))
+                storage.version += 1
+            self._record(call, operands, outs, writes=True)
+            return outs
+        made = [traced(call.device, s, d) for s, d in zip(call.out_shapes, call.out_dtypes, strict=True)]
+        self._record(call, operands, made, writes=False)
+        return made
+
+    def _record(self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], *, writes: bool) -> None:
+        self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, _line()))
+
+    def _view(self, call: Any, x: Array) -> Sequence[Array]:
+        from ..ops.create import copy
+
+        found = call.primitive.view(x.view, **call.params)
+        if found is None:
+            x = copy(result_tensor(x)).array
+            found = call.primitive.view(x.view, **call.params)
+        return [x.through(view) for view in ([found] if isinstance(found, View) else found)]
+
+    def empty(self, device: Device, shape: Shape, dtype: Dtype) -> Array:
+        return traced(device, shape, dtype)
+
+    def observe(self, x: Array) -> None:
+        raise TraceError(f"a tensor of shape {x.shape} was asked for its elements {ADVICE}")
+
+    def constant(self, x: Array) -> None:
+        """Remembers an array made of Python numbers: every call makes the same."""
+        self.constants.append(x)
+
+    def restore(self) -> None:
+        """Takes back that memory from outside was written."""
+        for storage, version in self._versions.values():
+            storage.version = version
+
+    def seed(self, generator: Generator, *, again: bool) -> None:
+        """Remembers a generator that the function makes: every call makes the same."""
+        if again:
+            raise TraceError("manual_seed: came in a function that is being compiled: seed outside of it")
+        self._made.append(generator)
+
+    def draw(self, generator: Generator) -> tuple[Any, Any]:
+        """The key and counter of a draw, which each call of the program asks for."""
+        if any(generator is g for g in self._made):
+            generator.counter += 1
+            return generator.key, generator.counter - 1
+        key, counter = (traced(default_device(), (), int64) for _ in range(2))
+        self.draws.append((generator, key, counter))
+        return result_tensor(key), result_tensor(counter)
+
+
+def traced(device: Device, shape: Shape, dtype: Dtype) -> Array:
+    """A dense array without memory."""
+    storage = TracedStorage(views.size(shape) * dtype.itemsize, device)
+    return Array(storage, dtype, shape, views.contiguous_strides(shape), 0)
+
+
+def is_traced(x: Any) -> bool:
+    return isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage)
+
+
+def _line() -> str:
+    """`file:line` of the innermost caller outside of tinyarr."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"

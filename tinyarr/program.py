@@ -1,0 +1,102 @@
+"""The graph of a traced function, as data: what is computed of what, in the order in which it was written.
+
+A value is the contents of a stretch of memory, at one time; it never changes. An operand is a value read through a
+view, so reshaping, transposing and broadcasting are no nodes. A write into memory makes a new value of it: of the
+whole, or by a `Write` of a part. The graph starts from the values that the program's state, arguments and constants
+have when it is called, and ends by storing the state's last values and by giving results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from .device import Device
+from .dtypes import Dtype
+from .views import Shape, View, contiguous
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """Elements of one dtype, next to each other; `shape` says how the node that makes them sees them."""
+
+    number: int
+    shape: Shape
+    dtype: Dtype
+    device: Device
+
+    def __repr__(self) -> str:
+        return f"%{self.number}"
+
+
+class Read(NamedTuple):
+    """A value seen through a view: offset and strides count elements of the value."""
+
+    value: Value
+    view: View
+
+    def __repr__(self) -> str:
+        if self.view == contiguous(self.value.shape):
+            return repr(self.value)
+        return f"{self.value}[{self.view.offset}: {self.view.shape} by {self.view.strides}]"
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One call: inputs are Reads and Python scalars, outputs the values that it makes. line: where it was written."""
+
+    call: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Value, ...]
+    line: str
+
+    def __repr__(self) -> str:
+        made = ", ".join(f"{v}: {v.dtype.name}{list(v.shape)}" for v in self.outputs)
+        params = "".join(f", {k}={v}" for k, v in self.call.params.items())
+        return f"{made} = {self.call.primitive.name}({', '.join(map(repr, self.inputs))}{params})"
+
+
+@dataclass(eq=False, slots=True)
+class Write:
+    """`output` is the value `old` with `new` in the part of it that `view` shows."""
+
+    old: Value
+    view: View
+    new: Value
+    output: Value
+    line: str
+
+    def __repr__(self) -> str:
+        return f"{self.output}: {self.output.dtype.name} = {Read(self.old, self.view)} <- {self.new}"
+
+
+@dataclass(eq=False, slots=True)
+class State:
+    """Memory that outlives a call: `size` elements of `dtype`, found again in leaf `leaf` of what the function reaches.
+
+    start: how far the memory begins before the leaf's first element. before, after: its values when a call begins and
+    ends; the same where it is only read.
+    """
+
+    leaf: int
+    start: int
+    before: Value
+    after: Value
+
+
+@dataclass(eq=False, slots=True)
+class Graph:
+    """states, constants (values and the arrays that hold them) and draws (values of each key and counter) feed it."""
+
+    nodes: Sequence[Node | Write]
+    states: Sequence[State]
+    constants: Sequence[tuple[Value, Any]]
+    draws: Sequence[tuple[int, Value, Value]]
+    results: Sequence[Read]
+
+    def __str__(self) -> str:
+        lines = [f"{s.before}: {s.before.dtype.name}{list(s.before.shape)} = leaf {s.leaf}" for s in self.states]
+        lines += [repr(node) for node in self.nodes]
+        lines += [f"leaf {s.leaf} = {s.after}" for s in self.states if s.after is not s.before]
+        return "\n".join([*lines, f"return {', '.join(map(repr, self.results))}"])
