@@ -125,9 +125,32 @@ def test_other_shapes_and_dtypes_are_traced_anew():
 
 def test_a_function_whose_signature_always_changes_is_refused():
     scaled = ta.compile(lambda x, i: x * i)
-    with pytest.raises(TraceError, match="make what changes at each call a tensor"):
+    with pytest.raises(TraceError, match=r"(?s)traced for 8 signatures.*tensor\n1: the first call.*now: .*8") as caught:
         for i in range(20):
             scaled(Tensor([1.0]), i)
+    assert "arguments[1]: 0, then 8" in str(caught.value)
+
+
+def test_why_a_call_was_traced_can_be_asked():
+    model = nn.Linear(2, 2)
+    run = ta.compile(lambda x: model(x))
+    run(ta.ones((1, 2)))
+    run(ta.ones((3, 2)))
+    model.eval()
+    run(ta.ones((3, 2)))
+    first, second, third = run.explain().split("\n")
+    assert first.startswith("1: the first call (") and "2: arguments[0]: shape (1, 2), " in second
+    assert "then shape (3, 2)" in second and "model.training: nothing, then False" in third
+
+
+def test_a_hook_that_is_added_is_called():
+    w = Tensor([1.0], requires_grad=True)
+    step = ta.compile(lambda: (w * 2).sum().backward())
+    step()
+    w.grad = None
+    w.register_hook(lambda g: g * 10)
+    step()
+    assert values(w.grad) == [20]
 
 
 def test_an_exception_in_a_trace_puts_everything_back():
@@ -208,7 +231,7 @@ def test_a_generator_of_ones_own_goes_on():
 def test_a_generator_made_in_the_function_is_the_same_at_each_call():
     compiled = ta.compile(lambda: (ta.rand(2, generator=(g := ta.Generator(7))), ta.rand(2, generator=g)))
     assert [values(t) for t in compiled()] == [values(t) for t in compiled()]
-    with pytest.raises(TraceError, match="manual_seed: .*seed outside"):
+    with pytest.raises(TraceError, match=r"manual_seed: .*seed outside"):
         ta.compile(lambda: ta.manual_seed(3))()
 
 

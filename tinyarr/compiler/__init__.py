@@ -1,5 +1,6 @@
 """From a Python function to a program: trace, build the graph, run it."""
 
 from .function import Compiled, compile
+from .simplify import PASSES
 
-__all__ = ["Compiled", "compile"]
+__all__ = ["PASSES", "Compiled", "compile"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import threading
+import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import random
@@ -19,7 +20,8 @@ from ..tensor import Tensor, result_tensor
 from .build import build
 from .interpret import Interpreter
 from .memory import Before, Changes, filled, numbered
-from .reach import Reach
+from .reach import Reach, difference
+from .simplify import PASSES
 from .trace import Trace, TracedStorage
 
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
@@ -38,11 +40,12 @@ def compile(function: Callable) -> Compiled:
 
 
 class Compiled:
-    """A compiled function."""
+    """A compiled function. passes: what is done to its graphs; none of them changes a bit of a result."""
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable, passes: Sequence[Callable[[Graph], Graph]] = PASSES):
         functools.update_wrapper(self, function)
         self.function = function
+        self._passes = passes
         self._programs: dict[tuple, _Program] = {}
         self._lock = threading.RLock()
 
@@ -62,20 +65,39 @@ class Compiled:
             key = reach.signature, recording.get(), default_device()
             program = self._programs.get(key)
             if program is None:
+                why = self._why(reach)
                 if len(self._programs) == MOST_PROGRAMS:
                     raise TraceError(
-                        f"compile: {self.function.__qualname__} was traced for {MOST_PROGRAMS} signatures, and others go on to "
-                        "come: make what changes at each call a tensor"
+                        f"compile: {self.function.__qualname__} was traced for {MOST_PROGRAMS} signatures, and another "
+                        f"came: make what changes at each call a tensor\n{self.explain()}\nnow: {why}"
                     )
-                program = self._programs[key] = _trace(self.function, reach, args, kwargs)
+                start = time.perf_counter()
+                graph, returned, changes = _trace(self.function, reach, args, kwargs)
+                for change in self._passes:
+                    graph = change(graph)
+                program = self._programs[key] = _Program(graph, returned, changes, reach.paths)
+                program.why = f"{why} ({len(graph.nodes)} nodes, {time.perf_counter() - start:.3f} s)"
             return program.run(reach)
+
+    def explain(self) -> str:
+        """Why the function was traced, a line for each time: what was different from the most similar signature."""
+        return "\n".join(f"{i + 1}: {program.why}" for i, program in enumerate(self._programs.values()))
+
+    def _why(self, reach: Reach) -> str:
+        found = [difference(reach, key[0], program.paths) for key, program in self._programs.items()]
+        if not found:
+            return "the first call"
+        least = min(found, key=len)
+        return "; ".join(least[:5]) if least else "gradient mode or default device"
 
 
 class _Program:
     """A graph, and where its results go: to what the function returns, and to what it changes."""
 
-    def __init__(self, graph: Graph, returned: Any, changes: Changes):
+    def __init__(self, graph: Graph, returned: Any, changes: Changes, paths: Sequence[str]):
         self.graph = graph
+        self.paths = paths
+        self.why = ""
         self._returned = returned
         self._changes = changes
         self._interpreter = Interpreter(graph)
@@ -93,7 +115,7 @@ def _memory(leaf: Array, state: State) -> Array:
     return Array(leaf.storage, leaf.dtype, state.before.shape, (1,), leaf.offset + state.start)
 
 
-def _trace(function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]) -> _Program:
+def _trace(function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]) -> tuple[Graph, Any, Changes]:
     for path, x in reach.leaves:
         if isinstance(x, Tensor) and x.node is not None:
             raise TraceError(f"compile: {path} is the result of recorded operations: detach() it, or compile those too")
@@ -111,4 +133,4 @@ def _trace(function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]
         random.drawing.reset(tokens[1])
         before.restore()
         trace.restore()
-    return _Program(graph, returned, changes)
+    return graph, returned, changes

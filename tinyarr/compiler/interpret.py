@@ -8,8 +8,9 @@ import numpy as np
 
 from .. import eager, views
 from ..array import Array, empty
-from ..program import Graph, Node, Read, Value, Write
+from ..program import Graph, Read, Value, Write
 from ..views import View
+from .simplify import values_read
 
 
 class Interpreter:
@@ -24,7 +25,7 @@ class Interpreter:
         kept = {read.value for read in graph.results} | {s.after for s in graph.states}
         seen = set(kept)
         for node, last in zip(reversed(graph.nodes), reversed(self._last), strict=True):
-            for value in _values(node):
+            for value in values_read(node):
                 if value not in seen:
                     seen.add(value)
                     last.append(value)
@@ -57,12 +58,6 @@ class Interpreter:
             place.device.backend.copy(_seen(new, views.contiguous(state.before.shape)), place)
             place.storage.version += 1
         return results
-
-
-def _values(node: Node | Write) -> list[Value]:
-    if isinstance(node, Write):
-        return [node.old, node.new]
-    return [x.value for x in node.inputs if isinstance(x, Read)]
 
 
 def _seen(array: Array, view: View) -> Array:

@@ -15,6 +15,7 @@ from ..device import Device
 from ..dtypes import Dtype
 from ..random import Generator
 from ..tensor import Tensor
+from ..views import Shape
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Dtype, Device, slice, range)
 _NOT_ENTERED = sys.stdlib_module_names | {"numpy", "cupy", "torch", "jax"}
@@ -27,15 +28,29 @@ class Leaf(NamedTuple):
     object: Any
 
 
+class TensorKind(NamedTuple):
+    """What a program depends on of a tensor. place: which of the storages it lies in, and how far from the first."""
+
+    shape: Shape
+    dtype: Dtype
+    device: Device
+    strides: Shape
+    place: tuple[int, int]
+    type: type
+    requires_grad: bool
+    is_leaf: bool
+
+
 class Reach:
     """leaves: the tensors and generators, each once, in a fixed order. containers: what can be changed, with its path:
     lists, dicts (those of objects' attributes too), cells of closures, and (globals, name). signature: all else, and
-    what tensors are apart from their elements.
+    what tensors are apart from their elements; paths: what each part of it belongs to.
     """
 
     def __init__(self, function: Callable, arguments: tuple, keywords: dict[str, Any]):
         self.leaves: list[Leaf] = []
         self.containers: list[tuple[str, Any]] = []
+        self.paths: list[str] = []
         self._signature: list[Any] = []
         self._seen: dict[int, int] = {}
         self._storages: dict[int, tuple[int, int]] = {}
@@ -45,23 +60,27 @@ class Reach:
         self._visit("keywords", keywords)
         self.signature = tuple(self._signature)
 
+    def _note(self, path: str, part: Any) -> None:
+        self._signature.append(part)
+        self.paths.append(path)
+
     def _visit(self, path: str, x: Any) -> None:
         kind = type(x)
         if kind in _PLAIN:
-            self._signature.append((kind, repr(x) if kind in (float, complex, slice) else x))
+            self._note(path, (kind, repr(x) if kind in (float, complex, slice) else x))
             return
         if id(x) in self._seen:
-            self._signature.append(self._seen[id(x)])
+            self._note(path, self._seen[id(x)])
             return
         self._seen[id(x)] = len(self._seen)
         self._alive.append(x)
         if isinstance(x, Tensor):
             self._tensor(path, x)
         elif isinstance(x, Generator):
-            self._signature.append(kind)
+            self._note(path, kind)
             self.leaves.append(Leaf(path, x))
         elif isinstance(x, list | tuple):
-            self._signature.append((kind, len(x)))
+            self._note(path, (kind, len(x)))
             if kind is list:
                 self.containers.append((path, x))
             for i, part in enumerate(x):
@@ -80,23 +99,22 @@ class Reach:
             elif hasattr(x, "__dict__"):
                 self._dict(path, kind, vars(x), lambda key: f"{path}.{key}")
             else:
-                self._signature.append(kind)
+                self._note(path, kind)
         else:
-            self._signature.append(kind if not isinstance(x, type) else x)
+            self._note(path, kind if not isinstance(x, type) else x)
 
     def _tensor(self, path: str, x: Tensor) -> None:
         a = x.array
         first, start = self._storages.setdefault(id(a.storage), (len(self._storages), a.offset))
         self._alive.append(a.storage)
         place = first, a.offset - start
-        self._signature.append(
-            (type(x), a.shape, a.dtype, a.device, a.strides, place, x._requires_grad, x.node is None, x._hooks is None)
-        )
+        self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, place, type(x), x._requires_grad, x.is_leaf))
         self.leaves.append(Leaf(path, x))
         self._visit(f"{path}.grad", x.grad)
+        self._visit(f"{path}'s hooks", x._hooks)
 
     def _dict(self, path: str, kind: type, x: dict, name: Callable[[Any], str]) -> None:
-        self._signature.append((kind, *(key if isinstance(key, Hashable) else id(key) for key in x)))
+        self._note(path, (kind, *(key if isinstance(key, Hashable) else id(key) for key in x)))
         self.containers.append((path, x))
         for key, part in x.items():
             self._visit(name(key), part)
@@ -106,10 +124,10 @@ class Reach:
         if isinstance(f, types.MethodType):
             self._visit("self", f.__self__)
             f = f.__func__
-        self._signature.append(f if isinstance(f, Hashable) else type(f))
+        self._note(path or "the function", f if isinstance(f, Hashable) else type(f))
         if not isinstance(f, types.FunctionType) or f.__module__.split(".")[0] in {*_NOT_ENTERED, "tinyarr"}:
             return
-        self._signature.append(f.__code__)
+        self._note(f"{path}'s code", f.__code__)
         prefix = f"{path}." if path else ""
         for name, cell in zip(f.__code__.co_freevars, f.__closure__ or ()):
             if _is_filled(cell):
@@ -135,3 +153,25 @@ def _is_filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
+
+
+def difference(new: Reach, signature: tuple, paths: Sequence[str]) -> list[str]:
+    """What is different in a signature, by path."""
+    now = dict(zip(new.paths, new.signature))
+    then = dict(zip(paths, signature))
+    found = []
+    for path in [*then, *(path for path in now if path not in then)]:
+        a, b = then.get(path, "nothing"), now.get(path, "nothing")
+        if a != b:
+            found.append(f"{path}: {_shown(a, b)}, then {_shown(b, a)}")
+    return found
+
+
+def _shown(part: Any, other: Any) -> str:
+    if isinstance(part, TensorKind):
+        if not isinstance(other, TensorKind):
+            return f"a tensor of shape {part.shape}"
+        return ", ".join(f"{k} {v}" for k, v, w in zip(part._fields, part, other) if v != w)
+    if isinstance(part, tuple) and len(part) == 2 and part[0] in _PLAIN:
+        return str(part[1])
+    return str(part)

@@ -1,0 +1,65 @@
+"""Two passes that shorten a graph: equal calls are made once, and what nothing needs is not made at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from ..program import Graph, Node, Read, Value, Write
+
+
+def common_subexpressions(graph: Graph) -> Graph:
+    """Nodes with the same call of the same operands become one: values never change, and draws name their counters."""
+    same: dict[Value, Value] = {}
+    known: dict[tuple, tuple[Value, ...]] = {}
+    nodes: list[Node | Write] = []
+    for node in graph.nodes:
+        node = _renamed(node, same)
+        if isinstance(node, Write):
+            nodes.append(node)
+            continue
+        key = node.call, tuple(x if isinstance(x, Read) else (type(x), repr(x)) for x in node.inputs)
+        if key in known:
+            same.update(zip(node.outputs, known[key], strict=True))
+        else:
+            known[key] = node.outputs
+            nodes.append(node)
+    return _ending(replace(graph, nodes=nodes), same)
+
+
+def dead_code(graph: Graph) -> Graph:
+    """Without the nodes that lead neither to a result nor to a state."""
+    needed = {read.value for read in graph.results} | {s.after for s in graph.states}
+    nodes: list[Node | Write] = []
+    for node in reversed(graph.nodes):
+        outputs = (node.output,) if isinstance(node, Write) else node.outputs
+        if needed.isdisjoint(outputs):
+            continue
+        nodes.append(node)
+        needed.update(values_read(node))
+    return replace(graph, nodes=nodes[::-1])
+
+
+def values_read(node: Node | Write) -> list[Value]:
+    if isinstance(node, Write):
+        return [node.old, node.new]
+    return [x.value for x in node.inputs if isinstance(x, Read)]
+
+
+def _renamed(node: Node | Write, same: dict[Value, Value]) -> Node | Write:
+    if isinstance(node, Write):
+        return replace(node, old=same.get(node.old, node.old), new=same.get(node.new, node.new))
+    return replace(node, inputs=tuple(_read(x, same) for x in node.inputs))
+
+
+def _read(x: Any, same: dict[Value, Value]) -> Any:
+    return Read(same.get(x.value, x.value), x.view) if isinstance(x, Read) else x
+
+
+def _ending(graph: Graph, same: dict[Value, Value]) -> Graph:
+    """The graph with its last values renamed."""
+    states = [replace(s, after=same.get(s.after, s.after)) for s in graph.states]
+    return replace(graph, states=states, results=[_read(x, same) for x in graph.results])
+
+
+PASSES = (common_subexpressions, dead_code)
