@@ -1,11 +1,13 @@
 """What goes wrong silently in compilers: here each works as in eager mode, or raises an error that says what to do."""
 
 import threading
+from collections import deque
 
 import numpy as np
 import pytest
 
 import tinyarr as ta
+from tests.compiler import settings
 from tinyarr import Tensor, nn
 from tinyarr.errors import OutOfBounds, ShapeError, TraceError
 
@@ -58,6 +60,44 @@ def test_a_value_in_closure_or_globals_that_changes_is_used():
 
 
 FACTOR = {"of all": 10}
+
+
+SCALE = 2
+
+
+class Scaled(nn.Module):
+    shift = 1
+
+    def forward(self, x):
+        return x * SCALE * settings.factor + self.shift
+
+
+def test_what_methods_and_modules_name_is_looked_at_too(monkeypatch):
+    model = Scaled()
+    run = ta.compile(lambda x: model(x))
+    x = Tensor([1.0])
+    assert values(run(x)) == [5]
+    monkeypatch.setitem(globals(), "SCALE", 3)
+    assert values(run(x)) == [7]
+    monkeypatch.setattr(settings, "factor", 1)
+    assert values(run(x)) == [4]
+    monkeypatch.setattr(Scaled, "shift", 0)
+    assert values(run(x)) == [3]
+
+
+def test_sets_and_deques_change_as_in_eager_mode():
+    names, last = {"a"}, deque(maxlen=2)
+
+    @ta.compile
+    def run(x):
+        names.add("b")
+        last.append(x * 2)
+        return last[0] + len(names)
+
+    for i in range(4):
+        out = run(Tensor([float(i)]))
+        assert names == {"a", "b"} and [values(t) for t in last] == [[2.0 * j] for j in range(max(i - 1, 0), i + 1)]
+        assert values(out) == [2.0 * max(i - 1, 0) + 2]
 
 
 def test_a_captured_tensor_that_is_replaced_or_written_is_used_as_it_is():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from collections import deque
 from typing import Any, NamedTuple
 
 from ..errors import TraceError
@@ -111,8 +112,10 @@ GONE = object()
 
 def contents(x: Any) -> dict[Any, Any]:
     """What a container holds, by key."""
-    if isinstance(x, list):
+    if isinstance(x, list | deque):
         return dict(enumerate(x))
+    if isinstance(x, set):
+        return dict.fromkeys(x)
     if isinstance(x, types.CellType):
         return {0: x.cell_contents}
     if isinstance(x, tuple):
@@ -123,8 +126,12 @@ def contents(x: Any) -> dict[Any, Any]:
 
 def put(x: Any, new: dict[Any, Any]) -> None:
     """Makes a container hold this."""
-    if isinstance(x, list):
-        x[:] = [new[i] for i in sorted(new)]
+    if isinstance(x, list | deque):
+        x.clear()
+        x.extend(new[i] for i in sorted(new))
+    elif isinstance(x, set):
+        x.clear()
+        x.update(new)
     elif isinstance(x, types.CellType):
         x.cell_contents = new[0]
     elif isinstance(x, tuple):

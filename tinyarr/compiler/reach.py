@@ -6,8 +6,10 @@ tensors. The same walk finds, at each call, the tensors that the program reads a
 
 from __future__ import annotations
 
+import functools
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from ..tensor import Tensor
 from ..views import Shape
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Dtype, Device, slice, range)
-_NOT_ENTERED = sys.stdlib_module_names | {"numpy", "cupy", "torch", "jax"}
+_STANDARD = sys.stdlib_module_names - {"__main__"}
 
 
 class Leaf(NamedTuple):
@@ -65,7 +67,7 @@ class Reach:
         self.paths.append(path)
 
     def _visit(self, path: str, x: Any) -> None:
-        kind = type(x)
+        kind: Any = type(x)
         if kind in _PLAIN:
             self._note(path, (kind, repr(x) if kind in (float, complex, slice) else x))
             return
@@ -79,12 +81,15 @@ class Reach:
         elif isinstance(x, Generator):
             self._note(path, kind)
             self.leaves.append(Leaf(path, x))
-        elif isinstance(x, list | tuple):
+        elif isinstance(x, list | tuple | deque):
             self._note(path, (kind, len(x)))
-            if kind is list:
+            if not isinstance(x, tuple):
                 self.containers.append((path, x))
             for i, part in enumerate(x):
                 self._visit(f"{path}[{i}]", part)
+        elif isinstance(x, set):
+            self._note(path, (kind, frozenset(x)))
+            self.containers.append((path, x))
         elif isinstance(x, dict):
             self._dict(path, kind, x, lambda key: f"{path}[{key!r}]")
         elif isinstance(x, types.FunctionType):
@@ -92,16 +97,17 @@ class Reach:
         elif isinstance(x, types.MethodType):
             self._visit(path, x.__self__)
             self._visit(path, x.__func__)
-        elif not isinstance(x, type | types.ModuleType) and kind.__module__.split(".")[0] not in _NOT_ENTERED:
+        elif not isinstance(x, type | types.ModuleType) and _is_entered(kind):
             wrapped = getattr(x, "__wrapped__", None)
             if isinstance(wrapped, types.FunctionType):
                 self._visit(path, wrapped)
             elif hasattr(x, "__dict__"):
                 self._dict(path, kind, vars(x), lambda key: f"{path}.{key}")
+                self._class(path, kind)
             else:
                 self._note(path, kind)
         else:
-            self._note(path, kind if not isinstance(x, type) else x)
+            self._note(path, x if isinstance(x, type | types.ModuleType) else kind)
 
     def _tensor(self, path: str, x: Tensor) -> None:
         a = x.array
@@ -125,7 +131,7 @@ class Reach:
             self._visit("self", f.__self__)
             f = f.__func__
         self._note(path or "the function", f if isinstance(f, Hashable) else type(f))
-        if not isinstance(f, types.FunctionType) or f.__module__.split(".")[0] in {*_NOT_ENTERED, "tinyarr"}:
+        if not isinstance(f, types.FunctionType) or not _is_users(f.__module__):
             return
         self._note(f"{path}'s code", f.__code__)
         prefix = f"{path}." if path else ""
@@ -135,12 +141,46 @@ class Reach:
                 self._visit(prefix + name, cell.cell_contents)
         self._visit(f"{prefix}defaults", f.__defaults__)
         self._visit(f"{prefix}keyword defaults", f.__kwdefaults__)
-        for name in _names(f.__code__):
+        names = _names(f.__code__)
+        for name in names:
             if name in f.__globals__:
-                self.containers.append((prefix + name, (f.__globals__, name)))
-                self._visit(prefix + name, f.__globals__[name])
+                self._variable(prefix, f.__globals__, name)
+                module = f.__globals__[name]
+                if isinstance(module, types.ModuleType) and _is_users(module.__name__):
+                    for attribute in names:
+                        if attribute in vars(module):
+                            self._variable(f"{prefix}{name}.", vars(module), attribute)
+
+    def _variable(self, prefix: str, names: dict[str, Any], name: str) -> None:
+        self.containers.append((prefix + name, (names, name)))
+        self._visit(prefix + name, names[name])
+
+    def _class(self, path: str, kind: type) -> None:
+        """The attributes of a user's class: values that instances share, and methods, which name globals too."""
+        for owner in kind.__mro__:
+            if id(owner) not in self._seen and _is_users(owner.__module__):
+                self._seen[id(owner)] = len(self._seen)
+                for name, x in vars(owner).items():
+                    x = x.fget if isinstance(x, property) else getattr(x, "__func__", x)
+                    if not name.startswith("__") or isinstance(x, types.FunctionType):
+                        self._visit(f"{path}.{name}", x)
 
 
+@functools.cache
+def _is_users(module: str | None) -> bool:
+    """Whether code or a class is the user's, so that what it names may change: neither installed nor Python's own."""
+    if (module or "").split(".")[0] in {*_STANDARD, "tinyarr"}:
+        return False
+    return "-packages" not in (getattr(sys.modules.get(module or ""), "__file__", None) or "")
+
+
+@functools.cache
+def _is_entered(kind: type) -> bool:
+    """Whether the attributes of a class's instances are looked at: a user's, or one built on tinyarr's."""
+    return any(c.__module__.split(".")[0] == "tinyarr" or _is_users(c.__module__) for c in kind.__mro__[:-1])
+
+
+@functools.cache
 def _names(code: types.CodeType) -> Sequence[str]:
     """The globals and attributes that code names, and the functions defined in it."""
     inner = [n for c in code.co_consts if isinstance(c, types.CodeType) for n in _names(c)]

@@ -1,0 +1,3 @@
+"""A module whose variables a test changes."""
+
+factor = 2
