@@ -30,6 +30,22 @@ def test_a_returned_argument_or_view_of_it_is_a_copy():
     assert values(same) == [1, 2] and values(part) == [2]
 
 
+def test_results_share_no_memory_with_each_other_nor_with_state():
+    state = Tensor([1.0, 2.0])
+
+    @ta.compile
+    def run(x):
+        y = x * 2
+        state.assign(y)
+        return y, y, y[1:], ta.zeros(2), state
+
+    for _ in range(2):
+        results = run(Tensor([3.0, 4.0]))
+        for i, t in enumerate(results):
+            t.assign(float(i))
+        assert [values(t)[0] for t in results] == [0, 1, 2, 3, 4] and values(state) == [6, 8]
+
+
 def test_python_numbers_and_branches_belong_to_the_signature():
     @ta.compile
     def scaled(x, factor, *, negative=False):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,12 @@ class Interpreter:
                 if value not in seen:
                     seen.add(value)
                     last.append(value)
+        made = {v for n in graph.nodes for v in ((n.output,) if isinstance(n, Write) else n.outputs)}
+        times = Counter(read.value for read in graph.results)
+        self._copied = [
+            read.value not in made or times[read.value] > 1 or read.view != views.contiguous(read.value.shape)
+            for read in graph.results
+        ]
 
     def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]]) -> list[Array]:
         graph = self._graph
@@ -50,7 +57,8 @@ class Interpreter:
                 known.update(zip(node.outputs, made, strict=True))
             for value in last:
                 known.pop(value, None)
-        results = [eager.contiguous_copy(_seen(known[r.value], r.view)) for r in graph.results]
+        seen = [_seen(known[read.value], read.view) for read in graph.results]
+        results = [eager.contiguous_copy(x) if copied else x for x, copied in zip(seen, self._copied, strict=True)]
         stores = [(s, place, known[s.after]) for s, place in zip(graph.states, states) if s.after is not s.before]
         outside = {id(x.storage) for x in states}
         stores = [(s, place, eager.contiguous_copy(x) if id(x.storage) in outside else x) for s, place, x in stores]
