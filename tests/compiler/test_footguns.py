@@ -1,5 +1,6 @@
 """What goes wrong silently in compilers: here each works as in eager mode, or raises an error that says what to do."""
 
+import functools
 import threading
 from collections import deque
 
@@ -364,6 +365,16 @@ def test_a_compiled_function_inside_another_is_part_of_it():
     inner = ta.compile(lambda x: x * 2)
     outer = ta.compile(lambda x: inner(x) + 1)
     assert values(outer(Tensor([3.0]))) == [7] and len(outer.graphs) == 1 and inner.graphs == []
+
+
+def test_modules_methods_and_partials_can_be_compiled():
+    model, x = nn.Linear(3, 2), ta.ones((1, 3))
+    expected = values(model(x))
+    for f in (model, model.forward, functools.partial(lambda m, x, *, scale: m(x) * scale, model, scale=1)):
+        run = ta.compile(f)
+        assert values(run(x)) == values(run(x)) == expected and len(run.graphs) == 1
+    with pytest.raises(TypeError, match="compile: function is int: pass a function"):
+        ta.compile(3)
 
 
 def test_threads_may_call_one_function():

@@ -36,6 +36,8 @@ def compile(function: Callable) -> Compiled:
     had run; what it returns is new and has no history. Raises TraceError where the function asks for elements, or uses
     a tensor that can't be found again.
     """
+    if not callable(function):
+        raise TypeError(f"compile: function is {type(function).__name__}: pass a function, a method or a module")
     return Compiled(function)
 
 
@@ -45,6 +47,7 @@ class Compiled:
     def __init__(self, function: Callable, passes: Sequence[Callable[[Graph], Graph]] = PASSES):
         functools.update_wrapper(self, function)
         self.function = function
+        self._name = getattr(function, "__qualname__", type(function).__name__)
         self._passes = passes
         self._programs: dict[tuple, _Program] = {}
         self._lock = threading.RLock()
@@ -68,7 +71,7 @@ class Compiled:
                 why = self._why(reach)
                 if len(self._programs) == MOST_PROGRAMS:
                     raise TraceError(
-                        f"compile: {self.function.__qualname__} was traced for {MOST_PROGRAMS} signatures, and another "
+                        f"compile: {self._name} was traced for {MOST_PROGRAMS} signatures, and another "
                         f"came: make what changes at each call a tensor\n{self.explain()}\nnow: {why}"
                     )
                 start = time.perf_counter()

@@ -97,6 +97,10 @@ class Reach:
         elif isinstance(x, types.MethodType):
             self._visit(path, x.__self__)
             self._visit(path, x.__func__)
+        elif isinstance(x, functools.partial):
+            self._note(path, kind)
+            for part in (x.func, x.args, x.keywords):
+                self._visit(path, part)
         elif not isinstance(x, type | types.ModuleType) and _is_entered(kind):
             wrapped = getattr(x, "__wrapped__", None)
             if isinstance(wrapped, types.FunctionType):
@@ -130,8 +134,11 @@ class Reach:
         if isinstance(f, types.MethodType):
             self._visit("self", f.__self__)
             f = f.__func__
-        self._note(path or "the function", f if isinstance(f, Hashable) else type(f))
-        if not isinstance(f, types.FunctionType) or not _is_users(f.__module__):
+        if not isinstance(f, types.FunctionType):  # a module, or another object that can be called
+            self._visit(path or type(f).__name__, f)
+            return
+        self._note(path or "the function", f)
+        if not _is_users(f.__module__):
             return
         self._note(f"{path}'s code", f.__code__)
         prefix = f"{path}." if path else ""
