@@ -18,8 +18,8 @@ from ..program import Graph, State
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
 from .build import build
+from .effects import Before, Changes, filled, numbered
 from .interpret import Interpreter
-from .memory import Before, Changes, filled, numbered
 from .reach import Reach, difference
 from .simplify import PASSES
 from .trace import Trace, TracedStorage

@@ -57,7 +57,8 @@ class Reach:
         self._seen: dict[int, int] = {}
         self._storages: dict[int, tuple[int, int]] = {}
         self._alive: list[Any] = []  # what an id stands for must not go away meanwhile
-        self._function("", function)
+        names = {types.FunctionType: "", types.MethodType: "self"}
+        self._visit(names.get(type(function), type(function).__name__), function)
         self._visit("arguments", arguments)
         self._visit("keywords", keywords)
         self.signature = tuple(self._signature)
@@ -129,14 +130,8 @@ class Reach:
         for key, part in x.items():
             self._visit(name(key), part)
 
-    def _function(self, path: str, f: Any) -> None:
+    def _function(self, path: str, f: types.FunctionType) -> None:
         """A function of the user's: what it closes over, its defaults, and the globals that its code names."""
-        if isinstance(f, types.MethodType):
-            self._visit("self", f.__self__)
-            f = f.__func__
-        if not isinstance(f, types.FunctionType):  # a module, or another object that can be called
-            self._visit(path or type(f).__name__, f)
-            return
         self._note(path or "the function", f)
         if not _is_users(f.__module__):
             return

@@ -26,7 +26,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 class TracedStorage(Storage):
     """Memory that a program will have."""
 
-    __slots__ = ("__dict__",)
+    __slots__ = ()
 
     def __init__(self, nbytes: int, device: Device):
         self.nbytes = nbytes
