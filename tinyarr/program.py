@@ -100,3 +100,33 @@ class Graph:
         lines += [repr(node) for node in self.nodes]
         lines += [f"leaf {s.leaf} = {s.after}" for s in self.states if s.after is not s.before]
         return "\n".join([*lines, f"return {', '.join(map(repr, self.results))}"])
+
+
+class Place(NamedTuple):
+    """`offset` bytes into a buffer: the arena, or state, constant, draw or result `number`."""
+
+    buffer: str
+    number: int = 0
+    offset: int = 0
+
+
+class Copy(NamedTuple):
+    """What a read shows becomes, dense, the contents of a value's place, or of `part` of it."""
+
+    read: Read
+    target: Value
+    part: View | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What runs, and where.
+
+    steps: nodes and copies in order; None where a copy needs none, for its values stand in one place. places: of every
+    value. arena: its bytes. lives: for each value in it, the first and the last step that needs it.
+    """
+
+    steps: Sequence[Node | Copy | None]
+    places: dict[Value, Place]
+    arena: int
+    lives: dict[Value, tuple[int, int]]

@@ -13,7 +13,7 @@ from tests.samples import SAMPLES
 from tests.test_primitives import in_tuple, operands
 from tests.test_random_programs import programs
 from tinyarr import Tensor
-from tinyarr.compiler import PASSES, Compiled
+from tinyarr.compiler import PASSES, Compiled, Interpreter
 from tinyarr.errors import TinyarrError, TraceError
 from tinyarr.tensor import result_tensor
 
@@ -59,7 +59,7 @@ def test_every_operation_compiled_gives_the_bits_of_eager_mode(name):
         def run(*x):
             return sample.function(*x, **case.params)
 
-        compiled = ta.compile(run)
+        compiled = Compiled(run, build=Interpreter)
         ta.manual_seed(0)
         expected = [outcome(run, *x) for x in (inputs, inputs, [again(x) for x in inputs])]
         ta.manual_seed(0)
@@ -87,7 +87,8 @@ def test_a_random_program_and_its_gradients_compiled_give_the_bits_of_eager_mode
         return *out, *pull(*(ta.ones_like(x) for x in out))
 
     inputs = [Tensor(x) for x in program.inputs]
-    compiled, oracle = ta.compile(with_gradients), Compiled(with_gradients, passes=())
+    compiled = Compiled(with_gradients, build=Interpreter)
+    oracle = Compiled(with_gradients, passes=(), build=Interpreter)
     assume("comes from outside" not in str(outcome(compiled, *inputs)))  # indices that are NumPy arrays
     for x in (inputs, inputs, [again(x) for x in inputs]):
         assert outcome(compiled, *x) == outcome(oracle, *x) == outcome(with_gradients, *x)
@@ -125,7 +126,7 @@ def test_training_compiled_gives_the_bits_of_eager_mode(make):
             return norm
 
         if compiled:
-            micro_step, update = Compiled(micro_step, passes), Compiled(update, passes)
+            micro_step, update = (Compiled(f, passes, Interpreter) for f in (micro_step, update))
         log = []
         for i, tokens in enumerate(batches):
             log.append(micro_step(tokens).item())

@@ -10,6 +10,7 @@ import pytest
 import tinyarr as ta
 from tests.compiler import settings
 from tinyarr import Tensor, nn
+from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.errors import OutOfBounds, ShapeError, TraceError
 
 
@@ -304,7 +305,7 @@ def training(compiled):
         optimizer.zero_grad()
         return loss
 
-    return model, optimizer, ta.compile(step) if compiled else step
+    return model, optimizer, Compiled(step, build=Interpreter) if compiled else step
 
 
 def test_learning_rate_and_mode_may_change_between_calls_and_weights_be_loaded():

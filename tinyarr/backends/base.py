@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from ..array import Array
 from ..dtypes import Dtype
+from ..program import Graph, Plan
 from ..views import Shape
 
 
@@ -54,6 +55,9 @@ class Backend(Protocol):
 
     def kernel(self, call: Any) -> Kernel | None:
         """The kernel for a call, or None where this backend has none for its primitive."""
+
+    def program(self, graph: Graph, plan: Plan) -> Any | None:
+        """What runs a graph as planned, `run(states, draws) -> results` as the Interpreter's; None: it must."""
 
     def synchronize(self) -> None:
         """Waits until everything launched has run."""

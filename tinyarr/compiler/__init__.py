@@ -1,6 +1,7 @@
 """From a Python function to a program: trace, build the graph, run it."""
 
 from .function import Compiled, compile
+from .interpret import Interpreter
 from .simplify import PASSES
 
-__all__ = ["PASSES", "Compiled", "compile"]
+__all__ = ["PASSES", "Compiled", "Interpreter", "compile"]

@@ -14,12 +14,13 @@ from ..array import Array
 from ..device import default_device
 from ..errors import TraceError
 from ..ops.primitive import executor
-from ..program import Graph, State
+from ..program import Graph, State, Write
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
 from .build import build
 from .effects import Before, Changes, filled, numbered
 from .interpret import Interpreter
+from .plan import plan
 from .reach import Reach, difference
 from .simplify import PASSES
 from .trace import Trace, TracedStorage
@@ -41,16 +42,40 @@ def compile(function: Callable) -> Compiled:
     return Compiled(function)
 
 
-class Compiled:
-    """A compiled function. passes: what is done to its graphs; none of them changes a bit of a result."""
+def _build(graph: Graph) -> Any:
+    """What runs a graph: the program of the device that holds all its values, or the interpreter."""
+    used = {v.device for n in graph.nodes for v in ((n.output,) if isinstance(n, Write) else n.outputs)}
+    used |= {s.before.device for s in graph.states} | {v.device for v, _ in graph.constants}
+    device = used.pop() if used else default_device()
+    made = None if used else device.backend.program(graph, plan(graph))
+    return Interpreter(graph) if made is None else made
 
-    def __init__(self, function: Callable, passes: Sequence[Callable[[Graph], Graph]] = PASSES):
+
+class Compiled:
+    """A compiled function.
+
+    passes: what is done to its graphs; none of them changes a bit of a result. build(graph): what runs one, by default
+    the device's own program; with Interpreter, the kernels of eager mode, and so its bits.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        passes: Sequence[Callable[[Graph], Graph]] = PASSES,
+        build: Callable[[Graph], Any] = _build,
+    ):
         functools.update_wrapper(self, function)
         self.function = function
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._passes = passes
+        self._build = build
         self._programs: dict[tuple, _Program] = {}
         self._lock = threading.RLock()
+
+    @property
+    def programs(self) -> list[Any]:
+        """What runs each of them; of a C library, `source` and `kernels` show the code."""
+        return [program.runner for program in self._programs.values()]
 
     @property
     def graphs(self) -> list[Graph]:
@@ -74,12 +99,15 @@ class Compiled:
                         f"compile: {self._name} was traced for {MOST_PROGRAMS} signatures, and another "
                         f"came: make what changes at each call a tensor\n{self.explain()}\nnow: {why}"
                     )
-                start = time.perf_counter()
+                times = [time.perf_counter()]
                 graph, returned, changes = _trace(self.function, reach, args, kwargs)
                 for change in self._passes:
                     graph = change(graph)
-                program = self._programs[key] = _Program(graph, returned, changes, reach.paths)
-                program.why = f"{why} ({len(graph.nodes)} nodes, {time.perf_counter() - start:.3f} s)"
+                times.append(time.perf_counter())
+                program = self._programs[key] = _Program(self._build(graph), graph, returned, changes, reach.paths)
+                times.append(time.perf_counter())
+                spent = f"traced in {times[1] - times[0]:.3f} s, compiled in {times[2] - times[1]:.3f} s"
+                program.why = f"{why} ({len(graph.nodes)} nodes, {spent})"
             return program.run(reach)
 
     def explain(self) -> str:
@@ -95,21 +123,21 @@ class Compiled:
 
 
 class _Program:
-    """A graph, and where its results go: to what the function returns, and to what it changes."""
+    """What runs a graph, and where its results go: to what the function returns, and to what it changes."""
 
-    def __init__(self, graph: Graph, returned: Any, changes: Changes, paths: Sequence[str]):
+    def __init__(self, runner: Any, graph: Graph, returned: Any, changes: Changes, paths: Sequence[str]):
         self.graph = graph
         self.paths = paths
         self.why = ""
         self._returned = returned
         self._changes = changes
-        self._interpreter = Interpreter(graph)
+        self.runner = runner
 
     def run(self, reach: Reach) -> Any:
         leaves = reach.leaves
         memory = [_memory(leaves[state.leaf].object.array, state) for state in self.graph.states]
         draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
-        results = [result_tensor(x) for x in self._interpreter.run(memory, draws)]
+        results = [result_tensor(x) for x in self.runner.run(memory, draws)]
         self._changes.repeat(reach, results)
         return filled(self._returned, results)
 

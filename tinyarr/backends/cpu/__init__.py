@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextvars
+import functools
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +14,10 @@ import numpy as np
 from ...array import Array, Storage
 from ...device import Device
 from ...dtypes import Dtype
+from ...program import Graph, Plan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
-from . import attention, expression, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
+from . import attention, c_compiler, expression, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .memory import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, Record, plan_scratch
 
@@ -81,12 +84,28 @@ class CpuBackend:
 
         return run
 
+    def program(self, graph: Graph, plan: Plan) -> Any | None:
+        """The plan as a C library; None, with a warning, where there is no C compiler."""
+        from .c.library import Library  # here: who compiles nothing needs none of it
+
+        try:
+            c_compiler.find_compiler()
+        except c_compiler.CompilerError as error:
+            _warn_of_numpy(str(error))
+            return None
+        return Library(graph, plan)
+
     def synchronize(self) -> None:
         pass
 
     def memory_stats(self) -> MemoryStats:
         """Blocks of 64 KiB and more; smaller ones are malloc's and not counted."""
         return self._pool.stats()
+
+
+@functools.cache
+def _warn_of_numpy(why: str) -> None:
+    warnings.warn(f"compile: programs run NumPy's kernels, which is slower: {why}", stacklevel=2)
 
 
 _contexts = threading.local()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import shlex
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from ... import cache
 from ...errors import TinyarrError
 from ..scalar_source import HEADER
 
@@ -40,7 +42,35 @@ def find_compiler() -> list[str]:
     raise CompilerError("C compiler: none of cc, gcc, clang is installed: install one, or name it in TINYARR_CC")
 
 
-def load(source: str, folder: Path | None = None) -> ctypes.CDLL:
+def load_cached(source: str) -> ctypes.CDLL:
+    """The library of a source with OpenMP, from the disk cache where it is; a compiler of this name is still needed."""
+    command = find_compiler()
+    header = HEADER.read_text(encoding="utf-8")
+    file = cache.file_of("so", source, header, command, _version(command[0]), FLAGS, _processor())
+    if cache.read(file) is None:
+        with tempfile.TemporaryDirectory(prefix="tinyarr-") as temporary:
+            library = load(source, Path(temporary), openmp=True)
+            cache.write(file, (Path(temporary) / "kernels.so").read_bytes())
+            return library
+    return ctypes.CDLL(str(file))
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+
+
+@functools.cache
+def _processor() -> str:
+    """What this processor can do: a library made for another one may hold instructions that it lacks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def load(source: str, folder: Path | None = None, *, openmp: bool = False) -> ctypes.CDLL:
     """Compiles C source, which may include scalar.h, to a shared library and loads it.
 
     `folder` keeps the source and the library; without it they are removed at once, and the library lives on in memory.
@@ -49,11 +79,14 @@ def load(source: str, folder: Path | None = None) -> ctypes.CDLL:
     command = find_compiler()
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="tinyarr-") as temporary:
-            return load(source, Path(temporary))
+            return load(source, Path(temporary), openmp=openmp)
     text, library = folder / "kernels.c", folder / "kernels.so"
     text.write_text(source, encoding="utf-8")
+    flags = ["-fopenmp"] if openmp else []
     run = subprocess.run(
-        [*command, *FLAGS, f"-I{HEADER.parent}", str(text), "-o", str(library), "-lm"], capture_output=True, text=True
+        [*command, *FLAGS, *flags, f"-I{HEADER.parent}", str(text), "-o", str(library), "-lm"],
+        capture_output=True,
+        text=True,
     )
     if run.returncode:
         raise CompilerError(f"C compiler: {shlex.join(command)} rejected the source:\n{run.stderr.strip()}")

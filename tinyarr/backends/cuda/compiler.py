@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import tempfile
 from pathlib import Path
 
+from ... import cache
 from ...errors import TinyarrError
 from .registry import Source
 
@@ -35,38 +33,16 @@ def text_of(source: Source) -> str:
     return "\n".join([*headers, *macros, *([source.text] if source.text else []), *kernels])
 
 
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: $TINYARR_CACHE, else tinyarr in the user's cache folder."""
-    chosen = os.environ.get("TINYARR_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tinyarr"
-
-
 def compile_source(source: Source, arch: str) -> bytes:
-    """The machine code (cubin) of a source for an architecture like 'sm_90'. Raises CompilerError.
-
-    A file of the cache holds a digest of the code before the code, so that a damaged one is compiled again.
-    """
+    """The machine code (cubin) of a source for an architecture like 'sm_90'. Raises CompilerError."""
     from cupy.cuda import nvrtc
 
     text = text_of(source)
-    key = hashlib.sha256(repr((text, FLAGS, arch, nvrtc.getVersion())).encode()).hexdigest()
-    file = cache_folder() / f"{key}.cubin"
-    try:
-        stored = file.read_bytes()
-        if stored[:32] == hashlib.sha256(stored[32:]).digest():
-            return stored[32:]
-    except OSError:
-        pass
-    code = _compile(text, arch)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as temporary:
-            temporary.write(hashlib.sha256(code).digest() + code)
-        os.replace(temporary.name, file)
-    except OSError:
-        pass  # a cache that can't be written costs time alone
+    file = cache.file_of("cubin", text, FLAGS, arch, nvrtc.getVersion())
+    code = cache.read(file)
+    if code is None:
+        code = _compile(text, arch)
+        cache.write(file, code)
     return code
 
 

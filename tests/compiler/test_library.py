@@ -1,0 +1,236 @@
+"""Programs as C libraries: within a derived bound of the NumPy interpreter, for every operation and for training."""
+
+import ctypes
+import os
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import strategies as st
+
+import tinyarr as ta
+from tests.compiler.test_compile import REFUSED, again, gpt2, llama3, outcome
+from tests.samples import SAMPLES
+from tests.test_primitives import in_tuple, operands
+from tests.test_random_programs import programs
+from tinyarr import Tensor, cache
+from tinyarr.backends.cpu import c_compiler
+from tinyarr.compiler import Compiled, Interpreter
+from tinyarr.compiler.plan import nbytes, plan
+from tinyarr.errors import OutOfBounds, TinyarrError
+
+
+def values(function, *args):
+    """The results as float64 where they are floats, or the error's type."""
+    ta.manual_seed(0)
+    try:
+        results = [ta.copy(x) for x in in_tuple(function(*args)) if isinstance(x, Tensor)]
+    except TinyarrError as error:
+        return type(error)
+    return [(x.astype(ta.float64) if x.dtype.is_float else x).numpy() for x in results]
+
+
+def close(found, naive, reference, epsilon, scale):
+    """At most twice the naive error, or a few roundings of the largest number that takes part."""
+    if found.dtype.kind != "f":
+        return np.array_equal(found, naive)
+    if np.array_equal(found, naive, equal_nan=True):
+        return True
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(naive) & np.isfinite(reference)
+        special = ~np.isfinite(naive)
+        if not np.array_equal(found[special], naive[special], equal_nan=True):
+            return False
+        size = max(np.abs(reference[finite]).max(initial=0), scale, 1)
+        allowed = 2 * np.abs(naive - reference)[finite].max(initial=0) + 4 * epsilon * size
+        return bool((np.abs(found - reference)[finite] <= allowed).all())
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in REFUSED])
+def test_every_operation_in_c_errs_no_more_than_twice_numpys(name):
+    sample = SAMPLES[name]
+
+    @settings(max_examples=3, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        inputs = operands(data.draw, case, dtype)
+
+        def run(*x):
+            return sample.function(*x, **case.params)
+
+        compiled, oracle = ta.compile(run), Compiled(run, build=Interpreter)
+        for x in (inputs, [again(x) for x in inputs]):
+            found, naive = values(compiled, *x), values(oracle, *x)
+            if isinstance(naive, type) or isinstance(found, type):
+                assert found == naive
+                continue
+            wide = [t.astype(ta.float64) if t.dtype.is_float and t.dtype.itemsize > 1 else t for t in x]
+            reference = values(run, *wide)
+            if isinstance(reference, type):
+                reference = naive
+            floats = [t.dtype for t in x if t.dtype.is_float] or [ta.float32]
+            epsilon = max(float(ta.finfo(d).eps) for d in floats)
+            scale = max((float(np.abs(np.nan_to_num(t.astype(ta.float64).numpy(), posinf=0, neginf=0)).max(initial=0))
+                         for t in x if t.dtype.is_float), default=0)  # fmt: skip
+            for a, b, r in zip(found, naive, reference, strict=True):
+                assert close(a, b, r if r.shape == b.shape else b, epsilon, scale)
+
+    check()
+
+
+@settings(max_examples=15, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@given(programs())
+def test_values_that_live_together_never_share_memory_and_random_programs_agree(program):
+    kept: dict[int, list] = {}
+
+    def function(*inputs):
+        found = program.evaluate(ta, inputs, kept)
+        return tuple(found[i] for i in program.outputs)
+
+    inputs = [Tensor(x) for x in program.inputs]
+    compiled = ta.compile(function)
+    assume("comes from outside" not in str(outcome(compiled, *inputs)))
+    for x in (inputs, [again(x) for x in inputs]):
+        found, naive = values(compiled, *x), values(function, *x)
+        if isinstance(naive, type):
+            assert found == naive
+        else:
+            for a, b in zip(found, naive, strict=True):
+                largest = np.abs(b[np.isfinite(b)]).max(initial=1)
+                np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * largest)
+    for graph in compiled.graphs:
+        made = plan(graph)
+        spans = [(made.places[v].offset, made.places[v].offset + nbytes(v), *life) for v, life in made.lives.items()]
+        for i, (low, high, first, last) in enumerate(spans):
+            assert high <= made.arena
+            for low_2, high_2, first_2, last_2 in spans[:i]:
+                assert high <= low_2 or high_2 <= low or last < first_2 or last_2 < first
+
+
+def training(make, build, dtype, steps=5):
+    rng = np.random.default_rng(0)
+    batches = [Tensor(rng.integers(0, 65, (2, 17))) for _ in range(steps)]
+    ta.manual_seed(0)
+    model = make()
+    for p in model.parameters():
+        p.array = p.detach().astype(dtype).array
+    optimizer = ta.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def step(tokens):
+        loss = model.loss(tokens[:, :-1], tokens[:, 1:])
+        loss.backward()
+        norm = ta.optim.clip_grad_norm(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss, norm
+
+    step = step if build is None else Compiled(step, build=build) if build is Interpreter else ta.compile(step)
+    return np.array([[x.item() for x in step(tokens)] for tokens in batches])
+
+
+@pytest.mark.parametrize("make", [gpt2, llama3])
+def test_training_in_c_errs_no_more_than_twice_eager_training(make):
+    eager, found = training(make, None, ta.float32), training(make, "c", ta.float32)
+    reference = training(make, None, ta.float64)
+    naive = np.abs(eager - reference).max(axis=0)
+    floor = np.finfo(np.float32).eps * np.abs(reference).max(axis=0)
+    assert (np.abs(found - reference).max(axis=0) <= 2 * naive + 4 * floor).all()
+
+
+def test_threads_change_no_bit():
+    code = (
+        "from tests.compiler.test_library import *\n"
+        "print(training(gpt2, 'c', ta.float32).tobytes().hex(), training(llama3, 'c', ta.float32).tobytes().hex())"
+    )
+    command = [sys.executable, "-c", code]
+    runs = [
+        subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": n}, capture_output=True, text=True)
+        for n in ("1", "2", "3", "2")
+    ]
+    assert runs[0].returncode == 0, runs[0].stderr
+    assert len({run.stdout for run in runs}) == 1
+
+
+def test_a_bad_index_names_operation_position_and_line():
+    table = Tensor(np.ones((4, 3), np.float32))
+
+    @ta.compile
+    def look_up(i):
+        return ta.embedding(table, i)
+
+    assert look_up(Tensor([0, 3])).shape == (2, 3)
+    with pytest.raises(OutOfBounds, match=r"take: index 1 is 4.*test_library.py"):
+        look_up(Tensor([0, 4]))
+
+
+def test_without_a_compiler_numpy_serves_and_says_so(monkeypatch):
+    from tinyarr.backends import cpu
+
+    monkeypatch.setattr(c_compiler.shutil, "which", lambda name: None)
+    cpu._warn_of_numpy.cache_clear()
+    double = ta.compile(lambda x: x + x)
+    with pytest.warns(UserWarning, match="NumPy"):
+        assert double(Tensor([1.0])).tolist() == [2.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert ta.compile(lambda x: x * x)(Tensor([3.0])).tolist() == [9.0]
+
+
+def test_kernels_show_readable_source():
+    add = ta.compile(lambda x: (x + 1).sum())
+    add(Tensor(np.ones((2, 3), np.float32)))
+    first, second = add.programs[0].kernels
+    assert "x[i0]" in first.source and first.source.startswith("static void add_kernel(")
+    assert "#pragma omp simd reduction(+:piece)" in second.source
+
+
+SOURCE = "int answer(void) { return 42; }"
+
+
+def test_the_cache_is_used_verified_and_repaired(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    assert c_compiler.load_cached(SOURCE).answer() == 42
+    (file,) = cache.files()
+    made = []
+    monkeypatch.setattr(c_compiler, "load", lambda *a, **k: made.append(a) or ctypes.CDLL(None))
+    assert c_compiler.load_cached(SOURCE).answer() == 42 and not made
+    file.write_bytes(file.read_bytes()[:-40] + b"\0" * 40)
+    assert cache.read(file) is None
+    monkeypatch.undo()
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    assert c_compiler.load_cached(SOURCE + "\n").answer() == 42
+    monkeypatch.setattr(c_compiler, "_processor", lambda: "another")
+    assert c_compiler.load_cached(SOURCE).answer() == 42
+    assert len(cache.files()) == 3
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path / "file"))
+    assert c_compiler.load_cached(SOURCE).answer() == 42
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "replace", full)
+    assert c_compiler.load_cached(SOURCE).answer() == 42
+    assert [f.name for f in cache.files()] == ["file"]
+
+
+def test_two_processes_and_a_killed_one_share_a_cache(tmp_path):
+    code = f"from tinyarr.backends.cpu import c_compiler\nassert c_compiler.load_cached({SOURCE!r}).answer() == 42"
+    env = {**os.environ, "TINYARR_CACHE": str(tmp_path)}
+    killed = subprocess.Popen([sys.executable, "-c", code], env=env)
+    both = [subprocess.Popen([sys.executable, "-c", code], env=env) for _ in range(2)]
+    killed.kill()
+    killed.wait()
+    assert [p.wait() for p in both] == [0, 0]
+    command = [sys.executable, "-m", "tinyarr", "cache", "--clear"]
+    shown = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert "1 files" in shown.stdout and not list(tmp_path.glob("*.so"))

@@ -1,0 +1,102 @@
+"""Rows by number, and the sum of gradients back into the rows. A bad index is reported and read as 0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .... import views
+from ...scalar_source import TYPES, cast
+from .elementwise import copied, filled
+from .kernel import Operand, Site, kernel, loop, parallel
+
+STRIP = 64
+
+
+def _index(indices: Operand, number: str, size: int, wrap: bool) -> str:
+    """Declares `index`, checked."""
+    at = f"{indices.name}[{indices.offset(number, range(len(indices.shape)))}]"
+    wrapped = f"index += index < 0 ? {size} : 0;\n" if wrap else ""
+    return (
+        f"int64_t index = {at};\n{wrapped}"
+        f"if (index < 0 || index >= {size}) {{\n"
+        f"    report(error, launch, {number}, {at});\n    index = 0;\n}}"
+    )
+
+
+@kernel("take")
+def take(site: Site) -> str:
+    (x, indices), (out,) = site.inputs, site.outputs
+    axis, n = site.params["axis"], x.shape[site.params["axis"]]
+    outer, inner = range(axis), range(axis + 1, len(x.shape))
+    inside = [a + len(indices.shape) - 1 for a in inner]
+    rows, width = views.size(x.shape[:axis]), views.size(x.shape[axis + 1 :])
+    if not n:
+        return ""
+    source = f"x_row[{x.offset('i', inner)}]"
+    body = "\n".join([
+        _index(indices, f"row % {indices.size}" if rows > 1 else "row", n, site.params["wrap"]),
+        f"const {x.type} *x_row = x + {x.offset(f'(row / {indices.size})', outer)} + {x.strides[axis]} * index;",
+        f"{out.type} *out_row = out + {out.offset('row', range(axis + len(indices.shape)))};",
+        loop("i", width, f"out_row[{out.offset('i', inside)}] = {source};"),
+    ])  # fmt: skip
+    return loop("row", rows * indices.size, body, parallel(rows * indices.size, out.size))
+
+
+@kernel("take_gradient")
+def take_gradient(site: Site) -> str:
+    """Each job adds all rows to a strip of columns, in the order in which they stand."""
+    (g, indices), (out,) = site.inputs, site.outputs
+    axis, size = site.params["axis"], site.params["size"]
+    compute = out.dtype.compute
+    total, begin = out, []
+    if compute is not out.dtype:
+        place = site.take_scratch(out.size * compute.itemsize)
+        begin = [f"{TYPES[compute]} *total = ({TYPES[compute]} *)({place});"]
+        total = Operand("total", compute, out.shape, views.contiguous_strides(out.shape))
+    rows, width = views.size(out.shape[:axis]), views.size(out.shape[axis + 1 :])
+    strips = -(-width // STRIP)
+    inner = range(axis + 1, len(out.shape))
+    inside = [a + len(indices.shape) - 1 for a in inner]
+    source = cast(f"g_row[{g.offset('i', inside)}]", g.dtype, compute)
+    add = "\n".join([
+        _index(indices, "k", size, site.params["wrap"]),
+        f"const {g.type} *g_row = g + {g.offset(f'(outer * {indices.size} + k)', range(axis + len(indices.shape)))};",
+        f"{total.type} *row = {total.name} + {total.offset('outer', range(axis))} + {total.strides[axis]} * index;",
+        f"for (int64_t i = first; i < MIN(first + {STRIP}, {width}); i++)",
+        f"    row[{total.offset('i', inner)}] += {source};",
+    ])  # fmt: skip
+    body = "\n".join([
+        f"int64_t outer = job / {strips}, first = job % {strips} * {STRIP};",
+        loop("k", indices.size, add),
+    ])  # fmt: skip
+    text = [*begin, filled(total, "0")]
+    if size and strips:
+        text.append(loop("job", rows * strips, body, parallel(rows * strips, g.size)))
+    if compute is not out.dtype:
+        text.append(_converted(total, out))
+    return "\n".join(text)
+
+
+def _converted(x: Operand, out: Operand) -> str:
+    value = cast(f"{x.name}[{x.offset('i', range(len(x.shape)))}]", x.dtype, out.dtype)
+    store = f"out[{out.offset('i', range(len(out.shape)))}] = {value};"
+    return loop("i", out.size, store, parallel(out.size, out.size))
+
+
+@kernel("scatter")
+def scatter(site: Site) -> str:
+    """The last of several values for one row stays."""
+    (x, indices, values), (out,) = site.inputs, site.outputs
+    width = views.size(x.shape[1:])
+    inner = range(1, len(x.shape))
+    value_axes = range(len(indices.shape), len(values.shape))
+    body = "\n".join([
+        _index(indices, "row", x.shape[0], False),
+        f"const {x.type} *values_row = values + {values.offset('row', range(len(indices.shape)))};",
+        f"{out.type} *out_row = out + {out.strides[0]} * index;",
+        loop("i", width, f"out_row[{out.offset('i', inner)}] = values_row[{values.offset('i', value_axes)}];"),
+    ])  # fmt: skip
+    text = [copied(x, replace(out))]
+    if x.shape[0]:
+        text.append(loop("row", indices.size, body, "#pragma omp single"))
+    return "\n".join(text)

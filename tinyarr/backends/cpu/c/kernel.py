@@ -1,0 +1,159 @@
+"""How a primitive becomes a C function: its operands, the function's frame, and the table of families.
+
+All threads call a kernel together; `omp for` inside shares its work and ends with a barrier. How work is cut depends
+on shapes alone, so the number of threads changes no bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .... import views
+from ....dtypes import Dtype
+from ....views import Shape
+from ...scalar_source import TYPES, cast, constant, element
+
+PARALLEL = "#pragma omp for schedule(static)"
+SMALL = 4096  # elements: less work than this is done by one thread
+LINE = 128  # bytes that scratch is aligned to
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A tensor that a kernel reads or writes, or (`constant`) a Python scalar; strides count elements."""
+
+    name: str
+    dtype: Dtype
+    shape: Shape
+    strides: Shape
+    constant: Any = None
+
+    @property
+    def type(self) -> str:
+        return TYPES[self.dtype]
+
+    @property
+    def size(self) -> int:
+        return views.size(self.shape)
+
+    def at(self, *positions: str) -> str:
+        """The C lvalue of the element at positions along the axes."""
+        if self.constant is not None:
+            return constant(self.constant, self.dtype)
+        return f"{self.name}[{element(self.strides, positions)}]"
+
+    def load(self, *positions: str) -> str:
+        """The C value of an element, in the dtype that it is computed in."""
+        return cast(self.at(*positions), self.dtype, self.dtype.compute)
+
+    def store(self, value: str, *positions: str) -> str:
+        """The C statement that writes a value of the dtype that it is computed in."""
+        return f"{self.at(*positions)} = {cast(value, self.dtype.compute, self.dtype)};"
+
+    def offset(self, number: str, axes: Sequence[int]) -> str:
+        """Where the element lies that has this row-major number along some axes, and is first along the others."""
+        shape, (strides,) = views.merge_axes(
+            tuple(self.shape[a] for a in axes), [tuple(self.strides[a] for a in axes)]
+        )
+        return unravel(number, shape, strides)
+
+    def row(self, number: str) -> tuple[str, Operand]:
+        """A declaration of a pointer to a row, the last axis, by the row-major number along all others; and the row."""
+        name = f"{self.name}_row"
+        offset = self.offset(number, range(len(self.shape) - 1))
+        declaration = f"{self.type} *{name} = {self.name} + {offset};"
+        return declaration, Operand(name, self.dtype, self.shape[-1:], self.strides[-1:])
+
+
+def unravel(number: str, shape: Shape, strides: Shape) -> str:
+    """The offset of the element with a row-major number, as a C expression."""
+    terms = []
+    inner = 1
+    for axis in reversed(range(len(shape))):
+        if strides[axis] and shape[axis] > 1:
+            i = number if inner == 1 else f"{number} / {inner}"
+            if axis:
+                i = f"{i} % {shape[axis]}"
+            if strides[axis] != 1:
+                i = f"({i}) * {strides[axis]}" if " " in i else f"{i} * {strides[axis]}"
+            terms.append(i)
+        inner *= shape[axis]
+    return " + ".join(reversed(terms)) or "0"
+
+
+@dataclass
+class Site:
+    """One node of a program: its call, its operands with the strides that they have there, and the threads."""
+
+    call: Any
+    inputs: list[Operand]
+    outputs: list[Operand]
+    threads: int
+    scratch: int = 0  # bytes
+    support: list[str] = field(default_factory=list)  # what the function needs before it: dtypes of product.c
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.call.params
+
+    def take_scratch(self, nbytes: int) -> str:
+        """Reserves bytes of scratch; returns the C expression of where they begin."""
+        start = self.scratch
+        self.scratch += -(-nbytes // LINE) * LINE
+        return f"scratch + {start}" if start else "scratch"
+
+    def product(self, dtype: Dtype) -> str:
+        """The name of the family of products in `dtype`, which the function then may call."""
+        if dtype.name not in self.support:
+            self.support.append(dtype.name)
+        return dtype.name
+
+
+KERNELS: dict[str, Callable[[Site], str]] = {}
+
+
+def kernel(*names: str) -> Callable[[Callable], Callable]:
+    """Decorator: `function(site)` gives the body of the C function of these primitives.
+
+    The body sees the operands by their names, `scratch`, and, to report a bad index, `error` and `launch`.
+    """
+
+    def register(function: Callable) -> Callable:
+        for name in names:
+            KERNELS[name] = function
+        return function
+
+    return register
+
+
+def indented(text: str, by: int = 4) -> str:
+    """The lines of a text moved to the right; directives stay at the left."""
+    lines = text.strip("\n").split("\n")
+    return "\n".join(line if line.startswith("#") or not line else " " * by + line for line in lines)
+
+
+def parallel(size: int, work: int) -> str:
+    """The directive before a loop over `size` jobs of `work` elements in all; small ones are one thread's."""
+    return PARALLEL if size > 1 and work > SMALL else "#pragma omp single"
+
+
+def loop(i: str, size: int | str, body: str, directive: str = "") -> str:
+    """for (i = 0; i < size; i++) body."""
+    head = f"{directive}\n" if directive else ""
+    return f"{head}for (int64_t {i} = 0; {i} < {size}; {i}++) {{\n{indented(body)}\n}}"
+
+
+def rows(site: Site, operands: Sequence[Operand], body: Callable[..., str], index: str = "row") -> str:
+    """A parallel loop over the rows of operands that have equal leading axes; body(*rows) gives what it does."""
+    first = operands[0]
+    count = views.size(first.shape[:-1])
+    declarations, parts = zip(*(o.row(index) for o in operands), strict=True)
+    text = "\n".join([*declarations, body(*parts)])
+    return loop(index, count, text, parallel(count, first.size))
+
+
+def vector(x: Operand) -> Operand:
+    """A tensor of statistics, one for each row, seen as rows of one element."""
+    return Operand(x.name, x.dtype, (*x.shape, 1), (*x.strides, 1))

@@ -1,0 +1,219 @@
+"""A program as one C library: a function for each different kernel, and one that calls them in order."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import string
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .... import dtypes, views
+from ....array import Array, empty
+from ....errors import OutOfBounds
+from ....program import Copy, Graph, Node, Place, Plan, Read, Value
+from ....views import View
+from ...scalar_source import TYPES
+from .. import c_compiler
+from .elementwise import copied, elementwise
+from .kernel import KERNELS, Operand, Site, indented
+
+HERE = Path(__file__).parent
+_WEAK = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.float64}
+
+
+def thread_count() -> int:
+    """Threads of a program: $OMP_NUM_THREADS, else the cores that this process may use."""
+    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    return int(chosen) if chosen.isdigit() and int(chosen) else len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch: the C function, its name, and what it computes (for people)."""
+
+    name: str
+    source: str
+    node: Any
+
+
+class _Generator:
+    def __init__(self, graph: Graph, plan: Plan, threads: int):
+        self.graph, self.plan, self.threads = graph, plan, threads
+        self.functions: dict[tuple[str, str], str] = {}
+        self.counts: dict[str, int] = {}
+        self.support: list[str] = []
+        self.kernels: list[Kernel] = []
+        self.calls: list[str] = []
+        self.scratch = 0
+
+    def source(self) -> str:
+        for number, step in enumerate(self.plan.steps):
+            if step is not None:
+                self._step(number, step)
+        template = string.Template((HERE / "product.c").read_text(encoding="utf-8"))
+        products = [template.substitute(name=name, T=TYPES[getattr(dtypes, name)]) for name in self.support]
+        functions = [k.source for k in {k.name: k for k in self.kernels}.values()]
+        program = "\n".join(
+            [
+                "static void schedule(char *const *memory, char *scratch, report_t *error)",
+                "{",
+                *("    " + call for call in self.calls),
+                "}",
+                "",
+                "void run(char *const *memory, report_t *error, int threads)",
+                "{",
+                f"    char *scratch = memory[0] + {self.plan.arena};",
+                "    (void)scratch;",
+                "#pragma omp parallel num_threads(threads)",
+                "    schedule(memory, scratch, error);",
+                "}",
+                "",
+            ]
+        )
+        header = (HERE / "program.h").read_text(encoding="utf-8")
+        return "\n".join(['#include "scalar.h"', header, *products, *functions, program])
+
+    def _step(self, number: int, step: Node | Copy) -> None:
+        if isinstance(step, Copy):
+            view = views.contiguous(step.read.view.shape) if step.part is None else step.part
+            reads, targets = [step.read], [(step.target, view)]
+            if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
+                return
+            names = ["x"], ["out"]
+        else:
+            reads = list(step.inputs)
+            targets = [(v, views.contiguous(v.shape)) for v in step.outputs]
+            primitive = step.call.primitive
+            names = _names(primitive.inputs, len(reads)), _names(primitive.outputs, len(targets))
+        inputs, outputs, arguments, parameters = [], [], [], []
+        dtype_of = [d for d in step.call.in_dtypes] if isinstance(step, Node) else [step.read.value.dtype]
+        for name, x, dtype in zip(names[0], reads, dtype_of, strict=True):
+            if isinstance(x, Read):
+                inputs.append(Operand(name, x.value.dtype, x.view.shape, x.view.strides))
+                arguments.append(self._address(x.value, x.view))
+                parameters.append(f"const {inputs[-1].type} *{name}")
+            else:
+                inputs.append(Operand(name, _WEAK[dtype], (), (), constant=x))
+        for name, (value, view) in zip(names[1], targets, strict=True):
+            outputs.append(Operand(name, value.dtype, view.shape, view.strides))
+            arguments.append(self._address(value, view))
+            parameters.append(f"{outputs[-1].type} *{name}")
+        site = Site(None if isinstance(step, Copy) else step.call, inputs, outputs, self.threads)
+        if isinstance(step, Copy):
+            body, title = copied(inputs[0], outputs[0]), "copy"
+        else:
+            title = step.call.primitive.name
+            body = elementwise(site) if hasattr(step.call.primitive, "typed") else KERNELS[title](site)
+        if not body.strip():
+            return
+        self.support += [name for name in site.support if name not in self.support]
+        if site.scratch:
+            parameters.append("char *scratch")
+            arguments.append("scratch")
+            self.scratch = max(self.scratch, site.scratch)
+        checks = "report(" in body
+        if checks:
+            parameters += ["report_t *error", "int64_t launch"]
+            arguments += ["error", str(number)]
+        key = title + ", ".join(parameters), body
+        if key not in self.functions:
+            count = self.counts[title] = self.counts.get(title, -1) + 1
+            self.functions[key] = f"{title}_kernel" + (f"_{count}" if count else "")
+        name = self.functions[key]
+        text = f"static void {name}({', '.join(parameters)})\n{{\n{indented(body)}\n}}\n"
+        self.kernels.append(Kernel(name, text, step))
+        self.calls.append(f"{name}({', '.join(arguments)});")
+        if checks:
+            self.calls.append("if (error->launch >= 0)\n        return;")
+
+    def _same(self, read: Read, target: Value) -> bool:
+        here, there = self.plan.places[read.value], self.plan.places[target]
+        return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
+
+    def _address(self, value: Value, view: View) -> str:
+        place = self.plan.places[value]
+        offset = place.offset + view.offset * value.dtype.itemsize
+        return f"(void *)(memory[{self.buffer(place)}] + {offset})"
+
+    def buffer(self, place: Place) -> int:
+        graph = self.graph
+        before = {"arena": 0, "state": 1, "constant": 1 + len(graph.states)}
+        before["draw"] = before["constant"] + len(graph.constants)
+        before["result"] = before["draw"] + 2 * len(graph.draws)
+        return before[place.buffer] + place.number
+
+
+def _names(names: Sequence[str], count: int) -> list[str]:
+    """A name for each operand; `*parts` stands for any number."""
+    if len(names) == count and not names[-1].startswith("*"):
+        return [f"{n}_" if n in ("default", "double", "float", "int", "for", "if") else n for n in names]
+    return [f"x{i}" for i in range(count)]
+
+
+class _Report(ctypes.Structure):
+    _fields_ = [("launch", ctypes.c_int64), ("position", ctypes.c_int64), ("value", ctypes.c_int64)]
+
+
+class Arena:
+    """Memory that all programs of the process share, one at a time; it grows to what the largest needs."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._block = np.empty(0, np.uint8)
+
+    def address(self, size: int) -> int:
+        if self._block.nbytes < size + 4096:
+            self._block = np.empty(0, np.uint8)  # freed before the larger one is taken
+            self._block = np.empty(size + 4096, np.uint8)
+        return -(-self._block.ctypes.data // 4096) * 4096
+
+
+ARENA = Arena()
+
+
+class Library:
+    """run(states, draws), as the interpreter's, by generated C. kernels: the launches, in order."""
+
+    def __init__(self, graph: Graph, plan: Plan):
+        self._graph, self._plan = graph, plan
+        self.threads = thread_count()
+        generator = _Generator(graph, plan, self.threads)
+        self.source = generator.source()
+        self.kernels = generator.kernels
+        self.arena = plan.arena + generator.scratch
+        self._constants = [x for _, x in graph.constants]
+        self._written = [s.after is not s.before for s in graph.states]
+        self._library = c_compiler.load_cached(self.source)
+        self._library.run.restype = None
+
+    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]]) -> list[Array]:
+        numbers = [np.array(n, np.int64) for pair in draws for n in pair]
+        results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in self._graph.results]
+        report = _Report(-1, 0, 0)
+        with ARENA.lock:
+            addresses = [ARENA.address(self.arena), *map(_address, states), *map(_address, self._constants)]
+            addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
+            memory = (ctypes.c_void_p * len(addresses))(*addresses)
+            self._library.run(memory, ctypes.byref(report), self.threads)
+        if report.launch >= 0:
+            self._raise(report)
+        for x, written in zip(states, self._written, strict=True):
+            x.storage.version += written
+        return results
+
+    def _raise(self, report: _Report) -> None:
+        step = self._plan.steps[report.launch]
+        name = step.call.primitive.name
+        raise OutOfBounds(f"{name}: index {report.position} is {report.value}: out of range ({step.line})")
+
+
+def _address(x: Array) -> int:
+    return x.storage.memory.ctypes.data + x.offset * x.dtype.itemsize
+
+

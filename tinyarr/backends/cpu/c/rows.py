@@ -1,0 +1,209 @@
+"""Kernels over rows, the last axis: norms, softmax, cross-entropy, and their gradients.
+
+A row is one thread's; the gradients of weights, sums over rows, are made a strip of columns at a time.
+"""
+
+from __future__ import annotations
+
+from .... import views
+from ...scalar_source import TYPES, constant
+from .kernel import Operand, Site, indented, kernel, loop, parallel, rows, vector
+
+STRIP = 64  # columns
+RUN = 64  # rows that are added before their sum is added to the total
+
+
+def _sum(name: str, n: int, value: str, type_: str) -> str:
+    return f"{type_} {name} = 0;\n" + loop("i", n, f"{name} += {value};", f"#pragma omp simd reduction(+:{name})")
+
+
+def _largest(x: Operand, type_: str) -> str:
+    text = f"{type_} top = {x.load('0')};\n"
+    body = f"{type_} value = {x.load('i')};\ntop = value > top ? value : top;"
+    return text + loop("i", x.shape[0], body, "#pragma omp simd reduction(max:top)")
+
+
+def _each(n: int, body: str) -> str:
+    return loop("i", n, body, "#pragma omp simd")
+
+
+@kernel("layer_norm", "rms_norm")
+def norm(site: Site) -> str:
+    centered = site.call.primitive.name == "layer_norm"
+    x, weight, *bias = site.inputs
+    out, *statistics = site.outputs
+    n, compute = x.shape[-1], x.dtype.compute
+    if not n:
+        return ""
+    t, eps = TYPES[compute], constant(site.params["eps"], compute)
+
+    def row(x: Operand, out: Operand, *kept: Operand) -> str:
+        lines = []
+        value = x.load("i")
+        if centered:
+            lines += [_sum("sum", n, value, t), f"{t} mean = sum / {n};"]
+            value = f"({value} - mean)"
+        scaled = " + ".join([f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)])
+        lines += [
+            _sum("squares", n, f"{value} * {value}", t),
+            f"{t} rstd = 1 / sqrt{'f' if t == 'float' else ''}(squares / {n} + {eps});",
+            _each(n, out.store(scaled, "i")),
+        ]
+        names = ["mean", "rstd"] if centered else ["rstd"]
+        lines += [k.store(name, "0") for k, name in zip(kept, names, strict=True)]
+        return "\n".join(lines)
+
+    return rows(site, [x, out, *map(vector, statistics)], row)
+
+
+@kernel("layer_norm_gradient", "rms_norm_gradient")
+def norm_gradient(site: Site) -> str:
+    """With h the normalized x and d = g weight: dx = rstd (d - mean(d) - h mean(d h)); mean(d) for layer norm alone."""
+    centered = site.call.primitive.name == "layer_norm_gradient"
+    g, x, weight, *statistics = site.inputs
+    dx, *totals = site.outputs
+    n, compute = x.shape[-1], x.dtype.compute
+    count = views.size(x.shape[:-1])
+    if not n:
+        return ""
+    t = TYPES[compute]
+
+    def pieces(g: Operand, x: Operand, *kept: Operand) -> tuple[str, str, str]:
+        names = ["mean", "rstd"] if centered else ["rstd"]
+        read = "\n".join(f"{t} {name} = {k.load('0')};" for name, k in zip(names, kept, strict=True))
+        h = f"({x.load('i')} - mean) * rstd" if centered else f"{x.load('i')} * rstd"
+        return read, h, g.load("i")
+
+    def row(dx: Operand, g: Operand, x: Operand, *kept: Operand) -> str:
+        read, h, d = pieces(g, x, *kept)
+        d = f"{d} * {weight.load('i')}"
+        lines = [read]
+        if centered:
+            lines += [_sum("sum", n, d, t), f"{t} mean_d = sum / {n};"]
+        lines += [_sum("products", n, f"({d}) * ({h})", t), f"{t} mean_dh = products / {n};"]
+        less = " - mean_d" if centered else ""
+        lines.append(_each(n, dx.store(f"(({d}){less} - ({h}) * mean_dh) * rstd", "i")))
+        return "\n".join(lines)
+
+    def strip(g: Operand, x: Operand, *kept: Operand) -> str:
+        read, h, d = pieces(g, x, *kept)
+        bias = f"\nd_piece[j] += {d};" if centered else ""
+        inside = f"int64_t i = first + j;\nw_piece[j] += {d} * ({h});{bias}"
+        return f"{read}\n" + loop("j", f"MIN({STRIP}, {n} - first)", inside, "#pragma omp simd")
+
+    declarations, parts = zip(*(o.row("row") for o in (g, x, *map(vector, statistics))), strict=True)
+    one_row = "\n".join([*declarations, strip(*parts)])
+    names = ["w", "d"][: len(totals)]
+    declare = ", ".join(f"{k}_total[{STRIP}] = {{0}}" for k in names)
+    fresh = ", ".join(f"{k}_piece[{STRIP}] = {{0}}" for k in names)
+    store = "\n".join(o.store(f"{k}_total[j]", "(first + j)") for k, o in zip(names, totals, strict=True))
+    join = "\n".join(f"{k}_total[j] += {k}_piece[j];" for k in names)
+    column = "\n".join([
+        f"{t} {declare};",
+        f"for (int64_t from = 0; from < {count}; from += {RUN}) {{",
+        indented(f"{t} {fresh};"),
+        indented(f"for (int64_t row = from; row < MIN(from + {RUN}, {count}); row++) {{\n{indented(one_row)}\n}}"),
+        indented(loop("j", STRIP, join)),
+        "}",
+        loop("j", f"MIN({STRIP}, {n} - first)", store),
+    ])  # fmt: skip
+    strips = -(-n // STRIP)
+    head = f"for (int64_t first = 0; first < {n}; first += {STRIP}) {{"
+    return "\n".join([
+        rows(site, [dx, g, x, *map(vector, statistics)], row),
+        parallel(strips, x.size),
+        f"{head}\n{indented(column)}\n}}",
+    ])  # fmt: skip
+
+
+@kernel("softmax", "log_softmax")
+def softmax(site: Site) -> str:
+    (x,), (out,) = site.inputs, site.outputs
+    n, compute = x.shape[-1], x.dtype.compute
+    if not x.size:
+        return ""
+    t, log = TYPES[compute], site.call.primitive.name == "log_softmax"
+
+    def row(x: Operand, out: Operand) -> str:
+        e = f"exp_{compute.name}({x.load('i')} - top)"
+        result = f"{x.load('i')} - top - lse" if log else f"{e} / sum"
+        lines = [_largest(x, t), _sum("sum", n, e, t)]
+        if log:
+            lines.append(f"{t} lse = log_{compute.name}(sum);")
+        return "\n".join([*lines, _each(n, out.store(result, "i"))])
+
+    return rows(site, [x, out], row)
+
+
+@kernel("softmax_gradient", "log_softmax_gradient")
+def softmax_gradient(site: Site) -> str:
+    """dx = out (g - sum(g out)), or g - exp(out) sum(g)."""
+    (g, out), (dx,) = site.inputs, site.outputs
+    n, compute = g.shape[-1], dx.dtype.compute
+    if not g.size:
+        return ""
+    t, log = TYPES[compute], site.call.primitive.name == "log_softmax_gradient"
+
+    def row(g: Operand, out: Operand, dx: Operand) -> str:
+        gi, y = g.load("i"), out.load("i")
+        result = f"{gi} - exp_{compute.name}({y}) * sum" if log else f"{y} * ({gi} - sum)"
+        return "\n".join([_sum("sum", n, gi if log else f"{gi} * {y}", t), _each(n, dx.store(result, "i"))])
+
+    return rows(site, [g, out, dx], row)
+
+
+def checked_target(targets: Operand, classes: int, ignore_index: int, number: str = "row") -> str:
+    """Declares `target` and whether it counts; reports one that is neither a class nor ignored."""
+    return "\n".join([
+        f"int64_t target = {targets.name}[{targets.offset(number, range(len(targets.shape)))}];",
+        f"int counts = target != {ignore_index};",
+        f"if (counts && (target < 0 || target >= {classes})) {{",
+        f"    report(error, launch, {number}, target);",
+        "    counts = 0;",
+        "}",
+    ])  # fmt: skip
+
+
+@kernel("cross_entropy")
+def cross_entropy(site: Site) -> str:
+    (logits, targets), (loss, lse) = site.inputs, site.outputs
+    n, compute = logits.shape[-1], logits.dtype.compute
+    t = TYPES[compute]
+    if not logits.size:
+        return ""
+
+    def row(x: Operand, loss: Operand, lse: Operand) -> str:
+        return "\n".join([
+            checked_target(targets, n, site.params["ignore_index"]),
+            _largest(x, t),
+            _sum("sum", n, f"exp_{compute.name}({x.load('i')} - top)", t),
+            f"{t} total = log_{compute.name}(sum) + top;",
+            lse.store("total", "0"),
+            loss.store(f"counts ? total - {x.load('target')} : 0", "0"),
+        ])  # fmt: skip
+
+    return rows(site, [logits, vector(loss), vector(lse)], row)
+
+
+@kernel("cross_entropy_gradient")
+def cross_entropy_gradient(site: Site) -> str:
+    """g (softmax(logits) - onehot(target)); 0 where the target is ignored. The weights are divided by their sum."""
+    (g, logits, targets, lse), (out,) = site.inputs, site.outputs
+    n, compute = logits.shape[-1], logits.dtype.compute
+    t = TYPES[compute]
+    if not logits.size:
+        return ""
+
+    def row(x: Operand, out: Operand, g: Operand, lse: Operand) -> str:
+        e = f"exp_{compute.name}({x.load('i')} - lse)"
+        hit = f"exp_{compute.name}({x.load('target')} - lse) / sum - 1"
+        return "\n".join([
+            checked_target(targets, n, site.params["ignore_index"]),
+            f"{t} lse = {lse.load('0')}, scale = counts ? {g.load('0')} : 0;",
+            _sum("sum", n, e, t),
+            _each(n, out.store(f"{e} / sum * scale", "i")),
+            "if (counts)",
+            f"    {out.store(f'({hit}) * scale', 'target')}",
+        ])  # fmt: skip
+
+    return rows(site, [logits, out, vector(g), vector(lse)], row)

@@ -1,0 +1,207 @@
+"""Where every value of a graph lives while it runs: in state, in a result, or at an offset of one arena.
+
+A value is written once and free after its last reader. It stands in the memory of the state or result that it becomes
+where nothing reads the old contents later; an elementwise result takes the place of an operand that ends there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import views
+from ..program import Copy, Graph, Place, Plan, Read, Value, Write
+from .simplify import values_read
+
+ALIGNMENT = 128  # bytes
+
+
+def nbytes(value: Value) -> int:
+    return views.size(value.shape) * value.dtype.itemsize
+
+
+def plan(graph: Graph) -> Plan:
+    return _Planner(graph).plan()
+
+
+class _Planner:
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.places: dict[Value, Place] = {}
+        self.shares: dict[Value, Value] = {}  # the value whose place another one takes over
+        self.made: dict[Value, int] = {}
+        self.last: dict[Value, int] = {}
+        self.steps: list[Any] = []
+
+    def plan(self) -> Plan:
+        self._given()
+        self._order()
+        self._keep()
+        self._in_place()
+        size, lives = self._arena()
+        for value in self.shares:
+            self.places[value] = self.places[self._root(value)]
+        return Plan(self.steps, self.places, size, lives)
+
+    def _given(self) -> None:
+        graph = self.graph
+        for i, s in enumerate(graph.states):
+            self.places[s.before] = Place("state", i)
+        for i, (value, _) in enumerate(graph.constants):
+            self.places[value] = Place("constant", i)
+        for i, (_, *values) in enumerate(graph.draws):
+            for j, value in enumerate(values):
+                self.places[value] = Place("draw", 2 * i + j)
+
+    def _order(self) -> None:
+        """Nodes, a write as copies, and at the end what no node can write in place."""
+        written = {s.before for s in self.graph.states if s.after is not s.before}
+        count = max((v.number for v in self._values()), default=-1)
+        renamed: dict[Value, Value] = {}
+
+        def fresh(like: Value) -> Value:
+            nonlocal count
+            count += 1
+            return Value(count, like.shape, like.dtype, like.device)
+
+        for s in self.graph.states:  # the new contents are the old ones of other state, which is written too
+            if s.after is not s.before and s.after in written and s.after not in renamed:
+                renamed[s.after] = fresh(s.after)
+                self.steps.append(Copy(_whole(s.after), renamed[s.after]))
+        for node in self.graph.nodes:
+            if isinstance(node, Write):
+                self.steps.append(Copy(_whole(node.old), node.output))
+                self.steps.append(Copy(Read(node.new, views.contiguous(node.view.shape)), node.output, node.view))
+            else:
+                self.steps.append(node)
+        self.ends: list[tuple[Value, Place]] = []
+        for i, s in enumerate(self.graph.states):
+            if s.after is not s.before:
+                self.ends.append((renamed.get(s.after, s.after), Place("state", i)))
+        for i, read in enumerate(self.graph.results):
+            target = Value(count := count + 1, read.view.shape, read.value.dtype, read.value.device)
+            self.ends.append((target, Place("result", i)))
+            self.places[target] = Place("result", i)
+            self.steps.append(Copy(Read(renamed.get(read.value, read.value), read.view), target))
+        for number, step in enumerate(self.steps):
+            for value in reads(step):
+                self.last[value] = number
+            for value in writes(step):
+                self.made.setdefault(value, number)
+                self.last[value] = max(self.last.get(value, number), number)
+
+    def _values(self) -> list[Value]:
+        graph = self.graph
+        given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
+        given += [v for _, *values in graph.draws for v in values]
+        made = [v for n in graph.nodes for v in ((n.output,) if isinstance(n, Write) else n.outputs)]
+        return given + made
+
+    def _keep(self) -> None:
+        """Values that stand from the beginning in the memory that they are for."""
+        for value, place in self.ends:
+            if place.buffer != "state":
+                continue
+            state = self.graph.states[place.number]
+            if value not in self.places and self._may_overwrite(state.before, value):
+                self.places[value] = place
+            else:
+                target = Value(-1, state.before.shape, value.dtype, value.device)
+                self.places[target] = place
+                self.steps.append(Copy(Read(value, views.contiguous(state.before.shape)), target))
+                self.last[value] = len(self.steps) - 1
+        for number, step in enumerate(self.steps):
+            if isinstance(step, Copy) and self.places.get(step.target, Place("")).buffer == "result":
+                value = step.read.value
+                dense = step.read.view == views.contiguous(value.shape) or (
+                    views.is_contiguous(step.read.view) and views.size(step.read.view.shape) == views.size(value.shape)
+                )
+                if value in self.made and value not in self.places and dense:
+                    self.places[value] = self.places[step.target]
+                    self.steps[number] = None
+        # The numbers of steps stay, so that lives remain right.
+
+    def _may_overwrite(self, old: Value, new: Value) -> bool:
+        """Whether `new` can be made where `old` stands: nothing reads it afterwards, nor at another position."""
+        made, last = self.made.get(new), self.last.get(old, -1)
+        if made is None or views.size(new.shape) != views.size(old.shape):
+            return False
+        return last < made or (last == made and _same_positions(self.steps[made], old, new))
+
+    def _in_place(self) -> None:
+        for number, step in enumerate(self.steps):
+            if step is None:
+                continue
+            taken: set[Value] = set()
+            for value in writes(step):
+                if value in self.places or value in self.shares or self.made[value] != number:
+                    continue
+                for old in dict.fromkeys(reads(step)):
+                    root = self._root(old)
+                    if (
+                        old in self.made and root not in self.places and root not in taken
+                        and self.last[old] == number and nbytes(old) == nbytes(value)
+                        and _same_positions(step, old, value)
+                    ):  # fmt: skip
+                        self.shares[value] = old
+                        taken.add(root)
+                        break
+
+    def _root(self, value: Value) -> Value:
+        while value in self.shares:
+            value = self.shares[value]
+        return value
+
+    def _arena(self) -> tuple[int, dict[Value, tuple[int, int]]]:
+        """Offsets by first fit, the largest first: below each value, those that live at the same time."""
+        lives: dict[Value, tuple[int, int]] = {}
+        for value, made in self.made.items():
+            root = self._root(value)
+            if root not in self.places:
+                first, last = lives.get(root, (made, made))
+                lives[root] = min(first, made), max(last, self.last[value])
+        placed: list[tuple[int, int, int, int]] = []
+        size = 0
+        for value in sorted(lives, key=lambda v: (-nbytes(v), v.number)):
+            first, last = lives[value]
+            need = -(-nbytes(value) // ALIGNMENT) * ALIGNMENT
+            offset = 0
+            for low, high, a, b in placed:
+                if a <= last and first <= b:
+                    if offset + need <= low:
+                        break
+                    offset = max(offset, high)
+            self.places[value] = Place("arena", 0, offset)
+            placed.append((offset, offset + need, first, last))
+            placed.sort()
+            size = max(size, offset + need)
+        return size, lives
+
+
+def reads(step: Any) -> list[Value]:
+    """The values that a step reads; a copy into a part reads the rest."""
+    if step is None:
+        return []
+    if isinstance(step, Copy):
+        return [step.read.value, *([step.target] if step.part else [])]
+    return values_read(step)
+
+
+def writes(step: Any) -> Sequence[Value]:
+    if step is None:
+        return ()
+    return (step.target,) if isinstance(step, Copy) else step.outputs
+
+
+def _whole(value: Value) -> Read:
+    return Read(value, views.contiguous(value.shape))
+
+
+def _same_positions(step: Any, old: Value, new: Value) -> bool:
+    """Whether a step reads each element of `old` only to make the one of `new` that stands in the same place."""
+    if isinstance(step, Copy):
+        return step.part is None and views.is_contiguous(step.read.view) and step.read.view.offset == 0
+    if not hasattr(step.call.primitive, "typed"):
+        return False
+    views_read = [x.view for x in step.inputs if isinstance(x, Read) and x.value is old]
+    return all(v == views.contiguous(new.shape) for v in views_read)
