@@ -7,10 +7,11 @@ where nothing reads the old contents later; an elementwise result takes the plac
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import views
-from ..program import Copy, Graph, Place, Plan, Read, Value, Write
+from ..program import Copy, Graph, Node, Place, Plan, Read, Value, Write
 from .simplify import values_read
 
 ALIGNMENT = 128  # bytes
@@ -28,6 +29,7 @@ class _Planner:
     def __init__(self, graph: Graph):
         self.graph = graph
         self.places: dict[Value, Place] = {}
+        self.layouts: dict[Value, views.View] = {}
         self.shares: dict[Value, Value] = {}  # the value whose place another one takes over
         self.made: dict[Value, int] = {}
         self.last: dict[Value, int] = {}
@@ -35,13 +37,14 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._given()
+        self._turn_products()
         self._order()
         self._keep()
         self._in_place()
         size, lives = self._arena()
         for value in self.shares:
             self.places[value] = self.places[self._root(value)]
-        return Plan(self.steps, self.places, size, lives)
+        return Plan(self.steps, self.places, self.layouts, size, lives)
 
     def _given(self) -> None:
         graph = self.graph
@@ -52,6 +55,28 @@ class _Planner:
         for i, (_, *values) in enumerate(graph.draws):
             for j, value in enumerate(values):
                 self.places[value] = Place("draw", 2 * i + j)
+
+    def _turn_products(self) -> None:
+        """A product that is read transposed alone, as gradients of weights are, is made transposed."""
+        seen: dict[Value, set[views.View]] = {}
+        for node in self.graph.nodes:
+            for read in _reads_of(node):
+                seen.setdefault(read.value, set()).add(read.view)
+        for read in [*self.graph.results, *(_whole(s.after) for s in self.graph.states)]:
+            seen.setdefault(read.value, set()).add(read.view)
+        for node in self.graph.nodes:
+            if isinstance(node, Node) and node.call.primitive.name == "matmul" and len(node.outputs[0].shape) == 2:
+                (value,) = node.outputs
+                m, n = value.shape
+                if m > 1 and n > 1 and seen.get(value) == {views.View((n, m), (1, n))}:
+                    self.layouts[value] = views.View((m, n), (1, m))
+
+    def _turned(self, node: Node) -> Node:
+        def turned(x: Any) -> Any:
+            is_turned = isinstance(x, Read) and x.value in self.layouts
+            return Read(x.value, views.contiguous(x.view.shape)) if is_turned else x
+
+        return replace(node, inputs=tuple(map(turned, node.inputs)))
 
     def _order(self) -> None:
         """Nodes, a write as copies, and at the end what no node can write in place."""
@@ -73,7 +98,7 @@ class _Planner:
                 self.steps.append(Copy(_whole(node.old), node.output))
                 self.steps.append(Copy(Read(node.new, views.contiguous(node.view.shape)), node.output, node.view))
             else:
-                self.steps.append(node)
+                self.steps.append(self._turned(node))
         self.ends: list[tuple[Value, Place]] = []
         for i, s in enumerate(self.graph.states):
             if s.after is not s.before:
@@ -82,7 +107,8 @@ class _Planner:
             target = Value(count := count + 1, read.view.shape, read.value.dtype, read.value.device)
             self.ends.append((target, Place("result", i)))
             self.places[target] = Place("result", i)
-            self.steps.append(Copy(Read(renamed.get(read.value, read.value), read.view), target))
+            view = views.contiguous(read.view.shape) if read.value in self.layouts else read.view
+            self.steps.append(Copy(Read(renamed.get(read.value, read.value), view), target))
         for number, step in enumerate(self.steps):
             for value in reads(step):
                 self.last[value] = number
@@ -191,6 +217,12 @@ def writes(step: Any) -> Sequence[Value]:
     if step is None:
         return ()
     return (step.target,) if isinstance(step, Copy) else step.outputs
+
+
+def _reads_of(node: Node | Write) -> list[Read]:
+    if isinstance(node, Write):
+        return [_whole(node.old), _whole(node.new)]
+    return [x for x in node.inputs if isinstance(x, Read)]
 
 
 def _whole(value: Value) -> Read:

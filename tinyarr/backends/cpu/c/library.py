@@ -88,8 +88,10 @@ class _Generator:
             names = ["x"], ["out"]
         else:
             reads = list(step.inputs)
-            targets = [(v, views.contiguous(v.shape)) for v in step.outputs]
+            targets = [(v, self.plan.layouts.get(v, views.contiguous(v.shape))) for v in step.outputs]
             primitive = step.call.primitive
+            if primitive.name == "copy" and self._same(reads[0], step.outputs[0]):
+                return
             names = _names(primitive.inputs, len(reads)), _names(primitive.outputs, len(targets))
         inputs, outputs, arguments, parameters = [], [], [], []
         dtype_of = [d for d in step.call.in_dtypes] if isinstance(step, Node) else [step.read.value.dtype]
@@ -126,7 +128,7 @@ class _Generator:
             count = self.counts[title] = self.counts.get(title, -1) + 1
             self.functions[key] = f"{title}_kernel" + (f"_{count}" if count else "")
         name = self.functions[key]
-        text = f"static void {name}({', '.join(parameters)})\n{{\n{indented(body)}\n}}\n"
+        text = f"KERNEL {name}({', '.join(parameters)})\n{{\n{indented(body)}\n}}\n"
         self.kernels.append(Kernel(name, text, step))
         self.calls.append(f"{name}({', '.join(arguments)});")
         if checks:

@@ -23,6 +23,8 @@ def shared_size(m: int, n: int, k: int) -> int:
 
 def product(site: Site, dtype: Dtype, a: Operand, b: Operand, c: Operand, *, add: bool = False) -> str:
     """c = a b, or c += a b, for matrices in `dtype`, float32 or float64, with any strides, by all threads together."""
+    if c.strides[1] != 1 and c.strides[0] == 1:  # transposed, the rows of the result are contiguous: the same sums
+        a, b, c = (replace(x, shape=x.shape[::-1], strides=x.strides[::-1]) for x in (b, a, c))
     name = site.product(dtype)
     (m, k), n = a.shape, b.shape[1]
     shared = shared_size(m, n, k)

@@ -36,7 +36,7 @@ __attribute__((optimize("fp-contract=fast"), noinline)) static void tile_$name(
 }
 
 /* panel[p * width + r] = x[r, p] for `rows` rows, and 0 for the rest of the width. */
-static void pack_$name(
+__attribute__((noinline)) static void pack_$name(
     int64_t rows, int64_t width, int64_t depth, const $T *x, int64_t row_stride, int64_t depth_stride, $T *panel)
 {
     if (rows == width && row_stride == 1) {
@@ -53,7 +53,7 @@ static void pack_$name(
 }
 
 /* A tile at the edge, or of a result whose rows are not contiguous, is computed aside. */
-static void edge_$name(
+__attribute__((noinline)) static void edge_$name(
     int64_t depth, const $T *a, const $T *b, $T *c, int64_t row_stride, int64_t column_stride, int64_t rows,
     int64_t columns, int add)
 {
@@ -68,7 +68,7 @@ static void edge_$name(
 
 /* The tiles of one group of panels of the streamed operand with all panels of the shared one.
    streamed: 'a' or 'b'. own: room for the group's panels. */
-static void job_$name(
+__attribute__((noinline)) static void job_$name(
     char streamed, int64_t first, int64_t end, int64_t m, int64_t n, int64_t depth, const $T *x, int64_t row_stride,
     int64_t depth_stride, const $T *shared, $T *own, $T *c, int64_t c_row, int64_t c_column, int add)
 {
@@ -96,7 +96,7 @@ static void job_$name(
 }
 
 /* Called by all threads together. Each thread's part of scratch comes after the shared one: see matmul.py. */
-static void product_$name(
+__attribute__((noinline, noclone)) static void product_$name(
     int64_t m, int64_t n, int64_t k, const $T *a, int64_t a_row, int64_t a_column, const $T *b, int64_t b_row,
     int64_t b_column, $T *c, int64_t c_row, int64_t c_column, int add, $T *scratch, int64_t shared_size)
 {
@@ -126,7 +126,7 @@ static void product_$name(
 }
 
 /* The same by one thread; scratch has room for both operands' panels. */
-static void product_alone_$name(
+__attribute__((noinline, noclone)) static void product_alone_$name(
     int64_t m, int64_t n, int64_t k, const $T *a, int64_t a_row, int64_t a_column, const $T *b, int64_t b_row,
     int64_t b_column, $T *c, int64_t c_row, int64_t c_column, int add, $T *scratch)
 {
