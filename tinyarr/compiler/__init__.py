@@ -1,4 +1,4 @@
-"""From a Python function to a program: trace, build the graph, run it."""
+"""From a Python function to a program: trace, build the graph, plan its memory, run it."""
 
 from .function import Compiled, compile
 from .interpret import Interpreter

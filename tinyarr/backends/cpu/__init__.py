@@ -85,11 +85,11 @@ class CpuBackend:
         return run
 
     def program(self, graph: Graph, plan: Plan) -> Any | None:
-        """The plan as a C library; None, with a warning, where there is no C compiler."""
+        """The plan as a C library; None, with a warning, where there is no C compiler with OpenMP."""
         from .c.library import Library  # here: who compiles nothing needs none of it
 
         try:
-            c_compiler.find_compiler()
+            c_compiler.check_openmp()
         except c_compiler.CompilerError as error:
             _warn_of_numpy(str(error))
             return None

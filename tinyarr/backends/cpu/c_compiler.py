@@ -55,6 +55,11 @@ def load_cached(source: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(file))
 
 
+def check_openmp() -> None:
+    """Raises CompilerError where there is no compiler, or one without OpenMP."""
+    load_cached("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
+
+
 @functools.cache
 def _version(compiler: str) -> str:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout

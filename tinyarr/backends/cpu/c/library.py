@@ -30,7 +30,9 @@ _WEAK = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.float64}
 def thread_count() -> int:
     """Threads of a program: $OMP_NUM_THREADS, else the cores that this process may use."""
     chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(chosen) if chosen.isdigit() and int(chosen) else len(os.sched_getaffinity(0))
+    if chosen.isdigit() and int(chosen):
+        return int(chosen)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
