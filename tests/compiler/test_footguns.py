@@ -451,3 +451,14 @@ def test_checkpoint_draws_the_same_numbers_again():
     for _ in range(2):
         out, gradient = ta.compile(ta.value_and_grad(loss))(ta.ones(64))
         assert out.item() == gradient.sum().item() > 0
+
+
+def test_what_main_names_is_found_whatever_tool_runs_it(monkeypatch):
+    """`python -m pytest` and notebooks have a __main__ whose file lies among the installed packages."""
+    names = {"ta": ta, "weight": ta.ones((2,)), "__name__": "__main__"}
+    exec("def run(x):\n    return x * weight", names)
+    monkeypatch.setattr(__import__("sys").modules["__main__"], "__file__", "/x/site-packages/tool/__main__.py")
+    run = ta.compile(names["run"])
+    assert run(ta.ones((2,))).tolist() == [1, 1]
+    names["weight"] = Tensor([2.0, 3.0])
+    assert run(ta.ones((2,))).tolist() == [2, 3]

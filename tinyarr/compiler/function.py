@@ -20,6 +20,7 @@ from ..tensor import Tensor, result_tensor
 from .build import build
 from .effects import Before, Changes, filled, numbered
 from .interpret import Interpreter
+from .memory import Memory
 from .plan import plan
 from .reach import Reach, difference
 from .simplify import PASSES
@@ -76,6 +77,11 @@ class Compiled:
     def programs(self) -> list[Any]:
         """What runs each of them; of a C library, `source` and `kernels` show the code."""
         return [program.runner for program in self._programs.values()]
+
+    @property
+    def memory(self) -> list[Memory]:
+        """The plan of memory of each: what it holds, and when. On `meta` nothing was allocated for it."""
+        return [Memory(graph, plan(graph)) for graph in self.graphs]
 
     @property
     def graphs(self) -> list[Graph]:

@@ -171,6 +171,8 @@ class Reach:
 @functools.cache
 def _is_users(module: str | None) -> bool:
     """Whether code or a class is the user's, so that what it names may change: neither installed nor Python's own."""
+    if module == "__main__":  # whose file may be a tool's that runs the user's code: python -m pytest
+        return True
     if (module or "").split(".")[0] in {*_STANDARD, "tinyarr"}:
         return False
     return "-packages" not in (getattr(sys.modules.get(module or ""), "__file__", None) or "")
