@@ -123,12 +123,13 @@ class Plan:
     """What runs, and where.
 
     steps: nodes and copies in order; None where a copy needs none, for its values stand in one place. places: of every
-    value. layouts: the views through which values are made that are not row-major. arena: its bytes. lives: for each
-    value in it, the first and the last step that needs it.
+    value. layouts: the views through which values are made that are not row-major. parts: values made in their
+    place within another one. arena: its bytes. lives: for each value in it, the first and the last step that needs it.
     """
 
     steps: Sequence[Node | Copy | None]
     places: dict[Value, Place]
     layouts: dict[Value, View]
+    parts: frozenset[Value]
     arena: int
     lives: dict[Value, tuple[int, int]]

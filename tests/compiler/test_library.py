@@ -112,6 +112,50 @@ def test_values_that_live_together_never_share_memory_and_random_programs_agree(
                 assert high <= low_2 or high_2 <= low or last < first_2 or last_2 < first
 
 
+MAKERS = {
+    "elementwise": lambda x: ta.exp(x) + 1,
+    "matmul": lambda x: x @ x,
+    "reduction over rows": lambda x: ta.stack([x, x, x]).sum(axis=0),
+    "reduction of rows": lambda x: ta.stack([x] * 9, axis=-1).sum(axis=-1),
+    "softmax": lambda x: ta.softmax(x, axis=-1),
+    "layer_norm": lambda x: ta.layer_norm(x, x[0], x[1]),
+    "take": lambda x: ta.take(x, Tensor([3, 0, 2, 2]), axis=0),
+    "cumulative_sum": lambda x: ta.cumulative_sum(x, axis=1),
+    "concat": lambda x: ta.concat([x[:2], x[2:]], axis=0),
+    "half": lambda x: (x.astype(ta.bfloat16) @ x.astype(ta.bfloat16)).astype(ta.float32),
+    "transposed": lambda x: (x @ x).T + 0,
+    "padded twice": lambda x: padded(x * 2)[1:5, 2:6] * 1,
+    "attention": lambda x: ta.scaled_dot_product_attention(*[x.reshape((1, 2, 2, 4))] * 3).reshape((4, 4)),
+}
+
+
+def padded(y):
+    """y (4, 4) inside zeros (7, 9): the gradient of a slice."""
+    _, pull = ta.vjp(lambda x: x[2:6, 1:5], ta.zeros((7, 9)))
+    (inner,) = pull(y)
+    _, pull = ta.vjp(lambda x: x[0, 3:, :9], ta.zeros((2, 10, 11)))
+    return pull(inner)[0][0, 3:, :9]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_made_within_zeros_is_what_was_made_beside_them(name):
+    x = Tensor(np.random.default_rng(0).standard_normal((4, 4)), dtype=ta.float32)
+
+    def once(x):
+        _, pull = ta.vjp(lambda t: t[2:6, 1:5], ta.zeros((7, 9)))
+        return pull(MAKERS[name](x))[0]
+
+    def several_times(x):
+        return padded(MAKERS[name](x))
+
+    for run in (once, several_times):
+        compiled = ta.compile(run)
+        for _ in range(2):
+            for a, b in zip(values(compiled, x), values(run, x), strict=True):
+                np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert plan(compiled.graphs[0]).parts
+
+
 def training(make, build, dtype, steps=5):
     rng = np.random.default_rng(0)
     batches = [Tensor(rng.integers(0, 65, (2, 17))) for _ in range(steps)]

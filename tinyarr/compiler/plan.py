@@ -30,6 +30,7 @@ class _Planner:
         self.graph = graph
         self.places: dict[Value, Place] = {}
         self.layouts: dict[Value, views.View] = {}
+        self.parts: dict[Value, tuple[Value, int]] = {}  # in which value, and how many bytes from its start
         self.shares: dict[Value, Value] = {}  # the value whose place another one takes over
         self.made: dict[Value, int] = {}
         self.last: dict[Value, int] = {}
@@ -38,13 +39,17 @@ class _Planner:
     def plan(self) -> Plan:
         self._given()
         self._turn_products()
+        self._place_parts()
         self._order()
         self._keep()
         self._in_place()
         size, lives = self._arena()
         for value in self.shares:
             self.places[value] = self.places[self._root(value)]
-        return Plan(self.steps, self.places, self.layouts, size, lives)
+        for value, (whole, offset) in self.parts.items():
+            place = self.places[whole]
+            self.places[value] = place._replace(offset=place.offset + offset)
+        return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives)
 
     def _given(self) -> None:
         graph = self.graph
@@ -70,6 +75,29 @@ class _Planner:
                 m, n = value.shape
                 if m > 1 and n > 1 and seen.get(value) == {views.View((n, m), (1, n))}:
                     self.layouts[value] = views.View((m, n), (1, m))
+
+    def _place_parts(self) -> None:
+        """What is only padded with zeros is made within them."""
+        read: dict[Value, int] = {}
+        makers = {v for n in self.graph.nodes if isinstance(n, Node) for v in n.outputs}
+        for node in self.graph.nodes:
+            for x in _reads_of(node):
+                read[x.value] = read.get(x.value, 0) + 1
+        kept = {r.value for r in self.graph.results} | {s.after for s in self.graph.states}
+        for node in self.graph.nodes:
+            if not isinstance(node, Node) or node.call.primitive.name != "unslice":
+                continue
+            (x,), (out,), params = node.inputs, node.outputs, node.call.params
+            value, strides = x.value, views.contiguous_strides(out.shape)
+            dense = views.is_contiguous(x.view) and views.size(x.view.shape) == views.size(value.shape) > 0
+            alone = value in makers and value not in kept and read[value] == 1 and value not in self.layouts
+            whole = all(value is not other for other, _ in self.parts.values())
+            if dense and alone and whole and value not in self.parts and all(step == 1 for step in params["steps"]):
+                layout = views.reshape(views.View(x.view.shape, strides), value.shape)
+                if layout is not None:
+                    self.layouts[value] = layout
+                    first = sum(a * s for a, s in zip(params["starts"], strides, strict=True))
+                    self.parts[value] = out, first * value.dtype.itemsize
 
     def _turned(self, node: Node) -> Node:
         def turned(x: Any) -> Any:
@@ -115,6 +143,8 @@ class _Planner:
             for value in writes(step):
                 self.made.setdefault(value, number)
                 self.last[value] = max(self.last.get(value, number), number)
+        for value, (whole, _) in reversed(self.parts.items()):
+            self.made[whole] = min(self.made[whole], self.made[value])
 
     def _values(self) -> list[Value]:
         graph = self.graph
@@ -160,12 +190,12 @@ class _Planner:
                 continue
             taken: set[Value] = set()
             for value in writes(step):
-                if value in self.places or value in self.shares or self.made[value] != number:
+                if value in self.places or value in self.shares or value in self.parts or self.made[value] != number:
                     continue
                 for old in dict.fromkeys(reads(step)):
                     root = self._root(old)
                     if (
-                        old in self.made and root not in self.places and root not in taken
+                        old in self.made and root not in self.places and root not in taken and old not in self.parts
                         and self.last[old] == number and nbytes(old) == nbytes(value)
                         and _same_positions(step, old, value)
                     ):  # fmt: skip
@@ -183,7 +213,7 @@ class _Planner:
         lives: dict[Value, tuple[int, int]] = {}
         for value, made in self.made.items():
             root = self._root(value)
-            if root not in self.places:
+            if root not in self.places and value not in self.parts:
                 first, last = lives.get(root, (made, made))
                 lives[root] = min(first, made), max(last, self.last[value])
         placed: list[tuple[int, int, int, int]] = []

@@ -7,7 +7,7 @@ on shapes alone, so the number of threads changes no bit.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .... import views
@@ -29,6 +29,7 @@ class Operand:
     shape: Shape
     strides: Shape
     constant: Any = None
+    readonly: bool = False
 
     @property
     def type(self) -> str:
@@ -63,7 +64,7 @@ class Operand:
         """A declaration of a pointer to a row, the last axis, by the row-major number along all others; and the row."""
         name = f"{self.name}_row"
         offset = self.offset(number, range(len(self.shape) - 1))
-        declaration = f"{self.type} *{name} = {self.name} + {offset};"
+        declaration = f"{'const ' if self.readonly else ''}{self.type} *{name} = {self.name} + {offset};"
         return declaration, Operand(name, self.dtype, self.shape[-1:], self.strides[-1:])
 
 
@@ -85,12 +86,16 @@ def unravel(number: str, shape: Shape, strides: Shape) -> str:
 
 @dataclass
 class Site:
-    """One node of a program: its call, its operands with the strides that they have there, and the threads."""
+    """One node of a program: its call, its operands with the strides that they have there, and the threads.
+
+    placed: whether the first input stands in its place within the output already.
+    """
 
     call: Any
     inputs: list[Operand]
     outputs: list[Operand]
     threads: int
+    placed: bool = False
     scratch: int = 0  # bytes
     support: list[str] = field(default_factory=list)  # what the function needs before it: dtypes of product.c
 
@@ -156,4 +161,4 @@ def rows(site: Site, operands: Sequence[Operand], body: Callable[..., str], inde
 
 def vector(x: Operand) -> Operand:
     """A tensor of statistics, one for each row, seen as rows of one element."""
-    return Operand(x.name, x.dtype, (*x.shape, 1), (*x.strides, 1))
+    return replace(x, shape=(*x.shape, 1), strides=(*x.strides, 1))

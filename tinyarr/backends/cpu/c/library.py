@@ -99,7 +99,7 @@ class _Generator:
         dtype_of = [d for d in step.call.in_dtypes] if isinstance(step, Node) else [step.read.value.dtype]
         for name, x, dtype in zip(names[0], reads, dtype_of, strict=True):
             if isinstance(x, Read):
-                inputs.append(Operand(name, x.value.dtype, x.view.shape, x.view.strides))
+                inputs.append(Operand(name, x.value.dtype, x.view.shape, x.view.strides, readonly=True))
                 arguments.append(self._address(x.value, x.view))
                 parameters.append(f"const {inputs[-1].type} *{name}")
             else:
@@ -108,7 +108,8 @@ class _Generator:
             outputs.append(Operand(name, value.dtype, view.shape, view.strides))
             arguments.append(self._address(value, view))
             parameters.append(f"{outputs[-1].type} *{name}")
-        site = Site(None if isinstance(step, Copy) else step.call, inputs, outputs, self.threads)
+        placed = isinstance(reads[0], Read) and reads[0].value in self.plan.parts if reads else False
+        site = Site(None if isinstance(step, Copy) else step.call, inputs, outputs, self.threads, placed)
         if isinstance(step, Copy):
             body, title = copied(inputs[0], outputs[0]), "copy"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from .elementwise import copied, filled
@@ -25,9 +26,26 @@ def concat(site: Site) -> str:
     return "\n".join(text)
 
 
+def _zeros_around(x: Operand, out: Operand, starts: Sequence[int]) -> str:
+    """Axis by axis, what lies before and after x, between what the axes before it have filled."""
+    text, offset, shape = [], 0, list(out.shape)
+    for axis, (start, size) in enumerate(zip(starts, x.shape, strict=True)):
+        for side, low, high in (("before", 0, start), ("after", start + size, out.shape[axis])):
+            if low < high:
+                shape[axis] = high - low
+                where = offset + low * out.strides[axis]
+                declaration, outside = part(out, f"{side}{axis}", where, tuple(shape), out.strides)
+                text += [declaration, filled(outside, "0")]
+        offset += start * out.strides[axis]
+        shape[axis] = size
+    return "\n".join(text)
+
+
 @kernel("unslice")
 def unslice(site: Site) -> str:
     (x,), (out,) = site.inputs, site.outputs
+    if site.placed:
+        return _zeros_around(x, out, site.params["starts"])
     text = [filled(out, "0")]
     if x.size:
         starts, steps = site.params["starts"], site.params["steps"]
