@@ -246,19 +246,19 @@ def test_what_is_remembered_of_shapes_is_bounded(monkeypatch):
 # fit
 
 
-LAYOUTS = {
-    "any": lambda x: True,
-    "rows": lambda x: x.ndim == 0 or x.strides[-1] == x.itemsize,
-    "dense": lambda x: x.flags.c_contiguous,
-    "matrix": lambda x: x.flags.c_contiguous or _is_matrix(x),
-}
-
-
 def _is_matrix(x):
     if x.ndim < 2:
         return x.strides[-1] == x.itemsize
     (m, n), (row, column) = x.shape[-2:], (s // x.itemsize for s in x.strides[-2:])
     return (column == 1 and row >= n) or (row == 1 and column >= m)
+
+
+LAYOUTS = {
+    "any": lambda x: True,
+    "rows": lambda x: x.strides[-1] == x.itemsize and (x.ndim < 2 or x.strides[-2] >= x.shape[-1] * x.itemsize),
+    "dense": lambda x: x.flags.c_contiguous,
+    "matrix": _is_matrix,
+}
 
 
 @given(tensors(shapes()), st.sampled_from(list(LAYOUTS)))
