@@ -19,7 +19,8 @@ from tests.test_random_programs import programs
 from tinyarr import Tensor, cache
 from tinyarr.backends.cpu import c_compiler
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.compiler.plan import nbytes, plan
+from tinyarr.compiler.lives import nbytes
+from tinyarr.compiler.plan import plan
 from tinyarr.errors import OutOfBounds, TinyarrError
 
 

@@ -2,6 +2,6 @@
 
 from .function import Compiled, compile
 from .interpret import Interpreter
-from .simplify import PASSES
+from .passes import PASSES
 
 __all__ = ["PASSES", "Compiled", "Interpreter", "compile"]

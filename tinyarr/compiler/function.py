@@ -14,16 +14,17 @@ from ..array import Array
 from ..device import default_device
 from ..errors import TraceError
 from ..ops.primitive import executor
-from ..program import Graph, State, Write
+from ..program import Graph, State
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
 from .build import build
 from .effects import Before, Changes, filled, numbered
 from .interpret import Interpreter
+from .lives import made_by
 from .memory import Memory
+from .passes import PASSES
 from .plan import plan
 from .reach import Reach, difference
-from .simplify import PASSES
 from .trace import Trace, TracedStorage
 
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
@@ -45,7 +46,7 @@ def compile(function: Callable) -> Compiled:
 
 def _build(graph: Graph) -> Any:
     """What runs a graph: the program of the device that holds all its values, or the interpreter."""
-    used = {v.device for n in graph.nodes for v in ((n.output,) if isinstance(n, Write) else n.outputs)}
+    used = {v.device for n in graph.nodes for v in made_by(n)}
     used |= {s.before.device for s in graph.states} | {v.device for v, _ in graph.constants}
     device = used.pop() if used else default_device()
     made = None if used else device.backend.program(graph, plan(graph))

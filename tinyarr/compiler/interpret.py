@@ -11,7 +11,7 @@ from .. import eager, views
 from ..array import Array, empty
 from ..program import Graph, Read, Value, Write
 from ..views import View
-from .simplify import values_read
+from .lives import made_by, values_read
 
 
 class Interpreter:
@@ -30,7 +30,7 @@ class Interpreter:
                 if value not in seen:
                     seen.add(value)
                     last.append(value)
-        made = {v for n in graph.nodes for v in ((n.output,) if isinstance(n, Write) else n.outputs)}
+        made = {v for n in graph.nodes for v in made_by(n)}
         times = Counter(read.value for read in graph.results)
         self._copied = [
             read.value not in made or times[read.value] > 1 or read.view != views.contiguous(read.value.shape)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..program import Copy, Graph, Plan
-from .plan import nbytes
+from .lives import nbytes
 
 ROWS = 20  # of the table
 

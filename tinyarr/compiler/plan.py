@@ -12,13 +12,10 @@ from typing import Any
 
 from .. import views
 from ..program import Copy, Graph, Node, Place, Plan, Read, Value, Write
-from .simplify import values_read
+from .layout import is_copy, layouts, read_in
+from .lives import is_elementwise, made_by, nbytes, values_read
 
 ALIGNMENT = 128  # bytes
-
-
-def nbytes(value: Value) -> int:
-    return views.size(value.shape) * value.dtype.itemsize
 
 
 def plan(graph: Graph) -> Plan:
@@ -38,7 +35,7 @@ class _Planner:
 
     def plan(self) -> Plan:
         self._given()
-        self._turn_products()
+        self.layouts = layouts(self.graph)
         self._place_parts()
         self._order()
         self._keep()
@@ -61,48 +58,36 @@ class _Planner:
             for j, value in enumerate(values):
                 self.places[value] = Place("draw", 2 * i + j)
 
-    def _turn_products(self) -> None:
-        """A product that is read transposed alone, as gradients of weights are, is made transposed."""
-        seen: dict[Value, set[views.View]] = {}
-        for node in self.graph.nodes:
-            for read in _reads_of(node):
-                seen.setdefault(read.value, set()).add(read.view)
-        for read in [*self.graph.results, *(_whole(s.after) for s in self.graph.states)]:
-            seen.setdefault(read.value, set()).add(read.view)
-        for node in self.graph.nodes:
-            if isinstance(node, Node) and node.call.primitive.name == "matmul" and len(node.outputs[0].shape) == 2:
-                (value,) = node.outputs
-                m, n = value.shape
-                if m > 1 and n > 1 and seen.get(value) == {views.View((n, m), (1, n))}:
-                    self.layouts[value] = views.View((m, n), (1, m))
-
     def _place_parts(self) -> None:
-        """What is only padded with zeros is made within them."""
+        """What is only joined with others, or padded with zeros, is made within them."""
         read: dict[Value, int] = {}
         makers = {v for n in self.graph.nodes if isinstance(n, Node) for v in n.outputs}
         for node in self.graph.nodes:
             for x in _reads_of(node):
                 read[x.value] = read.get(x.value, 0) + 1
         kept = {r.value for r in self.graph.results} | {s.after for s in self.graph.states}
-        for node in self.graph.nodes:
-            if not isinstance(node, Node) or node.call.primitive.name != "unslice":
-                continue
-            (x,), (out,), params = node.inputs, node.outputs, node.call.params
-            value, strides = x.value, views.contiguous_strides(out.shape)
-            dense = views.is_contiguous(x.view) and views.size(x.view.shape) == views.size(value.shape) > 0
-            alone = value in makers and value not in kept and read[value] == 1 and value not in self.layouts
-            whole = all(value is not other for other, _ in self.parts.values())
-            if dense and alone and whole and value not in self.parts and all(step == 1 for step in params["steps"]):
-                layout = views.reshape(views.View(x.view.shape, strides), value.shape)
-                if layout is not None:
-                    self.layouts[value] = layout
-                    first = sum(a * s for a, s in zip(params["starts"], strides, strict=True))
-                    self.parts[value] = out, first * value.dtype.itemsize
+        for node in reversed(self.graph.nodes):  # what holds others first: where it lies itself is known then
+            for x, starts in _parts_of(node):
+                value, (out,) = x.value, made_by(node)
+                dense = views.is_contiguous(x.view) and views.size(x.view.shape) == views.size(value.shape) > 0
+                alone = value in makers and value not in kept and read[value] == 1 and value not in self.layouts
+                if dense and alone and value not in self.parts:
+                    strides = self.layouts.get(out, views.contiguous(out.shape)).strides
+                    layout = views.reshape(views.View(x.view.shape, strides), value.shape)
+                    if layout is not None:
+                        self.layouts[value] = layout
+                        first = sum(a * s for a, s in zip(starts, strides, strict=True))
+                        self.parts[value] = out, first * value.dtype.itemsize
 
     def _turned(self, node: Node) -> Node:
+        """The node, reading each value as it lies."""
+
         def turned(x: Any) -> Any:
-            is_turned = isinstance(x, Read) and x.value in self.layouts
-            return Read(x.value, views.contiguous(x.view.shape)) if is_turned else x
+            if not isinstance(x, Read) or x.value not in self.layouts:
+                return x
+            if x.value in self.parts:
+                return Read(x.value, views.contiguous(x.view.shape))  # by what holds it alone, and it needs no reading
+            return Read(x.value, read_in(self.layouts[x.value], x.view))
 
         return replace(node, inputs=tuple(map(turned, node.inputs)))
 
@@ -135,7 +120,8 @@ class _Planner:
             target = Value(count := count + 1, read.view.shape, read.value.dtype, read.value.device)
             self.ends.append((target, Place("result", i)))
             self.places[target] = Place("result", i)
-            view = views.contiguous(read.view.shape) if read.value in self.layouts else read.view
+            layout = self.layouts.get(read.value)
+            view = read.view if layout is None else read_in(layout, read.view)
             self.steps.append(Copy(Read(renamed.get(read.value, read.value), view), target))
         for number, step in enumerate(self.steps):
             for value in reads(step):
@@ -150,7 +136,7 @@ class _Planner:
         graph = self.graph
         given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
         given += [v for _, *values in graph.draws for v in values]
-        made = [v for n in graph.nodes for v in ((n.output,) if isinstance(n, Write) else n.outputs)]
+        made = [v for n in graph.nodes for v in made_by(n)]
         return given + made
 
     def _keep(self) -> None:
@@ -195,13 +181,17 @@ class _Planner:
                 for old in dict.fromkeys(reads(step)):
                     root = self._root(old)
                     if (
-                        old in self.made and root not in self.places and root not in taken and old not in self.parts
-                        and self.last[old] == number and nbytes(old) == nbytes(value)
-                        and _same_positions(step, old, value)
+                        old not in self.made or root in self.places or root in taken or old in self.parts
+                        or nbytes(old) != nbytes(value) or not _same_positions(step, old, value)
                     ):  # fmt: skip
-                        self.shares[value] = old
-                        taken.add(root)
-                        break
+                        continue
+                    if _is_same(step):  # two names of one thing, both read from here on
+                        self.last[old] = self.last[value] = max(self.last[old], self.last[value])
+                    elif self.last[old] != number:
+                        continue
+                    self.shares[value] = old
+                    taken.add(root)
+                    break
 
     def _root(self, value: Value) -> Value:
         while value in self.shares:
@@ -255,15 +245,36 @@ def _reads_of(node: Node | Write) -> list[Read]:
     return [x for x in node.inputs if isinstance(x, Read)]
 
 
+def _parts_of(node: Node | Write) -> Sequence[tuple[Read, Sequence[int]]]:
+    """What a node only puts into its output, and where there it begins."""
+    if isinstance(node, Write):
+        return ()
+    params = node.call.params
+    if node.call.primitive.name == "unslice":
+        return [(node.inputs[0], params["starts"])] if set(params["steps"]) <= {1} else ()
+    if node.call.primitive.name != "concat":
+        return ()
+    found, start, axis = [], 0, params["axis"]
+    for x in node.inputs:
+        found.append((x, [start if a == axis else 0 for a in range(len(x.view.shape))]))
+        start += x.view.shape[axis]
+    return found
+
+
 def _whole(value: Value) -> Read:
     return Read(value, views.contiguous(value.shape))
+
+
+def _is_same(step: Any) -> bool:
+    """Whether a step only gives elements another name."""
+    return isinstance(step, Node) and is_copy(step)
 
 
 def _same_positions(step: Any, old: Value, new: Value) -> bool:
     """Whether a step reads each element of `old` only to make the one of `new` that stands in the same place."""
     if isinstance(step, Copy):
         return step.part is None and views.is_contiguous(step.read.view) and step.read.view.offset == 0
-    if not hasattr(step.call.primitive, "typed"):
+    if not is_elementwise(step):
         return False
     views_read = [x.view for x in step.inputs if isinstance(x, Read) and x.value is old]
     return all(v == views.contiguous(new.shape) for v in views_read)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..program import Graph, Node, Read, Value, Write
+from .lives import made_by, values_read
 
 
 def common_subexpressions(graph: Graph) -> Graph:
@@ -32,18 +33,11 @@ def dead_code(graph: Graph) -> Graph:
     needed = {read.value for read in graph.results} | {s.after for s in graph.states}
     nodes: list[Node | Write] = []
     for node in reversed(graph.nodes):
-        outputs = (node.output,) if isinstance(node, Write) else node.outputs
-        if needed.isdisjoint(outputs):
+        if needed.isdisjoint(made_by(node)):
             continue
         nodes.append(node)
         needed.update(values_read(node))
     return replace(graph, nodes=nodes[::-1])
-
-
-def values_read(node: Node | Write) -> list[Value]:
-    if isinstance(node, Write):
-        return [node.old, node.new]
-    return [x.value for x in node.inputs if isinstance(x, Read)]
 
 
 def _renamed(node: Node | Write, same: dict[Value, Value]) -> Node | Write:
@@ -60,6 +54,3 @@ def _ending(graph: Graph, same: dict[Value, Value]) -> Graph:
     """The graph with its last values renamed."""
     states = [replace(s, after=same.get(s.after, s.after)) for s in graph.states]
     return replace(graph, states=states, results=[_read(x, same) for x in graph.results])
-
-
-PASSES = (common_subexpressions, dead_code)

@@ -14,7 +14,6 @@ from ...array import Array
 from ...cuda import warn_if_missing
 from ...device import Device
 from ...dtypes import Dtype
-from ...ops.elementwise_primitive import Elementwise
 from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
@@ -133,7 +132,7 @@ class CudaBackend:
             addresses = [x.address if type(x) is Handle else bits(x) for x in inputs]
             run(addresses, [x.address for x in outputs])
 
-        return Kernel(function, planning.layouts(call), in_place=isinstance(call.primitive, Elementwise))
+        return Kernel(function, planning.layouts(call), in_place=hasattr(call.primitive, "typed"))
 
     def dlpack(self, array: Array, **options: Any) -> Any:
         return dlpack.export(self, array, **options)

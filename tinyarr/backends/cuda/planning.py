@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ... import views
-from ...ops.elementwise_primitive import Elementwise
 from . import attention, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .registry import KERNELS, Input, Operand, Output, Plan
 
@@ -17,7 +16,7 @@ Planner = Callable[[Sequence[Operand], Sequence[Operand]], Plan]
 
 def planner(call: Any) -> Planner | None:
     """plan(inputs, outputs) for a call; None where its composite must serve."""
-    if isinstance(call.primitive, Elementwise):
+    if hasattr(call.primitive, "typed"):
         typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
 
         def plan_elementwise(inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
@@ -50,7 +49,7 @@ def dense_operands(call: Any) -> tuple[list[Operand], list[Operand]]:
 
 def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
     """What each operand's strides must suit (eager.fit); None where any do."""
-    record = None if isinstance(call.primitive, Elementwise) else KERNELS[call.primitive.name]
+    record = None if hasattr(call.primitive, "typed") else KERNELS[call.primitive.name]
     if record is None or record.layouts is None:
         return None
     each = (record.layouts,) * len(call.in_shapes) if isinstance(record.layouts, str) else record.layouts

@@ -88,14 +88,14 @@ def unravel(number: str, shape: Shape, strides: Shape) -> str:
 class Site:
     """One node of a program: its call, its operands with the strides that they have there, and the threads.
 
-    placed: whether the first input stands in its place within the output already.
+    placed: the numbers of the inputs that stand in their place within the output already.
     """
 
     call: Any
     inputs: list[Operand]
     outputs: list[Operand]
     threads: int
-    placed: bool = False
+    placed: frozenset[int] = frozenset()
     scratch: int = 0  # bytes
     support: list[str] = field(default_factory=list)  # what the function needs before it: dtypes of product.c
 

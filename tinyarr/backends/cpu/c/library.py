@@ -108,7 +108,7 @@ class _Generator:
             outputs.append(Operand(name, value.dtype, view.shape, view.strides))
             arguments.append(self._address(value, view))
             parameters.append(f"{outputs[-1].type} *{name}")
-        placed = isinstance(reads[0], Read) and reads[0].value in self.plan.parts if reads else False
+        placed = frozenset(i for i, x in enumerate(reads) if isinstance(x, Read) and x.value in self.plan.parts)
         site = Site(None if isinstance(step, Copy) else step.call, inputs, outputs, self.threads, placed)
         if isinstance(step, Copy):
             body, title = copied(inputs[0], outputs[0]), "copy"

@@ -19,7 +19,7 @@ def concat(site: Site) -> str:
     (out,), axis = site.outputs, site.params["axis"]
     text, start = [], 0
     for number, x in enumerate(site.inputs):
-        if x.size:
+        if x.size and number not in site.placed:
             declaration, target = part(out, f"part{number}", start * out.strides[axis], x.shape, out.strides)
             text += [declaration, copied(x, target)]
         start += x.shape[axis]

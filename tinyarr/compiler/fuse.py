@@ -1,0 +1,239 @@
+"""Fusion: elementwise nodes that work on the same elements become one.
+
+A producer moves down to its consumer where nothing between them reads it, and its expression joins the consumer's: what
+it made is rounded to its dtype all the same, so no bit changes, but is stored only where something else reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .. import views
+from ..ops.primitive import Call, Primitive
+from ..ops.typing import Typed, Value
+from ..program import Graph, Node, Read, Write
+from ..program import Value as Made
+from ..views import Shape, View
+from .layout import is_copy, layouts
+from .lives import Lives, is_elementwise, nbytes
+
+MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
+SMALL = 4096  # bytes that it doesn't matter to hold longer
+
+
+def fuse(graph: Graph) -> Graph:
+    """The graph with elementwise nodes joined where that needs no more memory."""
+    return _Fusion(graph).graph()
+
+
+class Fused(Primitive):
+    """An elementwise operation that several calls make up; its expression is typed already."""
+
+    def __init__(self, name: str, typed: Typed, inputs: int):
+        self._typed = typed
+        names = [f"x{i}" for i in range(inputs)], [f"out{i}" for i in range(len(typed.outputs))]
+        super().__init__(name, self._infer, inputs=names[0], outputs=names[1], derived=True)
+
+    def typed(self, shapes: tuple[Shape, ...], dtypes: tuple, params: dict[str, Any]) -> Typed:
+        return self._typed
+
+    def _infer(self, shapes, dtypes, *, shape):
+        return [(shape, dtype) for dtype in self._typed.dtypes]
+
+
+@dataclass
+class _Cluster:
+    """Elementwise nodes, makers before readers, that go through the same elements in row-major order."""
+
+    nodes: list[Node]
+
+    @property
+    def shape(self) -> Shape:
+        return self.nodes[-1].outputs[0].shape
+
+    @property
+    def outputs(self) -> list[Made]:
+        return [v for node in self.nodes for v in node.outputs]
+
+    def inputs(self) -> Iterable[tuple[Node, Any]]:
+        """What the nodes read that none of them makes, beside the node that reads it."""
+        made = set(self.outputs)
+        return [(n, x) for n in self.nodes for x in n.inputs if not (isinstance(x, Read) and x.value in made)]
+
+
+class _Fusion:
+    def __init__(self, graph: Graph):
+        self._graph = graph
+        self._lives = Lives(graph)
+        laid = layouts(graph)
+        self._clusters: list[_Cluster | None] = [
+            _Cluster([n]) if isinstance(n, Node) and is_elementwise(n) and not _vanishes(n, laid) else None
+            for n in graph.nodes
+        ]
+        self._gone: set[int] = set()
+        self._calls: dict[tuple, Call] = {}
+
+    def graph(self) -> Graph:
+        for position, cluster in enumerate(self._clusters):
+            if cluster is not None:
+                while (producer := self._producer_for(position)) is not None:
+                    self._join(producer, position)
+        nodes: list[Node | Write] = []
+        for position, (node, cluster) in enumerate(zip(self._graph.nodes, self._clusters, strict=True)):
+            if position not in self._gone:
+                several = cluster is not None and len(cluster.nodes) > 1
+                nodes.append(self._fused(cluster) if several else node)  # type: ignore[arg-type]
+        return replace(self._graph, nodes=nodes)
+
+    def _producer_for(self, position: int) -> int | None:
+        """Where the producer of an operand stands that can join the cluster at a position."""
+        cluster = self._clusters[position]
+        assert cluster is not None
+        for _, x in cluster.inputs():
+            if isinstance(x, Read):
+                maker = self._lives.maker.get(x.value)
+                if maker is not None and self._clusters[maker] is not None and self._may_join(maker, position):
+                    return maker
+        return None
+
+    def _may_join(self, producer: int, consumer: int) -> bool:
+        a, b = self._clusters[producer], self._clusters[consumer]
+        assert a is not None and b is not None
+        made, joined, lives = set(a.outputs), _Cluster(a.nodes + b.nodes), self._lives
+        if any(reader < consumer for v in made for reader in lives.readers.get(v, ())):
+            return False
+        for node in b.nodes:
+            for x in node.inputs:
+                if isinstance(x, Read) and x.value in made and not _is_whole(x, node):
+                    return False
+        read = {x.value for _, x in joined.inputs() if isinstance(x, Read)}
+        if len(read) + len(self._stored(joined, {producer, consumer})) > MOST_OPERANDS:
+            return False
+        if any(_seen(node, x, b.shape) is None for node, x in joined.inputs() if isinstance(x, Read)):
+            return False
+        if any(_counts_positions(n) and n.outputs[0].shape != b.shape for n in a.nodes):
+            return False
+        inputs = {x.value for _, x in a.inputs() if isinstance(x, Read)}
+        if any(lives.overwritten(v) < consumer for v in inputs):  # else its old elements need a copy
+            return False
+        if all(position in self._gone for position in range(producer + 1, consumer)):
+            return True
+        longer = sum(nbytes(v) for v in inputs if lives.ends(v) < consumer)
+        return longer <= SMALL + sum(nbytes(v) for v in made - self._stored(joined, {producer, consumer}))
+
+    def _stored(self, cluster: _Cluster, positions: set[int]) -> set[Made]:
+        """What a cluster makes for others, which stand at other positions."""
+        lives = self._lives
+        return {v for v in cluster.outputs if v in lives.kept or not lives.readers.get(v, set()) <= positions}
+
+    def _join(self, producer: int, consumer: int) -> None:
+        a, b = self._clusters[producer], self._clusters[consumer]
+        assert a is not None and b is not None
+        self._clusters[producer], self._clusters[consumer] = None, _Cluster(a.nodes + b.nodes)
+        self._gone.add(producer)
+        read = [x.value for node in a.nodes for x in node.inputs if isinstance(x, Read)]
+        self._lives.move(producer, consumer, read, a.outputs)
+
+    def _fused(self, cluster: _Cluster) -> Node:
+        """The cluster as one node."""
+        (position,) = {self._lives.maker[v] for v in cluster.outputs}
+        stored = [v for v in cluster.outputs if v in self._stored(cluster, {position})]
+        inputs: list[Any] = []
+        numbers: dict[Any, int] = {}
+        wiring: list[tuple] = []
+        made = {v: (i, o) for i, node in enumerate(cluster.nodes) for o, v in enumerate(node.outputs)}
+        for node in cluster.nodes:
+            wires: list[Any] = []
+            for x, dtype in zip(node.inputs, node.call.in_dtypes, strict=True):
+                if isinstance(x, Read) and x.value in made:
+                    wires.append(made[x.value])
+                    continue
+                if isinstance(x, Read):
+                    view = _seen(node, x, cluster.shape)
+                    assert view is not None
+                    x = Read(x.value, view)
+                operand = x if isinstance(x, Read) else (dtype, repr(x))
+                if operand not in numbers:
+                    numbers[operand] = len(inputs)
+                    inputs.append((x, dtype))
+                wires.append(numbers[operand])
+            wiring.append((node.call, tuple(wires)))
+        shapes = tuple(x.view.shape if isinstance(x, Read) else () for x, _ in inputs)
+        key = (tuple(wiring), shapes, tuple(made[v] for v in stored), cluster.shape)
+        if key not in self._calls:
+            names = [node.call.primitive.name for node in cluster.nodes]
+            name = "_".join(names if len(names) < 5 else [*names[:2], f"{len(names) - 3}_more", names[-1]])
+            primitive = Fused(name, combine(wiring, [made[v] for v in stored]), len(inputs))
+            dtypes = tuple(dtype for _, dtype in inputs)
+            self._calls[key] = Call(primitive, cluster.nodes[-1].call.device, shapes, dtypes, {"shape": cluster.shape})
+        last = cluster.nodes[-1]
+        return replace(last, call=self._calls[key], inputs=tuple(x for x, _ in inputs), outputs=tuple(stored))
+
+
+def _vanishes(node: Node, layouts: dict[Made, View]) -> bool:
+    """Whether a node is a copy of what will lie as the copy does."""
+    return is_copy(node) and isinstance(node.inputs[0], Read) and node.inputs[0].value in layouts
+
+
+def _is_whole(x: Read, node: Node) -> bool:
+    """Whether a node reads, in row-major order, each element of a value once."""
+    count = views.size(x.value.shape)
+    is_all = x.view.offset == 0 and views.is_contiguous(x.view) and views.size(x.view.shape) == count
+    return is_all and views.size(node.outputs[0].shape) == count > 0
+
+
+def _seen(node: Node, x: Read, shape: Shape) -> View | None:
+    """The view of an operand for a kernel that goes through the node's elements in another shape; None: no strides."""
+    own = node.outputs[0].shape
+    if own == shape or not x.view.shape:
+        return x.view
+    return views.reshape(views.broadcast_to(x.view, own), shape)
+
+
+def _counts_positions(node: Node) -> bool:
+    """Whether the expression asks for an element's position along an axis."""
+    return any(v.op == "index" for v in _typed(node.call).values)
+
+
+def _typed(call: Any) -> Typed:
+    return call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
+
+
+def combine(calls: Sequence[tuple[Call, Sequence[Any]]], outputs: Sequence[tuple[int, int]]) -> Typed:
+    """One expression of several calls.
+
+    An operand is the number of an input, or (call, output) for what an earlier call makes, as are the outputs. What a
+    call makes is rounded to its dtype as if it were stored.
+    """
+    values: list[Value] = []
+    known: dict[tuple, int] = {}
+    made: dict[tuple[int, int], tuple[int, Any]] = {}
+
+    def emit(v: Value, args: tuple[int, ...]) -> int:
+        is_uniform = v.uniform if v.op in ("input", "constant", "index", "random_bits") else all(
+            values[a].uniform for a in args)  # fmt: skip
+        key = v.op, args, v.dtype, type(v.value), repr(v.value)
+        if key not in known:
+            known[key] = len(values)
+            values.append(Value(v.op, args, v.dtype, v.value, is_uniform))
+        return known[key]
+
+    for number, (call, operands) in enumerate(calls):
+        typed = _typed(call)
+        numbers: list[int] = []
+        for v in typed.values:
+            operand = operands[v.value] if v.op == "input" else None
+            if isinstance(operand, tuple):
+                source, stored = made[operand]
+                rounded = Value("cast", (source,), stored, stored, False)
+                numbers.append(source if values[source].dtype is stored else emit(rounded, (source,)))
+            elif operand is not None:
+                numbers.append(emit(replace(v, value=operand), ()))
+            else:
+                numbers.append(emit(v, tuple(numbers[a] for a in v.args)))
+        for o, (n, dtype) in enumerate(zip(typed.outputs, typed.dtypes, strict=True)):
+            made[number, o] = numbers[n], dtype
+    found = [made[o] for o in outputs]
+    return Typed(tuple(values), tuple(n for n, _ in found), tuple(dtype for _, dtype in found))

@@ -1,0 +1,64 @@
+"""Who makes the values of a graph, who reads them, and how long each is needed: what passes ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .. import views
+from ..program import Graph, Node, Read, Value, Write
+
+END = 1 << 60  # after every position
+
+
+def nbytes(value: Value) -> int:
+    return views.size(value.shape) * value.dtype.itemsize
+
+
+def is_elementwise(node: Any) -> bool:
+    return isinstance(node, Node) and hasattr(node.call.primitive, "typed")
+
+
+def made_by(node: Node | Write) -> Sequence[Value]:
+    return (node.output,) if isinstance(node, Write) else node.outputs
+
+
+def values_read(node: Node | Write) -> list[Value]:
+    if isinstance(node, Write):
+        return [node.old, node.new]
+    return [x.value for x in node.inputs if isinstance(x, Read)]
+
+
+class Lives:
+    """maker, readers: by value the positions of the nodes that make and read it. kept: what the program ends with."""
+
+    def __init__(self, graph: Graph):
+        self.kept = {read.value for read in graph.results} | {s.after for s in graph.states}
+        self.maker: dict[Value, int] = {}
+        self.readers: dict[Value, set[int]] = {}
+        for position, node in enumerate(graph.nodes):
+            for value in values_read(node):
+                self.readers.setdefault(value, set()).add(position)
+            for value in made_by(node):
+                self.maker[value] = position
+        self._after = {s.before: s.after for s in graph.states if s.after is not s.before}
+        self._outside = {s.before for s in graph.states} | {v for v, _ in graph.constants}
+
+    def ends(self, value: Value) -> int:
+        """The position of a value's last reader; END for what outlives the program or was there before it."""
+        if value in self.kept or value in self._outside:
+            return END
+        return max(self.readers.get(value, ()), default=self.maker.get(value, -1))
+
+    def overwritten(self, value: Value) -> int:
+        """Where the state that a value is the old contents of gets its new ones."""
+        after = self._after.get(value)
+        return END if after is None else self.maker.get(after, END)
+
+    def move(self, old: int, new: int, read: Iterable[Value], made: Iterable[Value]) -> None:
+        """What stood at a position, and read and made these values, is now part of what stands at another one."""
+        for value in read:
+            self.readers[value].discard(old)
+            self.readers[value].add(new)
+        for value in made:
+            self.maker[value] = new
