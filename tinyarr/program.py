@@ -58,6 +58,34 @@ class Node:
 
 
 @dataclass(eq=False, slots=True)
+class Group:
+    """Two nodes that one kernel runs: `last` reads the first output of `first`, an elementwise one, as it is made.
+
+    outputs: what is stored of all that they make.
+    """
+
+    first: Node
+    last: Node
+    outputs: tuple[Value, ...]
+
+    @property
+    def call(self) -> Any:
+        return self.last.call
+
+    @property
+    def line(self) -> str:
+        return self.last.line
+
+    @property
+    def inputs(self) -> tuple[Any, ...]:
+        read = (*self.first.inputs, *self.last.inputs)
+        return tuple(x for x in read if not (isinstance(x, Read) and x.value in self.first.outputs))
+
+    def __repr__(self) -> str:
+        return f"{self.first}; {self.last}"
+
+
+@dataclass(eq=False, slots=True)
 class Write:
     """`output` is the value `old` with `new` in the part of it that `view` shows."""
 
@@ -69,6 +97,9 @@ class Write:
 
     def __repr__(self) -> str:
         return f"{self.output}: {self.output.dtype.name} = {Read(self.old, self.view)} <- {self.new}"
+
+
+Step = Node | Group | Write
 
 
 @dataclass(eq=False, slots=True)
@@ -89,7 +120,7 @@ class State:
 class Graph:
     """states, constants (values and the arrays that hold them) and draws (values of each key and counter) feed it."""
 
-    nodes: Sequence[Node | Write]
+    nodes: Sequence[Step]
     states: Sequence[State]
     constants: Sequence[tuple[Value, Any]]
     draws: Sequence[tuple[int, Value, Value]]
@@ -127,7 +158,7 @@ class Plan:
     place within another one. arena: its bytes. lives: for each value in it, the first and the last step that needs it.
     """
 
-    steps: Sequence[Node | Copy | None]
+    steps: Sequence[Node | Group | Copy | None]
     places: dict[Value, Place]
     layouts: dict[Value, View]
     parts: frozenset[Value]

@@ -1,4 +1,4 @@
-"""Fusion: elementwise nodes that work on the same elements become one.
+"""Fusion: elementwise nodes that work on the same elements become one, and join the reduction that reads them.
 
 A producer moves down to its consumer where nothing between them reads it, and its expression joins the consumer's: what
 it made is rounded to its dtype all the same, so no bit changes, but is stored only where something else reads it.
@@ -6,20 +6,21 @@ it made is rounded to its dtype all the same, so no bit changes, but is stored o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import views
 from ..ops.primitive import Call, Primitive
 from ..ops.typing import Typed, Value
-from ..program import Graph, Node, Read, Write
+from ..program import Graph, Group, Node, Read, Step
 from ..program import Value as Made
 from ..views import Shape, View
 from .layout import is_copy, layouts
 from .lives import Lives, is_elementwise, nbytes
 
 MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
+REDUCTIONS = ("sum", "prod", "max", "min")
 SMALL = 4096  # bytes that it doesn't matter to hold longer
 
 
@@ -45,22 +46,33 @@ class Fused(Primitive):
 
 @dataclass
 class _Cluster:
-    """Elementwise nodes, makers before readers, that go through the same elements in row-major order."""
+    """Elementwise nodes, makers before readers, that go through the same elements in row-major order.
+
+    end: the reduction that reads them, if any.
+    """
 
     nodes: list[Node]
+    end: Node | None = None
 
     @property
     def shape(self) -> Shape:
-        return self.nodes[-1].outputs[0].shape
+        return self.nodes[-1].outputs[0].shape if self.end is None else self.end.call.in_shapes[0]
+
+    @property
+    def all_nodes(self) -> list[Node]:
+        return self.nodes if self.end is None else [*self.nodes, self.end]
 
     @property
     def outputs(self) -> list[Made]:
-        return [v for node in self.nodes for v in node.outputs]
+        return [v for node in self.all_nodes for v in node.outputs]
 
-    def inputs(self) -> Iterable[tuple[Node, Any]]:
+    def inputs(self) -> list[tuple[Node, Any]]:
         """What the nodes read that none of them makes, beside the node that reads it."""
         made = set(self.outputs)
-        return [(n, x) for n in self.nodes for x in n.inputs if not (isinstance(x, Read) and x.value in made)]
+        return [(n, x) for n in self.all_nodes for x in n.inputs if not (isinstance(x, Read) and x.value in made)]
+
+    def joined_to(self, consumer: _Cluster) -> _Cluster:
+        return _Cluster(self.nodes + consumer.nodes, consumer.end)
 
 
 class _Fusion:
@@ -68,10 +80,7 @@ class _Fusion:
         self._graph = graph
         self._lives = Lives(graph)
         laid = layouts(graph)
-        self._clusters: list[_Cluster | None] = [
-            _Cluster([n]) if isinstance(n, Node) and is_elementwise(n) and not _vanishes(n, laid) else None
-            for n in graph.nodes
-        ]
+        self._clusters: list[_Cluster | None] = [_cluster(n, laid) for n in graph.nodes]
         self._gone: set[int] = set()
         self._calls: dict[tuple, Call] = {}
 
@@ -80,11 +89,11 @@ class _Fusion:
             if cluster is not None:
                 while (producer := self._producer_for(position)) is not None:
                     self._join(producer, position)
-        nodes: list[Node | Write] = []
-        for position, (node, cluster) in enumerate(zip(self._graph.nodes, self._clusters, strict=True)):
-            if position not in self._gone:
-                several = cluster is not None and len(cluster.nodes) > 1
-                nodes.append(self._fused(cluster) if several else node)  # type: ignore[arg-type]
+        nodes = [
+            node if cluster is None or len(cluster.all_nodes) == 1 else self._fused(cluster)
+            for position, (node, cluster) in enumerate(zip(self._graph.nodes, self._clusters, strict=True))
+            if position not in self._gone
+        ]
         return replace(self._graph, nodes=nodes)
 
     def _producer_for(self, position: int) -> int | None:
@@ -92,28 +101,30 @@ class _Fusion:
         cluster = self._clusters[position]
         assert cluster is not None
         for _, x in cluster.inputs():
-            if isinstance(x, Read):
-                maker = self._lives.maker.get(x.value)
-                if maker is not None and self._clusters[maker] is not None and self._may_join(maker, position):
-                    return maker
+            maker = self._lives.maker.get(x.value) if isinstance(x, Read) else None
+            if maker is not None and self._may_join(maker, position):
+                return maker
         return None
 
     def _may_join(self, producer: int, consumer: int) -> bool:
         a, b = self._clusters[producer], self._clusters[consumer]
-        assert a is not None and b is not None
-        made, joined, lives = set(a.outputs), _Cluster(a.nodes + b.nodes), self._lives
-        if any(reader < consumer for v in made for reader in lives.readers.get(v, ())):
+        if a is None or b is None or a.end is not None:
             return False
-        for node in b.nodes:
+        made, joined, lives = set(a.outputs), a.joined_to(b), self._lives
+        if any(producer < reader < consumer for v in made for reader in lives.readers.get(v, ())):
+            return False
+        for node in b.all_nodes:
             for x in node.inputs:
                 if isinstance(x, Read) and x.value in made and not _is_whole(x, node):
                     return False
+        if b.end is not None and b.nodes and not made.isdisjoint(_values(b.end)):
+            return False  # a reduction has one operand
         read = {x.value for _, x in joined.inputs() if isinstance(x, Read)}
         if len(read) + len(self._stored(joined, {producer, consumer})) > MOST_OPERANDS:
             return False
         if any(_seen(node, x, b.shape) is None for node, x in joined.inputs() if isinstance(x, Read)):
             return False
-        if any(_counts_positions(n) and n.outputs[0].shape != b.shape for n in a.nodes):
+        if any(_counts_positions(n) and (b.end is not None or n.outputs[0].shape != b.shape) for n in a.nodes):
             return False
         inputs = {x.value for _, x in a.inputs() if isinstance(x, Read)}
         if any(lives.overwritten(v) < consumer for v in inputs):  # else its old elements need a copy
@@ -131,15 +142,23 @@ class _Fusion:
     def _join(self, producer: int, consumer: int) -> None:
         a, b = self._clusters[producer], self._clusters[consumer]
         assert a is not None and b is not None
-        self._clusters[producer], self._clusters[consumer] = None, _Cluster(a.nodes + b.nodes)
+        self._clusters[producer], self._clusters[consumer] = None, a.joined_to(b)
         self._gone.add(producer)
-        read = [x.value for node in a.nodes for x in node.inputs if isinstance(x, Read)]
-        self._lives.move(producer, consumer, read, a.outputs)
+        self._lives.move(producer, consumer, [v for node in a.nodes for v in _values(node)], a.outputs)
 
-    def _fused(self, cluster: _Cluster) -> Node:
-        """The cluster as one node."""
+    def _fused(self, cluster: _Cluster) -> Node | Group:
+        """The cluster as one node, or as a group."""
         (position,) = {self._lives.maker[v] for v in cluster.outputs}
-        stored = [v for v in cluster.outputs if v in self._stored(cluster, {position})]
+        stored = self._stored(cluster, {position})
+        outputs = tuple(v for v in cluster.outputs if v in stored)
+        if cluster.end is None:
+            return self._joined(cluster, outputs)
+        (read,) = _values(cluster.end)
+        first = (read, *(v for v in outputs if v is not read and v not in cluster.end.outputs))
+        return Group(self._joined(cluster, first), cluster.end, outputs)
+
+    def _joined(self, cluster: _Cluster, stored: tuple[Made, ...]) -> Node:
+        """The elementwise nodes of a cluster as one, which makes `stored`."""
         inputs: list[Any] = []
         numbers: dict[Any, int] = {}
         wiring: list[tuple] = []
@@ -169,19 +188,27 @@ class _Fusion:
             dtypes = tuple(dtype for _, dtype in inputs)
             self._calls[key] = Call(primitive, cluster.nodes[-1].call.device, shapes, dtypes, {"shape": cluster.shape})
         last = cluster.nodes[-1]
-        return replace(last, call=self._calls[key], inputs=tuple(x for x, _ in inputs), outputs=tuple(stored))
+        return replace(last, call=self._calls[key], inputs=tuple(x for x, _ in inputs), outputs=stored)
 
 
-def _vanishes(node: Node, layouts: dict[Made, View]) -> bool:
-    """Whether a node is a copy of what will lie as the copy does."""
-    return is_copy(node) and isinstance(node.inputs[0], Read) and node.inputs[0].value in layouts
+def _cluster(node: Step, layouts: dict[Made, View]) -> _Cluster | None:
+    """What can be joined with others; not a copy of what will lie as the copy does, for which nothing runs."""
+    if not isinstance(node, Node) or (is_copy(node) and not layouts.keys().isdisjoint(_values(node))):
+        return None
+    if is_elementwise(node):
+        return _Cluster([node])
+    return _Cluster([], node) if node.call.primitive.name in REDUCTIONS else None
+
+
+def _values(node: Node) -> list[Made]:
+    return [x.value for x in node.inputs if isinstance(x, Read)]
 
 
 def _is_whole(x: Read, node: Node) -> bool:
     """Whether a node reads, in row-major order, each element of a value once."""
     count = views.size(x.value.shape)
     is_all = x.view.offset == 0 and views.is_contiguous(x.view) and views.size(x.view.shape) == count
-    return is_all and views.size(node.outputs[0].shape) == count > 0
+    return is_all and (not is_elementwise(node) or views.size(node.outputs[0].shape) == count) and count > 0
 
 
 def _seen(node: Node, x: Read, shape: Shape) -> View | None:

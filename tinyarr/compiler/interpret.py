@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from .. import eager, views
 from ..array import Array, empty
-from ..program import Graph, Read, Value, Write
+from ..program import Graph, Group, Read, Value, Write
 from ..views import View
 from .lives import made_by, values_read
 
@@ -21,7 +22,8 @@ class Interpreter:
     """
 
     def __init__(self, graph: Graph):
-        self._graph = graph
+        apart = [n for node in graph.nodes for n in ((node.first, node.last) if isinstance(node, Group) else (node,))]
+        self._graph = graph = replace(graph, nodes=apart)
         self._last: list[list[Value]] = [[] for _ in graph.nodes]  # the values that each node is the last to read
         kept = {read.value for read in graph.results} | {s.after for s in graph.states}
         seen = set(kept)

@@ -8,7 +8,7 @@ is through a transposed one, is made as that view sees it.
 from __future__ import annotations
 
 from .. import views
-from ..program import Graph, Node, Read, Value, Write
+from ..program import Graph, Node, Read, Step, Value, Write
 from ..views import View
 from .lives import is_elementwise
 
@@ -19,14 +19,14 @@ def layouts(graph: Graph) -> dict[Value, View]:
     reads: dict[Value, list[View]] = {}
     copied: dict[Value, View] = {}
     for node in graph.nodes:
-        if isinstance(node, Node):
-            for x in node.inputs:
-                if isinstance(x, Read):
-                    reads.setdefault(x.value, []).append(x.view)
-                    if is_copy(node):
-                        copied.setdefault(x.value, x.view)
+        for x in () if isinstance(node, Write) else node.inputs:
+            if isinstance(x, Read):
+                reads.setdefault(x.value, []).append(x.view)
+                if is_copy(node):
+                    copied.setdefault(x.value, x.view)
     for read in graph.results:
         reads.setdefault(read.value, []).append(read.view)
+        copied.setdefault(read.value, read.view)
     stored = {s.after for s in graph.states}
     stored |= {v for n in graph.nodes if isinstance(n, Write) for v in (n.old, n.new)}
     for node in graph.nodes:
@@ -45,8 +45,8 @@ def layouts(graph: Graph) -> dict[Value, View]:
     return found
 
 
-def is_copy(node: Node) -> bool:
-    return node.call.primitive.name == "copy"
+def is_copy(node: Step) -> bool:
+    return isinstance(node, Node) and node.call.primitive.name == "copy"
 
 
 def read_in(layout: View, view: View) -> View:

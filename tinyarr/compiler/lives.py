@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import views
-from ..program import Graph, Node, Read, Value, Write
+from ..program import Graph, Node, Read, Step, Value, Write
 
 END = 1 << 60  # after every position
 
@@ -19,11 +19,11 @@ def is_elementwise(node: Any) -> bool:
     return isinstance(node, Node) and hasattr(node.call.primitive, "typed")
 
 
-def made_by(node: Node | Write) -> Sequence[Value]:
+def made_by(node: Step) -> Sequence[Value]:
     return (node.output,) if isinstance(node, Write) else node.outputs
 
 
-def values_read(node: Node | Write) -> list[Value]:
+def values_read(node: Step) -> list[Value]:
     if isinstance(node, Write):
         return [node.old, node.new]
     return [x.value for x in node.inputs if isinstance(x, Read)]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import views
-from ..program import Copy, Graph, Node, Place, Plan, Read, Value, Write
+from ..program import Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
 from .layout import is_copy, layouts, read_in
 from .lives import is_elementwise, made_by, nbytes, values_read
 
@@ -38,6 +38,7 @@ class _Planner:
         self.layouts = layouts(self.graph)
         self._place_parts()
         self._order()
+        self._name_copies()
         self._keep()
         self._in_place()
         size, lives = self._arena()
@@ -79,8 +80,10 @@ class _Planner:
                         first = sum(a * s for a, s in zip(starts, strides, strict=True))
                         self.parts[value] = out, first * value.dtype.itemsize
 
-    def _turned(self, node: Node) -> Node:
+    def _turned(self, node: Node | Group) -> Node | Group:
         """The node, reading each value as it lies."""
+        if isinstance(node, Group):
+            return replace(node, first=self._turned(node.first), last=self._turned(node.last))  # type: ignore[arg-type]
 
         def turned(x: Any) -> Any:
             if not isinstance(x, Read) or x.value not in self.layouts:
@@ -139,14 +142,27 @@ class _Planner:
         made = [v for n in graph.nodes for v in made_by(n)]
         return given + made
 
+    def _name_copies(self) -> None:
+        """A copy of what lies as the copy does is another name for it, however long both are read."""
+        for step in self.steps:
+            if isinstance(step, Node) and is_copy(step):
+                (read,), (value,) = step.inputs, step.outputs
+                whole = read.view == views.contiguous(value.shape) and nbytes(read.value) == nbytes(value)
+                if whole and read.value in self.made and self.parts.keys().isdisjoint({read.value, value}):
+                    self.shares[value] = read.value
+                    root = self._root(value)
+                    self.last[root] = max(self.last[root], self.last[value])
+        for value in self.shares:
+            self.last[value] = self.last[self._root(value)]
+
     def _keep(self) -> None:
         """Values that stand from the beginning in the memory that they are for."""
         for value, place in self.ends:
             if place.buffer != "state":
                 continue
-            state = self.graph.states[place.number]
-            if value not in self.places and self._may_overwrite(state.before, value):
-                self.places[value] = place
+            state, root = self.graph.states[place.number], self._root(value)
+            if root not in self.places and self._may_overwrite(state.before, root):
+                self.places[root] = place
             else:
                 target = Value(-1, state.before.shape, value.dtype, value.device)
                 self.places[target] = place
@@ -154,11 +170,9 @@ class _Planner:
                 self.last[value] = len(self.steps) - 1
         for number, step in enumerate(self.steps):
             if isinstance(step, Copy) and self.places.get(step.target, Place("")).buffer == "result":
-                value = step.read.value
-                dense = step.read.view == views.contiguous(value.shape) or (
-                    views.is_contiguous(step.read.view) and views.size(step.read.view.shape) == views.size(value.shape)
-                )
-                if value in self.made and value not in self.places and dense:
+                value = self._root(step.read.value)
+                whole = views.size(step.read.view.shape) == views.size(value.shape)
+                if whole and views.is_contiguous(step.read.view) and value in self.made and value not in self.places:
                     self.places[value] = self.places[step.target]
                     self.steps[number] = None
         # The numbers of steps stay, so that lives remain right.
@@ -182,12 +196,9 @@ class _Planner:
                     root = self._root(old)
                     if (
                         old not in self.made or root in self.places or root in taken or old in self.parts
-                        or nbytes(old) != nbytes(value) or not _same_positions(step, old, value)
+                        or self.last[old] != number or nbytes(old) != nbytes(value)
+                        or not _same_positions(step, old, value)
                     ):  # fmt: skip
-                        continue
-                    if _is_same(step):  # two names of one thing, both read from here on
-                        self.last[old] = self.last[value] = max(self.last[old], self.last[value])
-                    elif self.last[old] != number:
                         continue
                     self.shares[value] = old
                     taken.add(root)
@@ -239,15 +250,15 @@ def writes(step: Any) -> Sequence[Value]:
     return (step.target,) if isinstance(step, Copy) else step.outputs
 
 
-def _reads_of(node: Node | Write) -> list[Read]:
+def _reads_of(node: Step) -> list[Read]:
     if isinstance(node, Write):
         return [_whole(node.old), _whole(node.new)]
     return [x for x in node.inputs if isinstance(x, Read)]
 
 
-def _parts_of(node: Node | Write) -> Sequence[tuple[Read, Sequence[int]]]:
+def _parts_of(node: Step) -> Sequence[tuple[Read, Sequence[int]]]:
     """What a node only puts into its output, and where there it begins."""
-    if isinstance(node, Write):
+    if not isinstance(node, Node):
         return ()
     params = node.call.params
     if node.call.primitive.name == "unslice":
@@ -265,16 +276,12 @@ def _whole(value: Value) -> Read:
     return Read(value, views.contiguous(value.shape))
 
 
-def _is_same(step: Any) -> bool:
-    """Whether a step only gives elements another name."""
-    return isinstance(step, Node) and is_copy(step)
-
-
 def _same_positions(step: Any, old: Value, new: Value) -> bool:
     """Whether a step reads each element of `old` only to make the one of `new` that stands in the same place."""
     if isinstance(step, Copy):
         return step.part is None and views.is_contiguous(step.read.view) and step.read.view.offset == 0
-    if not is_elementwise(step):
+    first = step.first if isinstance(step, Group) else step
+    if not is_elementwise(first) or new not in first.outputs:
         return False
     views_read = [x.view for x in step.inputs if isinstance(x, Read) and x.value is old]
     return all(v == views.contiguous(new.shape) for v in views_read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..program import Graph, Node, Read, Value, Write
+from ..program import Graph, Read, Step, Value, Write
 from .lives import made_by, values_read
 
 
@@ -13,7 +13,7 @@ def common_subexpressions(graph: Graph) -> Graph:
     """Nodes with the same call of the same operands become one: values never change, and draws name their counters."""
     same: dict[Value, Value] = {}
     known: dict[tuple, tuple[Value, ...]] = {}
-    nodes: list[Node | Write] = []
+    nodes: list[Step] = []
     for node in graph.nodes:
         node = _renamed(node, same)
         if isinstance(node, Write):
@@ -31,7 +31,7 @@ def common_subexpressions(graph: Graph) -> Graph:
 def dead_code(graph: Graph) -> Graph:
     """Without the nodes that lead neither to a result nor to a state."""
     needed = {read.value for read in graph.results} | {s.after for s in graph.states}
-    nodes: list[Node | Write] = []
+    nodes: list[Step] = []
     for node in reversed(graph.nodes):
         if needed.isdisjoint(made_by(node)):
             continue
@@ -40,7 +40,7 @@ def dead_code(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes[::-1])
 
 
-def _renamed(node: Node | Write, same: dict[Value, Value]) -> Node | Write:
+def _renamed(node: Any, same: dict[Value, Value]) -> Any:
     if isinstance(node, Write):
         return replace(node, old=same.get(node.old, node.old), new=same.get(node.new, node.new))
     return replace(node, inputs=tuple(_read(x, same) for x in node.inputs))

@@ -88,6 +88,7 @@ def unravel(number: str, shape: Shape, strides: Shape) -> str:
 class Site:
     """One node of a program: its call, its operands with the strides that they have there, and the threads.
 
+    expression: what takes the place of the first input, where that is not in memory.
     placed: the numbers of the inputs that stand in their place within the output already.
     """
 
@@ -95,6 +96,7 @@ class Site:
     inputs: list[Operand]
     outputs: list[Operand]
     threads: int
+    expression: Any = None
     placed: frozenset[int] = frozenset()
     scratch: int = 0  # bytes
     support: list[str] = field(default_factory=list)  # what the function needs before it: dtypes of product.c

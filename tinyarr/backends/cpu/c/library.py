@@ -16,12 +16,14 @@ import numpy as np
 from .... import dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
-from ....program import Copy, Graph, Node, Place, Plan, Read, Value
+from ....ops.typing import Typed
+from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import View
 from ...scalar_source import TYPES
 from .. import c_compiler
 from .elementwise import copied, elementwise
 from .kernel import KERNELS, Operand, Site, indented
+from .source import Source
 
 HERE = Path(__file__).parent
 _WEAK = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.float64}
@@ -81,59 +83,41 @@ class _Generator:
         header = (HERE / "program.h").read_text(encoding="utf-8")
         return "\n".join(['#include "scalar.h"', header, *products, *functions, program])
 
-    def _step(self, number: int, step: Node | Copy) -> None:
+    def _step(self, number: int, step: Node | Group | Copy) -> None:
+        launch = _Launch(self)
         if isinstance(step, Copy):
             view = views.contiguous(step.read.view.shape) if step.part is None else step.part
-            reads, targets = [step.read], [(step.target, view)]
             if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
                 return
-            names = ["x"], ["out"]
+            source = launch.read("x", step.read, step.read.value.dtype)
+            title, body = "copy", copied(source, launch.write("out", step.target, view))
+        elif step.call.primitive.name == "copy" and self._same(step.inputs[0], step.outputs[0]):
+            return
         else:
-            reads = list(step.inputs)
-            targets = [(v, self.plan.layouts.get(v, views.contiguous(v.shape))) for v in step.outputs]
-            primitive = step.call.primitive
-            if primitive.name == "copy" and self._same(reads[0], step.outputs[0]):
-                return
-            names = _names(primitive.inputs, len(reads)), _names(primitive.outputs, len(targets))
-        inputs, outputs, arguments, parameters = [], [], [], []
-        dtype_of = [d for d in step.call.in_dtypes] if isinstance(step, Node) else [step.read.value.dtype]
-        for name, x, dtype in zip(names[0], reads, dtype_of, strict=True):
-            if isinstance(x, Read):
-                inputs.append(Operand(name, x.value.dtype, x.view.shape, x.view.strides, readonly=True))
-                arguments.append(self._address(x.value, x.view))
-                parameters.append(f"const {inputs[-1].type} *{name}")
-            else:
-                inputs.append(Operand(name, _WEAK[dtype], (), (), constant=x))
-        for name, (value, view) in zip(names[1], targets, strict=True):
-            outputs.append(Operand(name, value.dtype, view.shape, view.strides))
-            arguments.append(self._address(value, view))
-            parameters.append(f"{outputs[-1].type} *{name}")
-        placed = frozenset(i for i, x in enumerate(reads) if isinstance(x, Read) and x.value in self.plan.parts)
-        site = Site(None if isinstance(step, Copy) else step.call, inputs, outputs, self.threads, placed)
-        if isinstance(step, Copy):
-            body, title = copied(inputs[0], outputs[0]), "copy"
-        else:
-            title = step.call.primitive.name
-            body = elementwise(site) if hasattr(step.call.primitive, "typed") else KERNELS[title](site)
+            site = launch.group(step) if isinstance(step, Group) else launch.node(step)
+            title = site.call.primitive.name
+            body = elementwise(site) if hasattr(site.call.primitive, "typed") else KERNELS[title](site)
+            if isinstance(step, Group):
+                title = f"{step.first.call.primitive.name}_{title}"
+            self.support += [name for name in site.support if name not in self.support]
+            if site.scratch:
+                launch.parameters.append("char *scratch")
+                launch.arguments.append("scratch")
+                self.scratch = max(self.scratch, site.scratch)
         if not body.strip():
             return
-        self.support += [name for name in site.support if name not in self.support]
-        if site.scratch:
-            parameters.append("char *scratch")
-            arguments.append("scratch")
-            self.scratch = max(self.scratch, site.scratch)
         checks = "report(" in body
         if checks:
-            parameters += ["report_t *error", "int64_t launch"]
-            arguments += ["error", str(number)]
-        key = title + ", ".join(parameters), body
+            launch.parameters += ["report_t *error", "int64_t launch"]
+            launch.arguments += ["error", str(number)]
+        parameters = ", ".join(launch.parameters)
+        key = title + parameters, body
         if key not in self.functions:
             count = self.counts[title] = self.counts.get(title, -1) + 1
             self.functions[key] = f"{title}_kernel" + (f"_{count}" if count else "")
         name = self.functions[key]
-        text = f"KERNEL {name}({', '.join(parameters)})\n{{\n{indented(body)}\n}}\n"
-        self.kernels.append(Kernel(name, text, step))
-        self.calls.append(f"{name}({', '.join(arguments)});")
+        self.kernels.append(Kernel(name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n", step))
+        self.calls.append(f"{name}({', '.join(launch.arguments)});")
         if checks:
             self.calls.append("if (error->launch >= 0)\n        return;")
 
@@ -141,7 +125,7 @@ class _Generator:
         here, there = self.plan.places[read.value], self.plan.places[target]
         return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
 
-    def _address(self, value: Value, view: View) -> str:
+    def address(self, value: Value, view: View) -> str:
         place = self.plan.places[value]
         offset = place.offset + view.offset * value.dtype.itemsize
         return f"(void *)(memory[{self.buffer(place)}] + {offset})"
@@ -152,6 +136,54 @@ class _Generator:
         before["draw"] = before["constant"] + len(graph.constants)
         before["result"] = before["draw"] + 2 * len(graph.draws)
         return before[place.buffer] + place.number
+
+
+class _Launch:
+    """The parameters of a kernel, and what is passed for them."""
+
+    def __init__(self, generator: _Generator):
+        self._generator = generator
+        self.parameters: list[str] = []
+        self.arguments: list[str] = []
+
+    def read(self, name: str, x: Any, dtype: Any) -> Operand:
+        if not isinstance(x, Read):
+            return Operand(name, _WEAK[dtype], (), (), constant=x)
+        operand = Operand(name, x.value.dtype, x.view.shape, x.view.strides, readonly=True)
+        self.parameters.append(f"const {operand.type} *{name}")
+        self.arguments.append(self._generator.address(x.value, x.view))
+        return operand
+
+    def write(self, name: str, value: Value, view: View | None = None) -> Operand:
+        view = view or self._generator.plan.layouts.get(value, views.contiguous(value.shape))
+        operand = Operand(name, value.dtype, view.shape, view.strides)
+        self.parameters.append(f"{operand.type} *{name}")
+        self.arguments.append(self._generator.address(value, view))
+        return operand
+
+    def node(self, node: Node) -> Site:
+        names = _names(node.call.primitive.inputs, len(node.inputs))
+        inputs = [self.read(*x) for x in zip(names, node.inputs, node.call.in_dtypes, strict=True)]
+        names = _names(node.call.primitive.outputs, len(node.outputs))
+        outputs = [self.write(*y) for y in zip(names, node.outputs, strict=True)]
+        parts = self._generator.plan.parts
+        placed = frozenset(i for i, x in enumerate(node.inputs) if isinstance(x, Read) and x.value in parts)
+        return Site(node.call, inputs, outputs, self._generator.threads, placed=placed)
+
+    def group(self, group: Group) -> Site:
+        first, last = group.first, group.last
+        operands = zip(first.inputs, first.call.in_dtypes, strict=True)
+        inputs = [self.read(f"x{i}", x, dtype) for i, (x, dtype) in enumerate(operands)]
+        typed = first.call.primitive.typed(first.call.in_shapes, first.call.in_dtypes, first.call.params)
+        stored = [i for i, v in enumerate(first.outputs) if v in group.outputs]
+        outputs = [self.write(f"y{i}", first.outputs[i]) for i in stored]
+        numbers, dtypes = typed.outputs, typed.dtypes
+        expression = Typed(
+            typed.values, (numbers[0], *(numbers[i] for i in stored)), (dtypes[0], *(dtypes[i] for i in stored))
+        )
+        source = Source.of(expression, last.call.in_shapes[0], inputs, outputs)
+        results = [self.write(*y) for y in zip(_names(last.call.primitive.outputs, 1), last.outputs, strict=True)]
+        return Site(last.call, [], results, self._generator.threads, expression=source)
 
 
 def _names(names: Sequence[str], count: int) -> list[str]:

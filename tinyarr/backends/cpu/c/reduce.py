@@ -1,125 +1,123 @@
-"""Reductions: each result is one thread's, cut into pieces where there are few results of much."""
+"""Reductions: each result is one thread's, cut into pieces where there are few results of much.
+
+Which elements are added to which depends on the shape alone: pieces of neighbours along the reduced axes, or, where the
+last axis is kept, strips of neighbouring results, whose elements are neighbours too.
+"""
 
 from __future__ import annotations
 
-from .... import views
+from dataclasses import dataclass
+
+from .... import dtypes, views
 from ....dtypes import Dtype
-from ...scalar_source import TYPES, cast
-from .kernel import Operand, Site, indented, kernel, loop, parallel, unravel
+from ...scalar_source import TYPES, cast, constant
+from .kernel import Operand, Site, indented, kernel, loop, parallel
+from .source import Source
 
 PIECE = 4096  # elements that are added one after another (by as many lanes as a vector has)
 STRIP = 64  # neighbouring results that are made together
+BLOCK = 64  # rows of a strip that are added before their sum is added to the total
+FEW = 8  # results: so many threads' work is not worth sharing out more finely
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """How elements are joined, in the type in which is computed."""
+
+    name: str
+    dtype: Dtype
+
+    @property
+    def type(self) -> str:
+        return TYPES[self.dtype]
+
+    @property
+    def start(self) -> str:
+        """What changes nothing that is joined to it."""
+        if self.name in ("sum", "prod"):
+            return "0" if self.name == "sum" else "1"
+        if self.dtype.is_float:
+            return "-INFINITY" if self.name == "max" else "INFINITY"
+        if self.dtype is dtypes.bool:
+            return "0" if self.name == "max" else "1"
+        limits = dtypes.iinfo(self.dtype)
+        return constant(limits.min if self.name == "max" else limits.max, self.dtype)
+
+    def join(self, total: str, x: str) -> str:
+        if self.name in ("sum", "prod"):
+            return f"{total} {'+' if self.name == 'sum' else '*'}= {x};"
+        if self.dtype.is_float:
+            return f"{total} = {self.name}imum_{self.dtype.name}({total}, {x});"
+        return f"{total} = {total} {'>' if self.name == 'max' else '<'} {x} ? {total} : {x};"
+
+    def over(self, total: str, length: str, x: str) -> str:
+        """Declares `total`, of `length` neighbours x[j]."""
+        operator = {"sum": "+", "prod": "*"}.get(self.name)
+        directive = f"#pragma omp simd reduction({operator}:{total})" if operator else ""
+        body = loop("j", length, self.join(total, f"{x}[j]"), directive)
+        return f"{self.type} {total} = {self.start};\n{body}"
 
 
 @kernel("sum", "prod", "max", "min")
 def reduction(site: Site) -> str:
-    name, axes = site.call.primitive.name, site.params["axis"]
-    (x,), (out,) = site.inputs, site.outputs
-    kept = [a for a in range(len(x.shape)) if a not in axes]
+    source, (out,), axes = Source.first(site), site.outputs, site.params["axis"]
+    kept = [a for a in range(len(source.shape)) if a not in axes]
     if site.params["keepdims"]:
-        sizes = [out.strides[a] for a in kept]
-        out = Operand(out.name, out.dtype, tuple(x.shape[a] for a in kept), tuple(sizes))
-    compute = out.dtype.compute
-    first = {"sum": "0", "prod": "1"}.get(name)
-    reduced = tuple(x.shape[a] for a in axes)
-    count, length = views.size(tuple(x.shape[a] for a in kept)), views.size(reduced)
-    if not count:
+        out = Operand(out.name, out.dtype, tuple(out.shape[a] for a in kept), tuple(out.strides[a] for a in kept))
+    if not out.size:
         return ""
+    fold, last = _Fold(site.call.primitive.name, out.dtype.compute), len(source.shape) - 1
+    if last in kept and source.shape[last] >= FEW:
+        return _strips(source.ordered([*kept[:-1], *axes, last]), fold, out, source.shape[last])
+    return _pieces(site, source.ordered([*kept, *axes]), fold, out)
 
-    def value(position: str) -> str:
-        return cast(f"x_part[{position}]", x.dtype, compute)
 
-    def combined(total: str, y: str) -> str:
-        if name in ("sum", "prod"):
-            return f"{total} {'+' if name == 'sum' else '*'}= {y};"
-        if compute.is_float:
-            return f"{total} = {name}imum_{compute.name}({total}, {y});"
-        return f"{total} = {total} {'>' if name == 'max' else '<'} {y} ? {total} : {y};"
-
-    type_ = TYPES[compute]
-    shape, (strides,) = views.merge_axes(reduced, [tuple(x.strides[a] for a in axes)])
-    begin = first or value("0")
-    if kept and x.strides[kept[-1]] == 1 and strides[-1] != 1 and x.shape[kept[-1]] >= 8:
-        return _strips(site, x, out, kept, shape, strides, combined, begin)
-
-    # A result at a time; the reduced elements in row-major order, the innermost axis in pieces of fixed length.
-    inner, step = shape[-1], strides[-1]
-    outer = views.size(shape[:-1])
-    directive = f"#pragma omp simd reduction({'+' if name == 'sum' else '*'}:piece)" if first else ""
-    position = ("" if step == 1 else f"{step} * ") + ("j" if inner <= PIECE else "(start + j)")
-    size = str(inner) if inner <= PIECE else f"MIN({PIECE}, {inner} - start)"
-    body = loop("j", size, combined("piece", value(position)), directive)
-    body = f"{type_} piece = {begin};\n{body}\n{combined('total', 'piece')}"
-    declare = f"const {x.type} *x_part = x_outer + {unravel('k', shape[:-1], strides[:-1])};"
-    if inner > PIECE:
-        body = f"for (int64_t start = 0; start < {inner}; start += {PIECE}) {{\n{indented(body)}\n}}"
-    if count < 8 and length > 16 * PIECE and first:
-        return _pieces(site, x, out, kept, shape, strides, combined, first, compute, value)
-    if length:
-        body = loop("k", outer, f"{declare}\n{body}")
-    start = first if first else cast("x_outer[0]", x.dtype, compute)
-    body = "\n".join([
-        f"const {x.type} *x_outer = x + {x.offset('n', kept)};",
-        f"{type_} total = {start};",
-        body if length else "",
-        f"out[{out.offset('n', range(len(kept)))}] = {cast('total', compute, out.dtype)};",
+def _pieces(site: Site, source: Source, fold: _Fold, out: Operand) -> str:
+    length = views.size(source.shape) // out.size
+    cut = -(-length // PIECE)
+    begin = f"{fold.type} total = {fold.start};"
+    store = f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', fold.dtype, out.dtype)};"
+    if not length:
+        return loop("n", out.size, f"{begin}\n{store}", "#pragma omp single")
+    size = f"MIN({PIECE}, {length} - start)" if length % PIECE and cut > 1 else str(min(PIECE, length))
+    piece = "\n".join([
+        f"int64_t start = k * {PIECE};",
+        source.run("x_part", f"n * {length} + start", size, min(PIECE, length), length),
+        fold.over("piece", size, "x_part"),
     ])  # fmt: skip
-    return loop("n", count, body, parallel(count, count * length))
-
-
-def _strips(site, x, out, kept, shape, strides, combined, begin) -> str:
-    """Neighbouring results together: their elements are neighbours too. Rows are added 64 at a time."""
-    type_ = TYPES[out.dtype.compute]
-    width, length = x.shape[kept[-1]], views.size(shape)
-    blocks = -(-width // STRIP)
-    outer = views.size(tuple(x.shape[a] for a in kept[:-1]))
-    size = f"MIN({STRIP}, {width} - first)" if width % STRIP else str(STRIP)
-    x_row = f"const {x.type} *x_row = x_outer + {unravel('k', shape, strides)};"
-    load = begin.replace("x_part", "x_outer").replace("[0]", "[i]")
-    inside = loop("i", size, combined("piece[i]", cast("x_row[i]", x.dtype, out.dtype.compute)), "#pragma omp simd")
-    rows = f"for (int64_t k = from; k < MIN(from + 64, {length}); k++) {{\n{indented(x_row + chr(10) + inside)}\n}}"
-    fresh = loop("i", size, f"piece[i] = {load};")
-    join = loop("i", size, combined("total[i]", "piece[i]"))
-    block = "\n".join([fresh, rows, join])
-    blocked = f"for (int64_t from = 0; from < {length}; from += 64) {{\n{indented(block)}\n}}"
-    store = f"out[{out.offset('n', range(len(kept) - 1))} + {out.strides[-1]} * (first + i)]"
-    body = "\n".join([
-        f"int64_t n = job / {blocks}, first = job % {blocks} * {STRIP};",
-        f"const {x.type} *x_outer = x + {x.offset('n', kept[:-1])} + first;",
-        f"{type_} total[{STRIP}], piece[{STRIP}];",
-        loop("i", size, f"total[i] = {load};"),
-        blocked,
-        loop("i", size, f"{store} = {cast('total[i]', out.dtype.compute, out.dtype)};"),
-    ])  # fmt: skip
-    return loop("job", outer * blocks, body, parallel(outer * blocks, outer * width * length))
-
-
-def _pieces(site, x, out, kept, shape, strides, combined, first, compute: Dtype, value) -> str:
-    """Few results of much: pieces of fixed length by all threads, then their totals in order."""
-    type_ = TYPES[compute]
-    count, inner = views.size(tuple(x.shape[a] for a in kept)), shape[-1]
-    outer, cut = views.size(shape[:-1]), -(-inner // PIECE)
-    scratch = site.take_scratch(count * outer * cut * compute.itemsize)
-    step = "" if strides[-1] == 1 else f"{strides[-1]} * "
-    operator = "+" if site.call.primitive.name == "sum" else "*"
-    body = "\n".join([
-        f"int64_t n = job / {outer * cut}, k = job / {cut} % {outer}, start = job % {cut} * {PIECE};",
-        f"const {x.type} *x_part = x + {x.offset('n', kept)} + {unravel('k', shape[:-1], strides[:-1])};",
-        f"{type_} piece = {first};",
-        loop("j", f"MIN({PIECE}, {inner} - start)", combined("piece", value(f"{step}(start + j)")),
-             f"#pragma omp simd reduction({operator}:piece)"),
-        "pieces[job] = piece;",
-    ])  # fmt: skip
-    total = "\n".join([
-        f"{type_} total = {first};",
-        loop("k", outer * cut, combined("total", f"pieces[n * {outer * cut} + k]")),
-        f"out[{out.offset('n', range(len(kept)))}] = {cast('total', compute, out.dtype)};",
-    ])  # fmt: skip
+    if cut == 1 or out.size >= FEW:
+        body = "\n".join([begin, loop("k", cut, f"{piece}\n{fold.join('total', 'piece')}"), store])
+        return loop("n", out.size, body, parallel(out.size, out.size * length))
+    scratch = site.take_scratch(out.size * cut * fold.dtype.itemsize)
+    job = f"int64_t n = job / {cut}, k = job % {cut};\n{piece}\npieces[job] = piece;"
+    total = "\n".join([begin, loop("k", cut, fold.join("total", f"pieces[n * {cut} + k]")), store])
     return "\n".join([
-        f"{type_} *pieces = ({type_} *)({scratch});",
-        loop("job", count * outer * cut, body, "#pragma omp for schedule(static)"),
-        loop("n", count, total, "#pragma omp single"),
+        f"{fold.type} *pieces = ({fold.type} *)({scratch});",
+        loop("job", out.size * cut, job, parallel(out.size * cut, out.size * length)),
+        loop("n", out.size, total, "#pragma omp single"),
     ])  # fmt: skip
+
+
+def _strips(source: Source, fold: _Fold, out: Operand, width: int) -> str:
+    outer, strips = out.size // width, -(-width // STRIP)
+    length = views.size(source.shape) // out.size
+    size = f"MIN({STRIP}, {width} - first)" if width % STRIP else str(STRIP)
+    row = source.run("x_row", f"(outer * {length} + k) * {width} + first", size, min(STRIP, width), width)
+    add = loop("i", size, fold.join("piece[i]", "x_row[i]"), "#pragma omp simd")
+    block = "\n".join([
+        loop("i", size, f"piece[i] = {fold.start};"),
+        f"for (int64_t k = from; k < MIN(from + {BLOCK}, {length}); k++) {{\n{indented(row)}\n{indented(add)}\n}}",
+        loop("i", size, fold.join("total[i]", "piece[i]")),
+    ])  # fmt: skip
+    at = out.offset("outer", range(len(out.shape) - 1))
+    body = "\n".join([
+        f"int64_t outer = job / {strips}, first = job % {strips} * {STRIP};",
+        f"{fold.type} total[{STRIP}], piece[{STRIP}];",
+        loop("i", size, f"total[i] = {fold.start};"),
+        f"for (int64_t from = 0; from < {length}; from += {BLOCK}) {{\n{indented(block)}\n}}",
+        loop("i", size, f"out[{at} + {out.strides[-1]} * (first + i)] = {cast('total[i]', fold.dtype, out.dtype)};"),
+    ])  # fmt: skip
+    return loop("job", outer * strips, body, parallel(outer * strips, outer * width * length))
 
 
 @kernel("argmax", "argmin")
