@@ -2,7 +2,7 @@
 
 import tinyarr as ta
 from tinyarr import Tensor
-from tinyarr.compiler import Compiled
+from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.simplify import common_subexpressions, dead_code
 
 
@@ -44,3 +44,18 @@ def test_what_nothing_needs_is_not_computed():
     compiled = Compiled(function, (dead_code,))
     assert compiled(Tensor([2.0])).item() == 4 and state.item() == 3
     assert names(compiled) == ["add", "copy", "multiply"]
+
+
+def test_the_gradient_of_an_embedding_is_added_row_by_row():
+    table, tokens = Tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [0.0, 0.0]]), Tensor([[2, 0], [2, 2]])
+
+    def gradient(x):
+        def loss(table):
+            return (ta.embedding(table[:3], tokens) * x).sum() + (table * table).sum()
+
+        return ta.grad(loss)(table)
+
+    x = Tensor([[[0.1, 1e8], [3.0, 1.0]], [[0.7, 1.0], [1.1, -1e8]]])
+    for compiled in (Compiled(gradient, build=Interpreter), Compiled(gradient)):
+        assert compiled(x).tolist() == gradient(x).tolist()
+        assert "index_add" in names(compiled) and "take_gradient" not in names(compiled)

@@ -17,6 +17,8 @@ from tinyarr.dtypes import (
     uint8,
 )
 from tinyarr.errors import DtypeError, OutOfBounds, ShapeError
+from tinyarr.ops.index import index_add
+from tinyarr.ops.primitive import apply
 from tinyarr.testing import shapes
 
 
@@ -61,6 +63,35 @@ SAMPLES["take_gradient"] = Sample(
     added_at,
     cases_of(take_gradient_cases),
     roundings=lambda g, indices, **_: indices.size,
+)
+
+
+def index_add_cases(draw) -> Case:
+    n, *row = draw(shapes(min_ndim=2, min_side=1, max_side=SIDE))
+    picked = draw(shapes(max_ndim=2, max_side=SIDE))
+    size = draw(st.integers(1, n))
+    indices = Operand(picked, integers=(0, size), dtype=draw(st.sampled_from((int64, int32, uint8))))
+    params = {"start": draw(st.integers(0, n - size)), "size": size}
+    return Case((Operand((n, *row)), Operand((*picked, *row)), indices), params)
+
+
+def rows_added(x: np.ndarray, g: np.ndarray, indices: np.ndarray, start: int, size: int) -> np.ndarray:
+    result = np.zeros(x.shape)
+    np.add.at(result, start + indices.astype(int), g)
+    return x + result
+
+
+SAMPLES["index_add"] = Sample(
+    lambda x, g, indices, **params: apply(index_add, x.detach(), g.detach(), indices, **params),
+    rows_added,
+    cases_of(index_add_cases),
+    roundings=lambda x, g, indices, **_: indices.size + 1,
+    precision=lambda dtype: dtype,
+    refuses=(),
+    large=Case(
+        (Operand((64, 32)), Operand((500, 32)), Operand((500,), integers=(0, 50), dtype=int64)),
+        {"start": 7, "size": 50},
+    ),
 )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from .. import random
 from ..array import Array
 from ..device import default_device
-from ..errors import TraceError
+from ..errors import ArgumentError, TraceError
 from ..ops.primitive import executor
 from ..program import Graph, State
 from ..tape import recording
@@ -22,7 +22,7 @@ from .effects import Before, Changes, filled, numbered
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
-from .passes import PASSES
+from .passes import PASSES, passes_within
 from .plan import plan
 from .reach import Reach, difference
 from .trace import Trace, TracedStorage
@@ -30,18 +30,24 @@ from .trace import Trace, TracedStorage
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
 
 
-def compile(function: Callable) -> Compiled:
+def compile(function: Callable, *, memory_budget: int | None = None) -> Compiled:
     """The function, run as a program: traced at the first call of each signature, replayed from then on.
 
     The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
     arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Tensors
     that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
-    had run; what it returns is new and has no history. Raises TraceError where the function asks for elements, or uses
-    a tensor that can't be found again.
+    had run; what it returns is new and has no history.
+
+    memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
+    elementwise results and norms are made again when they are next read; a warning says if that is not enough.
+
+    Raises TraceError where the function asks for elements, or uses a tensor that can't be found again.
     """
     if not callable(function):
         raise TypeError(f"compile: function is {type(function).__name__}: pass a function, a method or a module")
-    return Compiled(function)
+    if memory_budget is not None and (type(memory_budget) is not int or memory_budget < 0):
+        raise ArgumentError(f"compile: memory_budget is {memory_budget!r}: give a number of bytes, or None")
+    return Compiled(function, passes_within(memory_budget))
 
 
 def _build(graph: Graph) -> Any:

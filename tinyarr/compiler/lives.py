@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import views
@@ -27,6 +28,24 @@ def values_read(node: Step) -> list[Value]:
     if isinstance(node, Write):
         return [node.old, node.new]
     return [x.value for x in node.inputs if isinstance(x, Read)]
+
+
+def reading(node: Any, names: dict[Value, Value]) -> Any:
+    """The node with the values that it reads exchanged."""
+    if isinstance(node, Write):
+        return replace(node, old=names.get(node.old, node.old), new=names.get(node.new, node.new))
+    return replace(node, inputs=tuple(renamed(x, names) for x in node.inputs))
+
+
+def renamed(x: Any, names: dict[Value, Value]) -> Any:
+    return Read(names.get(x.value, x.value), x.view) if isinstance(x, Read) else x
+
+
+def highest_number(graph: Graph) -> int:
+    """The highest number of a value."""
+    given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
+    given += [v for _, *values in graph.draws for v in values]
+    return max((v.number for v in [*given, *(v for node in graph.nodes for v in made_by(node))]), default=-1)
 
 
 class Lives:

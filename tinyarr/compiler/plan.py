@@ -13,9 +13,15 @@ from typing import Any
 from .. import views
 from ..program import Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
 from .layout import is_copy, layouts, read_in
-from .lives import is_elementwise, made_by, nbytes, values_read
+from .lives import highest_number, is_elementwise, made_by, nbytes, values_read
 
 ALIGNMENT = 128  # bytes
+
+# Kernels that read a row of this operand to the end before they write the same row of their first result.
+ROW_BY_ROW = {
+    "layer_norm": 0, "rms_norm": 0, "softmax": 0, "log_softmax": 0, "softmax_gradient": 0, "log_softmax_gradient": 0,
+    "cross_entropy_gradient": 1, "index_add": 0,
+}  # fmt: skip
 
 
 def plan(graph: Graph) -> Plan:
@@ -97,7 +103,7 @@ class _Planner:
     def _order(self) -> None:
         """Nodes, a write as copies, and at the end what no node can write in place."""
         written = {s.before for s in self.graph.states if s.after is not s.before}
-        count = max((v.number for v in self._values()), default=-1)
+        count = highest_number(self.graph)
         renamed: dict[Value, Value] = {}
 
         def fresh(like: Value) -> Value:
@@ -134,13 +140,6 @@ class _Planner:
                 self.last[value] = max(self.last.get(value, number), number)
         for value, (whole, _) in reversed(self.parts.items()):
             self.made[whole] = min(self.made[whole], self.made[value])
-
-    def _values(self) -> list[Value]:
-        graph = self.graph
-        given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
-        given += [v for _, *values in graph.draws for v in values]
-        made = [v for n in graph.nodes for v in made_by(n)]
-        return given + made
 
     def _name_copies(self) -> None:
         """A copy of what lies as the copy does is another name for it, however long both are read."""
@@ -182,27 +181,37 @@ class _Planner:
         made, last = self.made.get(new), self.last.get(old, -1)
         if made is None or views.size(new.shape) != views.size(old.shape):
             return False
-        return last < made or (last == made and _same_positions(self.steps[made], old, new))
+        layout = views.contiguous(new.shape)
+        return last < made or (last == made and _same_positions(self.steps[made], old, new, layout))
 
     def _in_place(self) -> None:
+        """Results take the place of operands that end there, where each element is read only to make the one there."""
         for number, step in enumerate(self.steps):
-            if step is None:
-                continue
             taken: set[Value] = set()
             for value in writes(step):
-                if value in self.places or value in self.shares or value in self.parts or self.made[value] != number:
+                whole, offset = self._holder(value)
+                if whole in self.places or whole in self.shares or self.made[whole] != number:
                     continue
+                layout = self.layouts.get(value, views.contiguous(value.shape))
+                layout = layout._replace(offset=offset // value.dtype.itemsize)
                 for old in dict.fromkeys(reads(step)):
                     root = self._root(old)
                     if (
-                        old not in self.made or root in self.places or root in taken or old in self.parts
-                        or self.last[old] != number or nbytes(old) != nbytes(value)
-                        or not _same_positions(step, old, value)
+                        old in self.made and root not in self.places and root not in taken and old not in self.parts
+                        and self.last[old] == number and nbytes(old) == nbytes(whole)
+                        and _same_positions(step, old, value, layout)
                     ):  # fmt: skip
-                        continue
-                    self.shares[value] = old
-                    taken.add(root)
-                    break
+                        self.shares[whole] = old
+                        taken.add(root)
+                        break
+
+    def _holder(self, value: Value) -> tuple[Value, int]:
+        """The value within which one is made, itself if there is none, and how many bytes from its start."""
+        offset = 0
+        while value in self.parts:
+            value, more = self.parts[value]
+            offset += more
+        return value, offset
 
     def _root(self, value: Value) -> Value:
         while value in self.shares:
@@ -276,12 +285,27 @@ def _whole(value: Value) -> Read:
     return Read(value, views.contiguous(value.shape))
 
 
-def _same_positions(step: Any, old: Value, new: Value) -> bool:
-    """Whether a step reads each element of `old` only to make the one of `new` that stands in the same place."""
+def _same_positions(step: Any, old: Value, new: Value, layout: views.View) -> bool:
+    """Whether a step reads each element of `old` only to make the one of `new` that would stand in the same place.
+
+    layout: where the elements of `new` would be, counted from the start of `old`.
+    """
     if isinstance(step, Copy):
         return step.part is None and views.is_contiguous(step.read.view) and step.read.view.offset == 0
     first = step.first if isinstance(step, Group) else step
-    if not is_elementwise(first) or new not in first.outputs:
+    if new not in first.outputs:
         return False
-    views_read = [x.view for x in step.inputs if isinstance(x, Read) and x.value is old]
-    return all(v == views.contiguous(new.shape) for v in views_read)
+    if not is_elementwise(first):
+        number = ROW_BY_ROW.get(first.call.primitive.name)
+        others = [x for i, x in enumerate(first.inputs) if i != number and isinstance(x, Read)]
+        if number is None or new is not first.outputs[0] or any(x.value is old for x in others):
+            return False
+    read = [x.view for x in step.inputs if isinstance(x, Read) and x.value is old]
+    return all(_is_like(view, layout) for view in read)
+
+
+def _is_like(view: views.View, layout: views.View) -> bool:
+    """Whether two views show the same elements in the same places."""
+    pairs = zip(view.shape, view.strides, layout.strides, strict=False)
+    same = view.shape == layout.shape and view.offset == layout.offset
+    return same and all(n == 1 or a == b for n, a, b in pairs)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from ..program import Graph, Read, Step, Value, Write
-from .lives import made_by, values_read
+from .lives import made_by, reading, renamed, values_read
 
 
 def common_subexpressions(graph: Graph) -> Graph:
@@ -15,7 +14,7 @@ def common_subexpressions(graph: Graph) -> Graph:
     known: dict[tuple, tuple[Value, ...]] = {}
     nodes: list[Step] = []
     for node in graph.nodes:
-        node = _renamed(node, same)
+        node = reading(node, same)
         if isinstance(node, Write):
             nodes.append(node)
             continue
@@ -40,17 +39,7 @@ def dead_code(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes[::-1])
 
 
-def _renamed(node: Any, same: dict[Value, Value]) -> Any:
-    if isinstance(node, Write):
-        return replace(node, old=same.get(node.old, node.old), new=same.get(node.new, node.new))
-    return replace(node, inputs=tuple(_read(x, same) for x in node.inputs))
-
-
-def _read(x: Any, same: dict[Value, Value]) -> Any:
-    return Read(same.get(x.value, x.value), x.view) if isinstance(x, Read) else x
-
-
 def _ending(graph: Graph, same: dict[Value, Value]) -> Graph:
     """The graph with its last values renamed."""
     states = [replace(s, after=same.get(s.after, s.after)) for s in graph.states]
-    return replace(graph, states=states, results=[_read(x, same) for x in graph.results])
+    return replace(graph, states=states, results=[renamed(x, same) for x in graph.results])

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from .. import dtypes, views
 from ..errors import DtypeError, OutOfBounds, ShapeError, describe
 from ..tensor import Tensor, method, require_tensors
-from .create import arange
+from .create import arange, zeros_like
 from .elementwise import astype, equal, logical_or, where
 from .primitive import Primitive, apply
 from .reduce import max, min
-from .shape import broadcast_to, reshape
+from .shape import broadcast_to, concat, reshape
 
 
 def _infer_take(shapes, types, *, axis, wrap):
@@ -32,6 +32,22 @@ _take_gradient = Primitive(
 
 _scatter = Primitive(
     "scatter", lambda shapes, types: [(shapes[0], types[0])], inputs=("x", "indices", "values")
+).no_gradient()
+
+
+def _index_add_composite(x, g, indices, *, start, size):
+    rows = apply(_take_gradient, g, indices, axis=0, size=size, wrap=False)
+    stop = start + size
+    return x + concat([zeros_like(x[:start]), rows, zeros_like(x[stop:])], axis=0)
+
+
+# x with the rows of g, summed by index, added from row `start` on: what compilation makes of a sum with the gradient of
+# an embedding. A zero that nothing is added to keeps its sign.
+index_add = Primitive(
+    "index_add",
+    lambda shapes, types, *, start, size: [(shapes[0], types[0])],
+    inputs=("x", "g", "indices"),
+    composite=_index_add_composite,
 ).no_gradient()
 
 

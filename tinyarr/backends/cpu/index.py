@@ -50,6 +50,25 @@ def take_gradient(g, indices, out, wide=None, *, axis, size, wrap):
         np.copyto(out, wide, casting="unsafe")
 
 
+def _row(call):
+    """Scratch: a row's sum."""
+    return [(call.in_shapes[0][1:], call.out_dtypes[0].compute.numpy)]
+
+
+@kernel("index_add", layouts=("any", "dense", "any"), scratch=_row)
+def index_add(x, g, indices, out, total, *, start, size):
+    check_range("take", indices, 0, size)
+    np.copyto(out, x)
+    numbers, rows = indices.reshape(-1), g.reshape(indices.size, *total.shape)
+    order = np.argsort(numbers, kind="stable")
+    for same in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if order.size else ():
+        total.fill(0)
+        for k in same:
+            np.add(total, rows[k], out=total)
+        place = out[start + numbers[same[0]], ...]
+        np.add(place, total.astype(out.dtype), out=place)
+
+
 @kernel("scatter", layouts=("any", "any", "any"))
 def scatter(x, indices, values, out):
     check_range("scatter", indices, 0, len(x))

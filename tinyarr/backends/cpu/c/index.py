@@ -7,7 +7,7 @@ from dataclasses import replace
 from .... import views
 from ...scalar_source import TYPES, cast
 from .elementwise import copied, filled
-from .kernel import Operand, Site, kernel, loop, parallel
+from .kernel import Operand, Site, indented, kernel, loop, parallel
 
 STRIP = 64
 
@@ -75,6 +75,49 @@ def take_gradient(site: Site) -> str:
     if compute is not out.dtype:
         text.append(_converted(total, out))
     return "\n".join(text)
+
+
+@kernel("index_add")
+def index_add(site: Site) -> str:
+    """Rows with one index are linked in the order in which they stand; for the first of them all are added up."""
+    (x, g, indices), (out,) = site.inputs, site.outputs
+    compute, (start, size) = out.dtype.compute, (site.params["start"], site.params["size"])
+    t, count, width = TYPES[compute], indices.size, views.size(out.shape[1:])
+    strips, inner = -(-width // STRIP), range(1, len(out.shape))
+    at = [f"{name}[{o.offset('i', axes)}]" for name, o, axes in (
+        ("x_row", x, inner), ("g_row", g, range(len(indices.shape), len(g.shape))), ("out_row", out, inner))]
+    link = "\n".join([
+        _index(indices, "k", size, False),
+        "is_first[k] = last[index] < 0;",
+        "next[k] = -1;",
+        "if (!is_first[k])\n    next[last[index]] = k;",
+        "last[index] = k;",
+    ])  # fmt: skip
+    linked = f"{loop('i', size, 'last[i] = -1;')}\n{loop('k', count, link)}"
+    rows = "\n".join([
+        f"const {g.type} *g_row = g + {g.offset('row', range(len(indices.shape)))};",
+        loop("i", "end", f"total[i - first] += {cast(at[1], g.dtype, compute)};").replace("i = 0", "i = first"),
+    ])  # fmt: skip
+    sum_ = cast(cast("total[i - first]", compute, out.dtype), out.dtype, compute)
+    result = cast(f"{cast(at[0], x.dtype, compute)} + {sum_}", compute, out.dtype)
+    body = "\n".join([
+        f"int64_t k = job / {strips}, first = job % {strips} * {STRIP}, end = MIN(first + {STRIP}, {width});",
+        "if (!is_first[k])\n    continue;",
+        f"{t} total[{STRIP}] = {{0}};",
+        f"for (int64_t row = k; row >= 0; row = next[row]) {{\n{indented(rows)}\n}}",
+        f"int64_t index = {start} + {indices.name}[{indices.offset('k', range(len(indices.shape)))}];",
+        f"const {x.type} *x_row = x + {x.strides[0]} * index;",
+        f"{out.type} *out_row = out + {out.strides[0]} * index;",
+        f"for (int64_t i = first; i < end; i++)\n    {at[2]} = {result};",
+    ])  # fmt: skip
+    lengths = {"last": size, "next": count, "is_first": count}
+    scratch = {name: site.take_scratch(8 * max(n, 1)) for name, n in lengths.items()}
+    return "\n".join([
+        *(f"int64_t *{name} = (int64_t *)({place});" for name, place in scratch.items()),
+        f"if (out != x) {{\n{indented(copied(x, out))}\n}}",
+        f"#pragma omp single\n{{\n{indented(linked)}\n}}",
+        loop("job", count * strips, body, parallel(count * strips, g.size)),
+    ])  # fmt: skip
 
 
 def _converted(x: Operand, out: Operand) -> str:

@@ -1,6 +1,7 @@
 """Kernels over rows, the last axis: norms, softmax, cross-entropy, and their gradients.
 
-A row is one thread's; the gradients of weights, sums over rows, are made a strip of columns at a time.
+A row is one thread's; the gradients of weights, sums over rows, are made a strip of columns at a time. Where a result
+has the shape of an operand, it may lie where that does, except for the gradients of norms, which read it again.
 """
 
 from __future__ import annotations
@@ -201,9 +202,10 @@ def cross_entropy_gradient(site: Site) -> str:
             checked_target(targets, n, site.params["ignore_index"]),
             f"{t} lse = {lse.load('0')}, scale = counts ? {g.load('0')} : 0;",
             _sum("sum", n, e, t),
+            f"{t} at_target = counts ? {hit} : 0;",  # first: the result may lie where the logits do
             _each(n, out.store(f"{e} / sum * scale", "i")),
             "if (counts)",
-            f"    {out.store(f'({hit}) * scale', 'target')}",
+            f"    {out.store('at_target * scale', 'target')}",
         ])  # fmt: skip
 
     return rows(site, [logits, out, vector(g), vector(lse)], row)
