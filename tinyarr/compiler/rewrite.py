@@ -23,19 +23,22 @@ def add_rows_in_place(graph: Graph) -> Graph:
 
 
 def _with_rows(graph: Graph, lives: Lives, node: Step) -> Step:
-    if not isinstance(node, Node) or node.call.primitive.name != "add":
+    if not isinstance(node, Node) or node.call.primitive.name != "add" or len(node.outputs[0].shape) < 2:
         return node
+    shape = node.outputs[0].shape
     for x, rows in (node.inputs, node.inputs[::-1]):
         gradient, start = _rows(graph, lives, rows), 0
-        if gradient is not None and gradient.call.primitive.name == "unslice":
-            params, whole = gradient.call.params, gradient.inputs[0].view.shape
-            if params["shape"][1:] != whole[1:] or set(params["steps"]) > {1}:
-                continue
-            gradient, start = _rows(graph, lives, gradient.inputs[0]), params["starts"][0]
-        if gradient is None or gradient.call.primitive.name != "take_gradient" or not isinstance(x, Read):
+        if gradient is None or gradient.outputs[0].shape != shape or not isinstance(x, Read) or x.view.shape != shape:
             continue
-        params, shape = gradient.call.params, node.outputs[0].shape
-        if params["axis"] == 0 and not params["wrap"] and x.view.shape == shape and len(shape) > 1:
+        if gradient.call.primitive.name == "unslice":
+            params, part = gradient.call.params, gradient.inputs[0]
+            if part.value.shape[1:] != shape[1:] or len(part.value.shape) != len(shape) or set(params["steps"]) != {1}:
+                continue
+            gradient, start = _rows(graph, lives, part), params["starts"][0]
+        if gradient is None or gradient.call.primitive.name != "take_gradient":
+            continue
+        params = gradient.call.params
+        if params["axis"] == 0 and not params["wrap"]:
             inputs = (x, *gradient.inputs)
             shapes = tuple(read.view.shape for read in inputs)
             dtypes = tuple(read.value.dtype for read in inputs)
