@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import string
 import threading
 from collections.abc import Sequence
@@ -20,19 +19,12 @@ from ....program import Copy, Graph, Node, Place, Plan, Read, Value
 from ....views import View
 from ...scalar_source import TYPES
 from .. import c_compiler
+from ..threads import thread_count
 from .elementwise import copied, elementwise
 from .kernel import KERNELS, Operand, Site, indented
 
 HERE = Path(__file__).parent
 _WEAK = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.float64}
-
-
-def thread_count() -> int:
-    """Threads of a program: $OMP_NUM_THREADS, else the cores that this process may use."""
-    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if chosen.isdigit() and int(chosen):
-        return int(chosen)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
