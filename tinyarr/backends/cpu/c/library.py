@@ -39,7 +39,8 @@ class Kernel:
 class _Generator:
     def __init__(self, graph: Graph, plan: Plan, threads: int):
         self.graph, self.plan, self.threads = graph, plan, threads
-        self.functions: dict[tuple[str, str], str] = {}
+        self.bodies: dict[tuple, tuple[str, Site]] = {}
+        self.functions: dict[tuple[str, str], tuple[str, str]] = {}  # name and text, by parameters and body
         self.counts: dict[str, int] = {}
         self.support: list[str] = []
         self.kernels: list[Kernel] = []
@@ -101,12 +102,18 @@ class _Generator:
             arguments.append(self._address(value, view))
             parameters.append(f"{outputs[-1].type} *{name}")
         placed = isinstance(reads[0], Read) and reads[0].value in self.plan.parts if reads else False
-        site = Site(None if isinstance(step, Copy) else step.call, inputs, outputs, self.threads, placed)
-        if isinstance(step, Copy):
-            body, title = copied(inputs[0], outputs[0]), "copy"
-        else:
-            title = step.call.primitive.name
-            body = elementwise(site) if hasattr(step.call.primitive, "typed") else KERNELS[title](site)
+        call = None if isinstance(step, Copy) else step.call
+        title = "copy" if call is None else call.primitive.name
+        # Equal layers make equal calls. Constants are compared as they are printed: 0.0 == -0.0.
+        same = call, placed, *inputs, *outputs, *(repr(x.constant) for x in inputs)
+        if same not in self.bodies:
+            site = Site(call, inputs, outputs, self.threads, placed)
+            if call is None:
+                body = copied(inputs[0], outputs[0])
+            else:
+                body = elementwise(site) if hasattr(call.primitive, "typed") else KERNELS[title](site)
+            self.bodies[same] = body, site
+        body, site = self.bodies[same]
         if not body.strip():
             return
         self.support += [name for name in site.support if name not in self.support]
@@ -121,9 +128,10 @@ class _Generator:
         key = title + ", ".join(parameters), body
         if key not in self.functions:
             count = self.counts[title] = self.counts.get(title, -1) + 1
-            self.functions[key] = f"{title}_kernel" + (f"_{count}" if count else "")
-        name = self.functions[key]
-        text = f"KERNEL {name}({', '.join(parameters)})\n{{\n{indented(body)}\n}}\n"
+            name = f"{title}_kernel" + (f"_{count}" if count else "")
+            text = f"KERNEL {name}({', '.join(parameters)})\n{{\n{indented(body)}\n}}\n"
+            self.functions[key] = name, text
+        name, text = self.functions[key]
         self.kernels.append(Kernel(name, text, step))
         self.calls.append(f"{name}({', '.join(arguments)});")
         if checks:
