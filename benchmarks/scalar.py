@@ -5,7 +5,7 @@ import time
 
 import numpy as np
 
-from tinyarr.backends.cpu import c_compiler, c_expression
+from tinyarr.backends.cpu import c_compiler, draw
 from tinyarr.backends.cpu.expression import _Program
 from tinyarr.dtypes import float32
 from tinyarr.ops.scalar import make, variable
@@ -52,13 +52,13 @@ def measure(name, function, arity):
     inputs = [random.uniform(0.01, 3, N).astype(np.float32) for _ in range(arity)]
     outputs = [np.zeros(N, np.float32) for _ in typed.outputs]
 
-    source = c_expression.function("kernel", typed, (N,), [(1,)] * len(inputs), [(1,)] * len(outputs))
-    kernel = c_compiler.load(f'#include "scalar.h"\n{source}').kernel
+    kernel = c_compiler.load(draw.source(typed)).draw
     pointers = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*[x.ctypes.data for x in (*inputs, *outputs)])
 
     program = _Program(typed, [(N,)] * len(inputs), (N,))
     scratch = [np.zeros(shape, dtype) for shape, dtype in program.scratch()]
-    return fastest(lambda: kernel(pointers)), fastest(lambda: program.run(inputs, outputs, scratch))
+    c = fastest(lambda: kernel(pointers, ctypes.c_int64(0), ctypes.c_int64(N)))
+    return c, fastest(lambda: program.run(inputs, outputs, scratch))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What NumPy's evaluation must do beyond calling a ufunc. test_c_expression.py compares all of it with C."""
+"""What NumPy's evaluation must do beyond calling a ufunc. test_c_elementwise.py compares all of it with C."""
 
 import numpy as np
 import pytest

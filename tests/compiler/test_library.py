@@ -234,6 +234,13 @@ def test_kernels_show_readable_source():
     assert "float v3 = v0 + v2;" in kernel.source and "#pragma omp simd reduction(+:piece)" in kernel.source
 
 
+def test_a_program_gives_back_what_eager_mode_holds_free():
+    ta.empty(1 << 20)
+    assert ta.memory_stats().pooled
+    ta.compile(lambda x: x + 1)(ta.ones(3))
+    assert not ta.memory_stats().pooled
+
+
 SOURCE = "int answer(void) { return 42; }"
 
 

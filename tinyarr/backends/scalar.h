@@ -384,11 +384,12 @@ FUNCTION uint16_t bfloat16_from_float64(double x) { return bfloat16_from_float32
 FUNCTION uint8_t float8_e4m3fn_from_float64(double x) { return float8_e4m3fn_from_float32((float)x); }
 FUNCTION uint8_t float8_e5m2_from_float64(double x) { return float8_e5m2_from_float32((float)x); }
 
-/* Word `position` of a draw: word position % 4 of Philox 4x32-10 (Salmon et al. 2011, section 3.3) of the 128-bit
-   counter (block number, stream, counter) and the 64-bit key. */
-FUNCTION uint32_t random_bits(uint64_t key, uint64_t counter, uint32_t stream, int64_t position)
+/* Block `block` of a draw, four words: Philox 4x32-10 (Salmon et al. 2011, section 3.3) of the 128-bit counter (block
+   number, stream, counter) and the 64-bit key. */
+typedef struct { uint32_t w0, w1, w2, w3; } random_block;
+
+FUNCTION random_block philox(uint64_t key, uint64_t counter, uint32_t stream, uint64_t block)
 {
-    uint64_t block = (uint64_t)position / 4;
     uint32_t c0 = (uint32_t)block, c1 = (uint32_t)(block >> 32) + (stream << 16);
     uint32_t c2 = (uint32_t)counter, c3 = (uint32_t)(counter >> 32);
     uint32_t k0 = (uint32_t)key, k1 = (uint32_t)(key >> 32);
@@ -401,6 +402,30 @@ FUNCTION uint32_t random_bits(uint64_t key, uint64_t counter, uint32_t stream, i
         k0 += 0x9E3779B9;
         k1 += 0xBB67AE85;
     }
-    uint32_t word = (uint32_t)position % 4;
-    return word < 2 ? (word == 0 ? c0 : c1) : (word == 2 ? c2 : c3);
+    random_block drawn = {c0, c1, c2, c3};
+    return drawn;
 }
+
+/* Word `position` of a draw: word position % 4 of block position / 4. */
+FUNCTION uint32_t random_bits(uint64_t key, uint64_t counter, uint32_t stream, int64_t position)
+{
+    random_block drawn = philox(key, counter, stream, (uint64_t)position / 4);
+    uint32_t word = (uint32_t)position % 4;
+    return word < 2 ? (word == 0 ? drawn.w0 : drawn.w1) : (word == 2 ? drawn.w2 : drawn.w3);
+}
+
+#ifndef __CUDACC__
+/* words[i] is word start + i of a draw; start and count are multiples of 4. */
+FUNCTION void random_words(uint64_t key, uint64_t counter, uint32_t stream, int64_t start, int64_t count,
+                           uint32_t *words)
+{
+#pragma omp simd
+    for (int64_t i = 0; i < count / 4; i++) {
+        random_block drawn = philox(key, counter, stream, (uint64_t)(start / 4 + i));
+        words[4 * i] = drawn.w0;
+        words[4 * i + 1] = drawn.w1;
+        words[4 * i + 2] = drawn.w2;
+        words[4 * i + 3] = drawn.w3;
+    }
+}
+#endif

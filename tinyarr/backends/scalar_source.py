@@ -112,6 +112,11 @@ def _operation(value: Value, arguments: list[str], dtype: Dtype) -> str:
     return f"{op}_{dtype.name}({', '.join(arguments)})"
 
 
+def named(number: int, value: Value) -> str:
+    """What `statements` calls a value: a constant is written out."""
+    return constant(value.value, value.dtype) if value.op == "constant" else f"v{number}"
+
+
 def statements(
     typed: Typed, inputs: Sequence[str], outputs: Sequence[str], index: Sequence[str], position: str
 ) -> tuple[list[str], list[str]]:
@@ -122,12 +127,10 @@ def statements(
     """
     hoisted: list[str] = []
     inside: list[str] = []
-    names: list[str] = []
-    for number, v in enumerate(typed.values):
+    names = [named(number, v) for number, v in enumerate(typed.values)]
+    for name, v in zip(names, typed.values, strict=True):
         arguments = [names[a] for a in v.args]
-        name = f"v{number}"
         if v.op == "constant":
-            names.append(constant(v.value, v.dtype))
             continue
         if v.op == "input":
             result = inputs[v.value]
@@ -138,7 +141,6 @@ def statements(
         else:
             result = _operation(v, arguments, typed.values[v.args[-1]].dtype)
         (hoisted if v.uniform else inside).append(f"{TYPES[v.dtype]} {name} = {result};")
-        names.append(name)
     for target, n, dtype in zip(outputs, typed.outputs, typed.dtypes, strict=True):
         inside.append(f"{target} = {cast(names[n], typed.values[n].dtype, dtype)};")
     return hoisted, inside

@@ -29,8 +29,9 @@ class _Region:
         self.before: Value
         self.value: Value
 
-    def holds(self, low: int, high: int) -> bool:
-        return low == high or (self.low <= low and high <= self.high)  # nothing is anywhere
+
+def _holds(ends: tuple[int, int], low: int, high: int) -> bool:
+    return low == high or (ends[0] <= low and high <= ends[1])  # nothing is anywhere
 
 
 def build(trace: Trace, leaves: Sequence[Leaf], results: Sequence[Tensor]) -> Graph:
@@ -45,7 +46,12 @@ class _Builder:
         self._count = 0
         self._nodes: list[Node | Write] = []
         self._made: dict[int, Value] = {}  # the value of each storage that the trace made
-        self._regions: dict[int, list[_Region]] = {}
+        self._regions: dict[int, dict[tuple[int, int], _Region]] = {}  # of each storage, by their ends
+        self._tensors: dict[int, dict[tuple[int, int], int]] = {}  # the first leaf of each storage and ends
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf.object, Tensor):
+                a = leaf.object.array
+                self._tensors.setdefault(id(a.storage), {}).setdefault(views.extent(a.view), i)
 
     def graph(self, results: Sequence[Tensor]) -> Graph:
         self._find_regions([r.array for r in results])
@@ -60,7 +66,7 @@ class _Builder:
             draws.append((numbers.get(id(generator), -1), *values))
         for instruction in self._trace.instructions:
             self._node(instruction)
-        regions = [r for rs in self._regions.values() for r in rs]
+        regions = [r for rs in self._regions.values() for r in rs.values()]
         states = [State(r.leaf, _start(self._leaves[r.leaf].object, r), r.before, r.value)
                   for r in regions if r.leaf is not None]  # fmt: skip
         constants = [(r.before, r.like) for r in regions if r.leaf is None]
@@ -80,55 +86,63 @@ class _Builder:
             if not isinstance(a, Array) or isinstance(a.storage, TracedStorage):
                 continue
             low, high = views.extent(a.view)
-            regions = self._regions.setdefault(id(a.storage), [])
+            regions = self._regions.setdefault(id(a.storage), {})
             region = self._holding(regions, low, high)
-            if region is None and id(a.storage) in constants:
-                whole = constants[id(a.storage)]
-                region = _Region(a.storage, *views.extent(whole.view), None, whole)
-                regions.append(region)
-            elif region is None:
-                region = self._from_leaf(a.storage, low, high)
+            if region is None:
+                if id(a.storage) in constants:
+                    whole = constants[id(a.storage)]
+                    region = _Region(a.storage, *views.extent(whole.view), None, whole)
+                else:
+                    region = self._from_leaf(a.storage, low, high)
                 if region is None:
                     raise TraceError(
                         f"compile: {line}: a tensor of shape {a.shape}, dtype {a.dtype.name} comes from outside, but "
                         "no argument, and nothing that the function names, leads to it: pass it as an argument"
                     )
-                regions.append(region)
+                regions[region.low, region.high] = region
             region.written |= written
         for regions in self._regions.values():
             self._join(regions)
-            for r in regions:
+            for r in regions.values():
                 self._count += 1
                 r.before = r.value = Value(self._count - 1, (r.high - r.low,), r.like.dtype, r.like.device)
 
     def _from_leaf(self, storage: Storage, low: int, high: int) -> _Region | None:
         """The region of the smallest leaf that holds elements low to high."""
-        found: _Region | None = None
-        for i, leaf in enumerate(self._leaves):
-            if isinstance(leaf.object, Tensor) and leaf.object.array.storage is storage:
-                region = _Region(storage, *views.extent(leaf.object.array.view), i, leaf.object.array)
-                if region.holds(low, high) and (found is None or region.high - region.low < found.high - found.low):
-                    found = region
-        return found
+        tensors = self._tensors.get(id(storage), {})
+        ends = (low, high)
+        if ends not in tensors:
+            holding = [found for found in tensors if _holds(found, low, high)]
+            if not holding:
+                return None
+            ends = min(holding, key=lambda found: found[1] - found[0])
+        leaf = tensors[ends]
+        return _Region(storage, *ends, leaf, self._leaves[leaf].object.array)
 
-    def _join(self, regions: list[_Region]) -> None:
+    def _join(self, regions: dict[tuple[int, int], _Region]) -> None:
         """Regions that overlap and are written become one."""
-        for r in regions:
-            for other in regions:
-                if r is not other and r.written and r.low < other.high and other.low < r.high:
-                    joined = self._from_leaf(r.storage, min(r.low, other.low), max(r.high, other.high))
+        ordered = [regions[ends] for ends in sorted(regions)]
+        for i, r in enumerate(ordered):
+            for j in range(i + 1, len(ordered)):
+                other = ordered[j]
+                if other.low >= r.high:
+                    break
+                if (r.written or other.written) and r.low < other.high:
+                    joined = self._from_leaf(r.storage, r.low, max(r.high, other.high))
                     if joined is None:
                         paths = [self._leaves[x.leaf].path for x in (r, other) if x.leaf is not None]
                         raise TraceError(
                             f"compile: {' and '.join(paths)} share memory that is written: pass what holds both"
                         )
                     joined.written = True
-                    regions[:] = [x for x in regions if x is not r and x is not other] + [joined]
+                    del regions[r.low, r.high], regions[other.low, other.high]
+                    regions[joined.low, joined.high] = joined
                     return self._join(regions)
 
     @staticmethod
-    def _holding(regions: Sequence[_Region], low: int, high: int) -> _Region | None:
-        return next((r for r in regions if r.holds(low, high)), None)
+    def _holding(regions: dict[tuple[int, int], _Region], low: int, high: int) -> _Region | None:
+        exact = regions.get((low, high))  # most often; a search at every read would take longer than all else
+        return exact or next((r for ends, r in regions.items() if _holds(ends, low, high)), None)
 
     def _region(self, a: Array) -> _Region:
         found = self._holding(self._regions[id(a.storage)], *views.extent(a.view))

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from .. import views
 from ..program import Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
 from .layout import is_copy, layouts, read_in
@@ -226,20 +228,17 @@ class _Planner:
             if root not in self.places and value not in self.parts:
                 first, last = lives.get(root, (made, made))
                 lives[root] = min(first, made), max(last, self.last[value])
-        placed: list[tuple[int, int, int, int]] = []
+        placed = np.empty((4, 0), np.int64)  # where each begins and ends, and its life; in the order of where
         size = 0
         for value in sorted(lives, key=lambda v: (-nbytes(v), v.number)):
             first, last = lives[value]
             need = -(-nbytes(value) // ALIGNMENT) * ALIGNMENT
-            offset = 0
-            for low, high, a, b in placed:
-                if a <= last and first <= b:
-                    if offset + need <= low:
-                        break
-                    offset = max(offset, high)
+            low, high = placed[:2, (placed[2] <= last) & (placed[3] >= first)]
+            begins = np.concatenate([[0], np.maximum.accumulate(high)])
+            fits = np.flatnonzero(begins[:-1] + need <= low)
+            offset = int(begins[fits[0] if len(fits) else -1])
             self.places[value] = Place("arena", 0, offset)
-            placed.append((offset, offset + need, first, last))
-            placed.sort()
+            placed = np.insert(placed, np.searchsorted(placed[0], offset), [offset, offset + need, first, last], axis=1)
             size = max(size, offset + need)
         return size, lives
 

@@ -93,6 +93,7 @@ class CpuBackend:
         except c_compiler.CompilerError as error:
             _warn_of_numpy(str(error))
             return None
+        self._pool.give_back()  # a program works in an arena of its own
         return Library(graph, plan)
 
     def synchronize(self) -> None:

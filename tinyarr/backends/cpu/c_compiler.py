@@ -42,14 +42,14 @@ def find_compiler() -> list[str]:
     raise CompilerError("C compiler: none of cc, gcc, clang is installed: install one, or name it in TINYARR_CC")
 
 
-def load_cached(source: str) -> ctypes.CDLL:
-    """The library of a source with OpenMP, from the disk cache where it is; a compiler of this name is still needed."""
+def load_cached(source: str, *, openmp: bool = True) -> ctypes.CDLL:
+    """The library of a source, from the disk cache where it is; a compiler of this name is still needed."""
     command = find_compiler()
     header = HEADER.read_text(encoding="utf-8")
-    file = cache.file_of("so", source, header, command, _version(command[0]), FLAGS, _processor())
+    file = cache.file_of("so", source, header, command, _version(command[0]), FLAGS, openmp, _processor())
     if cache.read(file) is None:
         with tempfile.TemporaryDirectory(prefix="tinyarr-") as temporary:
-            library = load(source, Path(temporary), openmp=True)
+            library = load(source, Path(temporary), openmp=openmp)
             cache.write(file, (Path(temporary) / "kernels.so").read_bytes())
             return library
     return ctypes.CDLL(str(file))

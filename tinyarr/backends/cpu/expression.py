@@ -17,6 +17,7 @@ import numpy as np
 
 from ...dtypes import Dtype
 from ...ops.typing import Typed, Value, dtype_constant
+from . import draw
 from .functions import APPROXIMATE, FUNCTIONS, philox_scratch, random_bits
 
 TILE = 32768  # elements; six float32 registers of this size fill 3/4 of a 1 MiB L2 cache
@@ -44,7 +45,10 @@ def compile_call(call: Any) -> tuple[Specs, Callable, bool, str | None]:
     if simple is not None:
         return [], simple, in_place, layout
     program = _Program(typed, call.in_shapes, call.out_shapes[0])
-    return program.scratch(), program.run, in_place, layout
+    run = program.run
+    if program.size >= draw.LARGE and program.flat and draw.has_equal_bits(typed):
+        run = functools.partial(draw.run, program)
+    return program.scratch(), run, in_place, layout
 
 
 def _single_ufunc(typed: Typed) -> Callable | None:
@@ -180,12 +184,17 @@ class _Program:
             specs = [((self.starts[-1],), np.uint8), *philox_scratch(min(self.size, TILE))]
         return specs
 
-    def run(self, inputs: Sequence[Any], outputs: Sequence[np.ndarray], scratch: Sequence[np.ndarray] = ()) -> None:
+    def known(self, inputs: Sequence[Any]) -> list[Any]:
+        """The values that are the same for all elements, by number."""
         known = self.constants.copy()
         for i, k in self.uniform_inputs:
             known[i] = inputs[k]
         for i, function, args in self.uniform:
             known[i] = function(*[known[a] for a in args])
+        return known
+
+    def run(self, inputs: Sequence[Any], outputs: Sequence[np.ndarray], scratch: Sequence[np.ndarray] = ()) -> None:
+        known = self.known(inputs)
         if self.size == 0:
             return
         if self.size <= TILE:

@@ -65,6 +65,11 @@ class Pool:
                 self._free[size].pop()
                 self._pooled -= size
 
+    def give_back(self) -> None:
+        """Gives all free blocks back to the system."""
+        self._free.clear()
+        self._pooled = 0
+
     def stats(self) -> MemoryStats:
         return MemoryStats(self.in_use, self.peak, self._pooled)
 

@@ -102,6 +102,13 @@ class Site:
     support: list[str] = field(default_factory=list)  # what the function needs before it: dtypes of product.c
 
     @property
+    def key(self) -> Any:
+        """Equal for sites whose functions have equal bodies."""
+        operands = [*self.inputs, *(self.expression.inputs if self.expression else ())]
+        constants = [repr(x.constant) for x in operands]  # 0.0 == -0.0
+        return self.call, self.expression, self.placed, *self.inputs, None, *self.outputs, *constants
+
+    @property
     def params(self) -> dict[str, Any]:
         return self.call.params
 

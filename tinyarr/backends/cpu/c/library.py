@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import string
 import threading
 from collections.abc import Sequence
@@ -21,20 +20,13 @@ from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import View
 from ...scalar_source import TYPES
 from .. import c_compiler
+from ..threads import thread_count
 from .elementwise import copied, elementwise
 from .kernel import KERNELS, Operand, Site, indented
 from .source import Source
 
 HERE = Path(__file__).parent
 _WEAK = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.float64}
-
-
-def thread_count() -> int:
-    """Threads of a program: $OMP_NUM_THREADS, else the cores that this process may use."""
-    chosen = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    if chosen.isdigit() and int(chosen):
-        return int(chosen)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,8 @@ class Kernel:
 class _Generator:
     def __init__(self, graph: Graph, plan: Plan, threads: int):
         self.graph, self.plan, self.threads = graph, plan, threads
-        self.functions: dict[tuple[str, str], str] = {}
+        self.bodies: dict[tuple, tuple[str, Site]] = {}
+        self.functions: dict[tuple[str, str], tuple[str, str]] = {}  # name and text, by parameters and body
         self.counts: dict[str, int] = {}
         self.support: list[str] = []
         self.kernels: list[Kernel] = []
@@ -89,34 +82,36 @@ class _Generator:
             view = views.contiguous(step.read.view.shape) if step.part is None else step.part
             if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
                 return
-            source = launch.read("x", step.read, step.read.value.dtype)
-            title, body = "copy", copied(source, launch.write("out", step.target, view))
+            site, title = launch.copy(step, view), "copy"
         elif step.call.primitive.name == "copy" and self._same(step.inputs[0], step.outputs[0]):
             return
+        elif isinstance(step, Group):
+            site, title = launch.group(step), f"{step.first.call.primitive.name}_{step.call.primitive.name}"
         else:
-            site = launch.group(step) if isinstance(step, Group) else launch.node(step)
-            title = site.call.primitive.name
-            body = elementwise(site) if hasattr(site.call.primitive, "typed") else KERNELS[title](site)
-            if isinstance(step, Group):
-                title = f"{step.first.call.primitive.name}_{title}"
-            self.support += [name for name in site.support if name not in self.support]
-            if site.scratch:
-                launch.parameters.append("char *scratch")
-                launch.arguments.append("scratch")
-                self.scratch = max(self.scratch, site.scratch)
+            site, title = launch.node(step), step.call.primitive.name
+        key = site.key
+        if key not in self.bodies:  # equal layers make equal calls
+            self.bodies[key] = _body(site), site
+        body, site = self.bodies[key]
         if not body.strip():
             return
+        self.support += [name for name in site.support if name not in self.support]
+        if site.scratch:
+            launch.parameters.append("char *scratch")
+            launch.arguments.append("scratch")
+            self.scratch = max(self.scratch, site.scratch)
         checks = "report(" in body
         if checks:
             launch.parameters += ["report_t *error", "int64_t launch"]
             launch.arguments += ["error", str(number)]
         parameters = ", ".join(launch.parameters)
-        key = title + parameters, body
-        if key not in self.functions:
+        same = title + parameters, body
+        if same not in self.functions:
             count = self.counts[title] = self.counts.get(title, -1) + 1
-            self.functions[key] = f"{title}_kernel" + (f"_{count}" if count else "")
-        name = self.functions[key]
-        self.kernels.append(Kernel(name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n", step))
+            name = f"{title}_kernel" + (f"_{count}" if count else "")
+            self.functions[same] = name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n"
+        name, text = self.functions[same]
+        self.kernels.append(Kernel(name, text, step))
         self.calls.append(f"{name}({', '.join(launch.arguments)});")
         if checks:
             self.calls.append("if (error->launch >= 0)\n        return;")
@@ -136,6 +131,13 @@ class _Generator:
         before["draw"] = before["constant"] + len(graph.constants)
         before["result"] = before["draw"] + 2 * len(graph.draws)
         return before[place.buffer] + place.number
+
+
+def _body(site: Site) -> str:
+    if site.call is None:
+        return copied(site.inputs[0], site.outputs[0])
+    is_elementwise = hasattr(site.call.primitive, "typed")
+    return elementwise(site) if is_elementwise else KERNELS[site.call.primitive.name](site)
 
 
 class _Launch:
@@ -160,6 +162,10 @@ class _Launch:
         self.parameters.append(f"{operand.type} *{name}")
         self.arguments.append(self._generator.address(value, view))
         return operand
+
+    def copy(self, copy: Copy, view: View) -> Site:
+        inputs = [self.read("x", copy.read, copy.read.value.dtype)]
+        return Site(None, inputs, [self.write("out", copy.target, view)], self._generator.threads)
 
     def node(self, node: Node) -> Site:
         names = _names(node.call.primitive.inputs, len(node.inputs))

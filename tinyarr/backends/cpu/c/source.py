@@ -28,9 +28,9 @@ class Source:
     shape: Shape
     dtype: Dtype
     typed: Typed
-    inputs: Sequence[Operand]
-    outputs: Sequence[Operand]
-    order: Sequence[int]
+    inputs: tuple[Operand, ...]
+    outputs: tuple[Operand, ...]
+    order: Shape
 
     @classmethod
     def of(cls, typed: Typed, shape: Shape, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Source:
@@ -41,7 +41,7 @@ class Source:
                 values.append(Value("cast", (number,), dtype, dtype, False))
                 number = len(values) - 1
         wide = Typed(tuple(values), (number, *typed.outputs[1:]), (stored.compute, *typed.dtypes[1:]))
-        return cls(shape, stored, wide, inputs, outputs, range(len(shape)))
+        return cls(shape, stored, wide, tuple(inputs), tuple(outputs), tuple(range(len(shape))))
 
     @classmethod
     def first(cls, site: Site) -> Source:
@@ -84,4 +84,4 @@ class Source:
         return f"{made}\n{{\n{indented(text)}\n}}"
 
     def ordered(self, order: Sequence[int]) -> Source:
-        return replace(self, order=order)
+        return replace(self, order=tuple(order))
