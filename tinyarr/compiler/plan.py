@@ -57,6 +57,8 @@ class _Planner:
         for i, (_, *values) in enumerate(graph.draws):
             for j, value in enumerate(values):
                 self.places[value] = Place("draw", 2 * i + j)
+        for i, (_, value) in enumerate(graph.floats):
+            self.places[value] = Place("float", i)
 
     def _place_parts(self) -> None:
         """What is only joined with others, or padded with zeros, is made within them."""
@@ -135,7 +137,7 @@ class _Planner:
     def _values(self) -> list[Value]:
         graph = self.graph
         given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
-        given += [v for _, *values in graph.draws for v in values]
+        given += [v for _, *values in graph.draws for v in values] + [v for _, v in graph.floats]
         made = [v for n in graph.nodes for v in made_by(n)]
         return given + made
 
