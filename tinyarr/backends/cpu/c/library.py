@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import string
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .... import dtypes, views
+from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
 from ....program import Copy, Graph, Node, Place, Plan, Read, Value
@@ -53,6 +54,7 @@ class _Generator:
         self.kernels: list[Kernel] = []
         self.calls: list[str] = []
         self.scratch = 0
+        self.told = diagnostics.asks("launches")
 
     def source(self) -> str:
         for number, step in enumerate(self.plan.steps):
@@ -61,6 +63,8 @@ class _Generator:
         template = string.Template((HERE / "product.c").read_text(encoding="utf-8"))
         products = [template.substitute(name=name, T=TYPES[getattr(dtypes, name)]) for name in self.support]
         functions = [k.source for k in {k.name: k for k in self.kernels}.values()]
+        if self.told:
+            self.calls.insert(0, "double since = omp_get_wtime();")
         program = "\n".join(
             [
                 "static void schedule(char *const *memory, char *scratch, report_t *error)",
@@ -134,6 +138,10 @@ class _Generator:
         text = f"KERNEL {name}({', '.join(parameters)})\n{{\n{indented(body)}\n}}\n"
         self.kernels.append(Kernel(name, text, step))
         self.calls.append(f"{name}({', '.join(arguments)});")
+        if self.told:
+            made = " ".join(f"{x.dtype.name}{list(x.shape)}" for x in outputs)
+            what = f"{name:32} {made:32} {getattr(step, 'line', '')}".rstrip()
+            self.calls.append(f"launched(&since, {json.dumps(what)});")
         if checks:
             self.calls.append("if (error->launch >= 0)\n        return;")
 
@@ -193,6 +201,7 @@ class Library:
         self.source = generator.source()
         self.kernels = generator.kernels
         self.arena = plan.arena + generator.scratch
+        diagnostics.tell("kernels", "\n".join({k.name: k.source for k in self.kernels}.values()))
         self._constants = [x for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
         self._library = c_compiler.load_cached(self.source)
