@@ -94,13 +94,13 @@ class CpuBackend:
             _warn_of_numpy(str(error))
             return None
         self._pool.give_back()  # a program works in an arena of its own
-        return Library(graph, plan)
+        return Library(graph, plan, self._pool)
 
     def synchronize(self) -> None:
         pass
 
     def memory_stats(self) -> MemoryStats:
-        """Blocks of 64 KiB and more; smaller ones are malloc's and not counted."""
+        """Blocks of 64 KiB and more, and the arena of programs; smaller ones are malloc's and not counted."""
         return self._pool.stats()
 
 

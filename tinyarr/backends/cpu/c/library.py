@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import string
 import threading
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .... import dtypes, views
+from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
 from ....ops.typing import Typed
@@ -20,6 +21,7 @@ from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import View
 from ...scalar_source import TYPES
 from .. import c_compiler
+from ..memory import Pool
 from ..threads import thread_count
 from .elementwise import copied, elementwise
 from .kernel import KERNELS, Operand, Site, indented
@@ -48,6 +50,7 @@ class _Generator:
         self.kernels: list[Kernel] = []
         self.calls: list[str] = []
         self.scratch = 0
+        self.told = diagnostics.asks("launches")
 
     def source(self) -> str:
         for number, step in enumerate(self.plan.steps):
@@ -56,6 +59,8 @@ class _Generator:
         template = string.Template((HERE / "product.c").read_text(encoding="utf-8"))
         products = [template.substitute(name=name, T=TYPES[getattr(dtypes, name)]) for name in self.support]
         functions = [k.source for k in {k.name: k for k in self.kernels}.values()]
+        if self.told:
+            self.calls.insert(0, "double since = omp_get_wtime();")
         program = "\n".join(
             [
                 "static void schedule(char *const *memory, char *scratch, report_t *error)",
@@ -113,6 +118,10 @@ class _Generator:
         name, text = self.functions[same]
         self.kernels.append(Kernel(name, text, step))
         self.calls.append(f"{name}({', '.join(launch.arguments)});")
+        if self.told:
+            made = " ".join(f"{x.dtype.name}{list(x.shape)}" for x in site.outputs)
+            what = f"{name:32} {made:32} {getattr(step, 'line', '')}".rstrip()
+            self.calls.append(f"launched(&since, {json.dumps(what)});")
         if checks:
             self.calls.append("if (error->launch >= 0)\n        return;")
 
@@ -129,7 +138,8 @@ class _Generator:
         graph = self.graph
         before = {"arena": 0, "state": 1, "constant": 1 + len(graph.states)}
         before["draw"] = before["constant"] + len(graph.constants)
-        before["result"] = before["draw"] + 2 * len(graph.draws)
+        before["float"] = before["draw"] + 2 * len(graph.draws)
+        before["result"] = before["float"] + len(graph.floats)
         return before[place.buffer] + place.number
 
 
@@ -210,10 +220,13 @@ class Arena:
         self.lock = threading.Lock()
         self._block = np.empty(0, np.uint8)
 
-    def address(self, size: int) -> int:
+    def address(self, size: int, pool: Pool) -> int:
+        """Where `size` bytes begin, which `pool` counts."""
         if self._block.nbytes < size + 4096:
+            pool.count(-self._block.nbytes)
             self._block = np.empty(0, np.uint8)  # freed before the larger one is taken
             self._block = np.empty(size + 4096, np.uint8)
+            pool.count(self._block.nbytes)
         return -(-self._block.ctypes.data // 4096) * 4096
 
 
@@ -221,26 +234,30 @@ ARENA = Arena()
 
 
 class Library:
-    """run(states, draws), as the interpreter's, by generated C. kernels: the launches, in order."""
+    """run(states, draws, floats), as the interpreter's, by generated C. kernels: the launches, in order."""
 
-    def __init__(self, graph: Graph, plan: Plan):
-        self._graph, self._plan = graph, plan
+    def __init__(self, graph: Graph, plan: Plan, pool: Pool):
+        self._graph, self._plan, self._pool = graph, plan, pool
         self.threads = thread_count()
         generator = _Generator(graph, plan, self.threads)
         self.source = generator.source()
         self.kernels = generator.kernels
         self.arena = plan.arena + generator.scratch
+        diagnostics.tell("kernels", "\n".join({k.name: k.source for k in self.kernels}.values()))
         self._constants = [x for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
         self._library = c_compiler.load_cached(self.source)
         self._library.run.restype = None
 
-    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]]) -> list[Array]:
+    def run(
+        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
+    ) -> list[Array]:
         numbers = [np.array(n, np.int64) for pair in draws for n in pair]
+        numbers += [np.array(x, np.float64) for x in floats]
         results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in self._graph.results]
         report = _Report(-1, 0, 0)
         with ARENA.lock:
-            addresses = [ARENA.address(self.arena), *map(_address, states), *map(_address, self._constants)]
+            addresses = [ARENA.address(self.arena, self._pool), *map(_address, states), *map(_address, self._constants)]
             addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
             memory = (ctypes.c_void_p * len(addresses))(*addresses)
             self._library.run(memory, ctypes.byref(report), self.threads)
