@@ -18,6 +18,7 @@ from tinyarr.backends.cpu.registry import KERNELS
 from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops import primitive
 from tinyarr.ops.elementwise_primitive import Elementwise
+from tinyarr.ops.index import index_add
 from tinyarr.testing import shapes, tensors
 
 # Law 1: a kernel never allocates
@@ -84,6 +85,7 @@ def training(tokens, dtype):
     ta.linear_cross_entropy(rows, w, tokens.reshape((-1,))).backward()
     ta.linear_cross_entropy(rows, w.detach(), tokens.reshape((-1,)))
     ta.scaled_matmul(rows.astype(ta.float8_e4m3fn), w.detach().astype(ta.float8_e4m3fn), ta.ones(()), ta.ones(()))
+    primitive.apply(index_add, w.detach(), rows, tokens.reshape((-1,)), start=0, size=64)
     x.detach().reshape((-1,))[tokens.reshape((-1,))] = 0
 
 

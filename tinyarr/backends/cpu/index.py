@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ...errors import OutOfBounds
@@ -50,23 +52,30 @@ def take_gradient(g, indices, out, wide=None, *, axis, size, wrap):
         np.copyto(out, wide, casting="unsafe")
 
 
-def _row(call):
-    """Scratch: a row's sum."""
-    return [(call.in_shapes[0][1:], call.out_dtypes[0].compute.numpy)]
+def _rows_by_index(call):
+    """Scratch: a row's sum; the indices, the first row with each, and the next with the same."""
+    row, count = call.in_shapes[0][1:], (math.prod(call.in_shapes[2]),)
+    numbers = [(count, np.intp), ((call.params["size"],), np.intp), (count, np.intp)]
+    return [(row, call.out_dtypes[0].compute.numpy), *numbers]
 
 
-@kernel("index_add", layouts=("any", "dense", "any"), scratch=_row)
-def index_add(x, g, indices, out, total, *, start, size):
+@kernel("index_add", layouts=("any", "dense", "any"), scratch=_rows_by_index)
+def index_add(x, g, indices, out, total, numbers, first, following, *, start, size):
     check_range("take", indices, 0, size)
     np.copyto(out, x)
-    numbers, rows = indices.reshape(-1), g.reshape(indices.size, *total.shape)
-    order = np.argsort(numbers, kind="stable")
-    for same in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1) if order.size else ():
-        total.fill(0)
-        for k in same:
-            np.add(total, rows[k], out=total)
-        place = out[start + numbers[same[0]], ...]
-        np.add(place, total.astype(out.dtype), out=place)
+    np.copyto(numbers.reshape(indices.shape), indices, casting="unsafe")
+    first.fill(-1)
+    for k in reversed(range(len(numbers))):
+        following[k], first[numbers[k]] = first[numbers[k]], k
+    rows = g.reshape(len(numbers), *total.shape)
+    for k, i in enumerate(numbers):
+        if first[i] == k:
+            total.fill(0)
+            while k >= 0:
+                np.add(total, rows[k], out=total)
+                k = following[k]
+            place = out[start + i, ...]
+            np.add(place, total.astype(out.dtype), out=place)
 
 
 @kernel("scatter", layouts=("any", "any", "any"))

@@ -14,7 +14,8 @@ from ...scalar_source import TYPES, cast, constant
 from .kernel import Operand, Site, indented, kernel, loop, parallel
 from .source import Source
 
-PIECE = 4096  # elements that are added one after another (by as many lanes as a vector has)
+PIECE = 4096  # elements that are added one after another
+LANES = 32  # sums that are made side by side: as many on every processor, so that they are the same
 STRIP = 64  # neighbouring results that are made together
 BLOCK = 64  # rows of a strip that are added before their sum is added to the total
 FEW = 8  # results: so many threads' work is not worth sharing out more finely
@@ -51,11 +52,19 @@ class _Fold:
         return f"{total} = {total} {'>' if self.name == 'max' else '<'} {x} ? {total} : {x};"
 
     def over(self, total: str, length: str, x: str) -> str:
-        """Declares `total`, of `length` neighbours x[j]."""
-        operator = {"sum": "+", "prod": "*"}.get(self.name)
-        directive = f"#pragma omp simd reduction({operator}:{total})" if operator else ""
-        body = loop("j", length, self.join(total, f"{x}[j]"), directive)
-        return f"{self.type} {total} = {self.start};\n{body}"
+        """Declares `total`, of `length` neighbours x[j]: as many sums side by side as there are lanes, then joined."""
+        lanes = loop("lane", LANES, self.join("lanes[lane]", f"{x}[j + lane]"), "#pragma omp simd")
+        return "\n".join([
+            f"{self.type} lanes[{LANES}];",
+            loop("lane", LANES, f"lanes[lane] = {self.start};"),
+            "int64_t j = 0;",
+            f"for (; j + {LANES} <= {length}; j += {LANES})",
+            indented(lanes),
+            loop("lane", f"{length} - j", self.join("lanes[lane]", f"{x}[j + lane]")),
+            f"for (int64_t half = {LANES // 2}; half; half /= 2)",
+            indented(loop("lane", "half", self.join("lanes[lane]", "lanes[lane + half]"))),
+            f"{self.type} {total} = lanes[0];",
+        ])  # fmt: skip
 
 
 @kernel("sum", "prod", "max", "min")

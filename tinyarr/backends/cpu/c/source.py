@@ -64,7 +64,7 @@ class Source:
         compute = TYPES[self.dtype.compute]
         is_plain = len(self.typed.values) == 1 and operands and not self.outputs
         if is_plain and is_even and strides[0][-1] == 1:
-            return f"const {compute} *{name} = {operands[0].name} + {unravel(number, sizes, strides[0])};"
+            return f"const {compute} *{name} = {operands[0].name} + {unravel(f'({number})', sizes, strides[0])};"
         begin = "number" if is_even else "(number + first)"
         declare, at = [], {}
         for x, by in zip(operands, strides, strict=True):
