@@ -80,7 +80,7 @@ DEFAULT = {"bool": bool, "signed": int64, "float": float32}
 
 _by_name = {d.name: d for d in ALL}
 _by_numpy = {d.numpy: d for d in ALL}
-_kind_of_scalar: dict[type, str] = {builtins.bool: "bool", int: "signed", float: "float"}
+SCALARS: dict[type, str] = {builtins.bool: "bool", int: "signed", float: "float"}
 
 
 def dtype(x) -> Dtype:
@@ -92,8 +92,8 @@ def dtype(x) -> Dtype:
         return x
     if isinstance(x, str) and x in _by_name:
         return _by_name[x]
-    if isinstance(x, type) and x in _kind_of_scalar:
-        return DEFAULT[_kind_of_scalar[x]]
+    if isinstance(x, type) and x in SCALARS:
+        return DEFAULT[SCALARS[x]]
     try:
         if x is None:  # which NumPy takes for float64
             raise TypeError
@@ -105,7 +105,7 @@ def dtype(x) -> Dtype:
 
 def scalar_kind(x) -> str | None:
     """The kind of a Python scalar ('bool', 'signed' or 'float'), or None for anything else."""
-    return _kind_of_scalar.get(type(x))
+    return SCALARS.get(type(x))
 
 
 def python_scalar(x):

@@ -112,7 +112,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float | Tensor) -> None:
-        if not isinstance(value, Tensor):
+        if type(dtypes.python_scalar(value)) in (int, float):  # what a trace puts in a float's place has no value yet
             self._check({"lr": value})
         self._lr.assign(value)
 

@@ -49,7 +49,7 @@ def test_results_share_no_memory_with_each_other_nor_with_state():
         assert [values(t)[0] for t in results] == [0, 1, 2, 3, 4] and values(state) == [6, 8]
 
 
-def test_python_numbers_and_branches_belong_to_the_signature():
+def test_python_numbers_and_branches_are_those_of_each_call():
     @ta.compile
     def scaled(x, factor, *, negative=False):
         return -x * factor if negative else x * factor

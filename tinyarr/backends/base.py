@@ -57,7 +57,7 @@ class Backend(Protocol):
         """The kernel for a call, or None where this backend has none for its primitive."""
 
     def program(self, graph: Graph, plan: Plan) -> Any | None:
-        """What runs a graph as planned, `run(states, draws) -> results` as the Interpreter's; None: it must."""
+        """What runs a graph as planned, `run(states, draws, floats) -> results` as the Interpreter's; None: it must."""
 
     def synchronize(self) -> None:
         """Waits until everything launched has run."""

@@ -11,11 +11,14 @@ from typing import Any
 
 from .. import views
 from ..array import Array, Storage
+from ..device import Device
+from ..dtypes import float64
 from ..errors import TraceError
 from ..program import Graph, Node, Read, State, Value, Write
 from ..random import default_generator
 from ..tensor import Tensor
 from ..views import View
+from .floats import TracedFloat
 from .reach import Leaf
 from .trace import Instruction, Trace, TracedStorage
 
@@ -45,6 +48,7 @@ class _Builder:
         self._count = 0
         self._nodes: list[Node | Write] = []
         self._made: dict[int, Value] = {}  # the value of each storage that the trace made
+        self._floats: dict[str, tuple[Any, Value]] = {}  # what each is, and its value, by the former's repr
         self._regions: dict[int, list[_Region]] = {}
 
     def graph(self, results: Sequence[Tensor]) -> Graph:
@@ -64,7 +68,8 @@ class _Builder:
         states = [State(r.leaf, _start(self._leaves[r.leaf].object, r), r.before, r.value)
                   for r in regions if r.leaf is not None]  # fmt: skip
         constants = [(r.before, r.like) for r in regions if r.leaf is None]
-        return Graph(self._nodes, states, constants, draws, [self._read(t.array) for t in results])  # type: ignore[arg-type]
+        found = [self._read(t.array) for t in results]
+        return Graph(self._nodes, states, constants, draws, list(self._floats.values()), found)  # type: ignore[arg-type]
 
     def _new(self, like: Array) -> Value:
         self._count += 1
@@ -143,6 +148,19 @@ class _Builder:
         region = self._region(a)
         return Read(region.value, View(a.shape, a.strides, a.offset - region.low if views.size(a.shape) else 0))
 
+    def _operand(self, x: Any) -> Any:
+        if isinstance(x, Array):
+            return self._read(x)
+        if type(x) is not TracedFloat:
+            return x
+        if x.trace is not self._trace:
+            raise x.needed()
+        key = repr(x.expression)
+        if key not in self._floats:
+            self._count += 1
+            self._floats[key] = x.expression, Value(self._count - 1, (), float64, Device("cpu"))
+        return Read(self._floats[key][1], View((), ()))
+
     def _undefined(self, a: Array) -> Value:
         from ..ops.create import _full
         from ..ops.primitive import Call
@@ -155,7 +173,7 @@ class _Builder:
         return value
 
     def _node(self, step: Instruction) -> None:
-        inputs = tuple(self._read(x) if isinstance(x, Array) else x for x in step.inputs)
+        inputs = tuple(map(self._operand, step.inputs))
         outputs = tuple(self._new(a) for a in step.outputs)
         self._nodes.append(Node(step.call, inputs, outputs, step.line))
         for a, value in zip(step.outputs, outputs, strict=True):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import TraceError
 from ..tensor import Tensor
-from .reach import Reach
+from .floats import Computed, Given, TracedFloat, value_of
+from .reach import Reach, is_rebuilt, item_path
 from .trace import is_traced
 
 
@@ -25,24 +28,67 @@ class Old(NamedTuple):
 
 
 def numbered(x: Any, tensors: list[Tensor]) -> Any:
-    """x with a Place for each tensor in it; those join the list."""
+    """x with a Place for each tensor in it, which join the list, and what traced floats are of those that came."""
     if isinstance(x, Tensor):
         tensors.append(x)
         return Place(len(tensors) - 1)
-    return _rebuilt(x, lambda part: numbered(part, tensors))
+    if type(x) is TracedFloat:
+        return x.expression
+    return _rebuilt(x, [numbered(part, tensors) for _, part in _parts(x)])
 
 
-def filled(x: Any, results: list[Tensor]) -> Any:
-    """x with the results in their places."""
-    return results[x.number] if isinstance(x, Place) else _rebuilt(x, lambda part: filled(part, results))
+def filled(x: Any, results: Sequence[Tensor], floats: Sequence[float]) -> Any:
+    """x with the results in their places, and floats computed of those that came."""
+    if isinstance(x, Place):
+        return results[x.number]
+    if isinstance(x, Given | Computed):
+        return value_of(x, floats)
+    return _rebuilt(x, [filled(part, results, floats) for _, part in _parts(x)])
 
 
-def _rebuilt(x: Any, change: Any) -> Any:
-    if type(x) is dict:
-        return {key: change(part) for key, part in x.items()}
-    if isinstance(x, tuple) and hasattr(x, "_fields"):
-        return type(x)(*map(change, x))
-    return type(x)(map(change, x)) if type(x) in (list, tuple) else x
+def _parts(x: Any) -> list[tuple[Any, Any]]:
+    """The keys and parts of what can be rebuilt of other parts."""
+    if not is_rebuilt(x):
+        return []
+    return list(x.items() if isinstance(x, dict) else enumerate(x))
+
+
+def _rebuilt(x: Any, parts: list[Any]) -> Any:
+    if not is_rebuilt(x):
+        return x
+    if isinstance(x, dict):
+        return dict(zip(x, parts, strict=True))
+    return type(x)(*parts) if hasattr(x, "_fields") else type(x)(parts)
+
+
+@contextlib.contextmanager
+def standing_in(floats: dict[str, TracedFloat], args: tuple, kwargs: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """The arguments with what stands for floats, by path: in new tuples, and inside the block in lists and dicts."""
+    before: list[tuple[Any, Any]] = []
+    known: dict[int, Any] = {}
+
+    def changed(path: str, x: Any) -> Any:
+        if type(x) is float:
+            return floats.get(path, x)
+        if id(x) in known:
+            return known[id(x)]
+        known[id(x)] = x
+        parts = [changed(item_path(path, key), part) for key, part in _parts(x)]
+        if all(new is old for new, (_, old) in zip(parts, _parts(x), strict=True)):
+            return x
+        new = _rebuilt(x, parts)
+        if isinstance(x, tuple):
+            known[id(x)] = new
+            return new
+        before.append((x, contents(x)))
+        put(x, contents(new))
+        return x
+
+    try:
+        yield changed("arguments", args), changed("keywords", kwargs)
+    finally:
+        for x, old in before:
+            put(x, old)
 
 
 class Before:
@@ -97,13 +143,15 @@ class Changes:
         self._gradients = gradients
         self._changed = changed
 
-    def repeat(self, reach: Reach, results: list[Tensor]) -> None:
+    def repeat(self, reach: Reach, results: Sequence[Tensor], floats: Sequence[float]) -> None:
         for i, gradient in self._gradients.items():
-            reach.leaves[i].object.grad = filled(gradient, results)
+            reach.leaves[i].object.grad = filled(gradient, results, floats)
         for i, changed in self._changed.items():
             x = reach.containers[i][1]
             old = contents(x)
-            new = old | {k: old[v.key] if isinstance(v, Old) else filled(v, results) for k, v in changed.items()}
+            new = old | {
+                k: old[v.key] if isinstance(v, Old) else filled(v, results, floats) for k, v in changed.items()
+            }
             put(x, {key: value for key, value in new.items() if value is not GONE})
 
 

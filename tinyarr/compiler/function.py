@@ -18,7 +18,8 @@ from ..program import Graph, State
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
 from .build import build
-from .effects import Before, Changes, filled, numbered
+from .effects import Before, Changes, filled, numbered, standing_in
+from .floats import Given, NeedsValue, TracedFloat, value_of
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
@@ -34,7 +35,8 @@ def compile(function: Callable, *, memory_budget: int | None = None) -> Compiled
     """The function, run as a program: traced at the first call of each signature, replayed from then on.
 
     The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
-    arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Tensors
+    arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Floats
+    among the arguments are inputs like tensors, unless Python asks for their value, to branch on it for one. Tensors
     that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
     had run; what it returns is new and has no history.
 
@@ -50,12 +52,31 @@ def compile(function: Callable, *, memory_budget: int | None = None) -> Compiled
     return Compiled(function, passes_within(memory_budget))
 
 
-def _build(graph: Graph) -> Any:
+class _Clock:
+    """The seconds that each phase took."""
+
+    def __init__(self) -> None:
+        self._phases: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        before, self._since = self._since, time.perf_counter()
+        self._phases[phase] = self._since - before
+
+    def __str__(self) -> str:
+        return ", ".join(f"{phase} {seconds:.3f} s" for phase, seconds in self._phases.items())
+
+
+def _build(graph: Graph, clock: _Clock) -> Any:
     """What runs a graph: the program of the device that holds all its values, or the interpreter."""
     used = {v.device for n in graph.nodes for v in made_by(n)}
     used |= {s.before.device for s in graph.states} | {v.device for v, _ in graph.constants}
     device = used.pop() if used else default_device()
-    made = None if used else device.backend.program(graph, plan(graph))
+    made = None
+    if not used:
+        planned = plan(graph)
+        clock.lap("plan")
+        made = device.backend.program(graph, planned)
     return Interpreter(graph) if made is None else made
 
 
@@ -70,7 +91,7 @@ class Compiled:
         self,
         function: Callable,
         passes: Sequence[Callable[[Graph], Graph]] = PASSES,
-        build: Callable[[Graph], Any] = _build,
+        build: Callable[[Graph], Any] | None = None,
     ):
         functools.update_wrapper(self, function)
         self.function = function
@@ -78,6 +99,7 @@ class Compiled:
         self._passes = passes
         self._build = build
         self._programs: dict[tuple, _Program] = {}
+        self._needed: dict[str, str] = {}  # the float arguments that belong to the signature, and why
         self._lock = threading.RLock()
 
     @property
@@ -102,7 +124,7 @@ class Compiled:
         if isinstance(executor.get(), Trace):
             return self.function(*args, **kwargs)
         with self._lock:
-            reach = Reach(self.function, args, kwargs)
+            reach = Reach(self.function, args, kwargs, self._needed)
             key = reach.signature, recording.get(), default_device()
             program = self._programs.get(key)
             if program is None:
@@ -112,20 +134,29 @@ class Compiled:
                         f"compile: {self._name} was traced for {MOST_PROGRAMS} signatures, and another "
                         f"came: make what changes at each call a tensor\n{self.explain()}\nnow: {why}"
                     )
-                times = [time.perf_counter()]
-                graph, returned, changes = _trace(self.function, reach, args, kwargs)
+                clock = _Clock()
+                traced = _trace(self.function, reach, args, kwargs)
+                if isinstance(traced, dict):
+                    self._needed |= traced
+                    return self(*args, **kwargs)
+                graph, returned, changes = traced
+                clock.lap("trace")
                 for change in self._passes:
                     graph = change(graph)
-                times.append(time.perf_counter())
-                program = self._programs[key] = _Program(self._build(graph), graph, returned, changes, reach.paths)
-                times.append(time.perf_counter())
-                spent = f"traced in {times[1] - times[0]:.3f} s, compiled in {times[2] - times[1]:.3f} s"
-                program.why = f"{why} ({len(graph.nodes)} nodes, {spent})"
+                clock.lap("passes")
+                runner = _build(graph, clock) if self._build is None else self._build(graph)
+                clock.lap("compile")
+                why = f"{why} ({len(graph.nodes)} nodes: {clock})"
+                program = self._programs[key] = _Program(runner, graph, returned, changes, reach.paths, why)
             return program.run(reach)
 
     def explain(self) -> str:
-        """Why the function was traced, a line for each time: what was different from the most similar signature."""
-        return "\n".join(f"{i + 1}: {program.why}" for i, program in enumerate(self._programs.values()))
+        """Why the function was traced, a line for each time: what was different from the most similar signature.
+
+        Below, the floats among the arguments that belong to the signature, and why.
+        """
+        traced = [f"{i + 1}: {program.why}" for i, program in enumerate(self._programs.values())]
+        return "\n".join(traced + [f"{path}: {why}" for path, why in self._needed.items()])
 
     def _why(self, reach: Reach) -> str:
         found = [difference(reach, key[0], program.paths) for key, program in self._programs.items()]
@@ -138,10 +169,10 @@ class Compiled:
 class _Program:
     """What runs a graph, and where its results go: to what the function returns, and to what it changes."""
 
-    def __init__(self, runner: Any, graph: Graph, returned: Any, changes: Changes, paths: Sequence[str]):
+    def __init__(self, runner: Any, graph: Graph, returned: Any, changes: Changes, paths: Sequence[str], why: str):
         self.graph = graph
         self.paths = paths
-        self.why = ""
+        self.why = why
         self._returned = returned
         self._changes = changes
         self.runner = runner
@@ -150,31 +181,46 @@ class _Program:
         leaves = reach.leaves
         memory = [_memory(leaves[state.leaf].object.array, state) for state in self.graph.states]
         draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
-        results = [result_tensor(x) for x in self.runner.run(memory, draws)]
-        self._changes.repeat(reach, results)
-        return filled(self._returned, results)
+        given = list(reach.floats.values())
+        floats = [value_of(x, given) for x, _ in self.graph.floats]
+        results = [result_tensor(x) for x in self.runner.run(memory, draws, floats)]
+        self._changes.repeat(reach, results, given)
+        return filled(self._returned, results, given)
 
 
 def _memory(leaf: Array, state: State) -> Array:
     return Array(leaf.storage, leaf.dtype, state.before.shape, (1,), leaf.offset + state.start)
 
 
-def _trace(function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]) -> tuple[Graph, Any, Changes]:
+def _trace(
+    function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]
+) -> tuple[Graph, Any, Changes] | dict[str, str]:
+    """The graph, what is returned and what changes; or, by path, why float arguments are needed as they are."""
     for path, x in reach.leaves:
         if isinstance(x, Tensor) and x.node is not None:
             raise TraceError(f"compile: {path} is the result of recorded operations: detach() it, or compile those too")
         if isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage):
             raise TraceError(f"compile: {path} was kept by an earlier trace where it can't be replaced: return it")
-    trace, before, tensors = Trace(), Before(reach), []  # type: ignore[var-annotated]
-    tokens = executor.set(trace), random.drawing.set(trace)
-    try:
-        result = function(*args, **kwargs)
-        changes = before.changes(tensors)
-        returned = numbered(result, tensors)
-        graph = build(trace, reach.leaves, tensors)
-    finally:
-        executor.reset(tokens[0])
-        random.drawing.reset(tokens[1])
-        before.restore()
-        trace.restore()
+    trace, tensors = Trace(), []  # type: ignore[var-annotated]
+    floats = {path: TracedFloat(trace, Given(number)) for number, path in enumerate(reach.floats)}
+    with standing_in(floats, args, kwargs) as (args, kwargs):
+        before = Before(reach)
+        tokens = executor.set(trace), random.drawing.set(trace)
+        try:
+            result = function(*args, **kwargs)
+            changes = before.changes(tensors)
+            returned = numbered(result, tensors)
+            graph = build(trace, reach.leaves, tensors)
+        except (Exception, NeedsValue) as error:
+            if isinstance(error, TypeError):  # perhaps what takes nothing but Python's own floats
+                trace.needed |= dict.fromkeys(range(len(floats)), f"without its value came: {error}")
+            if not trace.needed:
+                raise
+        finally:
+            executor.reset(tokens[0])
+            random.drawing.reset(tokens[1])
+            before.restore()
+            trace.restore()
+    if trace.needed:
+        return {path: trace.needed[n] for n, path in enumerate(floats) if n in trace.needed}
     return graph, returned, changes

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from .lives import made_by, values_read
 
 
 class Interpreter:
-    """run(states, draws): the arrays of the graph's states in, and the key and counter of each draw; results out.
+    """run(states, draws, floats): the graph's states in, each draw's key and counter, and Python floats; results out.
 
     Results are dense and share no memory with anything. The states' last values are written into their memory.
     """
@@ -39,10 +40,13 @@ class Interpreter:
             for read in graph.results
         ]
 
-    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]]) -> list[Array]:
+    def run(
+        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
+    ) -> list[Array]:
         graph = self._graph
-        known: dict[Value, Array] = dict(zip((s.before for s in graph.states), states, strict=True))
+        known: dict[Value, Any] = dict(zip((s.before for s in graph.states), states, strict=True))
         known.update(graph.constants)
+        known.update(zip((value for _, value in graph.floats), floats, strict=True))
         for (_, *values), numbers in zip(graph.draws, draws, strict=True):
             for value, number in zip(values, numbers, strict=True):
                 array = known[value] = empty(value.device, (), value.dtype)
@@ -70,6 +74,8 @@ class Interpreter:
         return results
 
 
-def _seen(array: Array, view: View) -> Array:
-    """A part of a dense array."""
+def _seen(array: Any, view: View) -> Any:
+    """A part of a dense array; a Python float as it is."""
+    if isinstance(array, float):
+        return array
     return Array(array.storage, array.dtype, view.shape, view.strides, array.offset + view.offset)

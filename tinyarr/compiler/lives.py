@@ -44,7 +44,7 @@ def renamed(x: Any, names: dict[Value, Value]) -> Any:
 def highest_number(graph: Graph) -> int:
     """The highest number of a value."""
     given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
-    given += [v for _, *values in graph.draws for v in values]
+    given += [v for _, *values in graph.draws for v in values] + [v for _, v in graph.floats]
     return max((v.number for v in [*given, *(v for node in graph.nodes for v in made_by(node))]), default=-1)
 
 

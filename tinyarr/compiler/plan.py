@@ -64,6 +64,8 @@ class _Planner:
         for i, (_, *values) in enumerate(graph.draws):
             for j, value in enumerate(values):
                 self.places[value] = Place("draw", 2 * i + j)
+        for i, (_, value) in enumerate(graph.floats):
+            self.places[value] = Place("float", i)
 
     def _place_parts(self) -> None:
         """What is only joined with others, or padded with zeros, is made within them."""

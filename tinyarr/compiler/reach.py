@@ -10,7 +10,7 @@ import functools
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any, NamedTuple
 
 from ..device import Device
@@ -45,30 +45,37 @@ class TensorKind(NamedTuple):
 
 class Reach:
     """leaves: the tensors and generators, each once, in a fixed order. containers: what can be changed, with its path:
-    lists, dicts (those of objects' attributes too), cells of closures, and (globals, name). signature: all else, and
-    what tensors are apart from their elements; paths: what each part of it belongs to.
+    lists, dicts (those of objects' attributes too), cells of closures, and (globals, name). floats: those among the
+    arguments, also in lists, tuples and dicts, by path, less those `needed`. signature: all else, and what tensors are
+    apart from their elements; paths: what each part of it belongs to.
     """
 
-    def __init__(self, function: Callable, arguments: tuple, keywords: dict[str, Any]):
+    def __init__(self, function: Callable, arguments: tuple, keywords: dict[str, Any], needed: Container[str] = ()):
         self.leaves: list[Leaf] = []
+        self.floats: dict[str, float] = {}
         self.containers: list[tuple[str, Any]] = []
         self.paths: list[str] = []
+        self._needed = needed
         self._signature: list[Any] = []
         self._seen: dict[int, int] = {}
         self._storages: dict[int, tuple[int, int]] = {}
         self._alive: list[Any] = []  # what an id stands for must not go away meanwhile
         names = {types.FunctionType: "", types.MethodType: "self"}
         self._visit(names.get(type(function), type(function).__name__), function)
-        self._visit("arguments", arguments)
-        self._visit("keywords", keywords)
+        self._visit("arguments", arguments, takes_floats=True)
+        self._visit("keywords", keywords, takes_floats=True)
         self.signature = tuple(self._signature)
 
     def _note(self, path: str, part: Any) -> None:
         self._signature.append(part)
         self.paths.append(path)
 
-    def _visit(self, path: str, x: Any) -> None:
+    def _visit(self, path: str, x: Any, takes_floats: bool = False) -> None:
         kind: Any = type(x)
+        if kind is float and takes_floats and path not in self._needed and path not in self.floats:
+            self._note(path, "a float")
+            self.floats[path] = x
+            return
         if kind in _PLAIN:
             self._note(path, (kind, repr(x) if kind in (float, complex, slice) else x))
             return
@@ -86,13 +93,14 @@ class Reach:
             self._note(path, (kind, len(x)))
             if not isinstance(x, tuple):
                 self.containers.append((path, x))
+            takes_floats &= is_rebuilt(x)
             for i, part in enumerate(x):
-                self._visit(f"{path}[{i}]", part)
+                self._visit(item_path(path, i), part, takes_floats)
         elif isinstance(x, set):
             self._note(path, (kind, frozenset(x)))
             self.containers.append((path, x))
         elif isinstance(x, dict):
-            self._dict(path, kind, x, lambda key: f"{path}[{key!r}]")
+            self._dict(path, kind, x, lambda key: item_path(path, key), takes_floats and is_rebuilt(x))
         elif isinstance(x, types.FunctionType):
             self._function(path, x)
         elif isinstance(x, types.MethodType):
@@ -124,11 +132,13 @@ class Reach:
         self._visit(f"{path}.grad", x.grad)
         self._visit(f"{path}'s hooks", x._hooks)
 
-    def _dict(self, path: str, kind: type, x: dict, name: Callable[[Any], str]) -> None:
+    def _dict(
+        self, path: str, kind: type, x: dict, name: Callable[[Any], str], takes_floats: bool = False
+    ) -> None:
         self._note(path, (kind, *(key if isinstance(key, Hashable) else id(key) for key in x)))
         self.containers.append((path, x))
         for key, part in x.items():
-            self._visit(name(key), part)
+            self._visit(name(key), part, takes_floats)
 
     def _function(self, path: str, f: types.FunctionType) -> None:
         """A function of the user's: what it closes over, its defaults, and the globals that its code names."""
@@ -166,6 +176,15 @@ class Reach:
                     x = x.fget if isinstance(x, property) else getattr(x, "__func__", x)
                     if not name.startswith("__") or isinstance(x, types.FunctionType):
                         self._visit(f"{path}.{name}", x)
+
+
+def is_rebuilt(x: Any) -> bool:
+    """Whether x is a list, dict, tuple or named tuple, which can be made anew of other parts."""
+    return type(x) in (list, tuple, dict) or (isinstance(x, tuple) and hasattr(x, "_fields"))
+
+
+def item_path(path: str, key: Any) -> str:
+    return f"{path}[{key!r}]"
 
 
 @functools.cache

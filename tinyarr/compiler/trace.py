@@ -55,12 +55,17 @@ class Instruction(NamedTuple):
 
 
 class Trace:
-    """What one run of a function did. draws: for each random draw its generator and the arrays of key and counter."""
+    """What one run of a function did. draws: for each random draw its generator and the arrays of key and counter.
+
+    needed: the float arguments, by number, that must be there as they are, and why.
+    """
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
         self.constants: list[Array] = []
         self.draws: list[tuple[Generator, Array, Array]] = []
+        self.needed: dict[int, str] = {}
+        self.ended = False
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
         self._has_kernel: dict[Any, bool] = {}
@@ -88,7 +93,7 @@ class Trace:
         return made
 
     def _record(self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], *, writes: bool) -> None:
-        self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, _line()))
+        self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, line()))
 
     def _view(self, call: Any, x: Array) -> Sequence[Array]:
         from ..ops.create import copy
@@ -110,7 +115,8 @@ class Trace:
         self.constants.append(x)
 
     def restore(self) -> None:
-        """Takes back that memory from outside was written."""
+        """Ends the trace, and takes back that memory from outside was written."""
+        self.ended = True
         for storage, version in self._versions.values():
             storage.version = version
 
@@ -140,7 +146,7 @@ def is_traced(x: Any) -> bool:
     return isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage)
 
 
-def _line() -> str:
+def line() -> str:
     """`file:line` of the innermost caller outside of tinyarr."""
     frame: Any = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):

@@ -134,7 +134,8 @@ class _Generator:
         graph = self.graph
         before = {"arena": 0, "state": 1, "constant": 1 + len(graph.states)}
         before["draw"] = before["constant"] + len(graph.constants)
-        before["result"] = before["draw"] + 2 * len(graph.draws)
+        before["float"] = before["draw"] + 2 * len(graph.draws)
+        before["result"] = before["float"] + len(graph.floats)
         return before[place.buffer] + place.number
 
 
@@ -215,7 +216,7 @@ ARENA = Arena()
 
 
 class Library:
-    """run(states, draws), as the interpreter's, by generated C. kernels: the launches, in order."""
+    """run(states, draws, floats), as the interpreter's, by generated C. kernels: the launches, in order."""
 
     def __init__(self, graph: Graph, plan: Plan):
         self._graph, self._plan = graph, plan
@@ -229,8 +230,11 @@ class Library:
         self._library = c_compiler.load_cached(self.source)
         self._library.run.restype = None
 
-    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]]) -> list[Array]:
+    def run(
+        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
+    ) -> list[Array]:
         numbers = [np.array(n, np.int64) for pair in draws for n in pair]
+        numbers += [np.array(x, np.float64) for x in floats]
         results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in self._graph.results]
         report = _Report(-1, 0, 0)
         with ARENA.lock:
