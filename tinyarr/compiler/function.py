@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import random
+from .. import diagnostics, random
 from ..array import Array
 from ..device import default_device
 from ..errors import ArgumentError, TraceError
@@ -138,6 +138,7 @@ class Compiled:
                 traced = _trace(self.function, reach, args, kwargs)
                 if isinstance(traced, dict):
                     self._needed |= traced
+                    diagnostics.tell("trace", "\n".join(f"{self._name}: {path}: {why}" for path, why in traced.items()))
                     return self(*args, **kwargs)
                 graph, returned, changes = traced
                 clock.lap("trace")
@@ -147,6 +148,7 @@ class Compiled:
                 runner = _build(graph, clock) if self._build is None else self._build(graph)
                 clock.lap("compile")
                 why = f"{why} ({len(graph.nodes)} nodes: {clock})"
+                diagnostics.tell("trace", f"{self._name}: traced: {why}")
                 program = self._programs[key] = _Program(runner, graph, returned, changes, reach.paths, why)
             return program.run(reach)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import string
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .... import dtypes, views
+from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
 from ....ops.typing import Typed
@@ -55,6 +56,7 @@ class _Generator:
         self.kernels: list[Kernel] = []
         self.calls: list[str] = []
         self.scratch = 0
+        self.told = diagnostics.asks("launches")
 
     def source(self) -> str:
         for number, step in enumerate(self.plan.steps):
@@ -63,6 +65,8 @@ class _Generator:
         template = string.Template((HERE / "product.c").read_text(encoding="utf-8"))
         products = [template.substitute(name=name, T=TYPES[getattr(dtypes, name)]) for name in self.support]
         functions = [k.source for k in {k.name: k for k in self.kernels}.values()]
+        if self.told:
+            self.calls.insert(0, "double since = omp_get_wtime();")
         program = "\n".join(
             [
                 "static void schedule(char *const *memory, char *scratch, report_t *error)",
@@ -118,6 +122,11 @@ class _Generator:
         name = self.functions[key]
         self.kernels.append(Kernel(name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n", step))
         self.calls.append(f"{name}({', '.join(launch.arguments)});")
+        if self.told:
+            values = (step.target,) if isinstance(step, Copy) else step.outputs
+            made = " ".join(f"{v.dtype.name}{list(v.shape)}" for v in values)
+            what = f"{name:32} {made:32} {getattr(step, 'line', '')}".rstrip()
+            self.calls.append(f"launched(&since, {json.dumps(what)});")
         if checks:
             self.calls.append("if (error->launch >= 0)\n        return;")
 
@@ -225,6 +234,7 @@ class Library:
         self.source = generator.source()
         self.kernels = generator.kernels
         self.arena = plan.arena + generator.scratch
+        diagnostics.tell("kernels", "\n".join({k.name: k.source for k in self.kernels}.values()))
         self._constants = [x for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
         self._library = c_compiler.load_cached(self.source)

@@ -1,5 +1,6 @@
 /* What the kernels of a program share. */
 #include <omp.h>
+#include <stdio.h>
 #include <string.h>
 
 /* Not inlined: compilers take long over one function that holds a whole program. */
@@ -30,4 +31,14 @@ static inline void report(report_t *error, int64_t launch, int64_t position, int
 #pragma omp critical
     if (error->launch < 0 || (error->launch == launch && position < error->position))
         *error = (report_t){launch, position, value};
+}
+
+/* Says how long ago `since` is, and what was launched meanwhile: for TINYARR_LOG=launches. */
+static inline void launched(double *since, const char *what)
+{
+#pragma omp master
+    {
+        fprintf(stderr, "%10.6f s  %s\n", omp_get_wtime() - *since, what);
+        *since = omp_get_wtime();
+    }
 }
