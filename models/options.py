@@ -59,6 +59,8 @@ class TrainOptions:
     clip: float = option(1.0, "optimization", "largest norm of the gradient, 0 for any")
     seed: int = option(0, "optimization", "of the first weights and of the order of the data", most=2**63 - 1)
 
+    compile: bool = option(True, "run", "run a step as compiled programs (with a C compiler in C, on CUDA so far with "
+                           "eager mode's kernels), or each operation as it comes")
     eval_every: int = option(400, "run", "updates between validations; each also saves a checkpoint", least=1)
     out: str | None = option(None, "run", "a new folder for the run; else the next free number under runs/")
     resume: str | None = option(None, "run", "the folder of a run to go on with; all other options are the run's own")
@@ -152,8 +154,12 @@ def _parser(model_class: type, program: str) -> argparse.ArgumentParser:
         for entry in fields(table):
             about = entry.metadata
             default = "" if entry.default in (None, "") else f" (default: {entry.default})"
+            flag, words = f"--{entry.name.replace('_', '-')}", f"{about['meaning']}{default}"
+            if entry.type == "bool":
+                groups[about["group"]].add_argument(flag, help=words, action=argparse.BooleanOptionalAction)
+                continue
             groups[about["group"]].add_argument(
-                f"--{entry.name.replace('_', '-')}", help=f"{about['meaning']}{default}", type=_reader(entry),
+                flag, help=words, type=_reader(entry),
                 choices=tuple(model_class.sizes) if entry.name == "size" else about["choices"])
     return parser
 

@@ -36,6 +36,10 @@ class Progress:
     def __exit__(self, *exception: object) -> None:
         self.bar.stop()
 
+    def note(self, text: str) -> None:
+        """Prints a line above the newest record."""
+        self.console.print(text, soft_wrap=True)
+
     def show(self, record: dict[str, Any]) -> None:
         now = time.monotonic()
         if record["step"] == self.first:

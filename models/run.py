@@ -161,7 +161,9 @@ def saved_options(model: str, given: dict[str, Any]) -> dict[str, Any]:
         raise Stop(f"--resume {run.folder}: the run trains {run.config['model']}, not {model}")
     for name, value in given.items():
         if name not in ("resume", "out") and value != options[name]:
-            raise Stop(f"--{name.replace('_', '-')} {value} contradicts {run.folder}, which has {options[name]}: "
+            flag = name.replace("_", "-")
+            said = f"--{flag} {value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}"
+            raise Stop(f"{said} contradicts {run.folder}, which has {options[name]}: "
                        "leave it out, or start a new run")
     return options | given
 

@@ -8,10 +8,10 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tinyarr
 from tinyarr import optim, schedule
@@ -51,19 +51,20 @@ def train(model_class: type, options: TrainOptions) -> None:
     model = model_class(replace(size, vocab_size=corpus.vocab_size, block_size=options.seq_len),
                         dtype=getattr(tinyarr, options.dtype), device=device, generator=generator)
     groups = model.parameter_groups(options.weight_decay)
-    parameters = [parameter for group in groups for parameter in group["parameters"]]
     optimizer = optim.AdamW(groups, lr=options.lr, betas=BETAS)
     if options.dtype != "float32":  # the optimizer keeps the same draws unrounded
         wide = model_class(model.config, device=device, generator=tinyarr.Generator(options.seed))
         optimizer.load_masters(model.parameters(), wide.parameters())
         del wide
+    model.train()  # said once, it is the same at the first step as after a validation
+    programs = make_programs(model, optimizer, options)
     warmup = options.steps // 20 if options.warmup is None else options.warmup
     learning_rate = SCHEDULES[options.schedule](options.lr, options.steps, warmup)
     tokens_per_step = options.batch_size * options.seq_len * options.accumulate
 
     with ctrl_c() as pressed:
         run, first = open_run(options, corpus, model, optimizer, generator)
-        print(f"{run.folder}: {model.name} {options.size}, {sum(p.size for p in parameters):,} parameters")
+        print(f"{run.folder}: {model.name} {options.size}, {sum(p.size for p in optimizer.parameters):,} parameters")
         before = run.records[-1]["seconds"] if run.records else 0.0
         start = time.perf_counter()
         with Progress(first, options.steps) as progress:
@@ -71,7 +72,7 @@ def train(model_class: type, options: TrainOptions) -> None:
                 loss = val_loss = lr = norm = rate = None
                 due = step % options.eval_every == 0 or step == options.steps
                 if due:
-                    val_loss = validation_loss(model, corpus.validation, device, pressed)
+                    val_loss = validation_loss(model, programs, corpus.validation, device, pressed)
                     check_finite(run, step, val_loss=val_loss)
                 if due or pressed.is_set():
                     run.save(step, model, optimizer, generator)
@@ -79,14 +80,16 @@ def train(model_class: type, options: TrainOptions) -> None:
                     raise Stop(f"stopped at step {step}, saved {run.checkpoint}; to go on: {run.resume_command}", 130)
 
                 if step < options.steps:
-                    began = time.perf_counter()
-                    loss = add_gradients(model, corpus.training, step, options.accumulate, device)
-                    norm = optim.clip_grad_norm(parameters, options.clip or math.inf).item()
+                    began = time.perf_counter() - programs.seconds
+                    loss = add_gradients(programs, corpus.training, step, options.accumulate, device)
+                    gradient_norm = programs.gradient_norm()
+                    norm = gradient_norm.item()
                     check_finite(run, step, loss=loss, grad_norm=norm)
                     lr = optimizer.lr = learning_rate(step)
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    rate = tokens_per_step / (time.perf_counter() - began)
+                    programs.update(gradient_norm)
+                    rate = tokens_per_step / (time.perf_counter() - programs.seconds - began)
+                    if step == first and options.compile:
+                        progress.note(f"compiled in {programs.seconds:.1f} s")
                 else:
                     run.export(model)
 
@@ -106,26 +109,62 @@ def train(model_class: type, options: TrainOptions) -> None:
         write(model, corpus.tokenizer, GenerateOptions(device=options.device))
 
 
-def add_gradients(model: Any, batches: Batches, step: int, accumulate: int, device: tinyarr.Device) -> float:
+class Programs(NamedTuple):
+    """What a run computes, compiled or not. Gradients are added up batch by batch, and judged before an update."""
+
+    add_gradient: Callable[[tinyarr.Tensor, tinyarr.Tensor], tinyarr.Tensor]  # of a batch, whose loss it returns
+    gradient_norm: Callable[[], tinyarr.Tensor]
+    update: Callable[[tinyarr.Tensor], None]  # of the weights, by gradients of this norm, which it clips and forgets
+    loss: Callable[[tinyarr.Tensor, tinyarr.Tensor], tinyarr.Tensor]
+
+    @property
+    def seconds(self) -> float:
+        """How long compiling has taken so far."""
+        return sum(getattr(program, "seconds", 0.0) for program in self)
+
+
+def make_programs(model: Any, optimizer: optim.Optimizer, options: TrainOptions) -> Programs:
+    """The programs of a run; each is compiled at its first call."""
+    accumulate, largest_norm = options.accumulate, options.clip or math.inf
+
+    def add_gradient(tokens, targets):
+        loss = model.loss(tokens, targets) / accumulate
+        loss.backward()
+        return loss
+
+    def gradient_norm():
+        return optim.grad_norm(optimizer.parameters)
+
+    def update(norm):
+        optim.clip_grad_norm(optimizer.parameters, largest_norm, norm=norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def loss(tokens, targets):
+        with tinyarr.no_grad():
+            return model.loss(tokens, targets)
+
+    functions = add_gradient, gradient_norm, update, loss
+    return Programs(*map(tinyarr.compile, functions) if options.compile else functions)
+
+
+def add_gradients(programs: Programs, batches: Batches, step: int, accumulate: int, device: tinyarr.Device) -> float:
     """Add the gradient of the mean loss over the batches of `step` to the parameters' own; returns that loss."""
     total = 0.0
     for number in range(step * accumulate, (step + 1) * accumulate):
         tokens, targets = (tinyarr.Tensor(ids, device=device) for ids in batches.batch(number))
-        loss = model.loss(tokens, targets) / accumulate
-        loss.backward()
-        total += loss.item()
+        total += programs.add_gradient(tokens, targets).item()
     return total
 
 
 def validation_loss(
-    model: Any, batches: Batches, device: tinyarr.Device, pressed: threading.Event
+    model: Any, programs: Programs, batches: Batches, device: tinyarr.Device, pressed: threading.Event
 ) -> float | None:
     """The mean loss over the validation text, or its first VALIDATION_TOKENS; None once Ctrl-C is pressed."""
     model.eval()
     total, count = 0.0, 0
     for tokens, targets in batches.walk():
-        with tinyarr.no_grad():
-            loss = model.loss(tinyarr.Tensor(tokens, device=device), tinyarr.Tensor(targets, device=device))
+        loss = programs.loss(tinyarr.Tensor(tokens, device=device), tinyarr.Tensor(targets, device=device))
         total += loss.item() * targets.size
         count += targets.size
         if pressed.is_set():

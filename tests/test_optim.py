@@ -297,6 +297,7 @@ def load_into(parameters, change):
         (lambda: load_into(leaves(), {"0.3.m": tinyarr.ones(1)}), ArgumentError, r"differ in \['0.3.m'\]"),
         (lambda: load_into(leaves(), {"0.1.m": tinyarr.ones(1)}), ShapeError, r"0.1.m has shape \(1,\), .* \(5,\)"),
         (lambda: optim.clip_grad_norm(leaves(), 1.0), ArgumentError, "no parameter has a gradient"),
+        (lambda: optim.grad_norm(leaves()), ArgumentError, "grad_norm: no parameter has a gradient"),
         (lambda: optim.clip_grad_norm(leaves(), 0.0), ArgumentError, "max_norm is 0.0"),
         (lambda: optim.clip_grad_norm(leaves(), float("nan")), ArgumentError, "max_norm is nan"),
     ],
@@ -345,6 +346,17 @@ def test_clipping_scales_the_joint_norm_down_to_the_largest_allowed():
     for p, g in zip(parameters, GAPS[0]):
         assert (p.grad is None) if g is None else np.allclose(p.grad, g * 0.5 / (expected + 1e-6), rtol=1e-12)
     assert optim.clip_grad_norm(parameters, 0.5).item() <= 0.5
+
+
+def test_clipping_by_a_norm_that_is_known_is_the_same():
+    found = []
+    for known in (False, True):
+        parameters = leaves()
+        set_gradients(parameters, GAPS[0])
+        norm = optim.grad_norm(parameters)
+        assert optim.clip_grad_norm(parameters, 0.5, norm=norm if known else None).item() == norm.item()
+        found.append([p.grad if p.grad is None else p.grad.tolist() for p in parameters])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("max_norm", [1e6, float("inf")])

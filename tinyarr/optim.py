@@ -334,25 +334,36 @@ for _f in (_adamw_update, _adamw_master_update, _adamw_stochastic_update, _sgd_u
     _f.no_gradient()
 
 
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scales all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
+def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The joint Euclidean norm of all gradients: a 0-d tensor, float32, or float64 for float64 gradients.
 
-    The norm is a 0-d tensor, float32 (float64 for float64 gradients); nothing is read back to Python.
-    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
+    Nothing is read back to Python. Raises ArgumentError where no parameter has a gradient.
     """
-    if not max_norm > 0:
-        raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm}: it must be positive")
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
-        raise ArgumentError("clip_grad_norm: no parameter has a gradient: call backward() first")
+        raise ArgumentError("grad_norm: no parameter has a gradient: call backward() first")
     with no_grad():
         total = None
         for g in gradients:
             squares = sum(square(astype(g, g.dtype.compute, copy=False)))
             total = squares if total is None else total + squares
         assert total is not None
-        norm = sqrt(total)
+        return sqrt(total)
+
+
+def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, norm: Tensor | None = None) -> Tensor:
+    """Scales all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
+
+    norm: what grad_norm gives, where it is known. Nothing is read back to Python.
+    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
+    """
+    if not max_norm > 0:
+        raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm}: it must be positive")
+    parameters = list(parameters)
+    norm = grad_norm(parameters) if norm is None else norm
+    with no_grad():
         scale = minimum(max_norm / (norm + 1e-6), 1.0)
-        for g in gradients:
-            apply(_scaled, g, scale, dtype=g.dtype, out=g)
+        for p in parameters:
+            if p.grad is not None:
+                apply(_scaled, p.grad, scale, dtype=p.grad.dtype, out=p.grad)
     return norm

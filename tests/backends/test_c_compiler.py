@@ -1,4 +1,7 @@
 import ctypes
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -40,3 +43,18 @@ def test_without_a_compiler_one_line_says_what_to_do(monkeypatch):
     with pytest.raises(CompilerError, match=r"none of cc, gcc, clang is installed: .* TINYARR_CC") as raised:
         find_compiler()
     assert "\n" not in str(raised.value)
+
+
+def test_a_ctrl_c_that_python_puts_off_does_not_end_the_compiler(tmp_path):
+    (tmp_path / "cc").write_text('#!/bin/sh\nkill -s INT -- "-$GROUP"\nexec cc "$@"\n')
+    (tmp_path / "cc").chmod(0o755)
+    program = f"""
+import os, signal
+from tinyarr.backends.cpu.c_compiler import load
+signal.signal(signal.SIGINT, lambda *_: print("later"))
+os.environ.update(TINYARR_CC={str(tmp_path / "cc")!r}, GROUP=str(os.getpgid(0)))
+print(load({ANSWER!r}).answer())
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", program], process_group=0, capture_output=True, text=True, env=env)
+    assert run.stdout == "later\n42\n", run.stderr

@@ -96,10 +96,29 @@ def test_a_run_learns_and_leaves_log_plot_weights_and_a_sample(capsys):
         "checkpoint.safetensors", "config.json", "hugging_face", "log.jsonl", "loss.png"]
 
 
-def test_the_same_command_gives_the_same_log_and_the_same_bytes(quick):
+@pytest.mark.parametrize("mode", ["--compile", "--no-compile"])
+def test_the_same_command_gives_the_same_log_and_the_same_bytes(quick, mode):
     for out in ("a", "b"):
-        assert command(f"train {SMALL} --accumulate 2 --out {out}") == 0
+        assert command(f"train {SMALL} {mode} --accumulate 2 --out {out}") == 0
     assert files("a") == files("b")
+
+
+def test_a_compiled_run_learns_what_an_eager_one_does(quick, capsys):
+    for mode in ("compile", "no-compile"):
+        command(f"train {SMALL} --{mode} --accumulate 3 --out {mode}")
+        assert ("compiled in " in capsys.readouterr().out) is (mode == "compile")
+    compiled, eager = files("compile")[0], files("no-compile")[0]
+    for name in ("loss", "grad_norm"):
+        assert [r[name] for r in compiled[:-1]] == pytest.approx([r[name] for r in eager[:-1]], rel=1e-4)
+
+
+def test_a_compiled_run_is_traced_once_whatever_it_adds_up_and_validates(quick, monkeypatch):
+    made = []
+    make = train.make_programs
+    monkeypatch.setattr(train, "make_programs", lambda *given: made.append(make(*given)) or made[0])
+    command(f"train {SMALL} --accumulate 3 --out run")
+    # The first batch of a step finds no gradients; the last of a validation has fewer rows.
+    assert [len(program.graphs) for program in made[0]] == [2, 1, 1, 2]
 
 
 def test_the_saved_options_repeat_a_run(quick):
@@ -112,12 +131,12 @@ def test_the_saved_options_repeat_a_run(quick):
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 8])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monkeypatch, capsys, step, dtype):
-    command(f"train {SMALL} --dtype {dtype} --out whole")
+@pytest.mark.parametrize("how", ["--dtype float32", "--dtype bfloat16", "--no-compile"])
+def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monkeypatch, capsys, step, how):
+    command(f"train {SMALL} {how} --out whole")
     with monkeypatch.context() as patch:
         at_step(patch, step, ctrl_c)
-        assert command(f"train {SMALL} --dtype {dtype} --out part") == 130
+        assert command(f"train {SMALL} {how} --out part") == 130
     message = capsys.readouterr().err.splitlines()[-1]
     assert f"stopped at step {step + 1}, saved part/checkpoint.safetensors; to go on: " in message
     assert message.endswith(" -m models.gpt2 train --resume part")
@@ -191,6 +210,7 @@ def test_a_real_ctrl_c_ends_the_program_with_status_130_and_what_it_says_goes_on
 @pytest.mark.parametrize(("line", "message"), [
     ("train --resume run", "run is finished: it has all its 9 steps"),
     ("train --resume run --size small", "--size small contradicts run, which has tiny"),
+    ("train --resume run --no-compile", "--no-compile contradicts run, which has True"),
     ("train --resume run --out other", "--out and --resume exclude each other"),
     (f"train {SMALL} --out run", "--out run already exists: go on with --resume run, or choose another name"),
     ("train --device cuda:99", "cuda:99: "),
@@ -226,8 +246,17 @@ def test_other_data_or_another_number_of_threads_is_noticed_on_resume(quick, mon
     assert "is 77: the last bits may differ" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_spares_the_checkpoint(quick, capsys):
-    assert command(f"train {SMALL} --lr 1e38 --warmup 0 --clip 0 --schedule constant --out run") == 1
+@pytest.mark.parametrize("mode", ["--compile", "--no-compile"])
+def test_a_loss_that_is_not_finite_ends_the_run_and_spares_weights_and_checkpoint(quick, monkeypatch, capsys, mode):
+    norms = []
+
+    def make_programs(*given, make=train.make_programs):
+        programs = make(*given)
+        return programs._replace(update=lambda norm: norms.append(norm.item()) or programs.update(norm))
+
+    monkeypatch.setattr(train, "make_programs", make_programs)
+    assert command(f"train {SMALL} {mode} --lr 1e38 --warmup 0 --clip 0 --schedule constant --out run") == 1
+    assert norms and np.isfinite(norms).all()
     error = capsys.readouterr().err.splitlines()[-1]
     assert "loss is nan" in error or "loss is inf" in error
     assert "start again with a lower --lr" in error

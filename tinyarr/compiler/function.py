@@ -63,6 +63,10 @@ class _Clock:
         before, self._since = self._since, time.perf_counter()
         self._phases[phase] = self._since - before
 
+    @property
+    def total(self) -> float:
+        return sum(self._phases.values())
+
     def __str__(self) -> str:
         return ", ".join(f"{phase} {seconds:.3f} s" for phase, seconds in self._phases.items())
 
@@ -84,7 +88,8 @@ class Compiled:
     """A compiled function.
 
     passes: what is done to its graphs; none of them changes a bit of a result. build(graph): what runs one, by default
-    the device's own program; with Interpreter, the kernels of eager mode, and so its bits.
+    the device's own program; with Interpreter, the kernels of eager mode, and so its bits. seconds: spent on making
+    programs so far.
     """
 
     def __init__(
@@ -101,6 +106,7 @@ class Compiled:
         self._programs: dict[tuple, _Program] = {}
         self._needed: dict[str, str] = {}  # the float arguments that belong to the signature, and why
         self._lock = threading.RLock()
+        self.seconds = 0.0
 
     @property
     def programs(self) -> list[Any]:
@@ -147,6 +153,7 @@ class Compiled:
                 clock.lap("passes")
                 runner = _build(graph, clock) if self._build is None else self._build(graph)
                 clock.lap("compile")
+                self.seconds += clock.total
                 why = f"{why} ({len(graph.nodes)} nodes: {clock})"
                 diagnostics.tell("trace", f"{self._name}: traced: {why}")
                 program = self._programs[key] = _Program(runner, graph, returned, changes, reach.paths, why)

@@ -93,13 +93,13 @@ class CpuBackend:
         except c_compiler.CompilerError as error:
             _warn_of_numpy(str(error))
             return None
-        return Library(graph, plan)
+        return Library(graph, plan, self._pool)
 
     def synchronize(self) -> None:
         pass
 
     def memory_stats(self) -> MemoryStats:
-        """Blocks of 64 KiB and more; smaller ones are malloc's and not counted."""
+        """Blocks of 64 KiB and more, and the arena of programs; smaller ones are malloc's and not counted."""
         return self._pool.stats()
 
 

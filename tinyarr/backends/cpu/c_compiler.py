@@ -92,6 +92,7 @@ def load(source: str, folder: Path | None = None, *, openmp: bool = False) -> ct
         [*command, *FLAGS, *flags, f"-I{HEADER.parent}", str(text), "-o", str(library), "-lm"],
         capture_output=True,
         text=True,
+        process_group=0,  # a Ctrl-C that Python puts off must not end the compiler
     )
     if run.returncode:
         raise CompilerError(f"C compiler: {shlex.join(command)} rejected the source:\n{run.stderr.strip()}")

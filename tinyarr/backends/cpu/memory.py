@@ -47,9 +47,13 @@ class Pool:
             raw = np.empty(size + ALIGNMENT, np.uint8)
             start = -raw.ctypes.data % ALIGNMENT
             block = raw[start : start + size]
-        self.in_use += size
-        self.peak = max(self.peak, self.in_use)
+        self.count(size)
         return _PooledStorage(block, nbytes, self._device, self)
+
+    def count(self, nbytes: int) -> None:
+        """Counts bytes that are taken, or (negative) given back; the arena of compiled programs is counted so."""
+        self.in_use += nbytes
+        self.peak = max(self.peak, self.in_use)
 
     def release(self, block: np.ndarray, shared: bool) -> None:
         self.in_use -= block.nbytes

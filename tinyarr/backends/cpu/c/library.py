@@ -22,6 +22,7 @@ from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import View
 from ...scalar_source import TYPES
 from .. import c_compiler
+from ..memory import Pool
 from .elementwise import copied, elementwise
 from .kernel import KERNELS, Operand, Site, indented
 from .source import Source
@@ -214,10 +215,13 @@ class Arena:
         self.lock = threading.Lock()
         self._block = np.empty(0, np.uint8)
 
-    def address(self, size: int) -> int:
+    def address(self, size: int, pool: Pool) -> int:
+        """Where `size` bytes begin, which `pool` counts."""
         if self._block.nbytes < size + 4096:
+            pool.count(-self._block.nbytes)
             self._block = np.empty(0, np.uint8)  # freed before the larger one is taken
             self._block = np.empty(size + 4096, np.uint8)
+            pool.count(self._block.nbytes)
         return -(-self._block.ctypes.data // 4096) * 4096
 
 
@@ -227,8 +231,8 @@ ARENA = Arena()
 class Library:
     """run(states, draws, floats), as the interpreter's, by generated C. kernels: the launches, in order."""
 
-    def __init__(self, graph: Graph, plan: Plan):
-        self._graph, self._plan = graph, plan
+    def __init__(self, graph: Graph, plan: Plan, pool: Pool):
+        self._graph, self._plan, self._pool = graph, plan, pool
         self.threads = thread_count()
         generator = _Generator(graph, plan, self.threads)
         self.source = generator.source()
@@ -248,7 +252,7 @@ class Library:
         results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in self._graph.results]
         report = _Report(-1, 0, 0)
         with ARENA.lock:
-            addresses = [ARENA.address(self.arena), *map(_address, states), *map(_address, self._constants)]
+            addresses = [ARENA.address(self.arena, self._pool), *map(_address, states), *map(_address, self._constants)]
             addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
             memory = (ctypes.c_void_p * len(addresses))(*addresses)
             self._library.run(memory, ctypes.byref(report), self.threads)
