@@ -80,6 +80,7 @@ DEFAULT = {"bool": bool, "signed": int64, "float": float32}
 
 _by_name = {d.name: d for d in ALL}
 _by_numpy = {d.numpy: d for d in ALL}
+# The types of weak scalars; the compiler adds what stands for a float whose value a call will bring.
 SCALARS: dict[type, str] = {builtins.bool: "bool", int: "signed", float: "float"}
 
 

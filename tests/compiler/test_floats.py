@@ -1,6 +1,8 @@
 """Python floats among the arguments of a compiled function: inputs of its program, never stale."""
 
 import copy
+import datetime
+import fractions
 import functools
 import json
 import math
@@ -85,6 +87,23 @@ def test_one_float_that_comes_twice_may_come_as_two():
     compiled, rate = ta.compile(lambda x, a, b: x * a + b), 0.5
     assert compiled(Tensor([1.0]), rate, rate).item() == 1
     assert compiled(Tensor([1.0]), rate, 2.0).item() == 2.5 and len(compiled.graphs) == 1
+
+
+def test_a_float_of_numpy_s_is_an_input_and_other_scalars_and_values_belong_to_the_signature():
+    double = interpreted(lambda x, rate: (x * rate, rate))
+    for rate in (np.float64(0.5), np.float64(-0.0)):
+        assert bits(double(Tensor([2.0]), rate)) == bits(double.function(Tensor([2.0]), rate))
+    assert len(double.graphs) == 1
+    for kind in (np.float32, np.int32, fractions.Fraction, datetime.timedelta):
+        run = interpreted(lambda x, value: x * float(value / type(value)(1)))
+        for value in (1, 2, 1):
+            assert run(Tensor([2.0]), kind(value)).item() == 2 * value
+        assert len(run.graphs) == 2 and "arguments[1]: " in run.explain()
+
+
+def test_a_numpy_array_as_an_argument_is_refused():
+    with pytest.raises(TraceError, match=r"arguments\[1\]\[0\] is a NumPy array, which can change unseen: make it a"):
+        interpreted(lambda x, arrays: x * float(arrays[0][0]))(Tensor([1.0]), [np.ones(1)])
 
 
 def test_a_gradient_depends_on_the_float_of_its_call():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from ..errors import TraceError
 from ..tensor import Tensor
 from .floats import Computed, Given, TracedFloat, value_of
-from .reach import Reach, is_rebuilt, item_path
+from .reach import FLOATS, Reach, is_rebuilt, item_path
 from .trace import is_traced
 
 
@@ -68,7 +68,7 @@ def standing_in(floats: dict[str, TracedFloat], args: tuple, kwargs: dict[str, A
     known: dict[int, Any] = {}
 
     def changed(path: str, x: Any) -> Any:
-        if type(x) is float:
+        if type(x) in FLOATS:
             return floats.get(path, x)
         if id(x) in known:
             return known[id(x)]

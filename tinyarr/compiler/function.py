@@ -191,7 +191,7 @@ class _Program:
         memory = [_memory(leaves[state.leaf].object.array, state) for state in self.graph.states]
         draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
         given = list(reach.floats.values())
-        floats = [value_of(x, given) for x, _ in self.graph.floats]
+        floats = [float(value_of(x, given)) for x, _ in self.graph.floats]
         results = [result_tensor(x) for x in self.runner.run(memory, draws, floats)]
         self._changes.repeat(reach, results, given)
         return filled(self._returned, results, given)

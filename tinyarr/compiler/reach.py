@@ -13,13 +13,17 @@ from collections import deque
 from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from ..device import Device
 from ..dtypes import Dtype
+from ..errors import TraceError
 from ..random import Generator
 from ..tensor import Tensor
 from ..views import Shape
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Dtype, Device, slice, range)
+FLOATS = (float, np.float64)
 _STANDARD = sys.stdlib_module_names - {"__main__"}
 
 
@@ -62,20 +66,22 @@ class Reach:
         self._alive: list[Any] = []  # what an id stands for must not go away meanwhile
         names = {types.FunctionType: "", types.MethodType: "self"}
         self._visit(names.get(type(function), type(function).__name__), function)
-        self._visit("arguments", arguments, takes_floats=True)
-        self._visit("keywords", keywords, takes_floats=True)
+        self._visit("arguments", arguments, is_argument=True)
+        self._visit("keywords", keywords, is_argument=True)
         self.signature = tuple(self._signature)
 
     def _note(self, path: str, part: Any) -> None:
         self._signature.append(part)
         self.paths.append(path)
 
-    def _visit(self, path: str, x: Any, takes_floats: bool = False) -> None:
+    def _visit(self, path: str, x: Any, is_argument: bool = False) -> None:
         kind: Any = type(x)
-        if kind is float and takes_floats and path not in self._needed and path not in self.floats:
-            self._note(path, "a float")
+        if kind in FLOATS and is_argument and path not in self._needed and path not in self.floats:
+            self._note(path, f"a {kind.__name__}")
             self.floats[path] = x
             return
+        if is_argument and isinstance(x, np.ndarray):
+            raise TraceError(f"compile: {path} is a NumPy array, which can change unseen: make it a Tensor")
         if kind in _PLAIN:
             self._note(path, (kind, repr(x) if kind in (float, complex, slice) else x))
             return
@@ -93,14 +99,14 @@ class Reach:
             self._note(path, (kind, len(x)))
             if not isinstance(x, tuple):
                 self.containers.append((path, x))
-            takes_floats &= is_rebuilt(x)
+            is_argument &= is_rebuilt(x)
             for i, part in enumerate(x):
-                self._visit(item_path(path, i), part, takes_floats)
+                self._visit(item_path(path, i), part, is_argument)
         elif isinstance(x, set):
             self._note(path, (kind, frozenset(x)))
             self.containers.append((path, x))
         elif isinstance(x, dict):
-            self._dict(path, kind, x, lambda key: item_path(path, key), takes_floats and is_rebuilt(x))
+            self._dict(path, kind, x, lambda key: item_path(path, key), is_argument and is_rebuilt(x))
         elif isinstance(x, types.FunctionType):
             self._function(path, x)
         elif isinstance(x, types.MethodType):
@@ -119,8 +125,10 @@ class Reach:
                 self._class(path, kind)
             else:
                 self._note(path, kind)
+        elif isinstance(x, np.generic):
+            self._note(path, (kind, repr(x)))
         else:
-            self._note(path, x if isinstance(x, type | types.ModuleType) else kind)
+            self._note(path, x if isinstance(x, type | types.ModuleType) else (kind, x) if _is_value(x) else kind)
 
     def _tensor(self, path: str, x: Tensor) -> None:
         a = x.array
@@ -133,12 +141,12 @@ class Reach:
         self._visit(f"{path}'s hooks", x._hooks)
 
     def _dict(
-        self, path: str, kind: type, x: dict, name: Callable[[Any], str], takes_floats: bool = False
+        self, path: str, kind: type, x: dict, name: Callable[[Any], str], is_argument: bool = False
     ) -> None:
         self._note(path, (kind, *(key if isinstance(key, Hashable) else id(key) for key in x)))
         self.containers.append((path, x))
         for key, part in x.items():
-            self._visit(name(key), part, takes_floats)
+            self._visit(name(key), part, is_argument)
 
     def _function(self, path: str, f: types.FunctionType) -> None:
         """A function of the user's: what it closes over, its defaults, and the globals that its code names."""
@@ -210,6 +218,17 @@ def _names(code: types.CodeType) -> Sequence[str]:
     return tuple(dict.fromkeys((*code.co_names, *inner)))
 
 
+def _is_value(x: Any) -> bool:
+    """Whether x is equal to what has equal contents, as fractions, dates and paths are, and never changes."""
+    if type(x).__hash__ in (None, object.__hash__):
+        return False
+    try:
+        hash(x)
+    except TypeError:  # a weak reference, say, to what is gone
+        return False
+    return True
+
+
 def _is_filled(cell: Any) -> bool:
     try:
         cell.cell_contents  # noqa: B018
@@ -235,6 +254,6 @@ def _shown(part: Any, other: Any) -> str:
         if not isinstance(other, TensorKind):
             return f"a tensor of shape {part.shape}"
         return ", ".join(f"{k} {v}" for k, v, w in zip(part._fields, part, other) if v != w)
-    if isinstance(part, tuple) and len(part) == 2 and part[0] in _PLAIN:
+    if isinstance(part, tuple) and len(part) == 2 and (part[0] in _PLAIN or isinstance(part[1], part[0])):
         return str(part[1])
     return str(part)
