@@ -119,7 +119,8 @@ class _Generator:
         self.kernels.append(Kernel(name, text, step))
         self.calls.append(f"{name}({', '.join(launch.arguments)});")
         if self.told:
-            made = " ".join(f"{x.dtype.name}{list(x.shape)}" for x in site.outputs)
+            values = (step.target,) if isinstance(step, Copy) else step.outputs
+            made = " ".join(f"{v.dtype.name}{list(v.shape)}" for v in values)
             what = f"{name:32} {made:32} {getattr(step, 'line', '')}".rstrip()
             self.calls.append(f"launched(&since, {json.dumps(what)});")
         if checks:
