@@ -10,8 +10,8 @@ from ...scalar_source import TYPES, cast, constant
 from .kernel import Operand, Site, kernel, loop, parallel, unravel
 
 DEPTH, GROUP = 256, 96  # as in program.h
-WIDEST = 32  # columns of a panel: two vectors of float32
-SHARED = 1 << 21  # elements of the operand that is packed at once
+WIDEST = 48  # columns of a panel: three vectors of float32
+SHARED = 1 << 18  # elements of the smaller operand that are packed at once: they stay in the L2 cache
 
 
 def shared_size(m: int, n: int, k: int) -> int:

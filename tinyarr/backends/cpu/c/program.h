@@ -5,21 +5,35 @@
 
 /* Not inlined: compilers take long over one function that holds a whole program. */
 #define KERNEL __attribute__((noinline)) static void
+#define CONTRACTED __attribute__((optimize("fp-contract=fast")))
 #define MIN(x, y) ((x) < (y) ? (x) : (y))
+#define MAX(x, y) ((x) > (y) ? (x) : (y))
 
-/* Vectors as wide as the processor's, and as many rows of a tile as its registers hold. */
+/* Vectors as wide as the processor's, and as many rows of VECTORS of them in a tile as its registers hold. */
 #if defined(__AVX512F__)
 #define VECTOR 64
-#define TILE_ROWS 12
+#define ROWS 8
 #elif defined(__AVX__)
 #define VECTOR 32
-#define TILE_ROWS 6
+#define ROWS 4
+#elif defined(__ARM_NEON)
+#define VECTOR 16
+#define ROWS 8
 #else
 #define VECTOR 16
-#define TILE_ROWS 8
+#define ROWS 4
 #endif
-#define DEPTH 256 /* of packed panels: a panel of b takes 32 KiB */
-#define GROUP 96  /* rows or columns that a job streams */
+#define VECTORS 3
+#define DEPTH 256 /* of packed panels: one of a takes 8 KiB at most in float32, one of b 48 */
+#define GROUP 96  /* rows or columns of a job at most */
+#define SPREAD 16 /* steps of a tile between one prefetch and the next */
+
+/* Pairs of elements of two vectors of 16 bytes: of their first halves, and of their second. */
+#define INDEX(T) __typeof__(__builtin_choose_expr(sizeof(T) == 4, (int32_t)0, (int64_t)0)) /* as wide as T */
+#define ZIP_LOW_float32 {0, 4, 1, 5}
+#define ZIP_HIGH_float32 {2, 6, 3, 7}
+#define ZIP_LOW_float64 {0, 2}
+#define ZIP_HIGH_float64 {1, 3}
 
 /* The first bad index that a kernel met: in which launch, where, and what it was. */
 typedef struct {
