@@ -44,12 +44,17 @@ class Read(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One call: inputs are Reads and Python scalars, outputs the values that it makes. line: where it was written."""
+    """One call: inputs are Reads and Python scalars, outputs the values that it makes.
+
+    line: where it was written. repetition: not 0 where a checkpointed function runs again: what it makes then is made,
+    though it is equal to what its first run made.
+    """
 
     call: Any
     inputs: tuple[Any, ...]
     outputs: tuple[Value, ...]
     line: str
+    repetition: int = 0
 
     def __repr__(self) -> str:
         made = ", ".join(f"{v}: {v.dtype.name}{list(v.shape)}" for v in self.outputs)

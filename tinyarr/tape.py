@@ -21,6 +21,10 @@ from .tensor import Tensor, result_tensor
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 numbers = itertools.count()
 
+# Which run of a checkpointed function this is in backward, by a number; 0 outside of any. A compiler must not take what
+# it computes from the first run.
+repetition: ContextVar[int] = ContextVar("repetition", default=0)
+
 
 class Node:
     """One recorded operation: what backward needs of it.

@@ -13,7 +13,18 @@ from .autograd import gradients, independent, walk
 from .dtypes import Dtype
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros, zeros_like
-from .tape import Edge, Node, edge_of, no_grad, numbers, reachable, record_custom, recording, set_recording
+from .tape import (
+    Edge,
+    Node,
+    edge_of,
+    no_grad,
+    numbers,
+    reachable,
+    record_custom,
+    recording,
+    repetition,
+    set_recording,
+)  # fmt: skip
 from .tensor import Tensor, require_tensors, result_tensor
 from .views import Shape
 
@@ -227,8 +238,12 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
             if storage is not None and storage.version != version:
                 raise GradientError("checkpoint: a tensor that the function reads was overwritten before backward")
         create_graph, since = recording.get(), next(numbers)
-        with set_recording(True), random.replay(drawn):
-            again = _tensors("checkpoint", function(*args, **kwargs))
+        token = repetition.set(since)
+        try:
+            with set_recording(True), random.replay(drawn):
+                again = _tensors("checkpoint", function(*args, **kwargs))
+        finally:
+            repetition.reset(token)
         if [_operation(n) for n in reachable([edge_of(o) for o in again if o._requires_grad], since)] != operations:
             raise GradientError("checkpoint: the function did other operations when it ran again: has a mode changed?")
         pairs = [(edge_of(o), g) for o, g in zip(again, gs, strict=True) if g is not None]

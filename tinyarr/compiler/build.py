@@ -189,7 +189,7 @@ class _Builder:
     def _node(self, step: Instruction) -> None:
         inputs = tuple(map(self._operand, step.inputs))
         outputs = tuple(self._new(a) for a in step.outputs)
-        self._nodes.append(Node(step.call, inputs, outputs, step.line))
+        self._nodes.append(Node(step.call, inputs, outputs, step.line, step.repetition))
         for a, value in zip(step.outputs, outputs, strict=True):
             if not step.writes:
                 self._made[id(a.storage)] = value

@@ -17,11 +17,9 @@ from ..program import Graph, Group, Node, Read, Step
 from ..program import Value as Made
 from ..views import Shape, View
 from .layout import is_copy, layouts
-from .lives import Lives, is_elementwise, nbytes
+from .lives import REDUCTIONS, SMALL, Lives, is_elementwise, nbytes
 
 MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
-REDUCTIONS = ("sum", "prod", "max", "min")
-SMALL = 4096  # bytes that it doesn't matter to hold longer
 
 
 def fuse(graph: Graph) -> Graph:

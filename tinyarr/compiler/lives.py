@@ -10,6 +10,8 @@ from .. import views
 from ..program import Graph, Node, Read, Step, Value, Write
 
 END = 1 << 60  # after every position
+REDUCTIONS = ("sum", "prod", "max", "min")
+SMALL = 4096  # bytes that it doesn't matter to hold longer
 
 
 def nbytes(value: Value) -> int:

@@ -9,10 +9,12 @@ from .fuse import fuse
 from .plan import plan
 from .recompute import recompute
 from .rewrite import add_rows_in_place
+from .schedule import lift, sink
 from .simplify import common_subexpressions, dead_code
 
 SIMPLIFY = (common_subexpressions, add_rows_in_place, dead_code)
-PASSES = (*SIMPLIFY, fuse)
+ARRANGE = (sink, fuse, lift)
+PASSES = (*SIMPLIFY, *ARRANGE)
 
 
 def passes_within(memory_budget: int | None) -> Sequence[Callable[[Graph], Graph]]:
@@ -20,7 +22,12 @@ def passes_within(memory_budget: int | None) -> Sequence[Callable[[Graph], Graph
     if memory_budget is None:
         return PASSES
 
-    def fit(graph: Graph) -> Graph:
-        return recompute(graph, memory_budget, lambda g: plan(fuse(g)).arena)
+    def taken(graph: Graph) -> int:
+        for arrange in ARRANGE:
+            graph = arrange(graph)
+        return plan(graph).arena
 
-    return (*SIMPLIFY, fit, fuse)  # after common subexpressions, which would undo it
+    def fit(graph: Graph) -> Graph:
+        return recompute(graph, memory_budget, taken)
+
+    return (*SIMPLIFY, fit, *ARRANGE)  # after common subexpressions, which would undo it

@@ -9,7 +9,10 @@ from .lives import made_by, reading, renamed, values_read
 
 
 def common_subexpressions(graph: Graph) -> Graph:
-    """Nodes with the same call of the same operands become one: values never change, and draws name their counters."""
+    """Nodes with the same call of the same operands become one: values never change, and draws name their counters.
+
+    What a checkpointed function computes again stays.
+    """
     same: dict[Value, Value] = {}
     known: dict[tuple, tuple[Value, ...]] = {}
     nodes: list[Step] = []
@@ -18,7 +21,7 @@ def common_subexpressions(graph: Graph) -> Graph:
         if isinstance(node, Write):
             nodes.append(node)
             continue
-        key = node.call, tuple(x if isinstance(x, Read) else (type(x), repr(x)) for x in node.inputs)
+        key = node.call, node.repetition, tuple(x if isinstance(x, Read) else (type(x), repr(x)) for x in node.inputs)
         if key in known:
             same.update(zip(node.outputs, known[key], strict=True))
         else:

@@ -17,6 +17,7 @@ from ..device import Device, default_device
 from ..dtypes import Dtype, int64
 from ..errors import ArgumentError, TraceError
 from ..random import Generator
+from ..tape import repetition
 from ..tensor import Tensor, result_tensor
 from ..views import Shape, View
 
@@ -45,13 +46,17 @@ ADVICE = (
 
 
 class Instruction(NamedTuple):
-    """One call: the arrays and Python scalars that it reads, the arrays that it makes or, if `writes`, writes into."""
+    """One call: the arrays and Python scalars that it reads, the arrays that it makes or, if `writes`, writes into.
+
+    repetition: as tape.repetition.
+    """
 
     call: Any
     inputs: tuple[Any, ...]
     outputs: tuple[Array, ...]
     writes: bool
     line: str
+    repetition: int
 
 
 class Trace:
@@ -93,7 +98,7 @@ class Trace:
         return made
 
     def _record(self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], *, writes: bool) -> None:
-        self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, line()))
+        self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, line(), repetition.get()))
 
     def _view(self, call: Any, x: Array) -> Sequence[Array]:
         from ..ops.create import copy
