@@ -1,6 +1,7 @@
 """Fusion: what becomes one kernel, and that no bit depends on it, in C too."""
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
@@ -72,6 +73,28 @@ def test_a_random_program_gives_the_bits_of_its_operations_one_by_one(program):
     assert outcome(fused, *inputs) == expected
 
 
+ROWS = {
+    "softmax": lambda y, w: ta.softmax(y),
+    "log_softmax": lambda y, w: ta.log_softmax(y),
+    "layer_norm": lambda y, w: ta.layer_norm(y, w, w),
+    "rms_norm": lambda y, w: ta.rms_norm(y, w),
+}
+
+
+@pytest.mark.parametrize("dtype", [ta.float32, ta.bfloat16, ta.float64], ids=lambda d: d.name)
+@pytest.mark.parametrize("width", [1, 33, 4100])
+@pytest.mark.parametrize("name", ROWS)
+def test_a_kernel_of_rows_of_an_expression_gives_the_bits_of_both_one_by_one(name, width, dtype):
+    rng = np.random.default_rng(0)
+    x, y, w = (Tensor(rng.standard_normal(s)).astype(dtype) for s in ((3, 2, width), (3, width, 2), (width,)))
+
+    def function(x, y, w):
+        made = ta.exp(x) * y.mT + w
+        return ROWS[name](made, w), made
+
+    assert outcome(ta.compile(function), x, y, w) == outcome(Compiled(function, ()), x, y, w)
+
+
 def names(compiled):
     return [kernel.name.split("_kernel")[0] for kernel in compiled.programs[0].kernels]
 
@@ -82,7 +105,9 @@ def test_what_lies_between_two_kernels_alone_is_in_no_memory():
     run(x, b)
     assert names(run) == ["add_multiply_gelu_erf_sum"] and run.memory[0].arena == 0
     for function, expected in [
-        (lambda x, b: ta.softmax(x + b) * 2, ["add", "softmax", "multiply"]),
+        (lambda x, b: ta.softmax(x + b) * 2, ["add_softmax", "multiply"]),
+        (lambda x, b: [y := x + b, ta.layer_norm(y, b, b)], ["add_layer_norm"]),
+        (lambda x, b: ta.layer_norm(x, b * 2, b + 1), ["multiply", "add", "layer_norm"]),
         (lambda x, b: (x + b, ta.exp(x + b)), ["add_exp"]),
         (lambda x, b: ta.exp(x).T * b[:64], ["exp", "multiply"]),
     ]:

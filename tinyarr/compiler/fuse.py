@@ -1,4 +1,4 @@
-"""Fusion: elementwise nodes that work on the same elements become one, and join the reduction that reads them.
+"""Fusion: elementwise nodes that work on the same elements become one, and join the kernel that reads them.
 
 A producer moves down to its consumer where nothing between them reads it, and its expression joins the consumer's: what
 it made is rounded to its dtype all the same, so no bit changes, but is stored only where something else reads it.
@@ -17,7 +17,7 @@ from ..program import Graph, Group, Node, Read, Step
 from ..program import Value as Made
 from ..views import Shape, View
 from .layout import is_copy, layouts
-from .lives import REDUCTIONS, SMALL, Lives, is_elementwise, nbytes
+from .lives import RUN_BY_RUN, SMALL, Lives, is_elementwise, nbytes
 
 MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
 
@@ -46,7 +46,7 @@ class Fused(Primitive):
 class _Cluster:
     """Elementwise nodes, makers before readers, that go through the same elements in row-major order.
 
-    end: the reduction that reads them, if any.
+    end: the node that reads them run by run as its first operand, if any.
     """
 
     nodes: list[Node]
@@ -115,8 +115,8 @@ class _Fusion:
             for x in node.inputs:
                 if isinstance(x, Read) and x.value in made and not _is_whole(x, node):
                     return False
-        if b.end is not None and b.nodes and not made.isdisjoint(_values(b.end)):
-            return False  # a reduction has one operand
+        if b.end is not None and not made.isdisjoint(_values(b.end)[0 if b.nodes else 1 :]):
+            return False  # only the first operand may be no memory
         read = {x.value for _, x in joined.inputs() if isinstance(x, Read)}
         if len(read) + len(self._stored(joined, {producer, consumer})) > MOST_OPERANDS:
             return False
@@ -148,10 +148,10 @@ class _Fusion:
         """The cluster as one node, or as a group."""
         (position,) = {self._lives.maker[v] for v in cluster.outputs}
         stored = self._stored(cluster, {position})
-        outputs = tuple(v for v in cluster.outputs if v in stored)
         if cluster.end is None:
-            return self._joined(cluster, outputs)
-        (read,) = _values(cluster.end)
+            return self._joined(cluster, tuple(v for v in cluster.outputs if v in stored))
+        outputs = tuple(v for v in cluster.outputs if v in stored or v in cluster.end.outputs)
+        read, *_ = _values(cluster.end)
         first = (read, *(v for v in outputs if v is not read and v not in cluster.end.outputs))
         return Group(self._joined(cluster, first), cluster.end, outputs)
 
@@ -195,7 +195,7 @@ def _cluster(node: Step, layouts: dict[Made, View]) -> _Cluster | None:
         return None
     if is_elementwise(node):
         return _Cluster([node])
-    return _Cluster([], node) if node.call.primitive.name in REDUCTIONS else None
+    return _Cluster([], node) if node.call.primitive.name in RUN_BY_RUN else None
 
 
 def _values(node: Node) -> list[Made]:

@@ -11,6 +11,7 @@ from ..program import Graph, Node, Read, Step, Value, Write
 
 END = 1 << 60  # after every position
 REDUCTIONS = ("sum", "prod", "max", "min")
+RUN_BY_RUN = (*REDUCTIONS, "layer_norm", "rms_norm", "softmax", "log_softmax")  # read their first operand so
 SMALL = 4096  # bytes that it doesn't matter to hold longer
 
 

@@ -17,6 +17,8 @@ from ...scalar_source import TYPES, cast, constant, element
 
 PARALLEL = "#pragma omp for schedule(static)"
 SMALL = 4096  # elements: less work than this is done by one thread
+LANES = 32  # sums that are made side by side: as many on every processor, so that they are the same
+ON_STACK = 4096  # elements of a thread's own that need no scratch
 LINE = 128  # bytes that scratch is aligned to
 
 
@@ -88,7 +90,7 @@ def unravel(number: str, shape: Shape, strides: Shape) -> str:
 class Site:
     """One node of a program: its call, its operands with the strides that they have there, and the threads.
 
-    expression: what takes the place of the first input, where that is not in memory.
+    expression: what takes the place of the first input, whose elements are not in memory.
     placed: the numbers of the inputs that stand in their place within the output already.
     """
 
@@ -159,13 +161,42 @@ def loop(i: str, size: int | str, body: str, directive: str = "") -> str:
     return f"{head}for (int64_t {i} = 0; {i} < {size}; {i}++) {{\n{indented(body)}\n}}"
 
 
+def fold(total: str, type_: str, length: int | str, value: str, start: str = "0", join: str = "{0} += {1};") -> str:
+    """Declares `total`, the values for i = 0, 1, ... joined: as many side by side as there are lanes, then those."""
+    lane, next_lane = "lanes[lane]", "lanes[lane + half]"
+    inside = f"int64_t i = first + lane;\n{join.format(lane, value)}"
+    lines = [
+        f"{type_} lanes[{LANES}];",
+        loop("lane", LANES, f"{lane} = {start};"),
+        "int64_t first = 0;",
+        f"for (; first + {LANES} <= {length}; first += {LANES})",
+        indented(loop("lane", LANES, inside, "#pragma omp simd")),
+        loop("lane", f"{length} - first", inside),
+        f"for (int64_t half = {LANES // 2}; half; half /= 2)",
+        indented(loop("lane", "half", join.format(lane, next_lane))),
+        f"{total} = lanes[0];",
+    ]
+    text = indented("\n".join(lines))
+    return f"{type_} {total};\n{{\n{text}\n}}"
+
+
 def rows(site: Site, operands: Sequence[Operand], body: Callable[..., str], index: str = "row") -> str:
     """A parallel loop over the rows of operands that have equal leading axes; body(*rows) gives what it does."""
     first = operands[0]
     count = views.size(first.shape[:-1])
-    declarations, parts = zip(*(o.row(index) for o in operands), strict=True)
+    made = site.inputs[0] if site.expression else None
+    pairs = [_row_made(site, o, index) if o is made else o.row(index) for o in operands]
+    declarations, parts = zip(*pairs, strict=True)
     text = "\n".join([*declarations, body(*parts)])
     return loop(index, count, text, parallel(count, first.size))
+
+
+def _row_made(site: Site, x: Operand, number: str) -> tuple[str, Operand]:
+    """As Operand.row, for the one whose elements an expression makes."""
+    n, dtype = x.shape[-1], x.dtype.compute
+    place = site.take_scratch(site.threads * n * dtype.itemsize) if n > ON_STACK else ""
+    declaration = site.expression.run(f"{x.name}_row", f"{number} * {n}", str(n), n, n, place)
+    return declaration, Operand(f"{x.name}_row", dtype, (n,), (1,), readonly=True)
 
 
 def vector(x: Operand) -> Operand:

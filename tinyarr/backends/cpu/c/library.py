@@ -198,9 +198,13 @@ class _Launch:
         expression = Typed(
             typed.values, (numbers[0], *(numbers[i] for i in stored)), (dtypes[0], *(dtypes[i] for i in stored))
         )
-        source = Source.of(expression, last.call.in_shapes[0], inputs, outputs)
-        results = [self.write(*y) for y in zip(_names(last.call.primitive.outputs, 1), last.outputs, strict=True)]
-        return Site(last.call, [], results, self._generator.threads, expression=source)
+        shape, primitive = last.call.in_shapes[0], last.call.primitive
+        source = Source.of(expression, shape, inputs, outputs)
+        names = _names(primitive.inputs, len(last.inputs))
+        read = [Operand(names[0], source.dtype, shape, views.contiguous_strides(shape), readonly=True)]
+        read += [self.read(*x) for x in zip(names[1:], last.inputs[1:], last.call.in_dtypes[1:], strict=True)]
+        results = [self.write(*y) for y in zip(_names(primitive.outputs, len(last.outputs)), last.outputs, strict=True)]
+        return Site(last.call, read, results, self._generator.threads, expression=source)
 
 
 def _names(names: Sequence[str], count: int) -> list[str]:

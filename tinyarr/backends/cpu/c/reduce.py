@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from .... import dtypes, views
 from ....dtypes import Dtype
 from ...scalar_source import TYPES, cast, constant
-from .kernel import Operand, Site, indented, kernel, loop, parallel
+from .kernel import ON_STACK, Operand, Site, fold, indented, kernel, loop, parallel
 from .source import Source
 
-PIECE = 4096  # elements that are added one after another
-LANES = 32  # sums that are made side by side: as many on every processor, so that they are the same
+PIECE = ON_STACK  # elements that are added one after another
 STRIP = 64  # neighbouring results that are made together
 BLOCK = 64  # rows of a strip that are added before their sum is added to the total
 FEW = 8  # results: so many threads' work is not worth sharing out more finely
@@ -52,19 +51,8 @@ class _Fold:
         return f"{total} = {total} {'>' if self.name == 'max' else '<'} {x} ? {total} : {x};"
 
     def over(self, total: str, length: str, x: str) -> str:
-        """Declares `total`, of `length` neighbours x[j]: as many sums side by side as there are lanes, then joined."""
-        lanes = loop("lane", LANES, self.join("lanes[lane]", f"{x}[j + lane]"), "#pragma omp simd")
-        return "\n".join([
-            f"{self.type} lanes[{LANES}];",
-            loop("lane", LANES, f"lanes[lane] = {self.start};"),
-            "int64_t j = 0;",
-            f"for (; j + {LANES} <= {length}; j += {LANES})",
-            indented(lanes),
-            loop("lane", f"{length} - j", self.join("lanes[lane]", f"{x}[j + lane]")),
-            f"for (int64_t half = {LANES // 2}; half; half /= 2)",
-            indented(loop("lane", "half", self.join("lanes[lane]", "lanes[lane + half]"))),
-            f"{self.type} {total} = lanes[0];",
-        ])  # fmt: skip
+        """Declares `total`, of `length` neighbours in x."""
+        return fold(total, self.type, length, f"{x}[i]", self.start, self.join("{0}", "{1}"))
 
 
 @kernel("sum", "prod", "max", "min")
@@ -75,56 +63,56 @@ def reduction(site: Site) -> str:
         out = Operand(out.name, out.dtype, tuple(out.shape[a] for a in kept), tuple(out.strides[a] for a in kept))
     if not out.size:
         return ""
-    fold, last = _Fold(site.call.primitive.name, out.dtype.compute), len(source.shape) - 1
+    how, last = _Fold(site.call.primitive.name, out.dtype.compute), len(source.shape) - 1
     if last in kept and source.shape[last] >= FEW:
-        return _strips(source.ordered([*kept[:-1], *axes, last]), fold, out, source.shape[last])
-    return _pieces(site, source.ordered([*kept, *axes]), fold, out)
+        return _strips(source.ordered([*kept[:-1], *axes, last]), how, out, source.shape[last])
+    return _pieces(site, source.ordered([*kept, *axes]), how, out)
 
 
-def _pieces(site: Site, source: Source, fold: _Fold, out: Operand) -> str:
+def _pieces(site: Site, source: Source, how: _Fold, out: Operand) -> str:
     length = views.size(source.shape) // out.size
     cut = -(-length // PIECE)
-    begin = f"{fold.type} total = {fold.start};"
-    store = f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', fold.dtype, out.dtype)};"
+    begin = f"{how.type} total = {how.start};"
+    store = f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', how.dtype, out.dtype)};"
     if not length:
         return loop("n", out.size, f"{begin}\n{store}", "#pragma omp single")
     size = f"MIN({PIECE}, {length} - start)" if length % PIECE and cut > 1 else str(min(PIECE, length))
     piece = "\n".join([
         f"int64_t start = k * {PIECE};",
         source.run("x_part", f"n * {length} + start", size, min(PIECE, length), length),
-        fold.over("piece", size, "x_part"),
+        how.over("piece", size, "x_part"),
     ])  # fmt: skip
     if cut == 1 or out.size >= FEW:
-        body = "\n".join([begin, loop("k", cut, f"{piece}\n{fold.join('total', 'piece')}"), store])
+        body = "\n".join([begin, loop("k", cut, f"{piece}\n{how.join('total', 'piece')}"), store])
         return loop("n", out.size, body, parallel(out.size, out.size * length))
-    scratch = site.take_scratch(out.size * cut * fold.dtype.itemsize)
+    scratch = site.take_scratch(out.size * cut * how.dtype.itemsize)
     job = f"int64_t n = job / {cut}, k = job % {cut};\n{piece}\npieces[job] = piece;"
-    total = "\n".join([begin, loop("k", cut, fold.join("total", f"pieces[n * {cut} + k]")), store])
+    total = "\n".join([begin, loop("k", cut, how.join("total", f"pieces[n * {cut} + k]")), store])
     return "\n".join([
-        f"{fold.type} *pieces = ({fold.type} *)({scratch});",
+        f"{how.type} *pieces = ({how.type} *)({scratch});",
         loop("job", out.size * cut, job, parallel(out.size * cut, out.size * length)),
         loop("n", out.size, total, "#pragma omp single"),
     ])  # fmt: skip
 
 
-def _strips(source: Source, fold: _Fold, out: Operand, width: int) -> str:
+def _strips(source: Source, how: _Fold, out: Operand, width: int) -> str:
     outer, strips = out.size // width, -(-width // STRIP)
     length = views.size(source.shape) // out.size
     size = f"MIN({STRIP}, {width} - first)" if width % STRIP else str(STRIP)
     row = source.run("x_row", f"(outer * {length} + k) * {width} + first", size, min(STRIP, width), width)
-    add = loop("i", size, fold.join("piece[i]", "x_row[i]"), "#pragma omp simd")
+    add = loop("i", size, how.join("piece[i]", "x_row[i]"), "#pragma omp simd")
     block = "\n".join([
-        loop("i", size, f"piece[i] = {fold.start};"),
+        loop("i", size, f"piece[i] = {how.start};"),
         f"for (int64_t k = from; k < MIN(from + {BLOCK}, {length}); k++) {{\n{indented(row)}\n{indented(add)}\n}}",
-        loop("i", size, fold.join("total[i]", "piece[i]")),
+        loop("i", size, how.join("total[i]", "piece[i]")),
     ])  # fmt: skip
     at = out.offset("outer", range(len(out.shape) - 1))
     body = "\n".join([
         f"int64_t outer = job / {strips}, first = job % {strips} * {STRIP};",
-        f"{fold.type} total[{STRIP}], piece[{STRIP}];",
-        loop("i", size, f"total[i] = {fold.start};"),
+        f"{how.type} total[{STRIP}], piece[{STRIP}];",
+        loop("i", size, f"total[i] = {how.start};"),
         f"for (int64_t from = 0; from < {length}; from += {BLOCK}) {{\n{indented(block)}\n}}",
-        loop("i", size, f"out[{at} + {out.strides[-1]} * (first + i)] = {cast('total[i]', fold.dtype, out.dtype)};"),
+        loop("i", size, f"out[{at} + {out.strides[-1]} * (first + i)] = {cast('total[i]', how.dtype, out.dtype)};"),
     ])  # fmt: skip
     return loop("job", outer * strips, body, parallel(outer * strips, outer * width * length))
 

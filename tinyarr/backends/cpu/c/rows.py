@@ -8,14 +8,10 @@ from __future__ import annotations
 
 from .... import views
 from ...scalar_source import TYPES, constant
-from .kernel import Operand, Site, indented, kernel, loop, parallel, rows, vector
+from .kernel import Operand, Site, fold, indented, kernel, loop, parallel, rows, vector
 
 STRIP = 64  # columns
 RUN = 64  # rows that are added before their sum is added to the total
-
-
-def _sum(name: str, n: int, value: str, type_: str) -> str:
-    return f"{type_} {name} = 0;\n" + loop("i", n, f"{name} += {value};", f"#pragma omp simd reduction(+:{name})")
 
 
 def _largest(x: Operand, type_: str) -> str:
@@ -42,11 +38,11 @@ def norm(site: Site) -> str:
         lines = []
         value = x.load("i")
         if centered:
-            lines += [_sum("sum", n, value, t), f"{t} mean = sum / {n};"]
+            lines += [fold("sum", t, n, value), f"{t} mean = sum / {n};"]
             value = f"({value} - mean)"
         scaled = " + ".join([f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)])
         lines += [
-            _sum("squares", n, f"{value} * {value}", t),
+            fold("squares", t, n, f"{value} * {value}"),
             f"{t} rstd = 1 / sqrt{'f' if t == 'float' else ''}(squares / {n} + {eps});",
             _each(n, out.store(scaled, "i")),
         ]
@@ -80,8 +76,8 @@ def norm_gradient(site: Site) -> str:
         d = f"{d} * {weight.load('i')}"
         lines = [read]
         if centered:
-            lines += [_sum("sum", n, d, t), f"{t} mean_d = sum / {n};"]
-        lines += [_sum("products", n, f"({d}) * ({h})", t), f"{t} mean_dh = products / {n};"]
+            lines += [fold("sum", t, n, d), f"{t} mean_d = sum / {n};"]
+        lines += [fold("products", t, n, f"({d}) * ({h})"), f"{t} mean_dh = products / {n};"]
         less = " - mean_d" if centered else ""
         lines.append(_each(n, dx.store(f"(({d}){less} - ({h}) * mean_dh) * rstd", "i")))
         return "\n".join(lines)
@@ -128,7 +124,7 @@ def softmax(site: Site) -> str:
     def row(x: Operand, out: Operand) -> str:
         e = f"exp_{compute.name}({x.load('i')} - top)"
         result = f"{x.load('i')} - top - lse" if log else f"{e} / sum"
-        lines = [_largest(x, t), _sum("sum", n, e, t)]
+        lines = [_largest(x, t), fold("sum", t, n, e)]
         if log:
             lines.append(f"{t} lse = log_{compute.name}(sum);")
         return "\n".join([*lines, _each(n, out.store(result, "i"))])
@@ -148,7 +144,7 @@ def softmax_gradient(site: Site) -> str:
     def row(g: Operand, out: Operand, dx: Operand) -> str:
         gi, y = g.load("i"), out.load("i")
         result = f"{gi} - exp_{compute.name}({y}) * sum" if log else f"{y} * ({gi} - sum)"
-        return "\n".join([_sum("sum", n, gi if log else f"{gi} * {y}", t), _each(n, dx.store(result, "i"))])
+        return "\n".join([fold("sum", t, n, gi if log else f"{gi} * {y}"), _each(n, dx.store(result, "i"))])
 
     return rows(site, [g, out, dx], row)
 
@@ -177,7 +173,7 @@ def cross_entropy(site: Site) -> str:
         return "\n".join([
             checked_target(targets, n, site.params["ignore_index"]),
             _largest(x, t),
-            _sum("sum", n, f"exp_{compute.name}({x.load('i')} - top)", t),
+            fold("sum", t, n, f"exp_{compute.name}({x.load('i')} - top)"),
             f"{t} total = log_{compute.name}(sum) + top;",
             lse.store("total", "0"),
             loss.store(f"counts ? total - {x.load('target')} : 0", "0"),
@@ -201,7 +197,7 @@ def cross_entropy_gradient(site: Site) -> str:
         return "\n".join([
             checked_target(targets, n, site.params["ignore_index"]),
             f"{t} lse = {lse.load('0')}, scale = counts ? {g.load('0')} : 0;",
-            _sum("sum", n, e, t),
+            fold("sum", t, n, e),
             f"{t} at_target = counts ? {hit} : 0;",  # first: the result may lie where the logits do
             _each(n, out.store(f"{e} / sum * scale", "i")),
             "if (counts)",

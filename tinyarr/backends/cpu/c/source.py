@@ -51,10 +51,11 @@ class Source:
         x = site.inputs[0]
         return cls.of(Typed((Value("input", (), x.dtype, 0, False),), (0,), (x.dtype,)), x.shape, [x], [])
 
-    def run(self, name: str, number: str, length: str, most: int, row: int) -> str:
+    def run(self, name: str, number: str, length: str, most: int, row: int, place: str = "") -> str:
         """Declares `name`, which points to `length` elements from a row-major number on.
 
-        Runs are cut out of rows of `row` elements, `most` at a time.
+        Runs are cut out of rows of `row` elements, `most` at a time. place: scratch of `most` elements for each thread,
+        where the stack has no room.
         """
         operands = [x for x in (*self.inputs, *self.outputs) if x.shape]
         seen = [views.broadcast_to(views.View(x.shape, x.strides), self.shape).strides for x in operands]
@@ -80,8 +81,10 @@ class Source:
             head = f"for (int64_t first = 0, count; first < {length}; first += count) {{"
             body = [head, indented("\n".join([f"count = {rest};", *body])), "}"]
         text = "\n".join([f"int64_t number = {number};", *hoisted, *body])
-        made = f"{compute} {name}_made[{most}];\nconst {compute} *{name} = {name}_made;"
-        return f"{made}\n{{\n{indented(text)}\n}}"
+        made = f"{compute} {name}_made[{most}];"
+        if place:
+            made = f"{compute} *{name}_made = ({compute} *)({place}) + omp_get_thread_num() * (int64_t){most};"
+        return f"{made}\nconst {compute} *{name} = {name}_made;\n{{\n{indented(text)}\n}}"
 
     def ordered(self, order: Sequence[int]) -> Source:
         return replace(self, order=tuple(order))
