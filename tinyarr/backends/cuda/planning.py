@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ... import views
+from ...ops.typing import Typed, Value
 from . import attention, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .registry import KERNELS, Input, Operand, Output, Plan
+from .slots import Filling, fill
 
 FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)  # importing them fills KERNELS
 
@@ -36,6 +39,40 @@ def planner(call: Any) -> Planner | None:
         return found
 
     return plan_family
+
+
+def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | None:
+    """plan(inputs, outputs) for a kernel whose first operand an elementwise call makes as it is read.
+
+    The inputs are those of `last`, of which the first is in no memory, then those of `first`; the outputs those of
+    `last`, then the `stored` ones of `first`. None where the kernel needs its operand in memory.
+    """
+    alone, whole = planner(last), dense_operands(last)[0][0]
+    typed = first.primitive.typed(first.in_shapes, first.in_dtypes, first.params)
+    picked = (0, *stored)
+    expression = replace(
+        typed, outputs=tuple(typed.outputs[i] for i in picked), dtypes=tuple(typed.dtypes[i] for i in picked)
+    )
+    given, made = len(last.in_shapes), len(last.out_shapes)
+
+    def plan_group(inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
+        assert alone is not None
+        read = [(x, Input(given + i)) for i, x in enumerate(inputs[given:])]
+        kept = [(y, Output(made + i)) for i, y in enumerate(outputs[made:])]
+        filling = Filling(expression, whole.shape, read, [(whole, None), *kept])
+        found = fill(alone([whole, *inputs[1:given]], outputs[:made]), Input(0), filling)
+        assert found is not None, "whether a slot can be filled must not depend on strides"
+        return found
+
+    if alone is None or not whole.shape or fill(alone(*dense_operands(last)), Input(0), _anything(whole)) is None:
+        return None
+    return plan_group
+
+
+def _anything(x: Operand) -> Filling:
+    """Something in the place of an operand: itself."""
+    values = (Value("input", (), x.dtype, 0, False),)
+    return Filling(Typed(values, (0,), (x.dtype,)), x.shape, [(x, Input(0))], [(x, None)])
 
 
 def dense_operands(call: Any) -> tuple[list[Operand], list[Operand]]:

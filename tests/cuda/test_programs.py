@@ -1,0 +1,155 @@
+"""What fusion makes of a training step, as CUDA kernels: planned and compiled without a GPU, run on one."""
+
+import functools
+
+import numpy as np
+import pytest
+
+import tinyarr as ta
+from models.gpt2 import GPT2
+from models.gpt2 import Config as GPT2Config
+from models.llama3 import Config as LlamaConfig
+from models.llama3 import Llama3
+from tests.cuda.test_plans import ARCHITECTURES
+from tinyarr import Device, Tensor
+from tinyarr.backends.cuda import compiler, planning
+from tinyarr.backends.cuda.registry import Launch, Operand
+from tinyarr.compiler import Compiled, Interpreter
+from tinyarr.compiler.lives import is_elementwise
+from tinyarr.program import Group, Read
+
+MODELS = {
+    "gpt2": (GPT2, GPT2Config(vocab_size=200, block_size=32, n_layer=2, n_head=2, n_embd=128, dropout=0.1)),
+    "llama3": (Llama3, LlamaConfig(200, 32, 2, 4, 2, 128, 256)),
+}
+
+
+def training(name, dtype, device, build=None):
+    """A compiled step in which every kernel is one of fusion's, and its tokens."""
+    make, config = MODELS[name]
+    model = make(config, dtype=dtype, device=device)
+    optimizer = ta.optim.AdamW(model.parameters(), lr=1e-3)
+
+    def step(x, y):
+        loss = model.loss(x, y)
+        loss.backward()
+        norm = ta.optim.clip_grad_norm(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss, norm
+
+    return Compiled(step, build=build) if build else ta.compile(step)
+
+
+@functools.cache
+def steps_of(name, dtype):
+    device = Device("meta", like="cuda:sm_90")
+    step = training(name, dtype, device)
+    tokens = ta.zeros((4, 32), dtype=ta.int64, device=device)
+    step(tokens, tokens)
+    return step.graphs[0].nodes
+
+
+def operands(reads, kinds):
+    return [
+        Operand(x.view.shape, x.view.strides, x.value.dtype, x.view.offset % 16 == 0) if isinstance(x, Read)
+        else Operand((), (), kind) for x, kind in zip(reads, kinds)
+    ]  # fmt: skip
+
+
+def plan_of(step):
+    """The launches of a fused node or a group; None where its two nodes run apart."""
+    if isinstance(step, Group):
+        first, last = step.first, step.last
+        stored = [i for i, v in enumerate(first.outputs) if v in step.outputs]
+        planner = planning.group_planner(first.call, last.call, stored)
+        reads = [*operands(last.inputs, last.call.in_dtypes), *operands(first.inputs, first.call.in_dtypes)]
+        made = [*last.outputs, *(first.outputs[i] for i in stored)]
+    else:
+        planner = planning.planner(step.call)
+        reads, made = operands(step.inputs, step.call.in_dtypes), step.outputs
+    dense = [Operand(v.shape, ta.views.contiguous_strides(v.shape), v.dtype) for v in made]
+    return planner and planner(reads, dense)
+
+
+@pytest.mark.parametrize("dtype", [ta.float32, ta.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_fused_has_a_plan_of_cuda_launches(name, dtype):
+    groups = [step for step in steps_of(name, dtype) if isinstance(step, Group)]
+    joined = [plan_of(step) for step in groups]
+    assert groups and all(plan is not None for plan in joined)
+    for step, plan in zip(groups, joined):
+        alone = planning.planner(step.last.call)(*planning.dense_operands(step.last.call))
+        assert len(plan.steps) == len(alone.steps)  # none for the elementwise node
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [ta.float32, ta.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_fused_kernel_compiles_for_cuda_without_a_gpu(name, dtype, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    sources = {}
+    for step in steps_of(name, dtype):
+        if isinstance(step, Group) or is_elementwise(step):
+            sources |= {launch.source: launch.function for launch in plan_of(step).steps if isinstance(launch, Launch)}
+    assert len(sources) > 10
+    for source, function in sources.items():
+        for architecture in ARCHITECTURES:
+            assert function.encode() in compiler.compile_source(source, architecture)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [ta.float32, ta.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_training_step_with_fused_kernels_gives_the_bits_of_one_without(name, dtype):
+    rng = np.random.default_rng(0)
+    x, y = (Tensor(rng.integers(0, 200, (4, 32)), device="cuda") for _ in range(2))
+    found = []
+    for passes in ((), None):
+        ta.manual_seed(0)
+        step = training(name, dtype, "cuda", Interpreter)
+        if passes is not None:
+            step = Compiled(step.function, passes, Interpreter)
+        found.append([[t.item() for t in step(x, y)] for _ in range(4)])
+    assert found[0] == found[1]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", MODELS)
+def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
+    backend, rng = Device("cuda").backend, np.random.default_rng(0)
+    for step in [s for s in steps_of(name, ta.float32) if isinstance(s, Group)][:12]:
+        first, last = step.first, step.last
+
+        def made(x, kind):
+            if not isinstance(x, Read):
+                return x
+            if not x.value.dtype.is_float:
+                return ta.zeros(x.view.shape, dtype=x.value.dtype, device="cuda")
+            size = 1 + sum((n - 1) * s for n, s in zip(x.view.shape, x.view.strides))
+            flat = Tensor(rng.uniform(0.5, 1, size).astype(np.float32), dtype=x.value.dtype, device="cuda")
+            a = flat.array
+            return ta.tensor.result_tensor(type(a)(a.storage, a.dtype, x.view.shape, x.view.strides, 0))
+
+        reads = [made(x, k) for x, k in zip(first.inputs, first.call.in_dtypes)]
+        others = [made(x, k) for x, k in zip(last.inputs[1:], last.call.in_dtypes[1:])]
+        middle = ta.eager.run(first.call.primitive.call(
+            Device("cuda"), (id(step), "first"), [getattr(x, "array", x) for x in reads], first.call.params,
+        ), [getattr(x, "array", x) for x in reads], None)  # fmt: skip
+        operand = ta.tensor.result_tensor(middle[0]).reshape(last.call.in_shapes[0])
+        arrays = [operand.array, *(x.array for x in others)]
+        expected = ta.eager.run(
+            last.call.primitive.call(Device("cuda"), (id(step), "last"), arrays, last.call.params), arrays, None
+        )
+        results = [ta.empty(v.shape, dtype=v.dtype, device="cuda") for v in last.outputs]
+        stored = [i for i, v in enumerate(first.outputs) if v in step.outputs]
+        kept = [ta.empty(first.outputs[i].shape, dtype=first.outputs[i].dtype, device="cuda") for i in stored]
+        plan = plan_of(step)
+        addresses = [operand, *others, *reads]
+        backend._loader.bind(plan)(
+            [x.array.data.address if isinstance(x, Tensor) else x for x in addresses],
+            [x.array.data.address for x in (*results, *kept)],
+        )
+        for a, b in zip((*results, *kept), (*expected, *(middle[i] for i in stored))):
+            np.testing.assert_array_equal(a.numpy(), ta.tensor.result_tensor(b).numpy())
