@@ -31,7 +31,7 @@ class Generator:
         return f"Generator(key={self.key}, counter={self.counter})"
 
     def take(self) -> tuple[Any, Any]:
-        """The key and the counter of the next draw: ints, or in a trace 0-d tensors."""
+        """The key and the counter of the next draw: ints, or in a trace what stands for them."""
         replayed = _replayed.get()
         if replayed == []:
             raise ArgumentError("replay: more random numbers were drawn than the first time")

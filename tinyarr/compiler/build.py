@@ -12,7 +12,7 @@ from typing import Any
 from .. import views
 from ..array import Array, Storage
 from ..device import Device
-from ..dtypes import float64
+from ..dtypes import Dtype, float64, int64
 from ..errors import TraceError
 from ..program import Graph, Node, Read, State, Value, Write
 from ..random import default_generator
@@ -20,7 +20,7 @@ from ..tensor import Tensor
 from ..views import View
 from .floats import TracedFloat
 from .reach import Leaf
-from .trace import Instruction, Trace, TracedStorage
+from .trace import Drawn, Instruction, Trace, TracedStorage
 
 
 class _Region:
@@ -55,16 +55,16 @@ class _Builder:
             if isinstance(leaf.object, Tensor):
                 a = leaf.object.array
                 self._tensors.setdefault(id(a.storage), {}).setdefault(views.extent(a.view), i)
+        self._drawn: dict[Drawn, Value] = {}
         self._floats: dict[str, tuple[Any, Value]] = {}  # what each is, and its value, by the former's repr
 
     def graph(self, results: Sequence[Tensor]) -> Graph:
         self._find_regions([r.array for r in results])
         draws = []
         numbers = {id(leaf.object): i for i, leaf in enumerate(self._leaves)}
-        for generator, *arrays in self._trace.draws:
-            values = [self._new(a) for a in arrays]
-            for a, value in zip(arrays, values, strict=True):
-                self._made[id(a.storage)] = value
+        for generator, *parts in self._trace.draws:
+            values = [self._number(int64) for _ in parts]
+            self._drawn.update(zip(parts, values, strict=True))
             if id(generator) not in numbers and generator is not default_generator():
                 raise TraceError(f"compile: {generator} is reached by no argument or name: pass it as an argument")
             draws.append((numbers.get(id(generator), -1), *values))
@@ -165,15 +165,21 @@ class _Builder:
     def _operand(self, x: Any) -> Any:
         if isinstance(x, Array):
             return self._read(x)
+        if type(x) is Drawn:
+            return Read(self._drawn[x], View((), ()))
         if type(x) is not TracedFloat:
             return x
         if x.trace is not self._trace:
             raise x.needed()
         key = repr(x.expression)
         if key not in self._floats:
-            self._count += 1
-            self._floats[key] = x.expression, Value(self._count - 1, (), float64, Device("cpu"))
+            self._floats[key] = x.expression, self._number(float64)
         return Read(self._floats[key][1], View((), ()))
+
+    def _number(self, dtype: Dtype) -> Value:
+        """A Python number that each call brings."""
+        self._count += 1
+        return Value(self._count - 1, (), dtype, Device("cpu"))
 
     def _undefined(self, a: Array) -> Value:
         from ..ops.create import _full

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from .. import eager, views
-from ..array import Array, empty
+from ..array import Array
 from ..program import Graph, Group, Read, Value, Write
 from ..views import View
 from .lives import made_by, values_read
@@ -48,9 +46,7 @@ class Interpreter:
         known.update(graph.constants)
         known.update(zip((value for _, value in graph.floats), floats, strict=True))
         for (_, *values), numbers in zip(graph.draws, draws, strict=True):
-            for value, number in zip(values, numbers, strict=True):
-                array = known[value] = empty(value.device, (), value.dtype)
-                value.device.backend.from_numpy(np.asarray(number), array)
+            known.update(zip(values, numbers, strict=True))
         for node, last in zip(graph.nodes, self._last, strict=True):
             if isinstance(node, Write):
                 changed = eager.contiguous_copy(known[node.old])
@@ -75,7 +71,7 @@ class Interpreter:
 
 
 def _seen(array: Any, view: View) -> Any:
-    """A part of a dense array; a Python float as it is."""
-    if isinstance(array, float):
+    """A part of a dense array; a Python number as it is."""
+    if isinstance(array, int | float):
         return array
     return Array(array.storage, array.dtype, view.shape, view.strides, array.offset + view.offset)

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import eager, views
+from .. import dtypes, eager, views
 from ..array import Array, Storage
-from ..device import Device, default_device
-from ..dtypes import Dtype, int64
+from ..device import Device
+from ..dtypes import Dtype
 from ..errors import ArgumentError, TraceError
 from ..random import Generator
 from ..tape import repetition
@@ -60,7 +60,7 @@ class Instruction(NamedTuple):
 
 
 class Trace:
-    """What one run of a function did. draws: for each random draw its generator and the arrays of key and counter.
+    """What one run of a function did. draws: for each random draw its generator and what stands for key and counter.
 
     needed: the float arguments, by number, that must be there as they are, and why.
     """
@@ -68,7 +68,7 @@ class Trace:
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
         self.constants: list[Array] = []
-        self.draws: list[tuple[Generator, Array, Array]] = []
+        self.draws: list[tuple[Generator, Drawn, Drawn]] = []
         self.needed: dict[int, str] = {}
         self.ended = False
         self._versions: dict[int, tuple[Storage, int]] = {}
@@ -136,9 +136,16 @@ class Trace:
         if any(generator is g for g in self._made):
             generator.counter += 1
             return generator.key, generator.counter - 1
-        key, counter = (traced(default_device(), (), int64) for _ in range(2))
+        key, counter = Drawn(), Drawn()
         self.draws.append((generator, key, counter))
-        return result_tensor(key), result_tensor(counter)
+        return key, counter
+
+
+class Drawn:
+    """A draw's key or counter: an int that each call brings."""
+
+
+dtypes.SCALARS[Drawn] = "signed"
 
 
 def traced(device: Device, shape: Shape, dtype: Dtype) -> Array:
