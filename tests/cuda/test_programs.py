@@ -13,6 +13,7 @@ from models.llama3 import Llama3
 from tests.cuda.test_plans import ARCHITECTURES
 from tinyarr import Device, Tensor
 from tinyarr.backends.cuda import compiler, planning
+from tinyarr.backends.cuda.launch import bits
 from tinyarr.backends.cuda.registry import Launch, Operand
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.lives import is_elementwise
@@ -148,7 +149,7 @@ def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
         plan = plan_of(step)
         addresses = [operand, *others, *reads]
         backend._loader.bind(plan)(
-            [x.array.data.address if isinstance(x, Tensor) else x for x in addresses],
+            [x.array.data.address if isinstance(x, Tensor) else bits(x) for x in addresses],
             [x.array.data.address for x in (*results, *kept)],
         )
         for a, b in zip((*results, *kept), (*expected, *(middle[i] for i in stored))):
