@@ -26,7 +26,16 @@ def traced(device):
 def test_the_plan_on_meta_is_the_plan_of_the_run():
     planned, run = traced(Device("meta", like="cpu")), traced("cpu")
     assert (planned.arena, planned.state, planned.lives) == (run.arena, run.state, run.lives)
+    assert planned.scratch == run.scratch > 0
     assert run.arena >= sum(life.nbytes for life in run.alive(run.fullest))
+
+
+def test_the_plan_is_what_the_program_takes():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    run = ta.compile(lambda x: (x @ x) @ (x @ x))
+    run(x)
+    memory, program = run.memory[0], run.programs[0]
+    assert program.arena == memory.arena + memory.scratch
 
 
 def test_the_table_names_what_is_held_where_it_was_made():

@@ -59,6 +59,9 @@ class Backend(Protocol):
     def program(self, graph: Graph, plan: Plan) -> Any | None:
         """What runs a graph as planned, `run(states, draws, floats) -> results` as the Interpreter's; None: it must."""
 
+    def scratch(self, graph: Graph, plan: Plan) -> int:
+        """The bytes in which kernels of a program work, beside what the plan gives to values."""
+
     def synchronize(self) -> None:
         """Waits until everything launched has run."""
 

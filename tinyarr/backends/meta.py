@@ -35,6 +35,10 @@ class MetaBackend:
     def program(self, graph, plan) -> None:
         return None
 
+    def scratch(self, graph, plan) -> int:
+        """As on the CPU; for CUDA, where kernels plan theirs one by one, not known before."""
+        return Device("cpu").backend.scratch(graph, plan) if self._device.like == "cpu" else 0
+
     def synchronize(self) -> None:
         pass
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import diagnostics, random
 from ..array import Array
-from ..device import default_device
+from ..device import Device, default_device
 from ..errors import ArgumentError, TraceError
 from ..ops.primitive import executor
 from ..program import Graph, State
@@ -73,15 +73,20 @@ class _Clock:
 
 def _build(graph: Graph, clock: _Clock) -> Any:
     """What runs a graph: the program of the device that holds all its values, or the interpreter."""
-    used = {v.device for n in graph.nodes for v in made_by(n)}
-    used |= {s.before.device for s in graph.states} | {v.device for v, _ in graph.constants}
-    device = used.pop() if used else default_device()
-    made = None
-    if not used:
+    made, device = None, _device_of(graph)
+    if device is not None:
         planned = plan(graph)
         clock.lap("plan")
         made = device.backend.program(graph, planned)
     return Interpreter(graph) if made is None else made
+
+
+def _device_of(graph: Graph) -> Device | None:
+    """The device that holds all values of a graph, if one does."""
+    used = {v.device for n in graph.nodes for v in made_by(n)}
+    used |= {s.before.device for s in graph.states} | {v.device for v, _ in graph.constants}
+    device = used.pop() if used else default_device()
+    return None if used else device
 
 
 class Compiled:
@@ -116,7 +121,11 @@ class Compiled:
     @property
     def memory(self) -> list[Memory]:
         """The plan of memory of each: what it holds, and when. On `meta` nothing was allocated for it."""
-        return [Memory(graph, plan(graph)) for graph in self.graphs]
+        found = []
+        for graph in self.graphs:
+            planned, device = plan(graph), _device_of(graph)
+            found.append(Memory(graph, planned, 0 if device is None else device.backend.scratch(graph, planned)))
+        return found
 
     @property
     def graphs(self) -> list[Graph]:

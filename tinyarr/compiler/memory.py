@@ -24,14 +24,16 @@ class Life(NamedTuple):
 
 
 class Memory:
-    """The plan of a program. arena, state: bytes that all values share, and that outlive a call; lives: who holds what.
+    """The plan of a program: who holds what, and when.
 
-    Printed, it shows the step at which most is alive, and by whom; draw() makes a picture of all. Beside the arena a
-    kernel may have scratch, which a C library's `arena` counts too.
+    arena, scratch, state: bytes that all values share, that kernels work in beside them, and that outlive a call.
+    lives: the values in the arena. Printed, it shows the step at which most is alive, and by whom; draw() makes a
+    picture of all.
     """
 
-    def __init__(self, graph: Graph, plan: Plan):
+    def __init__(self, graph: Graph, plan: Plan, scratch: int):
         self.arena = plan.arena
+        self.scratch = scratch
         self.state = sum(nbytes(s.before) for s in graph.states)
         self.steps = len(plan.steps)
         self.lives = []
@@ -67,7 +69,7 @@ class Memory:
         alive = self.alive(step)
         total = sum(life.nbytes for life in alive)
         lines = [
-            f"arena {_mib(self.arena)}, state {_mib(self.state)}, {self.steps} steps",
+            f"arena {_mib(self.arena)}, scratch {_mib(self.scratch)}, state {_mib(self.state)}, {self.steps} steps",
             f"step {step} has most alive, {_mib(total)}:",
         ]
         for life in alive[:ROWS]:

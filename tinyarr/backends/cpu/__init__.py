@@ -96,6 +96,11 @@ class CpuBackend:
         self._pool.give_back()  # a program works in an arena of its own
         return Library(graph, plan, self._pool)
 
+    def scratch(self, graph: Graph, plan: Plan) -> int:
+        from .c.library import scratch_of
+
+        return scratch_of(graph, plan)
+
     def synchronize(self) -> None:
         pass
 

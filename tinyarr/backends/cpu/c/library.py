@@ -238,6 +238,13 @@ class Arena:
 ARENA = Arena()
 
 
+def scratch_of(graph: Graph, plan: Plan) -> int:
+    """Bytes of scratch that a program needs behind its arena."""
+    generator = _Generator(graph, plan, thread_count())
+    generator.source()
+    return generator.scratch
+
+
 class Library:
     """run(states, draws, floats), as the interpreter's, by generated C. kernels: the launches, in order."""
 
