@@ -230,6 +230,7 @@ def test_kernels_show_readable_source():
     add = ta.compile(lambda x: (x + 1).sum())
     add(Tensor(np.ones((2, 3), np.float32)))
     (kernel,) = add.programs[0].kernels
+    assert str(add.programs[0]).split()[:2] == ["add_sum_kernel", "float32[]"] and "test_library.py" in str(kernel)
     assert kernel.source.startswith("KERNEL add_sum_kernel(const float *x0, float *out)")
     assert "float v3 = v0 + v2;" in kernel.source and "lanes[lane] += x_part[i];" in kernel.source
 

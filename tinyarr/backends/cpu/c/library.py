@@ -39,6 +39,11 @@ class Kernel:
     source: str
     node: Any
 
+    def __str__(self) -> str:
+        values = (self.node.target,) if isinstance(self.node, Copy) else self.node.outputs
+        made = " ".join(f"{v.dtype.name}{list(v.shape)}" for v in values)
+        return f"{self.name:40} {made:40} {getattr(self.node, 'line', '')}".rstrip()
+
 
 class _Generator:
     def __init__(self, graph: Graph, plan: Plan, threads: int):
@@ -119,10 +124,7 @@ class _Generator:
         self.kernels.append(Kernel(name, text, step))
         self.calls.append(f"{name}({', '.join(launch.arguments)});")
         if self.told:
-            values = (step.target,) if isinstance(step, Copy) else step.outputs
-            made = " ".join(f"{v.dtype.name}{list(v.shape)}" for v in values)
-            what = f"{name:32} {made:32} {getattr(step, 'line', '')}".rstrip()
-            self.calls.append(f"launched(&since, {json.dumps(what)});")
+            self.calls.append(f"launched(&since, {json.dumps(str(self.kernels[-1]))});")
         if checks:
             self.calls.append("if (error->launch >= 0)\n        return;")
 
@@ -246,7 +248,8 @@ def scratch_of(graph: Graph, plan: Plan) -> int:
 
 
 class Library:
-    """run(states, draws, floats), as the interpreter's, by generated C. kernels: the launches, in order."""
+    """run(states, draws, floats), as the interpreter's, by generated C. kernels: the launches, in order; printed, a line
+    each."""
 
     def __init__(self, graph: Graph, plan: Plan, pool: Pool):
         self._graph, self._plan, self._pool = graph, plan, pool
@@ -260,6 +263,9 @@ class Library:
         self._written = [s.after is not s.before for s in graph.states]
         self._library = c_compiler.load_cached(self.source)
         self._library.run.restype = None
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.kernels))
 
     def run(
         self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
