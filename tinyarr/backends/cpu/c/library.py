@@ -248,8 +248,10 @@ def scratch_of(graph: Graph, plan: Plan) -> int:
 
 
 class Library:
-    """run(states, draws, floats), as the interpreter's, by generated C. kernels: the launches, in order; printed, a line
-    each."""
+    """run(states, draws, floats), as the interpreter's, by generated C.
+
+    kernels: the launches, in order; printed, a line each.
+    """
 
     def __init__(self, graph: Graph, plan: Plan, pool: Pool):
         self._graph, self._plan, self._pool = graph, plan, pool
