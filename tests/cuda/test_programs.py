@@ -13,7 +13,6 @@ from models.llama3 import Llama3
 from tests.cuda.test_plans import ARCHITECTURES
 from tinyarr import Device, Tensor
 from tinyarr.backends.cuda import compiler, planning
-from tinyarr.backends.cuda.launch import bits
 from tinyarr.backends.cuda.registry import Launch, Operand
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.lives import is_elementwise
@@ -119,6 +118,8 @@ def test_a_training_step_with_fused_kernels_gives_the_bits_of_one_without(name, 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", MODELS)
 def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
+    from tinyarr.backends.cuda.launch import bits  # which needs CuPy
+
     backend, rng = Device("cuda").backend, np.random.default_rng(0)
     for step in [s for s in steps_of(name, ta.float32) if isinstance(s, Group)][:12]:
         first, last = step.first, step.last
