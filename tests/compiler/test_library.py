@@ -157,6 +157,24 @@ def test_what_is_made_within_zeros_is_what_was_made_beside_them(name):
         assert plan(compiled.graphs[0]).parts
 
 
+def test_what_goes_into_state_at_the_end_is_not_overwritten_under_another_name():
+    x = Tensor(np.random.default_rng(0).standard_normal((8, 8)) / 8, dtype=ta.float32)
+    found = []
+    for compiled in (True, False):
+        state = ta.ones((8, 8))
+
+        def step(x, state=state):
+            y = (x.T * 2) @ x
+            y = y @ y
+            old = state @ x  # so that the new contents can't be made where the old ones are
+            state.assign(y)
+            return ta.exp(y) @ x, old  # whose exponentials would find room in y
+
+        (ta.compile(step) if compiled else step)(x)
+        found.append(state.numpy())
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-7)
+
+
 def training(make, build, dtype, steps=5):
     rng = np.random.default_rng(0)
     batches = [Tensor(rng.integers(0, 65, (2, 17))) for _ in range(steps)]

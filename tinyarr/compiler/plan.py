@@ -153,10 +153,14 @@ class _Planner:
                 whole = read.view == views.contiguous(value.shape) and nbytes(read.value) == nbytes(value)
                 if whole and read.value in self.made and self.parts.keys().isdisjoint({read.value, value}):
                     self.shares[value] = read.value
-                    root = self._root(value)
-                    self.last[root] = max(self.last[root], self.last[value])
-        for value in self.shares:
-            self.last[value] = self.last[self._root(value)]
+                    self._read_until(value, self.last[value])
+
+    def _read_until(self, value: Value, number: int) -> None:
+        """What a value names is read until this step, or later, under all its names."""
+        root = self._root(value)
+        names = [root, *(v for v in self.shares if self._root(v) is root)]
+        latest = max(number, *(self.last[v] for v in names))
+        self.last.update(dict.fromkeys(names, latest))
 
     def _keep(self) -> None:
         """Values that stand from the beginning in the memory that they are for."""
@@ -170,7 +174,7 @@ class _Planner:
                 target = Value(-1, state.before.shape, value.dtype, value.device)
                 self.places[target] = place
                 self.steps.append(Copy(Read(value, views.contiguous(state.before.shape)), target))
-                self.last[value] = len(self.steps) - 1
+                self._read_until(value, len(self.steps) - 1)
         for number, step in enumerate(self.steps):
             if isinstance(step, Copy) and self.places.get(step.target, Place("")).buffer == "result":
                 value = self._root(step.read.value)
