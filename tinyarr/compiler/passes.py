@@ -23,11 +23,11 @@ def passes_within(memory_budget: int | None) -> Sequence[Callable[[Graph], Graph
         return PASSES
 
     def taken(graph: Graph) -> int:
-        for arrange in ARRANGE:
-            graph = arrange(graph)
+        for change in (dead_code, *ARRANGE):
+            graph = change(graph)
         return plan(graph).arena
 
     def fit(graph: Graph) -> Graph:
         return recompute(graph, memory_budget, taken)
 
-    return (*SIMPLIFY, fit, *ARRANGE)  # after common subexpressions, which would undo it
+    return (*SIMPLIFY, fit, dead_code, *ARRANGE)  # after common subexpressions, which would undo it
