@@ -74,15 +74,17 @@ def _pieces(site: Site, source: Source, how: _Fold, out: Operand) -> str:
     cut = -(-length // PIECE)
     begin = f"{how.type} total = {how.start};"
     store = f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', how.dtype, out.dtype)};"
-    if not length:
-        return loop("n", out.size, f"{begin}\n{store}", "#pragma omp single")
-    size = f"MIN({PIECE}, {length} - start)" if length % PIECE and cut > 1 else str(min(PIECE, length))
+    if cut < 2:
+        run = source.run("x_part", f"n * {length}", str(length), length, length) if length else ""
+        total = f"{run}\n{how.over('total', str(length), 'x_part')}" if length else begin
+        return loop("n", out.size, f"{total}\n{store}", parallel(out.size, out.size * length))
+    size = f"MIN({PIECE}, {length} - start)" if length % PIECE else str(PIECE)
     piece = "\n".join([
         f"int64_t start = k * {PIECE};",
-        source.run("x_part", f"n * {length} + start", size, min(PIECE, length), length),
+        source.run("x_part", f"n * {length} + start", size, PIECE, length),
         how.over("piece", size, "x_part"),
     ])  # fmt: skip
-    if cut == 1 or out.size >= FEW:
+    if out.size >= FEW:
         body = "\n".join([begin, loop("k", cut, f"{piece}\n{how.join('total', 'piece')}"), store])
         return loop("n", out.size, body, parallel(out.size, out.size * length))
     scratch = site.take_scratch(out.size * cut * how.dtype.itemsize)
