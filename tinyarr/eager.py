@@ -160,7 +160,9 @@ def fit(x: Any, layout: str) -> Any:
     gaps; 'dense', row-major without gaps; 'matrix', one of the last two axes contiguous and the other at least as long
     apart (what a BLAS takes, transposed or not).
     """
-    if type(x) is not Array or layout == "any" or views.size(x.shape) <= 1:
+    if type(x) is not Array or layout == "any":
+        return x
+    if views.size(x.shape) <= 1 and layout != "forward":  # NumPy walks backwards through a single element too
         return x
     return x if _suits(x.view, layout) else contiguous_copy(x)
 

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from tests.compiler.follow import follow
 from tests.compiler.test_compile import REFUSED, again, gpt2, llama3, outcome
 from tests.samples import SAMPLES
 from tests.test_primitives import in_tuple, operands
@@ -19,7 +20,6 @@ from tests.test_random_programs import programs
 from tinyarr import Tensor, cache
 from tinyarr.backends.cpu import c_compiler
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.compiler.lives import nbytes
 from tinyarr.compiler.plan import plan
 from tinyarr.errors import OutOfBounds, TinyarrError
 
@@ -86,7 +86,7 @@ def test_every_operation_in_c_errs_no_more_than_twice_numpys(name):
 
 @settings(max_examples=15, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(programs())
-def test_values_that_live_together_never_share_memory_and_random_programs_agree(program):
+def test_random_programs_agree_and_their_plans_hold_what_they_read(program):
     kept: dict[int, list] = {}
 
     def function(*inputs):
@@ -105,12 +105,8 @@ def test_values_that_live_together_never_share_memory_and_random_programs_agree(
                 largest = np.abs(b[np.isfinite(b)]).max(initial=1)
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * largest)
     for graph in compiled.graphs:
-        made = plan(graph)
-        spans = [(made.places[v].offset, made.places[v].offset + nbytes(v), *life) for v, life in made.lives.items()]
-        for i, (low, high, first, last) in enumerate(spans):
-            assert high <= made.arena
-            for low_2, high_2, first_2, last_2 in spans[:i]:
-                assert high <= low_2 or high_2 <= low or last < first_2 or last_2 < first
+        follow(graph, plan(graph))
+
 
 
 MAKERS = {
@@ -229,6 +225,24 @@ def test_a_bad_index_names_operation_position_and_line():
     assert look_up(Tensor([0, 3])).shape == (2, 3)
     with pytest.raises(OutOfBounds, match=r"take: index 1 is 4.*test_library.py"):
         look_up(Tensor([0, 4]))
+
+
+def test_what_is_written_before_a_bad_index_counts_as_written():
+    table, state = Tensor(np.ones((4, 3), np.float32)), Tensor([1.0, 2.0])
+
+    @ta.compile
+    def step(i):
+        state.assign(state * 2)
+        return ta.embedding(table, i)
+
+    step(Tensor([0]))
+    weight = ta.ones(2)
+    weight.requires_grad = True
+    saved = ta.sum(weight * state)
+    with pytest.raises(OutOfBounds):
+        step(Tensor([4]))
+    with pytest.raises(TinyarrError, match="written"):
+        saved.backward()
 
 
 def test_without_a_compiler_numpy_serves_and_says_so(monkeypatch):

@@ -7,9 +7,12 @@ is through a transposed one, is made as that view sees it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 from .. import views
 from ..program import Graph, Node, Read, Step, Value, Write
-from ..views import View
+from ..views import Shape, View
 from .lives import is_elementwise
 
 
@@ -37,11 +40,9 @@ def layouts(graph: Graph) -> dict[Value, View]:
             wanted = copied.get(value, seen[0] if len(set(seen)) == 1 else None)
             if wanted is None or value in stored or views.is_contiguous(wanted):
                 continue
-            order = _Order(value, wanted)
-            if order.is_whole and all(order.translated(v) is not None for v in seen):
-                layout = order.translated(views.contiguous(value.shape))
-                if layout is not None:
-                    found[value] = layout
+            layout = _made_as(value, wanted)
+            if layout is not None and all(_translated(v, _axes_of(layout)) is not None for v in seen):
+                found[value] = layout
     return found
 
 
@@ -50,66 +51,79 @@ def is_copy(node: Step) -> bool:
 
 
 def read_in(layout: View, view: View) -> View:
-    """A view of a row-major value, for the same value in a layout."""
-    order = _Order.of(layout)
-    found = order.translated(view)
+    """A view of a row-major value, for the same value in a layout.
+
+    Example: (2, 3) elements that lie column by column, (2, 3) by (1, 2), and of which the last column is read, (2,) by
+    (3,) from 2 on if they were row-major: (2,) by (1,) from 4 on.
+    """
+    found = _translated(view, _axes_of(layout))
     assert found is not None, "a layout is chosen only where all views of the value can be had"
     return found
 
 
-class _Order:
-    """The axes of a value in the order of memory: `axes` lists (size, row-major stride, stride in memory)."""
+class _Axis(NamedTuple):
+    """Neighbours along it are `row_major` apart if the value is row-major, and `in_memory` apart as it lies."""
 
-    def __init__(self, value: Value, wanted: View):
-        """wanted: the view of the row-major value that is to be contiguous."""
-        strides = views.contiguous_strides(wanted.shape)
-        axes = zip(wanted.shape, wanted.strides, strides, strict=True)
-        self.axes = sorted((a for a in axes if a[0] > 1), key=lambda a: -a[1])
-        step = views.size(value.shape)
-        self.is_whole = wanted.offset == 0 and step > 0
-        for size, stride, _ in self.axes:  # from the outermost to the innermost: each element once
-            self.is_whole &= step == size * stride
-            step = stride
-        self.is_whole &= step == 1
+    size: int
+    row_major: int
+    in_memory: int
 
-    @classmethod
-    def of(cls, layout: View) -> _Order:
-        order = cls.__new__(cls)
-        axes = zip(layout.shape, views.contiguous_strides(layout.shape), layout.strides, strict=True)
-        order.axes = sorted((a for a in axes if a[0] > 1), key=lambda a: -a[1])
-        return order
 
-    def translated(self, view: View) -> View | None:
-        """The view of memory that shows what `view` shows of the row-major value; None where there are no strides."""
-        offset, rest = 0, view.offset
-        highest = []  # position along each axis
-        for _, row_major, in_memory in self.axes:
-            highest.append(rest // row_major)
-            offset += highest[-1] * in_memory
-            rest %= row_major
-        strides = []
-        for size, stride in zip(view.shape, view.strides, strict=True):
-            found = 0 if size == 1 or stride == 0 else self._walk(size, stride, highest)
-            if found is None:
-                return None
-            strides.append(found)
-        inside = all(at < size for at, (size, _, _) in zip(highest, self.axes, strict=True))
-        return View(view.shape, tuple(strides), offset) if inside else None
+def _axes(shape: Shape, row_major: Shape, in_memory: Shape) -> list[_Axis]:
+    """From the outermost to the innermost."""
+    axes = map(_Axis, shape, row_major, in_memory)
+    return sorted((a for a in axes if a.size > 1), key=lambda a: -a.row_major)
 
-    def _walk(self, count: int, stride: int, highest: list[int]) -> int | None:
-        """How far apart in memory `count` elements are that are `stride` apart; adds how far they go to `highest`."""
-        axis = next((i for i, a in enumerate(self.axes) if 0 < a[1] <= stride), None)
-        if axis is None or stride % self.axes[axis][1]:
+
+def _axes_of(layout: View) -> list[_Axis]:
+    return _axes(layout.shape, views.contiguous_strides(layout.shape), layout.strides)
+
+
+def _made_as(value: Value, wanted: View) -> View | None:
+    """The layout in which `wanted` is contiguous, a view of the row-major value; None unless it shows each element."""
+    axes = _axes(wanted.shape, wanted.strides, views.contiguous_strides(wanted.shape))
+    step = views.size(value.shape)
+    if wanted.offset or step == 0:
+        return None
+    for axis in axes:
+        if step != axis.size * axis.row_major:
             return None
-        step = stride // self.axes[axis][1]  # along the axis
-        found = step * self.axes[axis][2]
-        while True:
-            size, _, in_memory = self.axes[axis]
-            fit = size // step
-            if count <= fit:
-                highest[axis] += step * (count - 1)
-                return found
-            if size % step or count % fit or axis == 0 or self.axes[axis - 1][2] != size * in_memory:
-                return None
-            highest[axis] += step * (fit - 1)
-            axis, step, count = axis - 1, 1, count // fit
+        step = axis.row_major
+    return _translated(views.contiguous(value.shape), axes) if step == 1 else None
+
+
+def _translated(view: View, axes: Sequence[_Axis]) -> View | None:
+    """The view of memory that shows what `view` shows of the row-major value; None where there are no strides."""
+    offset, rest = 0, view.offset
+    highest = []  # position along each axis
+    for axis in axes:
+        highest.append(rest // axis.row_major)
+        offset += highest[-1] * axis.in_memory
+        rest %= axis.row_major
+    strides = []
+    for size, stride in zip(view.shape, view.strides, strict=True):
+        found = 0 if size == 1 or stride == 0 else _walk(size, stride, axes, highest)
+        if found is None:
+            return None
+        strides.append(found)
+    inside = all(at < axis.size for at, axis in zip(highest, axes, strict=True))
+    return View(view.shape, tuple(strides), offset) if inside else None
+
+
+def _walk(count: int, stride: int, axes: Sequence[_Axis], highest: list[int]) -> int | None:
+    """How far apart in memory `count` elements are that are `stride` apart; adds how far they go to `highest`."""
+    at = next((i for i, axis in enumerate(axes) if 0 < axis.row_major <= stride), None)
+    if at is None or stride % axes[at].row_major:
+        return None
+    step = stride // axes[at].row_major  # along the axis
+    found = step * axes[at].in_memory
+    while True:
+        size = axes[at].size
+        fit = size // step
+        if count <= fit:
+            highest[at] += step * (count - 1)
+            return found
+        if size % step or count % fit or at == 0 or axes[at - 1].in_memory != size * axes[at].in_memory:
+            return None
+        highest[at] += step * (fit - 1)
+        at, step, count = at - 1, 1, count // fit

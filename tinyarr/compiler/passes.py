@@ -1,4 +1,8 @@
-"""The passes over a graph, in their order. None changes a bit of a result; the graph as it was traced runs too."""
+"""The passes over a graph, in their order; the graph as it was traced runs too.
+
+None changes a bit of a result, but that a -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
+would give +0.
+"""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class _Planner:
     def _place_parts(self) -> None:
         """What is only joined with others, or padded with zeros, is made within them."""
         read: dict[Value, int] = {}
-        makers = {v for n in self.graph.nodes if isinstance(n, Node) for v in n.outputs}
+        shapes = {v: s for n in self.graph.nodes if isinstance(n, Node) for v, s in zip(n.outputs, n.call.out_shapes)}
         for node in self.graph.nodes:
             for x in _reads_of(node):
                 read[x.value] = read.get(x.value, 0) + 1
@@ -81,11 +81,11 @@ class _Planner:
             for x, starts in _parts_of(node):
                 value, (out,) = x.value, made_by(node)
                 dense = views.is_contiguous(x.view) and views.size(x.view.shape) == views.size(value.shape) > 0
-                alone = value in makers and value not in kept and read[value] == 1 and value not in self.layouts
+                alone = value in shapes and value not in kept and read[value] == 1 and value not in self.layouts
                 if dense and alone and value not in self.parts:
                     strides = self.layouts.get(out, views.contiguous(out.shape)).strides
                     layout = views.reshape(views.View(x.view.shape, strides), value.shape)
-                    if layout is not None:
+                    if layout is not None and views.reshape(layout, shapes[value]) is not None:
                         self.layouts[value] = layout
                         first = sum(a * s for a, s in zip(starts, strides, strict=True))
                         self.parts[value] = out, first * value.dtype.itemsize
@@ -170,6 +170,8 @@ class _Planner:
             state, root = self.graph.states[place.number], self._root(value)
             if root not in self.places and self._may_overwrite(state.before, root):
                 self.places[root] = place
+                while (old := self._rewritten(root)) is not None and self._may_overwrite(state.before, old):
+                    self.places[root := old] = place
             else:
                 target = Value(-1, state.before.shape, value.dtype, value.device)
                 self.places[target] = place
@@ -184,13 +186,22 @@ class _Planner:
                     self.steps[number] = None
         # The numbers of steps stay, so that lives remain right.
 
+    def _rewritten(self, value: Value) -> Value | None:
+        """What a value is the new contents of, where nothing but the writing of a part reads that."""
+        step = self.steps[self.made[value]]
+        if not isinstance(step, Copy) or step.part is not None:
+            return None
+        old = self._root(step.read.value)
+        alone = old not in self.places and self.last[old] == self.made[value]
+        return old if alone and self._reads_where_it_writes(step, old, value, views.contiguous(value.shape)) else None
+
     def _may_overwrite(self, old: Value, new: Value) -> bool:
         """Whether `new` can be made where `old` stands: nothing reads it afterwards, nor at another position."""
         made, last = self.made.get(new), self.last.get(old, -1)
         if made is None or views.size(new.shape) != views.size(old.shape):
             return False
-        layout = views.contiguous(new.shape)
-        return last < made or (last == made and _same_positions(self.steps[made], old, new, layout))
+        layout = self.layouts.get(new, views.contiguous(new.shape))
+        return last < made or (last == made and self._reads_where_it_writes(self.steps[made], old, new, layout))
 
     def _in_place(self) -> None:
         """Results take the place of operands that end there, where each element is read only to make the one there."""
@@ -207,11 +218,32 @@ class _Planner:
                     if (
                         old in self.made and root not in self.places and root not in taken and old not in self.parts
                         and self.last[old] == number and nbytes(old) == nbytes(whole)
-                        and _same_positions(step, old, value, layout)
+                        and self._reads_where_it_writes(step, old, value, layout)
                     ):  # fmt: skip
                         self.shares[whole] = old
                         taken.add(root)
                         break
+
+    def _reads_where_it_writes(self, step: Any, old: Value, new: Value, layout: views.View) -> bool:
+        """Whether a step reads each element of `old` only to make the one of `new` that would stand in the same place.
+
+        layout: where the elements of `new` would be, counted from the start of `old`.
+        """
+        if isinstance(step, Copy):
+            return step.part is None and views.is_contiguous(step.read.view) and step.read.view.offset == 0
+        first, later = (step.first, list(step.last.inputs)) if isinstance(step, Group) else (step, [])
+        if new not in first.outputs:
+            return False
+        as_it_writes = list(first.inputs)
+        if not is_elementwise(first):
+            number = ROW_BY_ROW.get(first.call.primitive.name)
+            if number is None or new is not first.outputs[0]:
+                return False
+            as_it_writes, later = [as_it_writes.pop(number)], as_it_writes
+        root, shown = self._root(old), views.reshape(layout, first.call.out_shapes[0])
+        as_it_writes, later = ([x for x in xs if isinstance(x, Read) and self._root(x.value) is root]
+                               for xs in (as_it_writes, later))  # fmt: skip
+        return not later and shown is not None and all(_is_like(x.view, shown) for x in as_it_writes)
 
     def _holder(self, value: Value) -> tuple[Value, int]:
         """The value within which one is made, itself if there is none, and how many bytes from its start."""
@@ -288,25 +320,6 @@ def _parts_of(node: Step) -> Sequence[tuple[Read, Sequence[int]]]:
 
 def _whole(value: Value) -> Read:
     return Read(value, views.contiguous(value.shape))
-
-
-def _same_positions(step: Any, old: Value, new: Value, layout: views.View) -> bool:
-    """Whether a step reads each element of `old` only to make the one of `new` that would stand in the same place.
-
-    layout: where the elements of `new` would be, counted from the start of `old`.
-    """
-    if isinstance(step, Copy):
-        return step.part is None and views.is_contiguous(step.read.view) and step.read.view.offset == 0
-    first = step.first if isinstance(step, Group) else step
-    if new not in first.outputs:
-        return False
-    if not is_elementwise(first):
-        number = ROW_BY_ROW.get(first.call.primitive.name)
-        others = [x for i, x in enumerate(first.inputs) if i != number and isinstance(x, Read)]
-        if number is None or new is not first.outputs[0] or any(x.value is old for x in others):
-            return False
-    read = [x.view for x in step.inputs if isinstance(x, Read) and x.value is old]
-    return all(_is_like(view, layout) for view in read)
 
 
 def _is_like(view: views.View, layout: views.View) -> bool:

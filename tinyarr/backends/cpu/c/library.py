@@ -18,7 +18,7 @@ from ....array import Array, empty
 from ....errors import OutOfBounds
 from ....ops.typing import Typed
 from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
-from ....views import View
+from ....views import Shape, View
 from ...scalar_source import TYPES
 from .. import c_compiler
 from ..memory import Pool
@@ -169,8 +169,13 @@ class _Launch:
         self.arguments.append(self._generator.address(x.value, x.view))
         return operand
 
-    def write(self, name: str, value: Value, view: View | None = None) -> Operand:
-        view = view or self._generator.plan.layouts.get(value, views.contiguous(value.shape))
+    def made(self, name: str, value: Value, shape: Shape) -> Operand:
+        """An output as its kernel sees it: in the shape in which the kernel goes through it."""
+        view = views.reshape(self._generator.plan.layouts.get(value, views.contiguous(value.shape)), shape)
+        assert view is not None, "a layout is chosen only where the kernel can write it"
+        return self.write(name, value, view)
+
+    def write(self, name: str, value: Value, view: View) -> Operand:
         operand = Operand(name, value.dtype, view.shape, view.strides)
         self.parameters.append(f"{operand.type} *{name}")
         self.arguments.append(self._generator.address(value, view))
@@ -184,7 +189,7 @@ class _Launch:
         names = _names(node.call.primitive.inputs, len(node.inputs))
         inputs = [self.read(*x) for x in zip(names, node.inputs, node.call.in_dtypes, strict=True)]
         names = _names(node.call.primitive.outputs, len(node.outputs))
-        outputs = [self.write(*y) for y in zip(names, node.outputs, strict=True)]
+        outputs = [self.made(*y) for y in zip(names, node.outputs, node.call.out_shapes, strict=True)]
         parts = self._generator.plan.parts
         placed = frozenset(i for i, x in enumerate(node.inputs) if isinstance(x, Read) and x.value in parts)
         return Site(node.call, inputs, outputs, self._generator.threads, placed=placed)
@@ -195,7 +200,7 @@ class _Launch:
         inputs = [self.read(f"x{i}", x, dtype) for i, (x, dtype) in enumerate(operands)]
         typed = first.call.primitive.typed(first.call.in_shapes, first.call.in_dtypes, first.call.params)
         stored = [i for i, v in enumerate(first.outputs) if v in group.outputs]
-        outputs = [self.write(f"y{i}", first.outputs[i]) for i in stored]
+        outputs = [self.made(f"y{i}", first.outputs[i], first.call.out_shapes[i]) for i in stored]
         numbers, dtypes = typed.outputs, typed.dtypes
         expression = Typed(
             typed.values, (numbers[0], *(numbers[i] for i in stored)), (dtypes[0], *(dtypes[i] for i in stored))
@@ -205,7 +210,8 @@ class _Launch:
         names = _names(primitive.inputs, len(last.inputs))
         read = [Operand(names[0], source.dtype, shape, views.contiguous_strides(shape), readonly=True)]
         read += [self.read(*x) for x in zip(names[1:], last.inputs[1:], last.call.in_dtypes[1:], strict=True)]
-        results = [self.write(*y) for y in zip(_names(primitive.outputs, len(last.outputs)), last.outputs, strict=True)]
+        names = _names(primitive.outputs, len(last.outputs))
+        results = [self.made(*y) for y in zip(names, last.outputs, last.call.out_shapes, strict=True)]
         return Site(last.call, read, results, self._generator.threads, expression=source)
 
 
@@ -281,10 +287,10 @@ class Library:
             addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
             memory = (ctypes.c_void_p * len(addresses))(*addresses)
             self._library.run(memory, ctypes.byref(report), self.threads)
-        if report.launch >= 0:
-            self._raise(report)
         for x, written in zip(states, self._written, strict=True):
             x.storage.version += written
+        if report.launch >= 0:
+            self._raise(report)
         return results
 
     def _raise(self, report: _Report) -> None:
