@@ -104,9 +104,10 @@ def run(system: str, size: str, steps: int, caches: str) -> dict:
     """`measure` in a process that keeps compiled code in a folder."""
     folders = {name: f"{caches}/{name}" for name in ("TINYARR_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
     # A virtual machine may have given unused memory back: whoever touches it first waits, here a process before.
-    subprocess.run([sys.executable, "-c", f"b'x' * {TOUCHED}"], check=True)
+    subprocess.run([sys.executable, "-c", f"import numpy; numpy.ones({TOUCHED}, 'u1')"], check=True)
+    environment = {**os.environ, **folders, "PYTHONPATH": ".", "PYTHONDONTWRITEBYTECODE": ""}
     command = [sys.executable, __file__, "--size", size, "--steps", str(steps), "--one", system, str(time.time())]
-    done = subprocess.run(command, env={**os.environ, **folders, "PYTHONPATH": "."}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         sys.exit(f"{system} ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])

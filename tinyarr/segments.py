@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from . import views
 from .array import Array
 from .errors import ArgumentError, DeviceError, DtypeError
-from .ops.create import full
+from .ops.create import empty, full
 from .tensor import Tensor, result_tensor
 
 ALIGNMENT = 128  # bytes: a full memory transaction of a GPU, two cache lines of a CPU
@@ -68,10 +68,13 @@ def pack(tensors: Sequence[Tensor], *, ranks: int = 1) -> Segment:
         offsets.append(end)
         end += -(-t.size // step) * step
     total = -(-end // (step * ranks)) * step * ranks
-    flat = full((total,), 0, dtype=dtype, device=device)
+    flat = empty((total,), dtype=dtype, device=device)
     segment = Segment(flat, tuple(offsets), tuple(t.shape for t in tensors))
-    for i, t in enumerate(tensors):
+    for i, (t, following) in enumerate(zip(tensors, [*offsets[1:], total], strict=True)):
         place = segment._array(i)
         device.backend.copy(t.array, place)
+        gap = slice(offsets[i] + t.size, following)
+        if gap.start < gap.stop:
+            flat[gap] = 0
         t.array = place
     return segment
