@@ -1,18 +1,30 @@
 """The matrix product in C: at every edge of its blocks, with any strides, for any number of threads."""
 
 import os
+import platform
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import tinyarr as ta
 from tinyarr import Tensor
+from tinyarr.backends.cpu.c_compiler import find_compiler
 
-SIZES = st.sampled_from([1, 2, 7, 8, 9, 16, 31, 48, 49, 95, 97, 144, 200])
-DEPTHS = st.sampled_from([1, 3, 15, 16, 17, 64, 255, 256, 257, 600])
+SIZES = st.sampled_from([1, 2, 7, 8, 9, 16, 31, 32, 33, 48, 49, 64, 95, 97, 144, 200])
+DEPTHS = st.sampled_from([1, 3, 15, 16, 17, 32, 33, 64, 65, 255, 256, 257, 600, 1400])
+
+
+@pytest.fixture(params=["the processor's instructions", "no matrix unit"])
+def instructions(request, monkeypatch):
+    """With a matrix unit, where there is one, and without."""
+    if request.param == "no matrix unit":
+        if platform.machine() not in ("x86_64", "AMD64"):
+            pytest.skip("only x86 processors have the one that is used")
+        monkeypatch.setenv("TINYARR_CC", " ".join([*find_compiler(), "-mno-amx-bf16"]))
 
 
 def matrix(rng, rows: int, columns: int, form: str, dtype) -> Tensor:
@@ -22,9 +34,20 @@ def matrix(rng, rows: int, columns: int, form: str, dtype) -> Tensor:
     return {"rows": x, "columns": x.T, "gaps": x[:, ::2]}[form]
 
 
-@settings(max_examples=12, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def product(a: Tensor, b: Tensor) -> np.ndarray:
+    """Compiled anew, by the compiler that is chosen now."""
+    return ta.compile(lambda a, b: a @ b)(a, b).numpy()
+
+
+every = settings(
+    max_examples=12, phases=[Phase.generate], deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+
+
+@every
 @given(st.data())
-def test_products_of_every_size_and_order_are_numpys(data):
+def test_products_of_every_size_and_order_are_numpys(instructions, data):
     """Ten in one program, so that the compiler runs once."""
     rng, pairs = np.random.default_rng(data.draw(st.integers(0, 99))), []
     for _ in range(10):
@@ -47,15 +70,51 @@ def test_products_of_every_size_and_order_are_numpys(data):
         assert (np.abs((result.T if turned else result) - exact) <= allowed).all()
 
 
-def test_a_stack_of_products_and_special_values():
+@pytest.mark.parametrize("shape", [(50, 300, 100), (100, 300, 50), (64, 1300, 64)])
+def test_how_operands_and_result_lie_changes_no_bit(instructions, shape):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal(shape[:2]).astype(np.float32), rng.standard_normal(shape[1:]).astype(np.float32)
+
+    @ta.compile
+    def both(a, b):
+        return a @ b, ta.copy((a @ b).T)
+
+    found = set()
+    for left in (Tensor(a), Tensor(a.T).T):
+        for right in (Tensor(b), Tensor(b.T).T):
+            straight, turned = both(left, right)
+            found |= {straight.numpy().tobytes(), turned.numpy().T.tobytes()}
+    assert len(found) == 1
+
+
+def test_a_stack_of_products(instructions):
     rng = np.random.default_rng(0)
     a, b = (Tensor(rng.standard_normal(s), dtype=ta.float32) for s in ((3, 1, 40, 70), (5, 70, 33)))
-    product = ta.compile(lambda a, b: a @ b)
-    np.testing.assert_allclose(product(a, b).numpy(), a.numpy() @ b.numpy(), rtol=1e-4, atol=1e-4)
-    x = np.zeros((50, 50), np.float32)
-    x[3, 4], x[49, 49] = np.nan, np.inf
-    found = ta.compile(lambda x, y: x @ y)(Tensor(x), Tensor(np.ones((50, 9), np.float32))).numpy()
-    assert np.isnan(found[3]).all() and (found[49] == np.inf).all() and not found[[0, 1, 2, *range(4, 49)]].any()
+    np.testing.assert_allclose(product(a, b), a.numpy() @ b.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@every
+@given(st.integers(0, 99), st.tuples(st.booleans(), st.booleans()))
+def test_infinities_nan_and_the_largest_numbers_stay_in_their_rows_and_columns(instructions, seed, turned):
+    rng = np.random.default_rng(seed)
+    a, b = (rng.integers(-1, 2, s).astype(np.float32) for s in ((100, 150), (150, 70)))
+    for x, large in ((a, 1.8e38), (b, 1.5e38)):  # both in one sum are still finite
+        for value in (np.nan, np.inf, -np.inf, large):
+            x[rng.integers(x.shape[0]), rng.integers(x.shape[1])] = value
+    left, right = (Tensor(x.T).T if t else Tensor(x) for x, t in zip((a, b), turned))
+    found = product(left, right)
+    with np.errstate(all="ignore"):
+        exact = a.astype(np.float64) @ b.astype(np.float64)
+        np.testing.assert_allclose(found, exact.astype(np.float32), rtol=1e-6)
+
+
+@pytest.mark.parametrize("exponent", [0, -30, 15])
+def test_long_products_err_no_more_than_twice_numpys(instructions, exponent):
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s).astype(np.float32) * np.float32(10.0**exponent) for s in ((64, 3000), (3000, 64)))
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    error, numpys = (np.sqrt(np.mean((x - exact) ** 2)) for x in (product(Tensor(a), Tensor(b)), a @ b))
+    assert error <= 2 * numpys
 
 
 def test_threads_change_no_bit_of_a_product():

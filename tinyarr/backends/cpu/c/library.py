@@ -63,6 +63,8 @@ class _Generator:
                 self._step(number, step)
         template = string.Template((HERE / "product.c").read_text(encoding="utf-8"))
         products = [template.substitute(name=name, T=TYPES[getattr(dtypes, name)]) for name in self.support]
+        if "float32" in self.support:
+            products.append((HERE / "product_amx.c").read_text(encoding="utf-8"))
         functions = [k.source for k in {k.name: k for k in self.kernels}.values()]
         if self.told:
             self.calls.insert(0, "double since = omp_get_wtime();")

@@ -12,6 +12,8 @@ from .kernel import Operand, Site, kernel, loop, parallel, unravel
 DEPTH, GROUP = 256, 96  # as in program.h
 WIDEST = 48  # columns of a panel: three vectors of float32
 SHARED = 1 << 18  # elements of the smaller operand that are packed at once: they stay in the L2 cache
+SIDE, PIECE, JOB = 32, 64, 2  # as in product_amx.c
+PANEL = 6 * SIDE * PIECE + 64  # bytes: three bfloat16 for each element, and a flag
 
 
 def shared_size(m: int, n: int, k: int) -> int:
@@ -23,15 +25,25 @@ def shared_size(m: int, n: int, k: int) -> int:
 
 def product(site: Site, dtype: Dtype, a: Operand, b: Operand, c: Operand, *, add: bool = False) -> str:
     """c = a b, or c += a b, for matrices in `dtype`, float32 or float64, with any strides, by all threads together."""
-    if c.strides[1] != 1 and c.strides[0] == 1:  # transposed, the rows of the result are contiguous: the same sums
+    turned = c.strides[1] != 1 and c.strides[0] == 1
+    if turned:  # then the rows of the result are contiguous: the same sums
         a, b, c = (replace(x, shape=x.shape[::-1], strides=x.strides[::-1]) for x in (b, a, c))
     name = site.product(dtype)
     (m, k), n = a.shape, b.shape[1]
     shared = shared_size(m, n, k)
-    scratch = site.take_scratch((shared + site.threads * GROUP * DEPTH) * dtype.itemsize)
+    nbytes = (shared + site.threads * GROUP * DEPTH) * dtype.itemsize
     operands = ", ".join(f"{x.name}, {x.strides[0]}, {x.strides[1]}" for x in (a, b, c))
-    type_ = TYPES[dtype]
-    return f"product_{name}({m}, {n}, {k}, {operands}, {int(add)}, ({type_} *)({scratch}), {shared});"
+    given, type_ = f"{m}, {n}, {k}, {operands}, {int(add)}", TYPES[dtype]
+    if dtype is not dtypes.float32 or min(m, n, k) < SIDE:
+        return f"product_{name}({given}, ({type_} *)({site.take_scratch(nbytes)}), {shared});"
+    panels = -(-min(m, n) // SIDE)
+    held = min(-(-k // PIECE), max(6 * SHARED // (panels * PANEL), 1))
+    in_parts = panels * held * PANEL + site.threads * JOB * (PANEL + panels * SIDE * SIDE * 4)
+    scratch = site.take_scratch(max(nbytes, in_parts))
+    return (
+        f"if (amx_allowed)\n    product_in_parts({given}, (float *)({scratch}), {held}, {int(turned)});\n"
+        f"else\n    product_float32({given}, (float *)({scratch}), {shared});"
+    )
 
 
 def widened(site: Site, x: Operand, name: str, dtype: Dtype) -> tuple[str, Operand]:
