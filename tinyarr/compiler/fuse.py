@@ -69,6 +69,9 @@ class _Cluster:
         made = set(self.outputs)
         return [(n, x) for n in self.all_nodes for x in n.inputs if not (isinstance(x, Read) and x.value in made)]
 
+    def values_read(self) -> set[Made]:
+        return {x.value for _, x in self.inputs() if isinstance(x, Read)}
+
     def joined_to(self, consumer: _Cluster) -> _Cluster:
         return _Cluster(self.nodes + consumer.nodes, consumer.end)
 
@@ -106,31 +109,23 @@ class _Fusion:
 
     def _may_join(self, producer: int, consumer: int) -> bool:
         a, b = self._clusters[producer], self._clusters[consumer]
-        if a is None or b is None or a.end is not None:
+        if a is None or b is None or a.end is not None or not self._may_wait(a, producer, consumer):
             return False
-        made, joined, lives = set(a.outputs), a.joined_to(b), self._lives
-        if any(producer < reader < consumer for v in made for reader in lives.readers.get(v, ())):
-            return False
-        for node in b.all_nodes:
-            for x in node.inputs:
-                if isinstance(x, Read) and x.value in made and not _is_whole(x, node):
-                    return False
-        if b.end is not None and not made.isdisjoint(_values(b.end)[0 if b.nodes else 1 :]):
-            return False  # only the first operand may be no memory
-        read = {x.value for _, x in joined.inputs() if isinstance(x, Read)}
-        if len(read) + len(self._stored(joined, {producer, consumer})) > MOST_OPERANDS:
-            return False
-        if any(_seen(node, x, b.shape) is None for node, x in joined.inputs() if isinstance(x, Read)):
-            return False
-        if any(_counts_positions(n) and (b.end is not None or n.outputs[0].shape != b.shape) for n in a.nodes):
-            return False
-        inputs = {x.value for _, x in a.inputs() if isinstance(x, Read)}
-        if any(lives.overwritten(v) < consumer for v in inputs):  # else its old elements need a copy
-            return False
+        stored = self._stored(a.joined_to(b), {producer, consumer})
+        return _is_one_kernel(a, b, stored) and self._needs_no_more_memory(a, stored, producer, consumer)
+
+    def _may_wait(self, a: _Cluster, producer: int, consumer: int) -> bool:
+        """Whether a producer may run where its consumer does: nothing between reads it, nor writes what it reads."""
+        lives = self._lives
+        is_read = any(producer < reader < consumer for v in a.outputs for reader in lives.readers.get(v, ()))
+        return not is_read and not any(lives.overwritten(v) < consumer for v in a.values_read())
+
+    def _needs_no_more_memory(self, a: _Cluster, stored: set[Made], producer: int, consumer: int) -> bool:
+        """Whether what a producer reads, and would keep until its consumer runs, is no more than what it makes."""
         if all(position in self._gone for position in range(producer + 1, consumer)):
             return True
-        longer = sum(nbytes(v) for v in inputs if lives.ends(v) < consumer)
-        return longer <= SMALL + sum(nbytes(v) for v in made - self._stored(joined, {producer, consumer}))
+        longer = sum(nbytes(v) for v in a.values_read() if self._lives.ends(v) < consumer)
+        return longer <= SMALL + sum(nbytes(v) for v in set(a.outputs) - stored)
 
     def _stored(self, cluster: _Cluster, positions: set[int]) -> set[Made]:
         """What a cluster makes for others, which stand at other positions."""
@@ -187,6 +182,22 @@ class _Fusion:
             self._calls[key] = Call(primitive, cluster.nodes[-1].call.device, shapes, dtypes, {"shape": cluster.shape})
         last = cluster.nodes[-1]
         return replace(last, call=self._calls[key], inputs=tuple(x for x, _ in inputs), outputs=stored)
+
+
+def _is_one_kernel(a: _Cluster, b: _Cluster, stored: set[Made]) -> bool:
+    """Whether one kernel can make what b does of what a makes, going through the elements as b does."""
+    made, joined = set(a.outputs), a.joined_to(b)
+    for node in b.all_nodes:
+        for x in node.inputs:
+            if isinstance(x, Read) and x.value in made and not _is_whole(x, node):
+                return False
+    if b.end is not None and not made.isdisjoint(_values(b.end)[0 if b.nodes else 1 :]):
+        return False  # only its first operand may be no memory
+    if any(_counts_positions(n) and (b.end is not None or n.outputs[0].shape != b.shape) for n in a.nodes):
+        return False
+    if any(_seen(node, x, b.shape) is None for node, x in joined.inputs() if isinstance(x, Read)):
+        return False
+    return len(joined.values_read()) + len(stored) <= MOST_OPERANDS
 
 
 def _cluster(node: Step, layouts: dict[Made, View]) -> _Cluster | None:

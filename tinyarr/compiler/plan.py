@@ -44,11 +44,11 @@ class _Planner:
     def plan(self) -> Plan:
         self._given()
         self.layouts = layouts(self.graph)
-        self._place_parts()
-        self._order()
+        self._place_parts()  # now it is known how each value lies: layouts, parts
+        self._order()  # and what runs, and who lives how long: steps, made, last
         self._name_copies()
         self._keep()
-        self._in_place()
+        self._in_place()  # and what shares memory: `places` has what isn't in the arena, `shares` the others
         size, lives = self._arena()
         for value in self.shares:
             self.places[value] = self.places[self._root(value)]

@@ -37,7 +37,7 @@ def product(site: Site, dtype: Dtype, a: Operand, b: Operand, c: Operand, *, add
     if dtype is not dtypes.float32 or min(m, n, k) < SIDE:
         return f"product_{name}({given}, ({type_} *)({site.take_scratch(nbytes)}), {shared});"
     panels = -(-min(m, n) // SIDE)
-    held = min(-(-k // PIECE), max(6 * SHARED // (panels * PANEL), 1))
+    held = min(-(-k // PIECE), max(5 * SHARED // (panels * PANEL), 1))
     in_parts = panels * held * PANEL + site.threads * JOB * (PANEL + panels * SIDE * SIDE * 4)
     scratch = site.take_scratch(max(nbytes, in_parts))
     return (

@@ -160,7 +160,7 @@ __attribute__((noinline)) static void multiply(
     }
     for (int64_t step = 0; step < (depth + SIDE - 1) / SIDE; step++) {
         const tile_t(*x)[2] = a->tiles[step], (*y)[2] = b->tiles[step];
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) /* so that eight panels, of 256 rows, fetch all */
             fetch_float32(ahead);
         if (b_first) {
             LOAD_B(0) LOAD_A(2) MULTIPLY
@@ -184,7 +184,7 @@ __attribute__((noinline)) static void multiply(
     STORE_TILE(3, sums[16] + 16, sizeof(*sums))
 }
 
-/* The same from numbers of which some have no parts. */
+/* The same from numbers of which some have no parts: SIDE rows of a and columns of b, at most. */
 __attribute__((noinline)) static void multiply_whole(const side_t *a, int64_t row, const side_t *b, int64_t column,
     int64_t start, int64_t depth, block_t sums, int add)
 {
@@ -209,6 +209,15 @@ static void transpose_block(block_t sums)
             rows[r][j] = corners[j][r / 16][r % 16];
 }
 
+/* Where a block of c lies, whose rows (or columns) are `apart`. */
+static void fetch_block(const float *c, int64_t apart)
+{
+    for (int r = 0; r < SIDE; r++) {
+        __builtin_prefetch(c + r * apart, 1);
+        __builtin_prefetch(c + r * apart + 16, 1);
+    }
+}
+
 /* c (+)= sums, of which it has m x n. */
 __attribute__((noinline)) static void store_block(
     int64_t m, int64_t n, block_t sums, float *c, int64_t c_row, int64_t c_column, int add)
@@ -228,75 +237,100 @@ __attribute__((noinline)) static void store_block(
             }
 }
 
+/* One product: its operands, which of them has the part of a, and which comes first in the order of additions; where the
+   result goes, and how far apart there the rows of each operand are; and the panels of the smaller one, by pieces. */
+typedef struct {
+    side_t small, large;
+    int large_is_b, b_first, add;
+    float *c;
+    int64_t small_step, large_step, panels;
+    panel_t *shared;
+} product_t;
+
+/* What a job packs next, after the piece at `from`: probably of this thread's next job, where this one's was the last. */
+static ahead_float32 next_piece(const product_t *p, int64_t job, int64_t start, int64_t from, int64_t end)
+{
+    const side_t *x = &p->large;
+    int last = from + PIECE >= end;
+    int64_t first = last ? job + omp_get_num_threads() * JOB * SIDE : job, then = last ? start : from + PIECE;
+    int64_t rows = MAX(0, MIN(JOB * SIDE, x->count - first)), depth = MIN(PIECE, end - then);
+    const float *at = x->x + first * x->stride + then * x->along;
+    return x->along == 1 ? (ahead_float32){at, rows, x->stride, depth, 0}
+                         : (ahead_float32){at, rows ? depth : 0, x->along, rows, 0};
+}
+
+/* sums (+)= the product of panel i of the smaller operand and of the larger one's panel from `first` on, of one piece. */
+static void multiply_piece(const product_t *p, int64_t i, const panel_t *other, int64_t first, const panel_t *piece,
+    int64_t from, int64_t depth, block_t sums, int add, ahead_float32 *ahead)
+{
+    const side_t *small = &p->small, *large = &p->large;
+    if (piece->special || other->special) {
+        if (p->large_is_b)
+            multiply_whole(small, i * SIDE, large, first, from, depth, sums, add);
+        else
+            multiply_whole(large, first, small, i * SIDE, from, depth, sums, add);
+    } else if (p->large_is_b)
+        multiply(depth, other, piece, p->b_first, sums, add, ahead);
+    else
+        multiply(depth, piece, other, p->b_first, sums, add, ahead);
+}
+
+/* Panels of the larger operand from row `job` on, times all of the smaller one: from `start` to `end` along k. */
+static void multiply_job(const product_t *p, int64_t job, int64_t start, int64_t end, panel_t *pieces, block_t *sums)
+{
+    int64_t stop = MIN(p->large.count, job + JOB * SIDE);
+    for (int64_t from = start; from < end; from += PIECE) {
+        int64_t depth = MIN(PIECE, end - from);
+        ahead_float32 ahead = next_piece(p, job, start, from, end);
+        for (int64_t first = job; first < stop; first += SIDE)
+            pack_piece(&p->large, first, from, depth, p->large_is_b, pieces + (first - job) / SIDE);
+        for (int64_t i = 0; i < p->panels; i++)
+            for (int64_t first = job; first < stop; first += SIDE) {
+                int64_t number = (first - job) / SIDE;
+                const panel_t *other = p->shared + (from - start) / PIECE * p->panels + i;
+                float(*to)[SIDE] = sums[number * p->panels + i];
+                if (from + PIECE >= end) /* the block is stored soon */
+                    fetch_block(p->c + first * p->large_step + i * SIDE * p->small_step, MAX(p->large_step, p->small_step));
+                multiply_piece(p, i, other, first, pieces + number, from, depth, to, from > start, &ahead);
+            }
+    }
+    for (int64_t first = job; first < stop; first += SIDE)
+        for (int64_t i = 0; i < p->panels; i++) {
+            float(*made)[SIDE] = sums[(first - job) / SIDE * p->panels + i];
+            float *to = p->c + first * p->large_step + i * SIDE * p->small_step;
+            int64_t rows = MIN(SIDE, p->large.count - first), others = MIN(SIDE, p->small.count - i * SIDE);
+            if (p->large_is_b)
+                store_block(others, rows, made, to, p->small_step, p->large_step, p->add || start);
+            else
+                store_block(rows, others, made, to, p->large_step, p->small_step, p->add || start);
+        }
+}
+
 /* Called by all threads together. held: for how many pieces of the smaller operand's panels scratch has room. turned: that
    a and b have changed places, so that the bits are those of the product that was meant. */
 __attribute__((noinline, noclone)) static void product_in_parts(
     int64_t m, int64_t n, int64_t k, const float *a, int64_t a_row, int64_t a_column, const float *b, int64_t b_row,
     int64_t b_column, float *c, int64_t c_row, int64_t c_column, int add, float *scratch, int64_t held, int turned)
 {
-    int tall = m > n;
     side_t left = {a, m, a_row, a_column}, right = {b, n, b_column, b_row};
-    side_t small = tall ? right : left, large = tall ? left : right;
-    int large_is_b = large.along != 1, b_first = (large_is_b == tall) != turned;
-    int64_t large_step = tall ? c_row : c_column, small_step = tall ? c_column : c_row;
-    int64_t panels = (small.count + SIDE - 1) / SIDE;
-    panel_t *shared = (panel_t *)scratch;
-    char *own = (char *)(shared + held * panels) + omp_get_thread_num() * JOB * (sizeof(panel_t) + panels * sizeof(block_t));
-    panel_t *pieces = (panel_t *)own;
-    block_t *sums = (block_t *)(pieces + JOB);
+    int tall = m > n;
+    product_t p = {tall ? right : left, tall ? left : right, .add = add, .c = c, .shared = (panel_t *)scratch};
+    p.small_step = tall ? c_column : c_row, p.large_step = tall ? c_row : c_column;
+    p.large_is_b = p.large.along != 1, p.b_first = (p.large_is_b == tall) != turned;
+    p.panels = (p.small.count + SIDE - 1) / SIDE;
+    int64_t nbytes = JOB * (sizeof(panel_t) + p.panels * sizeof(block_t)); /* of a thread's own */
+    panel_t *pieces = (panel_t *)((char *)(p.shared + held * p.panels) + omp_get_thread_num() * nbytes);
     configure_tiles();
     for (int64_t start = 0; start < k; start += held * PIECE) {
         int64_t end = MIN(k, start + held * PIECE);
 #pragma omp for schedule(static)
-        for (int64_t part = 0; part < (end - start + PIECE - 1) / PIECE * panels; part++) {
-            int64_t from = start + part / panels * PIECE;
-            pack_piece(&small, part % panels * SIDE, from, MIN(PIECE, end - from), !large_is_b, shared + part);
+        for (int64_t i = 0; i < (end - start + PIECE - 1) / PIECE * p.panels; i++) {
+            int64_t from = start + i / p.panels * PIECE;
+            pack_piece(&p.small, i % p.panels * SIDE, from, MIN(PIECE, end - from), !p.large_is_b, p.shared + i);
         }
 #pragma omp for schedule(dynamic)
-        for (int64_t job = 0; job < large.count; job += JOB * SIDE) {
-            int64_t stop = MIN(large.count, job + JOB * SIDE);
-            for (int64_t from = start; from < end; from += PIECE) {
-                int64_t depth = MIN(PIECE, end - from);
-                for (int64_t first = job; first < stop; first += SIDE)
-                    pack_piece(&large, first, from, depth, large_is_b, pieces + (first - job) / SIDE);
-                int last = from + PIECE >= end; /* then probably this thread's next job */
-                int64_t later = last ? job + omp_get_num_threads() * JOB * SIDE : job, then = last ? start : from + PIECE;
-                int64_t rows = MIN(JOB * SIDE, large.count - later), length = MIN(PIECE, end - then);
-                ahead_float32 ahead = {large.x + later * large.stride + then * large.along, rows, large.stride, length, 0};
-                if (large.along != 1)
-                    ahead = (ahead_float32){ahead.x, rows > 0 ? length : 0, large.along, rows, 0};
-                for (int64_t i = 0; i < panels; i++)
-                    for (int64_t first = job; first < stop; first += SIDE) {
-                        const panel_t *piece = pieces + (first - job) / SIDE;
-                        const panel_t *other = shared + (from - start) / PIECE * panels + i;
-                        float(*to)[SIDE] = sums[(first - job) / SIDE * panels + i];
-                        int further = from > start;
-                        if (last)
-                            for (int r = 0; r < SIDE; r++) {
-                                const float *row = c + first * large_step + i * SIDE * small_step + r * MAX(c_row, c_column);
-                                __builtin_prefetch(row, 1);
-                                __builtin_prefetch(row + 16, 1);
-                            }
-                        if (!piece->special && !other->special)
-                            multiply(depth, large_is_b ? other : piece, large_is_b ? piece : other, b_first, to, further,
-                                &ahead);
-                        else if (large_is_b)
-                            multiply_whole(&small, i * SIDE, &large, first, from, depth, to, further);
-                        else
-                            multiply_whole(&large, first, &small, i * SIDE, from, depth, to, further);
-                    }
-            }
-            for (int64_t first = job; first < stop; first += SIDE)
-                for (int64_t i = 0; i < panels; i++) {
-                    float(*made)[SIDE] = sums[(first - job) / SIDE * panels + i];
-                    float *to = c + first * large_step + i * SIDE * small_step;
-                    int64_t larges = MIN(SIDE, large.count - first), smalls = MIN(SIDE, small.count - i * SIDE);
-                    if (large_is_b)
-                        store_block(smalls, larges, made, to, small_step, large_step, add || start);
-                    else
-                        store_block(larges, smalls, made, to, large_step, small_step, add || start);
-                }
-        }
+        for (int64_t job = 0; job < p.large.count; job += JOB * SIDE)
+            multiply_job(&p, job, start, end, pieces, (block_t *)(pieces + JOB));
     }
     __asm__ volatile("tilerelease" ::);
 }
