@@ -1,4 +1,7 @@
-"""Matrix products: packed panels for float32 and float64 (product.c); half types are widened into scratch first."""
+"""Matrix products: packed panels for float32 and float64; half types are widened into scratch first.
+
+product.c serves every processor, product_amx.c float32 on those with a matrix unit.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def product(site: Site, dtype: Dtype, a: Operand, b: Operand, c: Operand, *, add
     if dtype is not dtypes.float32 or min(m, n, k) < SIDE:
         return f"product_{name}({given}, ({type_} *)({site.take_scratch(nbytes)}), {shared});"
     panels = -(-min(m, n) // SIDE)
-    held = min(-(-k // PIECE), max(5 * SHARED // (panels * PANEL), 1))
+    held = min(-(-k // PIECE), max(5 * SHARED // (panels * PANEL), 1))  # 1.25 MiB of an L2 cache of 2
     in_parts = panels * held * PANEL + site.threads * JOB * (PANEL + panels * SIDE * SIDE * 4)
     scratch = site.take_scratch(max(nbytes, in_parts))
     return (

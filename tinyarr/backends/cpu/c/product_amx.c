@@ -323,10 +323,12 @@ __attribute__((noinline, noclone)) static void product_in_parts(
     configure_tiles();
     for (int64_t start = 0; start < k; start += held * PIECE) {
         int64_t end = MIN(k, start + held * PIECE);
+        int64_t count = (end - start + PIECE - 1) / PIECE;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < (end - start + PIECE - 1) / PIECE * p.panels; i++) {
-            int64_t from = start + i / p.panels * PIECE;
-            pack_piece(&p.small, i % p.panels * SIDE, from, MIN(PIECE, end - from), !p.large_is_b, p.shared + i);
+        for (int64_t i = 0; i < count * p.panels; i++) { /* what lies behind one another is packed so */
+            int64_t piece = p.small.along == 1 ? i % count : i / p.panels, panel = p.small.along == 1 ? i / count : i % p.panels;
+            int64_t from = start + piece * PIECE;
+            pack_piece(&p.small, panel * SIDE, from, MIN(PIECE, end - from), !p.large_is_b, p.shared + piece * p.panels + panel);
         }
 #pragma omp for schedule(dynamic)
         for (int64_t job = 0; job < p.large.count; job += JOB * SIDE)
