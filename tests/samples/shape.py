@@ -34,7 +34,8 @@ def permute_cases(draw) -> Case:
 
 def broadcast_cases(draw) -> Case:
     x, y = draw(broadcastable_shapes(2, max_side=SIDE))
-    return Case((Operand(x),), {"shape": np.broadcast_shapes(x, y)})
+    lead = draw(st.sampled_from([(), (1,), (3,)]))
+    return Case((Operand(x),), {"shape": (*lead, *np.broadcast_shapes(x, y))})
 
 
 def index_cases(draw) -> Case:

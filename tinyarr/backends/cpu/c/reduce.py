@@ -15,7 +15,7 @@ from .kernel import ON_STACK, Operand, Site, fold, indented, kernel, loop, paral
 from .source import Source
 
 PIECE = ON_STACK  # elements that are added one after another
-STRIP = 64  # neighbouring results that are made together
+STRIPS = (256, 64)  # neighbouring results that are made together: as many as leave all threads something to do
 BLOCK = 64  # rows of a strip that are added before their sum is added to the total
 FEW = 8  # results: so many threads' work is not worth sharing out more finely
 
@@ -98,10 +98,11 @@ def _pieces(site: Site, source: Source, how: _Fold, out: Operand) -> str:
 
 
 def _strips(source: Source, how: _Fold, out: Operand, width: int) -> str:
-    outer, strips = out.size // width, -(-width // STRIP)
+    strip = next((n for n in STRIPS if out.size // n >= FEW), STRIPS[-1])
+    outer, strips = out.size // width, -(-width // strip)
     length = views.size(source.shape) // out.size
-    size = f"MIN({STRIP}, {width} - first)" if width % STRIP else str(STRIP)
-    row = source.run("x_row", f"(outer * {length} + k) * {width} + first", size, min(STRIP, width), width)
+    size = f"MIN({strip}, {width} - first)" if width % strip else str(strip)
+    row = source.run("x_row", f"(outer * {length} + k) * {width} + first", size, min(strip, width), width)
     add = loop("i", size, how.join("piece[i]", "x_row[i]"), "#pragma omp simd")
     block = "\n".join([
         loop("i", size, f"piece[i] = {how.start};"),
@@ -110,8 +111,8 @@ def _strips(source: Source, how: _Fold, out: Operand, width: int) -> str:
     ])  # fmt: skip
     at = out.offset("outer", range(len(out.shape) - 1))
     body = "\n".join([
-        f"int64_t outer = job / {strips}, first = job % {strips} * {STRIP};",
-        f"{how.type} total[{STRIP}], piece[{STRIP}];",
+        f"int64_t outer = job / {strips}, first = job % {strips} * {strip};",
+        f"{how.type} total[{strip}], piece[{strip}];",
         loop("i", size, f"total[i] = {how.start};"),
         f"for (int64_t from = 0; from < {length}; from += {BLOCK}) {{\n{indented(block)}\n}}",
         loop("i", size, f"out[{at} + {out.strides[-1]} * (first + i)] = {cast('total[i]', how.dtype, out.dtype)};"),
