@@ -165,4 +165,3 @@ class _Follower:
         shown = views.reshape(self.layout(value), shape)
         is_made = shown is not None and value in part.outputs
         return is_made and np.array_equal(np.broadcast_to(operand[1], shape), self.where(value, shown)[1])
-

@@ -231,19 +231,23 @@ class _Planner:
         """
         if isinstance(step, Copy):
             return step.part is None and views.is_contiguous(step.read.view) and step.read.view.offset == 0
-        first, later = (step.first, list(step.last.inputs)) if isinstance(step, Group) else (step, [])
+        first, later = (step.first, step.last.inputs) if isinstance(step, Group) else (step, ())
         if new not in first.outputs:
             return False
-        as_it_writes = list(first.inputs)
+        as_it_writes = first.inputs
         if not is_elementwise(first):
             number = ROW_BY_ROW.get(first.call.primitive.name)
             if number is None or new is not first.outputs[0]:
                 return False
-            as_it_writes, later = [as_it_writes.pop(number)], as_it_writes
+            as_it_writes, later = first.inputs[number : number + 1], first.inputs[:number] + first.inputs[number + 1 :]
         root, shown = self._root(old), views.reshape(layout, first.call.out_shapes[0])
-        as_it_writes, later = ([x for x in xs if isinstance(x, Read) and self._root(x.value) is root]
-                               for xs in (as_it_writes, later))  # fmt: skip
-        return not later and shown is not None and all(_is_like(x.view, shown) for x in as_it_writes)
+
+        def is_of_old(x: Any) -> bool:
+            return isinstance(x, Read) and self._root(x.value) is root
+
+        if shown is None or any(map(is_of_old, later)):
+            return False
+        return all(_is_like(x.view, shown) for x in as_it_writes if is_of_old(x))
 
     def _holder(self, value: Value) -> tuple[Value, int]:
         """The value within which one is made, itself if there is none, and how many bytes from its start."""

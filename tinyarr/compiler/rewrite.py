@@ -32,8 +32,8 @@ def _with_rows(graph: Graph, lives: Lives, node: Step) -> Step:
             continue
         if gradient.call.primitive.name == "unslice":
             params, part = gradient.call.params, gradient.inputs[0]
-            rows = part.view.shape == part.value.shape and part.view.shape[1:] == shape[1:]
-            if not rows or len(part.view.shape) != len(shape) or set(params["steps"]) != {1}:
+            is_rows = part.view.shape == part.value.shape and part.view.shape[1:] == shape[1:]
+            if not is_rows or len(part.view.shape) != len(shape) or set(params["steps"]) != {1}:
                 continue
             gradient, start = _rows(graph, lives, part), params["starts"][0]
         if gradient is None or gradient.call.primitive.name != "take_gradient":

@@ -86,7 +86,7 @@ class CpuBackend:
 
     def program(self, graph: Graph, plan: Plan) -> Any | None:
         """The plan as a C library; None, with a warning, where there is no C compiler with OpenMP."""
-        from .c.library import Library  # here: who compiles nothing needs none of it
+        from .c import library  # here: who compiles nothing needs none of it
 
         try:
             c_compiler.check_openmp()
@@ -94,12 +94,12 @@ class CpuBackend:
             _warn_of_numpy(str(error))
             return None
         self._pool.give_back()  # a program works in an arena of its own
-        return Library(graph, plan, self._pool)
+        return library.Library(graph, plan, self._pool)
 
     def scratch(self, graph: Graph, plan: Plan) -> int:
-        from .c.library import scratch_of
+        from .c import library
 
-        return scratch_of(graph, plan)
+        return library.scratch_of(graph, plan)
 
     def synchronize(self) -> None:
         pass

@@ -2,8 +2,8 @@
 
    A float32 x is x1 + x2 + x3, three bfloat16, each the rest rounded. Of the nine products that make up x y the six largest
    are added; the others come to less than 2^-22 of it (Henry, Tang & Heinecke 2019, "Leveraging the bfloat16 artificial
-   intelligence datatype for higher-precision computations"). The unit adds 32 products before it adds them to a sum, so
-   that long sums err less than in product.c.
+   intelligence datatype for higher-precision computations"). The unit adds 32 products before it adds them to a sum. So
+   short sums err half as much as in product.c, and those of thousands, which it adds up in parts, up to half again as much.
 
    Infinities, NaN and what rounds to infinity have no such parts: product.c makes the blocks that they go into. Parts
    below 2^-126 are lost: what is below 2^-110 has fewer digits.
@@ -19,7 +19,8 @@
 
 #define SIDE 32
 #define PARTS 3
-#define JOB 2 /* panels */
+#define PIECE 64 /* steps that are packed together: 12 KiB of a panel */
+#define JOB 2    /* panels: their pieces, the other operand's and two blocks of sums fill the L1 cache */
 
 #define ZERO_TILE(t) __asm__ volatile("tilezero %%tmm" #t ::);
 #define LOAD_TILE(t, from, stride) \

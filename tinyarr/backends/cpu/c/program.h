@@ -26,8 +26,6 @@
 #define VECTORS 3
 #define DEPTH 256 /* of packed panels: one of a takes 8 KiB at most in float32, one of b 48 */
 #define GROUP 96  /* rows or columns of a job at most */
-#define PIECE 64 /* steps of a panel for the matrix unit: 24 KiB */
-#define PIECE 64 /* steps of a panel for the matrix unit: 24 KiB */
 #define SPREAD 16 /* steps of a tile between one prefetch and the next */
 
 /* Pairs of elements of two vectors of 16 bytes: of their first halves, and of their second. */
