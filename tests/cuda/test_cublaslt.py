@@ -16,7 +16,7 @@ def run(spec, inputs, out):
     backend = tinyarr.Device("cuda").backend
     arguments = (Input(0), Input(1), Output(0), Scratch(0), *(Input(i) for i in range(2, len(inputs))))
     plan = Plan([LibraryCall("cublaslt", spec, arguments)], (cublaslt.WORKSPACE,))
-    backend._loader.bind(plan)([x.array.data.address for x in inputs], [out.array.data.address])
+    backend.loader.bind(plan)([x.array.data.address for x in inputs], [out.array.data.address])
     return out.astype("float64").numpy()
 
 

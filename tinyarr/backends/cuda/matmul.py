@@ -21,13 +21,15 @@ Address = Input | Output | Scratch
 MOST_BLOCKS = 65535  # along the second and third axis of a grid
 
 
-@kernel("matmul", layouts="matrix")
+@kernel("matmul", layouts="matrix", out_layout="matrix")
 def matmul(inputs, outputs):
-    (x, y), (out,) = inputs, outputs
+    (x, y), (out,), (first, second) = inputs, outputs, (0, 1)
     if 0 in out.shape:
         return Plan([])
     if x.shape[-1] == 0:
         return Plan(elementwise.fill(0, (out, Output(0))))
+    if out.strides[-1] != 1 and out.shape[-1] > 1:  # it lies transposed: out^T = y^T x^T
+        x, y, out, first, second = _turned(y), _turned(x), _turned(out), 1, 0
     batch = out.shape[:-2]
     lead = [_batch_strides(operand, batch) for operand in (x, y, out)]
     axes, strides = views.merge_axes(batch, lead)
@@ -36,8 +38,8 @@ def matmul(inputs, outputs):
         offsets = [sum(i * s for i, s in zip(outer, by)) for by in strides]
         steps.append(
             product(
-                _matrix(x, offsets[0]), Input(0, offsets[0] * x.dtype.itemsize),
-                _matrix(y, offsets[1]), Input(1, offsets[1] * y.dtype.itemsize),
+                _matrix(x, offsets[0]), Input(first, offsets[0] * x.dtype.itemsize),
+                _matrix(y, offsets[1]), Input(second, offsets[1] * y.dtype.itemsize),
                 _matrix(out, offsets[2]), Output(0, offsets[2] * out.dtype.itemsize),
                 workspace=Scratch(0), batch=axes[-1], batch_strides=tuple(by[-1] for by in strides),
             )
@@ -111,6 +113,11 @@ def _matrix(operand: Operand, offset: int) -> Operand:
     """The last two axes, `offset` elements into the operand."""
     aligned = operand.aligned and offset * operand.dtype.itemsize % 16 == 0
     return Operand(operand.shape[-2:], operand.strides[-2:], operand.dtype, aligned)
+
+
+def _turned(x: Operand) -> Operand:
+    """The operand with its last two axes exchanged."""
+    return x._replace(shape=(*x.shape[:-2], *x.shape[:-3:-1]), strides=(*x.strides[:-2], *x.strides[:-3:-1]))
 
 
 def _lie(x: Operand) -> tuple[bool, int]:
