@@ -107,7 +107,7 @@ class Lowering:
         planner = planning.group_planner(first.call, last.call, stored)
         whole = planning.dense_operands(last.call)[0][0]
         if planner is not None:
-            between = _Placed(whole, Place("none"))
+            between = _Placed(whole, 0)  # in registers: no address
             out_layouts = planning.out_layouts(last.call) + ("any",) * len(kept)
             self._launch(name, planner, [between, *others, *read], [*results, *kept.values()], out_layouts)
             return
@@ -153,7 +153,7 @@ class Lowering:
         scratch = tuple(self._take(n) for n in plan.scratch)
         plan = replace(plan, steps=[self._at_line(step) for step in plan.steps])
         places = tuple(x.at for x in inputs), tuple(y.at for y in outputs)
-        operands = tuple(x.operand for x in inputs if x.at != Place("none")), tuple(y.operand for y in outputs)
+        operands = tuple(x.operand for x in inputs if isinstance(x.at, Place)), tuple(y.operand for y in outputs)
         self.tasks.append(Task(title, self._line, plan, *places, scratch, *operands))
 
     def _copy(self, source: _Placed, target: _Placed) -> None:
@@ -185,7 +185,7 @@ class Lowering:
 
     def _fitted(self, x: _Placed, layout: str) -> _Placed:
         """The operand where it suits a kernel, else a dense copy."""
-        if not isinstance(x.at, Place) or x.at == Place("none") or _suits(x, layout):
+        if not isinstance(x.at, Place) or _suits(x, layout):
             return x
         dense = self._in_scratch(x.operand.shape, x.operand.dtype)
         self._copy(x, dense)
