@@ -13,7 +13,7 @@ from ... import dtypes
 from ...dtypes import Dtype
 from . import cublaslt, elementwise, reduce
 from .matmul import product
-from .registry import Input, Launch, Operand, Output, Plan, Report, Scratch, Source, kernel
+from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Report, Scratch, Source, kernel
 from .types import TYPES, function, packed, wide
 
 MOST_THREADS = 128  # of a row whose loss is computed: more, or more loads at once by each, were slower
@@ -101,7 +101,8 @@ def _linear(inputs, outputs, ignore_index: int) -> Plan | None:
     scratch = [cublaslt.WORKSPACE, chunk * padded * x.dtype.itemsize, rows * kept.itemsize]
     scratch += [padded * channels * kept.itemsize if gradients else 0]
     scratch += [padded * channels * x.dtype.itemsize if padded > classes else 0]
-    whole, steps = Operand((padded, channels), (channels, 1), x.dtype, weight.aligned), []
+    steps: list[Launch | LibraryCall] = []
+    whole = Operand((padded, channels), (channels, 1), x.dtype, weight.aligned)
     at_weight: Address = Input(1)
     if padded > classes:
         at_weight, rest = weight_at, classes * channels
