@@ -61,13 +61,41 @@ def scaled_matmul(inputs, outputs, *, dtype):
     return Plan([LibraryCall("cublaslt", spec, arguments)], (cublaslt.WORKSPACE,))
 
 
+def _with_epilogue(inputs, out: int, epilogue: str, more: Sequence[Address]) -> Plan | None:
+    """The product of two matrices of a half type, and what the library then does to it; None where it can't."""
+    x, y = inputs[:2]
+    (m, k), n = x.shape, y.shape[1]
+    if x.dtype not in (dtypes.float16, dtypes.bfloat16) or not cublaslt.takes(x.dtype) or not m * n * k or n % 8:
+        return None
+    made = Operand((m, n), (n, 1), x.dtype)
+    step = product(x, Input(0), y, Input(1), made, Output(out), workspace=Scratch(0), epilogue=epilogue, more=more)
+    return Plan([step], (cublaslt.WORKSPACE,))
+
+
+@kernel("matmul_bias", layouts=("matrix", "matrix", "dense"))
+def matmul_bias(inputs, outputs):
+    return _with_epilogue(inputs, 0, "bias", (Input(2),))
+
+
+@kernel("matmul_bias_gelu", layouts=("matrix", "matrix", "dense"))
+def matmul_bias_gelu(inputs, outputs):
+    return _with_epilogue(inputs, 1, "gelu_aux_bias", (Input(2), Output(0)))
+
+
+@kernel("matmul_gelu_gradient", layouts=("matrix", "matrix", "dense"))
+def matmul_gelu_gradient(inputs, outputs):
+    return _with_epilogue(inputs, 0, "gelu_gradient", (Input(2),))
+
+
 def product(
     x: Operand, x_at: Address, y: Operand, y_at: Address, out: Operand, out_at: Address, *, workspace: Scratch,
-    accumulate: bool = False, batch: int = 1, batch_strides: Sequence[int] = (0, 0, 0),
+    accumulate: bool = False, batch: int = 1, batch_strides: Sequence[int] = (0, 0, 0), epilogue: str | None = None,
+    more: Sequence[Address] = (),
 ) -> Launch | LibraryCall:
     """The step out = x y (with `accumulate` out += x y) for matrices, one axis of each contiguous.
 
-    workspace: a scratch block of cublaslt.WORKSPACE bytes, where cublaslt.takes the dtype.
+    workspace: a scratch block of cublaslt.WORKSPACE bytes, where cublaslt.takes the dtype. epilogue: one of the
+    library's, and what it works on.
     """
     (m, k), n = x.shape, y.shape[1]
     if not cublaslt.takes(x.dtype):
@@ -76,9 +104,9 @@ def product(
     x_stride, y_stride, out_stride = batch_strides
     spec = cublaslt.Product(
         m, n, k, x.dtype, out.dtype, x_transposed, y_transposed, x_ld, y_ld, max(out.strides[0], n), batch, x_stride,
-        y_stride, out_stride, accumulate=accumulate, aligned=x.aligned and y.aligned and out.aligned,
+        y_stride, out_stride, accumulate=accumulate, epilogue=epilogue, aligned=x.aligned and y.aligned and out.aligned,
     )  # fmt: skip
-    return LibraryCall("cublaslt", spec, (x_at, y_at, out_at, workspace))
+    return LibraryCall("cublaslt", spec, (x_at, y_at, out_at, workspace, *more))
 
 
 def _raw(
