@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import cupy
@@ -18,6 +19,7 @@ from ... import diagnostics, views
 from ...array import Array, empty
 from ...program import Graph, Place
 from ...program import Plan as ProgramPlan
+from . import cublaslt
 from .launch import bits
 from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
 from .registry import LibraryCall
@@ -35,7 +37,8 @@ class Program:
     def __init__(self, graph: Graph, plan: ProgramPlan, backend: Any):
         self._graph, self._backend = graph, backend
         lowered = Lowering(graph, plan)
-        self.kernels: list[Task] = lowered.tasks
+        self.kernels = [self._tuned(task) for task in lowered.tasks]
+        backend.memory.give_back()
         backend.loader.compile(task.plan for task in self.kernels)
         self._launches = [(task, backend.loader.steps(task.plan)) for task in self.kernels]
         libraries = {s.name for t in self.kernels for s in t.plan.steps if isinstance(s, LibraryCall)}
@@ -83,6 +86,16 @@ class Program:
         for x, written in zip(states, self._written, strict=True):
             x.storage.version += written
         return results
+
+    def _tuned(self, task: Task) -> Task:
+        """The task with the fastest algorithms for its products."""
+        stream, allocate = self._backend.stream, self._backend.memory.allocate
+        steps = [
+            replace(step, spec=cublaslt.tune(step.spec, stream, allocate))
+            if isinstance(step, LibraryCall) and isinstance(step.spec, cublaslt.Product) else step
+            for step in task.plan.steps
+        ]  # fmt: skip
+        return replace(task, plan=replace(task.plan, steps=steps))
 
     def _take(self, nbytes: int) -> int:
         """A place in the arena behind all others."""
