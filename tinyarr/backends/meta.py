@@ -29,8 +29,20 @@ class MetaBackend:
     def to_numpy(self, array: Array):
         raise DeviceError(f"to_numpy: the tensor {array.shape} is on meta, which has shapes and no values")
 
-    def kernel(self, call) -> Kernel:
-        return Kernel(lambda inputs, outputs: None, in_place=True)
+    def kernel(self, call) -> Kernel | None:
+        """One that does nothing, where the device that this one stands for has a kernel."""
+        known = hasattr(call.primitive, "typed") or self._has_kernel(call.primitive.name)
+        return Kernel(lambda inputs, outputs: None, in_place=True) if known else None
+
+    def _has_kernel(self, name: str) -> bool:
+        like = self._device.like
+        if like is None:
+            return True
+        if like.startswith("cuda"):
+            from .cuda.planning import KERNELS
+        else:
+            from .cpu import KERNELS  # type: ignore[assignment]
+        return name in KERNELS
 
     def program(self, graph, plan) -> None:
         return None

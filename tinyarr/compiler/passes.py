@@ -1,7 +1,9 @@
 """The passes over a graph, in their order; the graph as it was traced runs too.
 
-None changes a bit of a result, but that a -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
-would give +0.
+Two alone change a bit of a result. A -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it would
+give +0. `keep_products_wide`, where a backend has kernels for it (CUDA, by its library's epilogue), leaves out the
+rounding to a half type of a product that is then converted to float32: wherever that stands in the graph, never because
+of memory or timing.
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from ..program import Graph
 from .fuse import fuse
 from .plan import plan
 from .recompute import recompute
-from .rewrite import add_rows_in_place
+from .rewrite import add_rows_in_place, keep_products_wide
 from .schedule import lift, sink
 from .simplify import common_subexpressions, dead_code
 
-SIMPLIFY = (common_subexpressions, add_rows_in_place, dead_code)
+SIMPLIFY = (common_subexpressions, add_rows_in_place, keep_products_wide, dead_code)
 ARRANGE = (sink, fuse, lift)
 PASSES = (*SIMPLIFY, *ARRANGE)
 

@@ -94,7 +94,16 @@ def _bind(step: Launch | LibraryCall, loader: Loader) -> Callable:
         driver.launchKernel(function.ptr, *shape)
 
     run.keeps = pointers, step.arguments  # type: ignore[attr-defined]  # whose addresses are in use
-    return run
+    if step.unless_same is None:
+        return run
+    source, target = step.unless_same
+
+    def run_unless_same(addresses: Sequence[Sequence[int]]) -> None:
+        inputs, outputs, _ = addresses
+        if inputs[source.number] != outputs[target.number]:
+            run(addresses)
+
+    return run_unless_same
 
 
 def _bind_library(step: LibraryCall, loader: Loader) -> Callable:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,12 +23,28 @@ MOST_BLOCKS = 65535  # along the second and third axis of a grid
 
 
 @kernel("matmul", layouts="matrix")
+@kernel("matmul_wide", layouts="matrix")
 def matmul(inputs, outputs):
     (x, y), (out,) = inputs, outputs
-    if 0 in out.shape:
-        return Plan([])
     if x.shape[-1] == 0:
         return Plan(elementwise.fill(0, (out, Output(0))))
+    return _products(x, y, out, 0, 1, accumulate=False)
+
+
+@kernel("matmul_add", layouts=("any", "matrix", "matrix"))
+def matmul_add(inputs, outputs):
+    """The library adds to what is there: c is copied to the result, unless that is where c stands."""
+    (c, x, y), (out,) = inputs, outputs
+    source, target = Input(0), Output(0)
+    copied = [replace(step, unless_same=(source, target)) for step in elementwise.copy((c, source), (out, target))]
+    added = _products(x, y, out, 1, 2, accumulate=True) if x.shape[-1] else Plan([])
+    return Plan([*copied, *added.steps], added.scratch)
+
+
+def _products(x: Operand, y: Operand, out: Operand, first: int, second: int, *, accumulate: bool) -> Plan:
+    """x y, or out + x y, for a batch of matrices. first, second: the numbers of x and y among the inputs."""
+    if 0 in out.shape:
+        return Plan([])
     batch = out.shape[:-2]
     lead = [_batch_strides(operand, batch) for operand in (x, y, out)]
     axes, strides = views.merge_axes(batch, lead)
@@ -36,10 +53,11 @@ def matmul(inputs, outputs):
         offsets = [sum(i * s for i, s in zip(outer, by)) for by in strides]
         steps.append(
             product(
-                _matrix(x, offsets[0]), Input(0, offsets[0] * x.dtype.itemsize),
-                _matrix(y, offsets[1]), Input(1, offsets[1] * y.dtype.itemsize),
+                _matrix(x, offsets[0]), Input(first, offsets[0] * x.dtype.itemsize),
+                _matrix(y, offsets[1]), Input(second, offsets[1] * y.dtype.itemsize),
                 _matrix(out, offsets[2]), Output(0, offsets[2] * out.dtype.itemsize),
-                workspace=Scratch(0), batch=axes[-1], batch_strides=tuple(by[-1] for by in strides),
+                workspace=Scratch(0), accumulate=accumulate, batch=axes[-1],
+                batch_strides=tuple(by[-1] for by in strides),
             )
         )  # fmt: skip
     return Plan(steps, (cublaslt.WORKSPACE,) if cublaslt.takes(x.dtype) else ())

@@ -81,6 +81,8 @@ class Launch:
     arguments: Input, Output, Scratch, Report, Struct, or, passed by value, NumPy scalars, and arrays as structs.
     slots: the macros that give the types of some arguments, and their numbers. Such an argument is a pointer, in place
     of which an expression may stand (slots.py).
+    unless_same: an input and an output that lie alike: where both have one address, which a plan can't know, there is
+    nothing to do.
     """
 
     source: Source
@@ -90,6 +92,7 @@ class Launch:
     arguments: tuple[Any, ...]
     shared_bytes: int = 0
     slots: tuple[tuple[str, int], ...] = ()
+    unless_same: tuple[Input, Output] | None = None
 
 
 @dataclass(frozen=True)
