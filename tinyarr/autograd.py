@@ -68,8 +68,10 @@ class _Walk:
 
     def arrive(self, edge: Edge, g: Tensor) -> None:
         """Adds `g` to the gradient of what `edge` names."""
-        self.pending[edge] = add(self.pending[edge], g) if edge in self.pending else g
         parent = edge[0]
+        if self.targets is None and isinstance(parent, Tensor) and g.array.dtype is not parent.grad_dtype:
+            g = astype(g, parent.grad_dtype)
+        self.pending[edge] = add(self.pending[edge], g) if edge in self.pending else g
         if isinstance(parent, Node) and parent.number >= self.oldest and parent not in self.queued:
             self.queued.add(parent)
             heapq.heappush(self.heap, (-parent.number, parent))
@@ -115,7 +117,7 @@ class _Walk:
         if self.targets is not None:
             self.captured[edge] = g
         else:
-            leaf.grad = _owned(g, self.shared) if leaf.grad is None else add(leaf.grad, g)
+            leaf.grad = _owned(g, self.shared) if leaf.grad is None else _accumulated(leaf.grad, g)
 
 
 def walk(
@@ -226,6 +228,15 @@ def _owned(g: Tensor, shared: set[int]) -> Tensor:
     return g
 
 
+def _accumulated(old: Tensor, g: Tensor) -> Tensor:
+    """The sum of two gradients of a leaf: in the memory of the old one, unless either has a history.
+
+    So a gradient stays where it is over many batches, and a compiled product can add to it there.
+    """
+    plain = not (recording.get() or old._requires_grad) and old.array.dtype is g.array.dtype
+    return add(old, g, out=old) if plain and is_contiguous(old.array.view) else add(old, g)
+
+
 def _hooked(hooks: Sequence[Callable] | None, g: Tensor, shared: set[int]) -> Tensor:
     """What the hooks make of a gradient, which they may keep."""
     for hook in tuple(hooks or ()):
@@ -272,9 +283,11 @@ def backward(
 ):
     """Adds d(tensor)/d(leaf) to `.grad` of every leaf with requires_grad=True that `tensor` was computed from.
 
-    `gradient`, of the tensor's shape and dtype, is what the derivative is multiplied by; needed unless the tensor
-    has one element. With `create_graph=True` the gradients can themselves be differentiated. The graph is freed unless
-    `retain_graph=True`. Raises GradientError where the tensor has no graph, or a saved value was overwritten.
+    What is added has the leaf's `grad_dtype`, and a gradient that is there already is added to in place. `gradient`, of
+    the tensor's shape and dtype, is what the derivative is multiplied by; needed unless the tensor has one element.
+    With `create_graph=True` the gradients can themselves be differentiated, and a new one is made of both. The graph is
+    freed unless `retain_graph=True`. Raises GradientError where the tensor has no graph, or a saved value was
+    overwritten.
     """
     roots = _root_gradients("backward", [tensor], [gradient])
     walk(roots, None, create_graph, create_graph if retain_graph is None else retain_graph)

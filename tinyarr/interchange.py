@@ -24,7 +24,7 @@ def _initialize(self: Tensor, data: Any, *, dtype=None, device=None, requires_gr
     self.array = _array_of(data, dtype, device)
     self.grad = self.node = self._hooks = None
     self.node_output = 0
-    self._requires_grad = False
+    self._requires_grad = self._has_wide_grad = False
     if requires_grad:
         self.requires_grad = True
 
@@ -200,12 +200,15 @@ def _reduce(self: Tensor) -> tuple:
     """What pickle and copy.deepcopy keep: the values, not the storage (whose memory belongs to a pool) nor `.grad`."""
     if self.node is not None:
         raise GradientError("copy, pickle: the tensor is a result of recorded operations: use x.detach()")
-    return _restore, (type(self), to_numpy(self), self.device, self.requires_grad)
+    return _restore, (type(self), to_numpy(self), self.device, self.requires_grad, self._has_wide_grad)
 
 
-def _restore(kind: type[Tensor], values: np.ndarray, device: Device, requires_grad: bool) -> Tensor:
+def _restore(
+    kind: type[Tensor], values: np.ndarray, device: Device, requires_grad: bool, has_wide_grad: bool = False
+) -> Tensor:
     result = result_tensor(_array_of(values, None, device), kind)
     result.requires_grad = requires_grad
+    result._has_wide_grad = has_wide_grad
     return result
 
 

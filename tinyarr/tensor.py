@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from . import views
+from . import dtypes, views
 from .array import Array
 from .device import Device
 from .dtypes import Dtype
-from .errors import GradientError, ShapeError
+from .errors import DtypeError, GradientError, ShapeError
 
 
 class Tensor:
@@ -30,13 +30,14 @@ class Tensor:
     Tensor([6., 8.])
     """
 
-    __slots__ = ("__weakref__", "_hooks", "_requires_grad", "array", "grad", "node", "node_output")
+    __slots__ = ("__weakref__", "_has_wide_grad", "_hooks", "_requires_grad", "array", "grad", "node", "node_output")
 
     array: Array
     grad: Tensor | None
     node: Any  # the tape node that computed this tensor, None for leaves
     node_output: int  # which of the node's outputs it is
     _requires_grad: bool
+    _has_wide_grad: bool  # whether `.grad` is kept in dtype.compute
     _hooks: list[Callable] | None
 
     @property
@@ -79,6 +80,32 @@ class Tensor:
         if self.node is not None and not value:
             raise GradientError("requires_grad: the tensor is a result of recorded operations: use detach()")
         self._requires_grad = value
+
+    @property
+    def grad_dtype(self) -> Dtype:
+        """The dtype in which backward keeps `.grad`: the tensor's own unless set.
+
+        A leaf of a half type that requires a gradient may have it set to float32, so that the gradients of many batches
+        add up without being rounded in between. Raises GradientError for other tensors, and where there is a gradient
+        of another dtype already, and DtypeError for other dtypes.
+        """
+        return self.array.dtype.compute if self._has_wide_grad else self.array.dtype
+
+    @grad_dtype.setter
+    def grad_dtype(self, value: Any) -> None:
+        own, wanted = self.array.dtype, dtypes.dtype(value)
+        if self.node is not None or not self._requires_grad:
+            what = "does not require a gradient" if self.node is None else "is a result of recorded operations"
+            raise GradientError(f"grad_dtype: the tensor {what}: set it on a leaf with requires_grad=True")
+        if wanted not in (own, own.compute):
+            choice = own.name if own.compute is own else f"{own.name} or {own.compute.name}"
+            raise DtypeError(f"grad_dtype: {wanted.name} came, the tensor has dtype {own.name}: use {choice}")
+        if self.grad is not None and self.grad.dtype is not wanted:
+            raise GradientError(
+                f"grad_dtype: {wanted.name} came, there is a gradient of dtype {self.grad.dtype.name}: "
+                "set it before backward(), or grad = None first"
+            )
+        self._has_wide_grad = wanted is not own
 
     @property
     def is_leaf(self) -> bool:
@@ -149,7 +176,7 @@ def result_tensor(array: Array, kind: type[Tensor] = Tensor) -> Any:
     self.node = None
     self.node_output = 0
     self._hooks = None
-    self._requires_grad = False
+    self._requires_grad = self._has_wide_grad = False
     return self
 
 

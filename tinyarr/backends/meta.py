@@ -31,12 +31,16 @@ class MetaBackend:
         raise DeviceError(f"to_numpy: the tensor {array.shape} is on meta, which has shapes and no values")
 
     def kernel(self, call) -> Kernel | None:
+        """One that does nothing, where the device that this one stands for has a kernel."""
         if self._is_cuda:
-            from .cuda.planning import planner  # which knows what that device's kernels are
+            from .cuda.planning import planner
 
-            if planner(call) is None:
-                return None
-        return Kernel(lambda inputs, outputs: None, in_place=True)
+            known = planner(call) is not None
+        else:
+            from .cpu import KERNELS
+
+            known = self._device.like is None or hasattr(call.primitive, "typed") or call.primitive.name in KERNELS
+        return Kernel(lambda inputs, outputs: None, in_place=True) if known else None
 
     def program(self, graph, plan) -> None:
         return None

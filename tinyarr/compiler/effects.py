@@ -98,16 +98,20 @@ class Before:
         self._reach = reach
         self._contents = [contents(x) for _, x in reach.containers]
         self._tensors = [
-            (i, x, x.grad, x.array, x._requires_grad) for i, (_, x) in enumerate(reach.leaves) if isinstance(x, Tensor)
+            (i, x, x.grad, x.array, x._requires_grad, x._has_wide_grad)
+            for i, (_, x) in enumerate(reach.leaves)
+            if isinstance(x, Tensor)
         ]
 
     def changes(self, tensors: list[Tensor]) -> Changes:
         """What is different now; tensors of the trace that are kept join the list."""
         gradients: dict[int, Any] = {}
-        for i, x, gradient, array, requires_grad in self._tensors:
+        for i, x, gradient, array, *flags in self._tensors:
             path = self._reach.leaves[i].path
-            if x.array is not array or x._requires_grad is not requires_grad:
-                raise TraceError(f"compile: {path} was moved, or its requires_grad set: do that outside of it")
+            if x.array is not array or [x._requires_grad, x._has_wide_grad] != flags:
+                raise TraceError(
+                    f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
+                )
             if x.grad is not gradient:
                 if x.grad is not None and not is_traced(x.grad):
                     raise TraceError(f"compile: {path}.grad was set to a tensor from outside: copy it")
@@ -132,8 +136,8 @@ class Before:
     def restore(self) -> None:
         for (_, x), old in zip(self._reach.containers, self._contents, strict=True):
             put(x, old)
-        for _, x, gradient, array, requires_grad in self._tensors:
-            x.grad, x.array, x._requires_grad = gradient, array, requires_grad
+        for _, x, gradient, array, requires_grad, has_wide_grad in self._tensors:
+            x.grad, x.array, x._requires_grad, x._has_wide_grad = gradient, array, requires_grad, has_wide_grad
 
 
 class Changes:

@@ -92,9 +92,9 @@ def _device_of(graph: Graph) -> Device | None:
 class Compiled:
     """A compiled function.
 
-    passes: what is done to its graphs; none of them changes a bit of a result. build(graph): what runs one, by default
-    the device's own program; with Interpreter, the kernels of eager mode, and so its bits. seconds: spent on making
-    programs so far.
+    passes: what is done to its graphs; passes.py names what little of it changes a result. build(graph): what runs one,
+    by default the device's own program; with Interpreter, the kernels of eager mode, and so its bits. seconds: spent on
+    making programs so far.
     """
 
     def __init__(

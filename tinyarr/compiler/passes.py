@@ -1,7 +1,9 @@
 """The passes over a graph, in their order; the graph as it was traced runs too.
 
-None changes a bit of a result, but that a -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
-would give +0; and that what goes into the epilogue of a library's product is not rounded before (epilogue.py).
+Three alone change a bit of a result. A -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
+would give +0. Where a backend's library works on a product before it stores it (CUDA), `keep_products_wide` and
+`product_epilogues` leave out the rounding to a half type of what is then worked on: wherever that stands in the graph,
+never because of memory or timing.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from .epilogue import product_epilogues
 from .fuse import fuse
 from .plan import plan
 from .recompute import recompute
-from .rewrite import add_rows_in_place
+from .rewrite import add_rows_in_place, keep_products_wide
 from .schedule import lift, sink
 from .simplify import common_subexpressions, dead_code
 
-SIMPLIFY = (common_subexpressions, add_rows_in_place, dead_code)
+SIMPLIFY = (common_subexpressions, add_rows_in_place, keep_products_wide, dead_code)
 ARRANGE = (product_epilogues, sink, fuse, lift)
 PASSES = (*SIMPLIFY, *ARRANGE)
 

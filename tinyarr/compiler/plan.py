@@ -19,10 +19,11 @@ from .lives import highest_number, is_elementwise, made_by, nbytes, values_read
 
 ALIGNMENT = 128  # bytes
 
-# Kernels that read a row of this operand to the end before they write the same row of their first result.
+# Kernels that read a row of this operand to the end before they write the same row of their first result, or an element
+# of it before the same element.
 ROW_BY_ROW = {
     "layer_norm": 0, "rms_norm": 0, "softmax": 0, "log_softmax": 0, "softmax_gradient": 0, "log_softmax_gradient": 0,
-    "cross_entropy_gradient": 1, "index_add": 0,
+    "cross_entropy_gradient": 1, "index_add": 0, "matmul_add": 0,
 }  # fmt: skip
 
 

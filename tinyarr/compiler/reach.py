@@ -44,6 +44,7 @@ class TensorKind(NamedTuple):
     place: tuple[int, int]
     type: type
     requires_grad: bool
+    grad_dtype: Dtype
     is_leaf: bool
 
 
@@ -135,7 +136,8 @@ class Reach:
         first, start = self._storages.setdefault(id(a.storage), (len(self._storages), a.offset))
         self._alive.append(a.storage)
         place = first, a.offset - start
-        self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, place, type(x), x._requires_grad, x.is_leaf))
+        gradient = x._requires_grad, x.grad_dtype, x.is_leaf
+        self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, place, type(x), *gradient))
         self.leaves.append(Leaf(path, x))
         self._visit(f"{path}.grad", x.grad)
         self._visit(f"{path}'s hooks", x._hooks)

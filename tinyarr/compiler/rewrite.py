@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from .. import views
 from ..ops.index import index_add
-from ..ops.primitive import Call
-from ..program import Graph, Node, Read, Step
-from .lives import Lives
+from ..ops.matmul import matmul_add, matmul_wide
+from ..ops.primitive import Call, Primitive
+from ..program import Graph, Node, Read, Step, Value
+from .lives import RUN_BY_RUN, Lives, is_elementwise
 
 
 def add_rows_in_place(graph: Graph) -> Graph:
@@ -51,8 +53,118 @@ def _with_rows(graph: Graph, lives: Lives, node: Step) -> Step:
 
 def _rows(graph: Graph, lives: Lives, read: Any) -> Node | None:
     """What makes a value of which nothing else is read than all of it, here."""
+    maker = _maker(graph, lives, read)
+    if maker is None:
+        return None
+    whole = views.is_contiguous(read.view) and views.size(read.view.shape) == views.size(read.value.shape)
+    return maker if whole else None
+
+
+def _maker(graph: Graph, lives: Lives, read: Any) -> Node | None:
+    """What makes a value that nothing else reads."""
     if not isinstance(read, Read) or read.value not in lives.maker or read.value in lives.kept:
         return None
     maker = graph.nodes[lives.maker[read.value]]
-    whole = views.is_contiguous(read.view) and views.size(read.view.shape) == views.size(read.value.shape)
-    return maker if isinstance(maker, Node) and whole and len(lives.readers[read.value]) == 1 else None
+    return maker if isinstance(maker, Node) and len(lives.readers[read.value]) == 1 else None
+
+
+def keep_products_wide(graph: Graph) -> Graph:
+    """A product of half types that is only converted to float32 is not rounded to the half type before.
+
+    Neither is one that is then added to what was there before it, which happens in that one's memory where nothing else
+    needs it: a library's epilogue does so almost for nothing. This is how the gradients of weights add up over batches
+    where they are kept in float32.
+    """
+    for find in _added, _converted:  # the second looks at what the first has left
+        lives, nodes = Lives(graph), list[Step | None](graph.nodes)
+        for position in range(len(nodes)):
+            found = find(graph, lives, position)
+            if found is not None:
+                gone, at, node = found
+                for other in gone:
+                    nodes[other] = None
+                nodes[at] = node
+        graph = replace(graph, nodes=[node for node in nodes if node is not None])
+    return graph
+
+
+# The positions of nodes that go, and where one takes a product's place.
+_Found = tuple[Sequence[int], int, Node]
+
+
+def _added(graph: Graph, lives: Lives, position: int) -> _Found | None:
+    """A sum with a converted product, as one call."""
+    node = graph.nodes[position]
+    if not isinstance(node, Node) or node.call.primitive.name != "add":
+        return None
+    shape, (dtype,) = node.outputs[0].shape, node.call.out_dtypes
+    for c, converted in (node.inputs, node.inputs[::-1]):
+        cast = _rows(graph, lives, converted)
+        product = _product(graph, lives, cast)
+        fits = isinstance(c, Read) and c.view.shape == shape and c.value.dtype is dtype
+        if cast is None or product is None or not fits or cast.outputs[0].shape != shape:
+            continue
+        at, x, y = product
+        # What is made later can't be added to here, and the factors, far larger than a weight, must not wait for it.
+        if lives.maker.get(c.value, -1) < at:
+            return _instead(node, matmul_add, (c, x, y), (position, lives.maker[converted.value]), at)
+    return None
+
+
+def _converted(graph: Graph, lives: Lives, position: int) -> _Found | None:
+    """A converted product, as one call, where the result is in memory anyway and not made as it is read."""
+    node = graph.nodes[position]
+    product = _product(graph, lives, node)
+    if product is None or not isinstance(node, Node) or not _is_stored(graph, lives, node.outputs[0]):
+        return None
+    at, *factors = product
+    return _instead(node, matmul_wide, factors, (position,), at)
+
+
+def _product(graph: Graph, lives: Lives, cast: Step | None) -> tuple[int, Read, Read] | None:
+    """Where x y is computed, x and y, if a node only converts that to float32, and nothing else reads it.
+
+    Where it converts the transpose, x and y are the factors of that: (x y)^T = y^T x^T.
+    """
+    if not isinstance(cast, Node) or cast.call.primitive.name != "astype":
+        return None
+    (read,), (wide,) = cast.inputs, cast.call.out_dtypes
+    product = _maker(graph, lives, read)
+    if product is None or product.call.primitive.name != "matmul":
+        return None
+    (narrow,), (x, y) = product.call.out_dtypes, product.inputs
+    if wide is narrow or wide is not narrow.compute:
+        return None
+    at, whole = lives.maker[read.value], views.contiguous(product.outputs[0].shape)
+    if read.view == whole:
+        return at, x, y
+    return (at, _transposed(y), _transposed(x)) if read.view == _exchanged(whole) else None
+
+
+def _transposed(read: Read) -> Read:
+    return Read(read.value, _exchanged(read.view))
+
+
+def _exchanged(view: views.View) -> views.View:
+    """The view with its last two axes exchanged."""
+    *lead, row, column = range(len(view.shape))
+    return views.permute(view, (*lead, column, row))
+
+
+def _instead(
+    node: Node, primitive: Primitive, inputs: Sequence[Read], gone: Sequence[int], at: int
+) -> _Found | None:
+    """The call of another primitive that makes what a node does; None where there is no kernel for it."""
+    shapes, dtypes = tuple(x.view.shape for x in inputs), tuple(x.value.dtype for x in inputs)
+    call = Call(primitive, node.call.device, shapes, dtypes, {})
+    if call.device.backend.kernel(call) is None:
+        return None
+    return gone, at, replace(node, call=call, inputs=tuple(inputs))
+
+
+def _is_stored(graph: Graph, lives: Lives, value: Value) -> bool:
+    """Whether a value is in memory however what reads it is fused."""
+    readers = [graph.nodes[position] for position in lives.readers.get(value, ())]
+    if value in lives.kept or len(readers) != 1 or not isinstance(readers[0], Node):
+        return True
+    return not is_elementwise(readers[0]) and readers[0].call.primitive.name not in RUN_BY_RUN

@@ -69,6 +69,30 @@ def _drop(x: Tensor, axis: int) -> Tensor:
     return reshape(x, shape)
 
 
+def _wide_composite(x, y):
+    return matmul(astype(x, x.dtype.compute), astype(y, y.dtype.compute))
+
+
+def _add_composite(c, x, y):
+    return c + matmul(astype(x, c.dtype), astype(y, c.dtype))
+
+
+# What compilation makes of a product of half types that is only converted to float32 (matmul_wide), or converted and
+# added to a float32 tensor of its shape (matmul_add): the product is not rounded on the way.
+matmul_wide = Primitive(
+    "matmul_wide",
+    lambda shapes, types: [(shape, types[0].compute) for shape, _ in _infer(shapes, types)],
+    inputs=("x", "y"),
+    composite=_wide_composite,
+).no_gradient()
+matmul_add = Primitive(
+    "matmul_add",
+    lambda shapes, types: [(shapes[0], types[0])],
+    inputs=("c", "x", "y"),
+    composite=_add_composite,
+).no_gradient()
+
+
 def _scaled_composite(x, weight, scale_x, scale_weight, *, dtype):
     wide = astype(x, dtypes.float32) * scale_x
     return astype(matmul(wide, matrix_transpose(astype(weight, dtypes.float32) * scale_weight)), dtype)

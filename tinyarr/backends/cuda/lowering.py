@@ -6,8 +6,9 @@ from there after. Nothing here needs CuPy or a device.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ... import eager, views
@@ -87,10 +88,7 @@ class Lowering:
             if layouts is not None:
                 inputs = [self._fitted(*x) for x in zip(inputs, layouts(call), strict=True)]
             outputs = [self._made(*y) for y in zip(step.outputs, call.out_shapes, strict=True)]
-            in_place = inputs[0].at == outputs[0].at if inputs else False
-            planner = planning.planner(call, in_place)
-            assert planner is not None, "a graph holds only what has a kernel"
-            self._launch(call.primitive.name, planner, inputs, outputs, planning.out_layouts(call))
+            self._launch(call.primitive.name, partial(planning.planner, call), inputs, outputs, _layouts(call))
 
     def _group(self, group: Group) -> None:
         """One kernel, or two where the second wants its operand in memory."""
@@ -104,26 +102,23 @@ class Lowering:
         later = zip(last.inputs[1:], last.call.in_dtypes[1:], strict=True)
         others = [self._fitted(self._read(*x), layout) for x, layout in zip(later, fit[1:], strict=True)]
         results = [self._made(*y) for y in zip(last.outputs, last.call.out_shapes, strict=True)]
-        planner = planning.group_planner(first.call, last.call, stored)
+        joined = planning.group_planner(first.call, last.call, stored)
         whole = planning.dense_operands(last.call)[0][0]
-        if planner is not None:
+        if joined is not None:
             between = _Placed(whole, 0)  # in registers: no address
-            out_layouts = planning.out_layouts(last.call) + ("any",) * len(kept)
-            self._launch(name, planner, [between, *others, *read], [*results, *kept.values()], out_layouts)
+            made = [*results, *kept.values()]
+            self._launch(name, lambda _: joined, [between, *others, *read], made, _layouts(last.call, len(kept)))
             return
-        made = [
+        apart = [
             kept[i] if i in kept else self._in_scratch(first.call.out_shapes[i], v.dtype)
             for i, v in enumerate(first.outputs)
         ]
-        alone = planning.planner(first.call), planning.planner(last.call)
-        assert None not in alone, "a graph holds only what has a kernel"
-        self._launch(first.call.primitive.name, alone[0], read, made, ("any",) * len(made))
-        seen = views.reshape(made[0].view, whole.shape)
+        alone = [partial(planning.planner, call) for call in (first.call, last.call)]
+        self._launch(first.call.primitive.name, alone[0], read, apart, ("any",) * len(apart))
+        seen = views.reshape(apart[0].view, whole.shape)
         assert seen is not None, "a layout is chosen only where all views of the value can be had"
-        between = self._fitted(
-            _Placed(replace_view(made[0].operand, seen), made[0].at), fit[0]
-        )
-        self._launch(last.call.primitive.name, alone[1], [between, *others], results, planning.out_layouts(last.call))
+        between = self._fitted(_Placed(_seen_as(apart[0].operand, seen), apart[0].at), fit[0])
+        self._launch(last.call.primitive.name, alone[1], [between, *others], results, _layouts(last.call))
 
     def _arrange(self, node: Node) -> None:
         """Joining, and placing in zeros, of what is not made in its place already."""
@@ -135,12 +130,16 @@ class Lowering:
         self._add(call.primitive.name, Plan(steps), inputs, [out])
 
     def _launch(
-        self, title: str, planner: Any, inputs: Sequence[_Placed], outputs: Sequence[_Placed], layouts: Sequence[str]
-    ) -> None:
+        self, title: str, planner_of: Callable[[bool], planning.Planner | None], inputs: Sequence[_Placed],
+        outputs: Sequence[_Placed], layouts: Sequence[str],
+    ) -> None:  # fmt: skip
+        """planner_of(in_place): whether the first output is the memory of the first input."""
         made = [
             y if _suits(y, layout) else self._in_scratch(y.operand.shape, y.operand.dtype)
             for y, layout in zip(outputs, layouts, strict=True)
         ]
+        planner = planner_of(bool(inputs) and inputs[0] == made[0])
+        assert planner is not None, "a graph holds only what has a kernel"
         plan = planner([x.operand for x in inputs], [y.operand for y in made])
         self._add(title, plan, inputs, made)
         for there, wanted in zip(made, outputs, strict=True):
@@ -157,7 +156,7 @@ class Lowering:
         self.tasks.append(Task(title, self._line, plan, *places, scratch, *operands))
 
     def _copy(self, source: _Placed, target: _Placed) -> None:
-        there = replace_view(target.operand, View(source.operand.shape, target.operand.strides, 0))
+        there = _seen_as(target.operand, View(source.operand.shape, target.operand.strides, 0))
         plan = Plan(elementwise.copy((source.operand, Input(0)), (there, Output(0))))
         self._add("copy", plan, [source], [target])
 
@@ -208,8 +207,13 @@ class Lowering:
         return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
 
 
-def replace_view(operand: Operand, view: View) -> Operand:
+def _seen_as(operand: Operand, view: View) -> Operand:
     return operand._replace(shape=view.shape, strides=view.strides)
+
+
+def _layouts(call: Any, more: int = 0) -> tuple[str, ...]:
+    """What the results of a call can be written in, and what is stored beside them."""
+    return planning.out_layouts(call) + ("any",) * more
 
 
 def _suits(x: _Placed, layout: str) -> bool:

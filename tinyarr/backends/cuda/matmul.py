@@ -22,14 +22,26 @@ MOST_BLOCKS = 65535  # along the second and third axis of a grid
 
 
 @kernel("matmul", layouts="matrix", out_layout="matrix")
+@kernel("matmul_wide", layouts="matrix", out_layout="matrix")
 def matmul(inputs, outputs):
-    (x, y), (out,), (first, second) = inputs, outputs, (0, 1)
-    if 0 in out.shape:
-        return Plan([])
+    (x, y), (out,) = inputs, outputs
     if x.shape[-1] == 0:
         return Plan(elementwise.fill(0, (out, Output(0))))
+    return _products(x, y, out, 0, 1, accumulate=False)
+
+
+@kernel("matmul_add", layouts=("any", "matrix", "matrix"), updates=True)
+def matmul_add(inputs, outputs):
+    (_, x, y), (out,) = inputs, outputs
+    return _products(x, y, out, 1, 2, accumulate=True) if x.shape[-1] else Plan([])
+
+
+def _products(x: Operand, y: Operand, out: Operand, first: int, second: int, *, accumulate: bool) -> Plan:
+    """x y, or out + x y, for a batch of matrices. first, second: the numbers of x and y among the inputs."""
+    if 0 in out.shape:
+        return Plan([])
     if out.strides[-1] != 1 and out.shape[-1] > 1:  # it lies transposed: out^T = y^T x^T
-        x, y, out, first, second = _turned(y), _turned(x), _turned(out), 1, 0
+        x, y, out, first, second = _turned(y), _turned(x), _turned(out), second, first
     batch = out.shape[:-2]
     lead = [_batch_strides(operand, batch) for operand in (x, y, out)]
     axes, strides = views.merge_axes(batch, lead)
@@ -41,7 +53,8 @@ def matmul(inputs, outputs):
                 _matrix(x, offsets[0]), Input(first, offsets[0] * x.dtype.itemsize),
                 _matrix(y, offsets[1]), Input(second, offsets[1] * y.dtype.itemsize),
                 _matrix(out, offsets[2]), Output(0, offsets[2] * out.dtype.itemsize),
-                workspace=Scratch(0), batch=axes[-1], batch_strides=tuple(by[-1] for by in strides),
+                workspace=Scratch(0), accumulate=accumulate, batch=axes[-1],
+                batch_strides=tuple(by[-1] for by in strides),
             )
         )  # fmt: skip
     return Plan(steps, (cublaslt.WORKSPACE,) if cublaslt.takes(x.dtype) else ())
