@@ -1,0 +1,95 @@
+"""The training benchmark runs, and what it compares computes the same."""
+
+import re
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from models import gpt2, llama3
+from tinyarr import Generator, Tensor
+
+ROOT = Path(__file__).parents[1]
+# Multiples of 128: a peer counts the rows that pad a vocabulary among its classes.
+GPT2 = (gpt2.GPT2, gpt2.Config(vocab_size=128, block_size=16, n_layer=2, n_head=2, n_embd=32))
+LLAMA3 = (llama3.Llama3, llama3.Config(128, 16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=48))
+TIED = (llama3.Llama3, llama3.Config(128, 16, n_layer=1, n_head=2, n_kv_head=1, n_embd=32, n_hidden=48, tied=True))
+
+
+def benchmark(*arguments):
+    command = [sys.executable, "-m", "benchmarks.train", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def numbers(printed, label):
+    [line] = [line for line in printed.splitlines() if line.startswith(label)]
+    return [float(number.replace(",", "")) for number in re.findall(r"-?[\d,]+\.?\d*", line.removeprefix(label))]
+
+
+def test_a_training_step_is_measured(tmp_path):
+    out = tmp_path / "result.txt"
+    run = benchmark("--size", "tiny", "--peer", "none", "--steps", "2", "--rounds", "1", "--accumulate", "2",
+                    "--batch-size", "2", "--seq-len", "32", "--memory-budget", "1", "--out", str(out))
+    assert (run.returncode, run.stderr) == (0, "")
+    assert out.read_text() == run.stdout
+    assert "Command: python -m benchmarks.train --size tiny --peer none" in run.stdout
+    [rate], [step] = numbers(run.stdout, "tokens/s"), numbers(run.stdout, "step, median, ms")
+    # Both are printed rounded, to 1 and to 0.1 ms.
+    assert rate == pytest.approx(2 * 2 * 32 / step * 1000, rel=0.1 / step + 1 / rate)
+    [first], [last] = numbers(run.stdout, "loss, first step"), numbers(run.stdout, "loss, last step")
+    assert last < first == pytest.approx(np.log(257), abs=0.1)  # it starts by guessing
+    assert numbers(run.stdout, "counted, GiB") < numbers(run.stdout, "memory, warm, GiB")
+    assert len(numbers(run.stdout, "tinyarr   ")) == 2
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--size", "7B"], "gpt2 has tiny, 124M, 350M, 774M, 1558M"),
+    (["--size", "tiny", "--seq-len", "65"], "tiny has 64 positions"),
+    (["--steps", "0"], "--steps 0: give 1 or more"),
+])
+def test_a_wrong_option_is_named(arguments, said):
+    run = benchmark("--peer", "none", *arguments)
+    assert run.returncode == 2
+    assert said in run.stderr
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("model_class", "config"), [GPT2, LLAMA3, TIED])
+def test_a_peer_computes_the_same_loss_and_gradients(model_class, config, recompute):
+    torch = pytest.importorskip("torch")
+    from benchmarks.peers import new_model
+
+    model = model_class(config, generator=Generator(0))
+    peer = new_model(model.name, SimpleNamespace(**asdict(config)), "cpu", recompute)
+    peer.load_state_dict({name: torch.from_numpy(t.numpy().copy()) for name, t in model.state_dict().items()})
+    batch = np.random.default_rng(1).integers(0, config.vocab_size, (2, 17))
+    loss = model.loss(Tensor(batch[:, :-1]), Tensor(batch[:, 1:]))
+    theirs = peer(torch.from_numpy(batch[:, :-1]), torch.from_numpy(batch[:, 1:]))
+    # Sums of some 32 x 128 float32 products, in two orders.
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-5)
+    loss.backward()
+    theirs.backward()
+    gradients = {name: p.grad.numpy() for name, p in peer.named_parameters()}
+    largest = max(np.abs(gradient).max() for gradient in gradients.values())
+    for name, p in model.named_parameters():
+        np.testing.assert_allclose(p.grad.numpy(), gradients[name], rtol=1e-4, atol=1e-5 * largest, err_msg=name)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [[], ["--model", "llama3", "--dtype", "bfloat16", "--checkpoint"],
+                                       ["--all-bf16", "--dtype", "bfloat16", "--accumulate", "2"]])
+def test_peers_take_their_turns(arguments):
+    pytest.importorskip("torch")
+    run = benchmark("--size", "tiny", "--peer", "torch", "torch-eager", "--steps", "2", "--rounds", "1", *arguments)
+    assert run.returncode == 0, run.stderr
+    for label in ("tokens/s", "first step, cold, s", "memory, warm, GiB"):
+        assert len(numbers(run.stdout, label)) == 5
+    ours, *theirs = numbers(run.stdout, "loss, first step")
+    # PyTorch's models count the 127 rows that pad 257 to 384 as classes, Llama's has none.
+    assert theirs == pytest.approx([ours] * 2, abs=np.log(384 / 257) + 0.1)
