@@ -192,7 +192,7 @@ def uncontracted() -> tuple[float, float]:
         steps = elementwise.plan("gelu_gradient" + flag[6:], typed, x.shape, [(x, Input(0)), (x, Input(1))],
                                  [(x, Output(0))])  # fmt: skip
         backend = tinyarr.Device(GPU).backend
-        run = backend._loader.bind(Plan(steps))
+        run = backend.loader.bind(Plan(steps))
         a, b, c = (tinyarr.randn(N, 4 * C, dtype="bfloat16", device=GPU) for _ in range(3))
         addresses = [t.array.data.address for t in (a, b, c)]
         times.append(ours(lambda: run(addresses[:2], addresses[2:])))

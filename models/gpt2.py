@@ -109,6 +109,10 @@ class GPT2(nn.Module):
             self.wte.weight[config.vocab_size :] = 0.0
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        return tinyarr.linear(self._hidden(tokens, cache), self.wte.weight)[..., : self.config.vocab_size]
+
+    def _hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the head gets: (B, T, C)."""
         T, start = tokens.shape[1], 0 if cache is None else cache.length
         end = start + T
         if self.config.block_size < end:
@@ -121,11 +125,12 @@ class GPT2(nn.Module):
             x = block(x, cache)
         if cache is not None:
             cache.advance(T)
-        return tinyarr.linear(self.ln_f(x), self.wte.weight)[..., :V]
+        return self.ln_f(x)
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy in nats a token: tokens and targets (B, T), the targets one position ahead."""
-        return tinyarr.cross_entropy(self(tokens), targets)
+        weight = self.wte.weight[: self.config.vocab_size]
+        return tinyarr.linear_cross_entropy(self._hidden(tokens), weight, targets)
 
     def new_cache(self, B: int, capacity: int) -> KVCache:
         """An empty cache for up to `capacity` positions of B sequences."""

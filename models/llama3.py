@@ -154,6 +154,14 @@ class Llama3(nn.Module):
             self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, std=std, **place)
 
     def forward(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        return tinyarr.linear(self._hidden(tokens, cache), self._head)
+
+    @property
+    def _head(self) -> Tensor:
+        return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
+
+    def _hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """What the head gets: (B, T, C)."""
         T, start = tokens.shape[1], 0 if cache is None else cache.length
         if self.config.block_size < start + T:
             raise ValueError(
@@ -165,7 +173,7 @@ class Llama3(nn.Module):
             x = layer(x, cos, sin, cache)
         if cache is not None:
             cache.advance(T)
-        return tinyarr.linear(self.norm(x), self.embed_tokens.weight if self.config.tied else self.lm_head.weight)
+        return self.norm(x)
 
     def _rotation(self, start: int, T: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """The cosines and sines of every pair's angle at positions start .. start + T: (T, D/2) each."""
@@ -176,7 +184,7 @@ class Llama3(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy in nats a token: tokens and targets (B, T), the targets one position ahead."""
-        return tinyarr.cross_entropy(self(tokens), targets)
+        return tinyarr.linear_cross_entropy(self._hidden(tokens), self._head, targets)
 
     def new_cache(self, B: int, capacity: int) -> KVCache:
         """An empty cache for up to `capacity` positions of B sequences."""

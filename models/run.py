@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, log.jsonl, checkpoint.safetensors and loss.png."""
+"""The folder of a run: config.json, log.jsonl, checkpoint.safetensors, tuning.json (on a GPU) and loss.png."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 import tinyarr
-from tinyarr import saving
+from tinyarr import saving, tuning
 
 from . import hugging_face
 from .options import Stop
 
 RUNS = Path("runs")
-FILES = ("config.json", "log.jsonl", "checkpoint.safetensors", "loss.png")
+FILES = ("config.json", "log.jsonl", "checkpoint.safetensors", "tuning.json", "loss.png")
 
 
 @dataclass
@@ -68,6 +68,11 @@ class Run:
         return self.folder / "checkpoint.safetensors"
 
     @property
+    def choices(self) -> Path:
+        """What was chosen by timing, where anything was."""
+        return self.folder / "tuning.json"
+
+    @property
     def resume_command(self) -> str:
         """What to type so that the run goes on."""
         module = f"models.{self.config['model']}"
@@ -84,14 +89,21 @@ class Run:
         tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer.state_dict().items()}
         state = json.dumps(dict(step=step, generator=generator.state_dict()))
         try:
+            if tuning.choices():  # before the state that they led to
+                tuning.save(self.choices)
             saving.save(self.checkpoint, tensors, {"state": state})
         except OSError as error:
             raise Stop(f"step {step}: {self.checkpoint} can't be written ({error.strerror}): the checkpoint before it "
                        f"is whole; make room, then: {self.resume_command}", 1) from error
 
     def load(self, model: Any, optimizer: Any = None, generator: tinyarr.Generator | None = None) -> int:
-        """Sets a model, and the rest of the state if given, to the checkpoint; returns the step that comes next."""
+        """Sets a model, and the rest of the state if given, to the checkpoint; returns the step that comes next.
+
+        What is compiled from then on takes the run's choices. Raises Stop where a file can't be read.
+        """
         try:
+            if self.choices.exists():
+                tuning.load(self.choices)
             tensors, metadata = saving.load(self.checkpoint)
         except (ValueError, OSError) as error:
             raise Stop(error) from error

@@ -364,6 +364,8 @@ def test_a_given_output_receives_the_same_bits_also_in_place(name):
             if call.primitive.view is not None:
                 continue
             plain = eager.run(call, arrays, None)
+            if plain is None:  # the composite runs, which takes no out
+                continue
             outs = [empty(o.device, o.shape[::-1], o.dtype) for o in plain]
             outs = [o.through(views.permute(o.view, tuple(range(len(o.shape)))[::-1])) for o in outs]
             eager.run(call, arrays, outs)
@@ -409,6 +411,8 @@ def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype)
     exact = in_tuple(call.primitive.composite(*wide, **call.params))
     naive = in_tuple(call.primitive.composite(*operands, **call.params))
     fused = eager.run(call, arrays, None)
+    if fused is None:  # the composite is all there is on this device
+        return
     for e, n, f in zip(exact, naive, map(result_tensor, fused)):
         assert f.dtype is n.dtype
         assert distance(f, e) <= 2 * distance(n, e)

@@ -1,4 +1,4 @@
-"""`python -m tinyarr cache`: shows the disk cache of compiled kernels; with --clear, empties it."""
+"""`python -m tinyarr cache`: shows the disk cache of compiled kernels and tuned choices; with --clear, empties it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import cache
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tinyarr", description="Tools of tinyarr.")
     commands = parser.add_subparsers(dest="command", required=True)
-    show = commands.add_parser("cache", help="show the cache of compiled kernels")
+    show = commands.add_parser("cache", help="show the cache of compiled kernels and tuned choices")
     show.add_argument("--clear", action="store_true", help="remove all of it")
     chosen = parser.parse_args()
     found = cache.files()

@@ -1,4 +1,4 @@
-"""The disk cache of compiled kernels, which processes share.
+"""The disk cache of compiled kernels and of choices made by timing, which processes share.
 
 A file ends with a digest of what comes before, so a damaged one is made again; it is written beside its place and
 renamed, so nobody sees half of it. A cache that can't be written costs time alone.
@@ -16,7 +16,7 @@ _DIGEST = hashlib.sha256().digest_size
 
 
 def folder() -> Path:
-    """Where compiled kernels are kept: $TINYARR_CACHE, else tinyarr in the user's cache folder."""
+    """Where they are kept: $TINYARR_CACHE, else tinyarr in the user's cache folder."""
     chosen = os.environ.get("TINYARR_CACHE")
     if chosen:
         return Path(chosen)

@@ -160,14 +160,15 @@ def fit(x: Any, layout: str) -> Any:
     gaps; 'dense', row-major without gaps; 'matrix', one of the last two axes contiguous and the other at least as long
     apart (what a BLAS takes, transposed or not).
     """
-    if type(x) is not Array or layout == "any":
-        return x
-    if views.size(x.shape) <= 1 and layout != "forward":  # NumPy walks backwards through a single element too
-        return x
-    return x if _suits(x.view, layout) else contiguous_copy(x)
+    return x if type(x) is not Array or suits(x.view, layout) else contiguous_copy(x)
 
 
-def _suits(view: View, layout: str) -> bool:
+def suits(view: View, layout: str) -> bool:
+    """Whether a kernel that asks for a layout takes the view as it is."""
+    if layout == "any":
+        return True
+    if views.size(view.shape) <= 1 and layout != "forward":  # NumPy walks backwards through a single element too
+        return True
     if layout == "forward":
         return not view.strides or min(view.strides) >= 0
     if layout == "dense":

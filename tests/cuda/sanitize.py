@@ -59,7 +59,7 @@ def separate_memory() -> None:
         def total_bytes(self) -> int:
             return 0
 
-    Device("cuda").backend._memory._pool = Separate()
+    Device("cuda").backend.memory._pool = Separate()
     cublaslt.is_available = cudnn.is_available = lambda: False
 
 
@@ -69,7 +69,7 @@ def launch_planted(text: str) -> None:
 
     backend, out = Device("cuda").backend, empty((64,), device="cuda")
     launch = Launch(Source(text=text), "planted", (1, 1, 1), (64, 1, 1), (Output(0),))
-    backend._loader.bind(Plan([launch]))([], [out.array.data.address])
+    backend.loader.bind(Plan([launch]))([], [out.array.data.address])
     backend.synchronize()
 
 

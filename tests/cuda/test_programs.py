@@ -149,7 +149,7 @@ def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
         kept = [ta.empty(first.outputs[i].shape, dtype=first.outputs[i].dtype, device="cuda") for i in stored]
         plan = plan_of(step)
         addresses = [operand, *others, *reads]
-        backend._loader.bind(plan)(
+        backend.loader.bind(plan)(
             [x.array.data.address if isinstance(x, Tensor) else bits(x) for x in addresses],
             [x.array.data.address for x in (*results, *kept)],
         )

@@ -122,7 +122,7 @@ def test_filled_slots_give_the_bits_of_separate_kernels(name, shape, dtype):
     results = [ta.empty(s, dtype=d, device="cuda") for s, d in zip(call.out_shapes, call.out_dtypes)]
     stored = ta.empty(product.shape, dtype=kind, device="cuda")
     addresses = [t.array.data.address for t in (*map(result_tensor, arrays), x, row)]
-    backend._loader.bind(both)(addresses, [t.array.data.address for t in (*results, stored)])
+    backend.loader.bind(both)(addresses, [t.array.data.address for t in (*results, stored)])
     expected = planned(backend, call, [product, *map(result_tensor, arrays[1:])])
     expected[0] = ta.square(expected[0])
     for found, right in zip((*results, stored), (*expected, product)):
@@ -133,5 +133,5 @@ def planned(backend, call, operands) -> list[Tensor]:
     """The results of the call's kernel, alone."""
     results = [ta.empty(s, dtype=d, device="cuda") for s, d in zip(call.out_shapes, call.out_dtypes)]
     plan = planning.planner(call)(*planning.dense_operands(call))
-    backend._loader.bind(plan)([t.array.data.address for t in operands], [t.array.data.address for t in results])
+    backend.loader.bind(plan)([t.array.data.address for t in operands], [t.array.data.address for t in results])
     return results

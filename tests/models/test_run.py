@@ -12,7 +12,7 @@ from PIL import Image
 import tinyarr
 from models.options import Stop
 from models.run import Run, check_free, environment, newest, saved_options
-from tinyarr import saving
+from tinyarr import saving, tuning
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"size": "tiny", "steps": 3, "text": None, "lr": 0.1}
@@ -64,7 +64,7 @@ def test_runs_that_start_at_once_get_a_folder_each():
     assert sorted(process.communicate()[0] for process in started) == [b"runs/1\n", b"runs/2\n", b"runs/3\n"]
 
 
-@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.safetensors", "loss.png"])
+@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.safetensors", "tuning.json", "loss.png"])
 def test_a_folder_that_holds_any_file_of_a_run_is_not_taken(folder, name):
     (folder / "mine").mkdir()
     (folder / "mine" / name).write_text("precious")
@@ -155,6 +155,22 @@ def test_a_damaged_checkpoint_is_told_in_words():
     run = saved()
     run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-3])
     with pytest.raises(Stop, match=r"checkpoint\.safetensors"):
+        run.load(State(0))
+
+
+def test_a_run_keeps_the_choices_made_by_timing_and_brings_them_back(folder, monkeypatch):
+    monkeypatch.setenv("TINYARR_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(tuning, "_choices", {})
+    assert not saved("without").choices.exists()
+    tuning.record("a product", "its algorithm")
+    run = saved("run")
+    for file in (folder / "cache").iterdir():
+        file.unlink()
+    monkeypatch.setattr(tuning, "_choices", {"a product": "another"})
+    Run.open("run").load(State(0))
+    assert tuning.choices() == {"a product": "its algorithm"}
+    run.choices.write_text("{")
+    with pytest.raises(Stop, match=r"run/tuning\.json is damaged .*bring it back, or remove it"):
         run.load(State(0))
 
 

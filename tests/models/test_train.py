@@ -18,7 +18,7 @@ from models.gpt2 import GPT2, Config
 from models.options import TrainOptions, main
 from models.progress import Progress
 from models.run import Run
-from tinyarr import saving
+from tinyarr import saving, tuning
 from tinyarr.data import write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -144,6 +144,23 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monk
     assert message.endswith(" -m models.gpt2 train --resume part")
     assert command("train --resume part") == 0
     assert files("part") == files("whole")
+
+
+def test_a_resumed_run_has_its_choices_before_anything_is_compiled(quick, monkeypatch, folder):
+    monkeypatch.setenv("TINYARR_CACHE", str(folder / "cache"))
+    monkeypatch.setattr(tuning, "_choices", {"a product": "its algorithm"})
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, ctrl_c)
+        command(f"train {SMALL} --out part")
+    seen, make = [], train.make_programs
+
+    def noting(program):
+        return lambda *args: (seen.append(tuning.choices()), program(*args))[1]
+
+    monkeypatch.setattr(train, "make_programs", lambda *args: train.Programs(*map(noting, make(*args))))
+    monkeypatch.setattr(tuning, "_choices", {})
+    assert command("train --resume part") == 0
+    assert seen and all(choices == {"a product": "its algorithm"} for choices in seen)
 
 
 def test_ctrl_c_in_a_validation_leaves_it_and_loses_nothing(quick, monkeypatch, capsys):

@@ -10,6 +10,8 @@ from tests.samples.record import NUMBERS, SAMPLES, SIDE, Case, Operand, Sample, 
 from tinyarr import Tensor, zeros
 from tinyarr.dtypes import FLOAT8, bfloat16, float8_e4m3fn, float32
 from tinyarr.errors import DtypeError, ShapeError
+from tinyarr.ops.epilogue import matmul_bias, matmul_bias_gelu, matmul_gelu_gradient
+from tinyarr.ops.primitive import apply
 from tinyarr.testing import broadcastable_shapes
 
 
@@ -64,3 +66,39 @@ SAMPLES["scaled_matmul"] = Sample(
         refused(lambda: tinyarr.scaled_matmul(eight, eight, eight, one), DtypeError, "scale_x", "0-d float32"),
     ),
 )
+
+
+def epilogue_cases(more) -> st.SearchStrategy:
+    def case(draw) -> Case:
+        m, k, n = (draw(st.integers(0, SIDE)) for _ in range(3))
+        return Case((Operand((m, k)), Operand((k, n)), Operand(more(m, n))))
+
+    return cases_of(case)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_slope(x: np.ndarray) -> np.ndarray:
+    t = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * x**2)
+
+
+FLOATS = tuple(d for d in NUMBERS if d.is_float)
+for primitive, reference, more in (
+    (matmul_bias, lambda x, y, bias: x @ y + bias, lambda m, n: (n,)),
+    (matmul_bias_gelu, lambda x, y, bias: (x @ y + bias, gelu(x @ y + bias)), lambda m, n: (n,)),
+    (matmul_gelu_gradient, lambda x, y, before: (x @ y) * gelu_slope(before), lambda m, n: (m, n)),
+):
+    SAMPLES[primitive.name] = Sample(
+        lambda x, y, z, primitive=primitive: apply(primitive, x.detach(), y.detach(), z.detach()),
+        reference,
+        epilogue_cases(more),
+        takes=FLOATS,
+        roundings=lambda x, *_: x.shape[-1] + 12,
+        scale=lambda x, y, z: 1.2 * (np.abs(x) @ np.abs(y)) + np.abs(z),  # no slope of GELU is larger
+        precision=lambda dtype: dtype,
+        refuses=(),
+        large=Case((Operand((64, 128)), Operand((128, 96)), Operand(more(64, 96)))),
+    )

@@ -13,6 +13,7 @@ from .base import Kernel, MemoryStats
 class MetaBackend:
     def __init__(self, device: Device):
         self._device = device
+        self._is_cuda = (device.like or "").startswith("cuda")
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         return Array(Storage(None, nbytes, self._device), dtype, shape, strides, 0)
@@ -32,15 +33,23 @@ class MetaBackend:
     def copy_to_host_async(self, array: Array) -> None:
         raise DeviceError(f"copy_to_host_async: the tensor {array.shape} is on meta, which has shapes and no values")
 
-    def kernel(self, call) -> Kernel:
+    def kernel(self, call) -> Kernel | None:
+        if self._is_cuda:
+            from .cuda.planning import planner  # which knows what that device's kernels are
+
+            if planner(call) is None:
+                return None
         return Kernel(lambda inputs, outputs: None, in_place=True)
 
     def program(self, graph, plan) -> None:
         return None
 
     def scratch(self, graph, plan) -> int:
-        """As on the CPU; for CUDA, where kernels plan theirs one by one, not known before."""
-        return Device("cpu").backend.scratch(graph, plan) if self._device.like == "cpu" else 0
+        if self._is_cuda:
+            from .cuda.lowering import Lowering
+
+            return Lowering(graph, plan).scratch
+        return Device("cpu").backend.scratch(graph, plan)
 
     def synchronize(self) -> None:
         pass

@@ -1,7 +1,7 @@
 """The passes over a graph, in their order; the graph as it was traced runs too.
 
 None changes a bit of a result, but that a -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
-would give +0.
+would give +0; and that what goes into the epilogue of a library's product is not rounded before (epilogue.py).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..program import Graph
+from .epilogue import product_epilogues
 from .fuse import fuse
 from .plan import plan
 from .recompute import recompute
@@ -17,7 +18,7 @@ from .schedule import lift, sink
 from .simplify import common_subexpressions, dead_code
 
 SIMPLIFY = (common_subexpressions, add_rows_in_place, dead_code)
-ARRANGE = (sink, fuse, lift)
+ARRANGE = (product_epilogues, sink, fuse, lift)
 PASSES = (*SIMPLIFY, *ARRANGE)
 
 

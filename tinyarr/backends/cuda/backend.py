@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,12 +15,16 @@ from ...array import Array
 from ...cuda import warn_if_missing
 from ...device import Device
 from ...dtypes import Dtype
+from ...program import Graph
+from ...program import Plan as ProgramPlan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
 from .host_copies import HostCopies, HostCopy
 from .launch import Loader, bits
-from .memory import Memory
+from .lowering import Lowering
+from .memory import Arena, Memory
+from .program import Program
 from .registry import Input, Operand, Output, Plan
 from .reports import Reports
 
@@ -42,19 +47,21 @@ class CudaBackend:
 
     def __init__(self, device: Device):
         self.device = device
-        self._memory = Memory(device)
+        self.memory = Memory(device)
         with cupy.cuda.Device(device.index):
             self.stream = cupy.cuda.Stream(non_blocking=True)
             self._reports = Reports()
             capability = cupy.cuda.Device(device.index).compute_capability
-        self._loader = Loader(f"sm_{capability}", self.stream, self._memory, self._reports)
+        self.loader = Loader(f"sm_{capability}", self.stream, self.memory, self._reports)
+        self.arena = Arena(self.memory)
+        self.lock = threading.Lock()  # of who launches what belongs together
         self._copies: dict[tuple, Callable] = {}
         self._staged: list[tuple[Any, Any]] = []
         self._on_host = HostCopies()
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
-        self._enter()
-        return Array(self._memory.allocate(nbytes), dtype, shape, strides, 0)
+        self.enter()
+        return Array(self.memory.allocate(nbytes), dtype, shape, strides, 0)
 
     def handle(self, array: Array) -> Handle:
         return Handle(array.storage.memory.ptr + array.offset * array.dtype.itemsize, array.strides)
@@ -62,32 +69,42 @@ class CudaBackend:
     def copy(self, source: Array, target: Array) -> None:
         if 0 in source.shape:
             return
-        self._enter()
+        self.enter()
         x, y = source.data, target.data
         if views.is_contiguous(source.view) and views.is_contiguous(target.view):
-            runtime.memcpyAsync(y.address, x.address, source.nbytes, runtime.memcpyDeviceToDevice, self.stream.ptr)
+            self.copy_bytes(x.address, y.address, source.nbytes)
             return
         key = source.shape, source.dtype, x.layout, y.layout
         if key not in self._copies:
             operands = [Operand(source.shape, layout[0], source.dtype, layout[1]) for layout in (x.layout, y.layout)]
-            self._copies[key] = self._loader.bind(
+            self._copies[key] = self.loader.bind(
                 Plan(elementwise.copy((operands[0], Input(0)), (operands[1], Output(0))))
             )
         self._copies[key]([x.address], [y.address])
 
+    def copy_bytes(self, source: int, target: int, nbytes: int) -> None:
+        """Copies from one address on the device to another."""
+        if nbytes:
+            runtime.memcpyAsync(target, source, nbytes, runtime.memcpyDeviceToDevice, self.stream.ptr)
+
     def from_numpy(self, data: np.ndarray, target: Array) -> None:
         if not data.size:
             return
-        self._enter()
-        nbytes, to, stream = target.nbytes, target.data.address, self.stream
-        if nbytes > STAGED:
-            data = np.ascontiguousarray(data)  # the driver stages it and returns once that is done
-            runtime.memcpyAsync(to, data.ctypes.data, nbytes, runtime.memcpyHostToDevice, stream.ptr)
+        self.enter()
+        if target.nbytes > STAGED:
+            data, stream = np.ascontiguousarray(data), self.stream  # the driver stages it and returns once that is done
+            runtime.memcpyAsync(
+                target.data.address, data.ctypes.data, target.nbytes, runtime.memcpyHostToDevice, stream.ptr
+            )
             stream.synchronize()
             return
-        pinned = cupy.cuda.alloc_pinned_memory(nbytes)
+        self.upload(data, target.data.address)
+
+    def upload(self, data: np.ndarray, to: int) -> None:
+        """Copies a few elements to an address on the device, through pinned memory: the data may change at once."""
+        pinned = cupy.cuda.alloc_pinned_memory(data.nbytes)
         np.copyto(np.frombuffer(pinned, data.dtype, data.size).reshape(data.shape), data)
-        runtime.memcpyAsync(to, pinned.ptr, nbytes, runtime.memcpyHostToDevice, stream.ptr)
+        runtime.memcpyAsync(to, pinned.ptr, data.nbytes, runtime.memcpyHostToDevice, self.stream.ptr)
         self._keep_until_copied(pinned)
 
     def _keep_until_copied(self, pinned: Any) -> Any:
@@ -102,7 +119,7 @@ class CudaBackend:
         count = views.size(array.shape)
         if not count or self._on_host.find(array):
             return
-        self._enter()
+        self.enter()
         source, pinned = self._dense(array).data.address, cupy.cuda.alloc_pinned_memory(array.nbytes)
         runtime.memcpyAsync(pinned.ptr, source, array.nbytes, runtime.memcpyDeviceToHost, self.stream.ptr)
         values = np.frombuffer(pinned, array.dtype.numpy, count).reshape(array.shape)
@@ -117,7 +134,7 @@ class CudaBackend:
         return dense
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        self._enter()
+        self.enter()
         begun = self._on_host.find(array)
         if begun is not None:
             begun.event.synchronize()
@@ -141,7 +158,7 @@ class CudaBackend:
         shapes, kinds = (*call.in_shapes, *call.out_shapes), (*call.in_dtypes, *call.out_dtypes)
         inputs_count = len(call.in_shapes)
         bound: dict[tuple, Callable] = {}
-        loader = self._loader
+        loader = self.loader
 
         def prepare(key: tuple) -> Callable:
             operands = [
@@ -152,7 +169,7 @@ class CudaBackend:
             return found
 
         def function(inputs: Sequence[Any], outputs: Sequence[Handle]) -> None:
-            self._enter()
+            self.enter()
             key = tuple([x.layout if type(x) is Handle else None for x in (*inputs, *outputs)])
             run = bound.get(key)
             if run is None:
@@ -166,14 +183,15 @@ class CudaBackend:
         return dlpack.export(self, array, **options)
 
     def from_dlpack(self, x: Any) -> Array:
-        self._enter()
+        self.enter()
         return dlpack.adopt(self, x)
 
-    def program(self, graph, plan) -> None:
-        return None
+    def program(self, graph: Graph, plan: ProgramPlan) -> Program:
+        self.enter()
+        return Program(graph, plan, self)
 
-    def scratch(self, graph: Any, plan: Any) -> int:
-        return 0  # its pool gives it, call by call
+    def scratch(self, graph: Graph, plan: ProgramPlan) -> int:
+        return Lowering(graph, plan).scratch
 
     def synchronize(self) -> None:
         """Waits for the stream, and raises OutOfBounds where a kernel reported a bad index."""
@@ -182,9 +200,9 @@ class CudaBackend:
 
     def memory_stats(self) -> MemoryStats:
         """Blocks of the pool, rounded up to 512 bytes."""
-        return self._memory.stats()
+        return self.memory.stats()
 
-    def _enter(self) -> None:
+    def enter(self) -> None:
         """Makes the device current for this thread."""
         if runtime.getDevice() != self.device.index:
             runtime.setDevice(self.device.index)

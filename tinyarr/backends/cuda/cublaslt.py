@@ -10,19 +10,28 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ... import dtypes
+from ... import dtypes, tuning
 from ...dtypes import Dtype
-from ...errors import DeviceError
+from ...errors import DeviceError, FileError
 from .registry import library
 
 MODULE = "nvmath"
 WORKSPACE = 32 * 2**20  # bytes, what NVIDIA recommends for Hopper
-MAXIMUM_CANDIDATES = 1  # eager mode takes the library's first choice
+ALIGNMENT = 512  # bytes, of what is multiplied while timing
+
+# An H100 is done with these in about 15 µs, and a launch costs the CPU nearly as much: of less, timing would tell how
+# fast the CPU is.
+LEAST_OPERATIONS = 10**10
+MOST_CANDIDATES = 8  # the best of these did GPT-2's products in bfloat16 10 to 23 % faster than the first, on an H100
+ROUNDS = 5  # in each of which every candidate is timed once, so that a change of the card's clock meets them all
+GAIN = 0.99  # the library's first choice stays where the fastest takes more than this share of its time
+DRAWN = 65_537  # random numbers, which repeat throughout an operand; a prime, so that rows differ
 
 # The library's numbers of types (cudaDataType_t) and of ways to compute (cublasComputeType_t).
 TYPES = {
@@ -31,6 +40,14 @@ TYPES = {
 }  # fmt: skip
 COMPUTE = {"float32": 68, "float64": 70, "tf32": 77}
 EPILOGUES = {None: 1, "bias": 4, "gelu": 32, "gelu_bias": 36, "gelu_aux_bias": 164, "gelu_gradient": 192}
+AUXILIARY = ("gelu_aux_bias", "gelu_gradient")  # epilogues with another matrix, which lies as the result does
+
+# cublasLtMatmulHeuristicResult_t, which begins with a cublasLtMatmulAlgo_t.
+RESULT = np.dtype(
+    [("algorithm", "V64"), ("workspace", "u8"), ("state", "i4"), ("waves", "f4"), ("reserved", "i4", 4)]
+)  # fmt: skip
+
+_FORGET = "remove the file that was loaded, or run `python -m tinyarr cache --clear`, and it is chosen again"
 
 
 class Product(NamedTuple):
@@ -120,14 +137,13 @@ class _Prepared:
         wide = np.float64 if spec.dtype is dtypes.float64 else np.float32
         self.alpha, self.beta = np.ones(1, wide), np.full(1, spec.accumulate, wide)
         self.description = lt.matmul_desc_create(COMPUTE[_compute(spec.dtype)], TYPES[dtypes.dtype(np.dtype(wide))])
-        self._kept: list[np.ndarray] = []
         attribute = lt.MatmulDescAttribute
         self._describe(attribute.TRANSA, np.int32(spec.y_transposed))
         self._describe(attribute.TRANSB, np.int32(spec.x_transposed))
         if spec.epilogue:
             self._describe(attribute.EPILOGUE, np.int32(EPILOGUES[spec.epilogue]))
             self._describe(attribute.BIAS_DATA_TYPE, np.int32(TYPES[spec.out_dtype]))
-        if spec.epilogue in ("gelu_aux_bias", "gelu_gradient"):
+        if spec.epilogue in AUXILIARY:
             self._describe(attribute.EPILOGUE_AUX_LD, np.int64(spec.out_ld))
         if spec.scaled:
             self._describe(attribute.FAST_ACCUM, np.int8(1))
@@ -135,7 +151,9 @@ class _Prepared:
         self.y = self._layout(spec.dtype, (k, n) if spec.y_transposed else (n, k), spec.y_ld, spec.y_stride)
         self.x = self._layout(spec.dtype, (m, k) if spec.x_transposed else (k, m), spec.x_ld, spec.x_stride)
         self.out = self._layout(spec.out_dtype, (n, m), spec.out_ld, spec.out_stride)
-        self.algorithm = self._recorded() if spec.algorithm else self._first()
+        self._algorithm = np.frombuffer(spec.algorithm or self.candidates(1)[0], np.uint8)
+        if spec.algorithm:
+            self._check()
 
     def _describe(self, attribute: int, value: np.generic) -> None:
         data = np.array([value])
@@ -152,18 +170,19 @@ class _Prepared:
                 self.lt.matrix_layout_set_attribute(layout, name, data.ctypes.data, data.nbytes)
         return layout
 
-    def _recorded(self) -> int:
-        assert self.spec.algorithm is not None
-        self._kept.append(np.frombuffer(self.spec.algorithm, np.uint8).copy())
-        return self._kept[-1].ctypes.data
+    def candidates(self, most: int) -> list[bytes]:
+        """The algorithms that the library thinks fastest, the best first.
 
-    def _first(self) -> int:
-        """The library's first choice, among algorithms that need no more alignment than the operands have."""
+        They need no more alignment than the operands have, and add up in the compute type.
+        """
         lt = self.lt
         preference = lt.matmul_preference_create()
         attribute = lt.MatmulPreferenceAttribute
         alignment = 16 if self.spec.aligned else self.spec.dtype.itemsize
-        wishes: list[tuple[int, np.generic]] = [(attribute.MAX_WORKSPACE_BYTES, np.uint64(WORKSPACE))]
+        wishes: list[tuple[int, np.generic]] = [
+            (attribute.MAX_WORKSPACE_BYTES, np.uint64(WORKSPACE)),
+            (attribute.REDUCTION_SCHEME_MASK, np.uint32(lt.ReductionScheme.COMPUTE_TYPE)),
+        ]
         wishes += [
             (name, np.uint32(alignment))
             for name in (
@@ -174,16 +193,35 @@ class _Prepared:
         for name, value in wishes:
             data = np.array([value])
             lt.matmul_preference_set_attribute(preference, name, data.ctypes.data, data.nbytes)
-        self._results = lt.MatmulHeuristicResult(MAXIMUM_CANDIDATES)
-        count = np.zeros(1, np.int32)
+        results, count = np.zeros(most, RESULT), np.zeros(1, np.int32)
         lt.matmul_algo_get_heuristic(
-            self.handle, self.description, self.y, self.x, self.out, self.out, preference, MAXIMUM_CANDIDATES,
-            self._results.ptr, count.ctypes.data,
+            self.handle, self.description, self.y, self.x, self.out, self.out, preference, most,
+            results.ctypes.data, count.ctypes.data,
         )  # fmt: skip
         lt.matmul_preference_destroy(preference)
-        if not count[0]:
+        found = results[: count[0]]
+        found = found[(found["state"] == 0) & (found["workspace"] <= WORKSPACE)]
+        if not len(found):
             raise DeviceError(f"matmul: cuBLASLt has no algorithm for {self.spec}: uninstall nvmath-python to go on")
-        return self._results.ptr
+        return [algorithm.tobytes() for algorithm in found["algorithm"]]
+
+    def _check(self) -> None:
+        """Raises DeviceError where the library does not take the algorithm for this product."""
+        result = np.zeros(1, RESULT)
+        try:
+            self.lt.matmul_algo_check(
+                self.handle, self.description, self.y, self.x, self.out, self.out, self._algorithm.ctypes.data,
+                result.ctypes.data,
+            )  # fmt: skip
+        except self.lt.cuBLASLtError as error:
+            reason = str(error)
+        else:
+            needed = int(result["workspace"][0])
+            if needed <= WORKSPACE:
+                return
+            reason = f"it needs {needed:,} bytes to work in"
+        spec = self.spec._replace(algorithm=None)
+        raise DeviceError(f"matmul: cuBLASLt does not take the algorithm recorded for {spec} ({reason}): {_FORGET}")
 
     def run(self, stream: int, x: int, y: int, out: int, workspace: int, *more: int) -> None:
         spec, attribute, extra = self.spec, self.lt.MatmulDescAttribute, list(more)
@@ -196,11 +234,156 @@ class _Prepared:
             self._describe(attribute.EPILOGUE_AUX_POINTER, np.uint64(extra.pop(0)))
         self.lt.matmul(
             self.handle, self.description, self.alpha.ctypes.data, y, self.y, x, self.x, self.beta.ctypes.data,
-            out, self.out, out, self.out, self.algorithm, workspace, WORKSPACE, stream,
+            out, self.out, out, self.out, self._algorithm.ctypes.data, workspace, WORKSPACE, stream,
         )  # fmt: skip
 
 
 @library("cublaslt")
 def prepare(spec: Product) -> Callable[..., None]:
     """run(stream, x, y, out, workspace, ...)"""
+    if spec.algorithm is None:
+        spec = _chosen(spec, eager=True) or spec
     return _Prepared(spec).run
+
+
+def candidates(spec: Product) -> list[bytes]:
+    """The algorithms that the library thinks fastest for a product, the best first."""
+    return _Prepared(spec._replace(algorithm=None)).candidates(MOST_CANDIDATES)
+
+
+def tune(spec: Product, stream: Any, allocate: Callable[[int], Any]) -> Product:
+    """The product with an algorithm: the one chosen before, else the fastest; a small product as it is.
+
+    stream: a CuPy stream of the current device. allocate(n) gives a storage of n bytes there, which is let go on
+    return. It is only called where candidates are timed, for operand_bytes(spec).
+    """
+    if spec.algorithm is not None:
+        return spec
+    known = _chosen(spec)
+    if known is not None or 2 * spec.batch * spec.m * spec.n * spec.k < LEAST_OPERATIONS:
+        return known or spec
+    tuning.record(_key_here(spec), _fastest(spec, stream, allocate).hex())
+    return _chosen(spec) or spec
+
+
+def key(spec: Product, version: int, card: str) -> str:
+    """All that the choice of an algorithm depends on. Algorithms belong to a version of the library."""
+    fields = " ".join(f"{n}={getattr(x, 'name', x)}" for n, x in spec._asdict().items() if n != "algorithm")
+    return f"cuBLASLt {version}, {card}, computes in {_compute(spec.dtype)}, workspace {WORKSPACE}: {fields}"
+
+
+def _key_here(spec: Product) -> str:
+    from cupy.cuda import runtime
+
+    return key(spec, *_library_and_card(runtime.getDevice()))
+
+
+@functools.cache
+def _library_and_card(device: int) -> tuple[int, str]:
+    from cupy.cuda import runtime
+    from nvmath.bindings import cublasLt
+
+    return cublasLt.get_version(), runtime.getDeviceProperties(device)["name"].decode()
+
+
+def _chosen(spec: Product, *, eager: bool = False) -> Product | None:
+    """The product with the algorithm that was chosen for it, if one was."""
+    where = _key_here(spec)
+    text = tuning.lookup(where, eager=eager)
+    if text is None:
+        return None
+    try:
+        algorithm = bytes.fromhex(text)
+    except ValueError:
+        algorithm = b""
+    if len(algorithm) != RESULT["algorithm"].itemsize:
+        raise FileError(
+            f"matmul: the choice recorded for {where} is {text!r}, not the 64 bytes of an algorithm: {_FORGET}"
+        )
+    return spec._replace(algorithm=algorithm)
+
+
+def _operands(spec: Product) -> list[tuple[Dtype, int]]:
+    """The dtype and number of elements of what a product gets, in the order of its arguments."""
+
+    def extent(rows: int, columns: int, ld: int, stride: int) -> int:
+        return (spec.batch - 1) * abs(stride) + (rows - 1) * ld + columns
+
+    m, n, k = spec.m, spec.n, spec.k
+    out = spec.out_dtype, extent(m, n, spec.out_ld, spec.out_stride)
+    found = [
+        (spec.dtype, extent(*((k, m) if spec.x_transposed else (m, k)), spec.x_ld, spec.x_stride)),
+        (spec.dtype, extent(*((n, k) if spec.y_transposed else (k, n)), spec.y_ld, spec.y_stride)),
+        out, (dtypes.uint8, WORKSPACE),
+    ]  # fmt: skip
+    if spec.scaled:
+        found += [(dtypes.float32, 1)] * 2
+    if spec.epilogue and "bias" in spec.epilogue:
+        found.append((spec.out_dtype, n))
+    if spec.epilogue in AUXILIARY:
+        found.append(out)
+    return found
+
+
+def _room(dtype: Dtype, count: int) -> int:
+    return -(-count * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+
+
+def operand_bytes(spec: Product) -> int:
+    """What all that a product gets takes together, its workspace too."""
+    return sum(_room(*operand) for operand in _operands(spec))
+
+
+def _fastest(spec: Product, stream: Any, allocate: Callable[[int], Any]) -> bytes:
+    """The algorithm that took the least time, with random operands: a card multiplies zeros faster."""
+    found = candidates(spec)
+    if len(found) == 1:
+        return found[0]
+    # A batch that is walked backwards takes as long, and begins where its memory begins.
+    spec = spec._replace(x_stride=abs(spec.x_stride), y_stride=abs(spec.y_stride))
+    block = allocate(operand_bytes(spec))
+    addresses, end = [], block.memory.ptr
+    for dtype, count in _operands(spec):
+        addresses.append(end)
+        if dtype.is_float:
+            _fill(end, dtype, count, stream)
+        end += _room(dtype, count)
+    runs = [_Prepared(spec._replace(algorithm=algorithm)).run for algorithm in found]
+    return found[_choice(_time(runs, stream, addresses))]
+
+
+def _fill(address: int, dtype: Dtype, count: int, stream: Any) -> None:
+    """Fills an operand with normal numbers."""
+    from cupy.cuda import runtime
+
+    drawn = np.random.default_rng(0).standard_normal(min(count, DRAWN)).astype(dtype.numpy)
+    runtime.memcpyAsync(address, drawn.ctypes.data, drawn.nbytes, runtime.memcpyHostToDevice, stream.ptr)
+    done, total = drawn.nbytes, count * dtype.itemsize
+    while done < total:
+        part = min(done, total - done)
+        runtime.memcpyAsync(address + done, address, part, runtime.memcpyDeviceToDevice, stream.ptr)
+        done += part
+    stream.synchronize()  # the copy reads `drawn`
+
+
+def _time(runs: Sequence[Callable[..., None]], stream: Any, addresses: Sequence[int]) -> list[float]:
+    """The milliseconds that each of some functions takes, the median of several rounds after one that warms up."""
+    import cupy
+
+    for run in runs:
+        run(stream.ptr, *addresses)
+    events = [[(cupy.cuda.Event(), cupy.cuda.Event()) for _ in runs] for _ in range(ROUNDS)]
+    for pairs in events:
+        for run, (start, end) in zip(runs, pairs, strict=True):
+            start.record(stream)
+            run(stream.ptr, *addresses)
+            end.record(stream)
+    stream.synchronize()
+    rounds = [[cupy.cuda.get_elapsed_time(*pair) for pair in pairs] for pairs in events]
+    return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+
+def _choice(milliseconds: Sequence[float]) -> int:
+    """Which to take: the fastest, or the first where that is hardly slower, so that noise decides less."""
+    least = min(milliseconds)
+    return 0 if least > GAIN * milliseconds[0] else milliseconds.index(least)

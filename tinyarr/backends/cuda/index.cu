@@ -132,6 +132,12 @@ place(int32_t *to_keys, int32_t *to_order, const int32_t *keys, const int32_t *o
 #endif
 
 #ifdef ADD
+/* What a row of the result becomes: a sum, or with UPDATE the row that is there plus the sum, rounded as it would be. */
+__device__ __forceinline__ T with_sum(T old, A sum)
+{
+    return UPDATE ? narrow<T>(widen(old) + widen(narrow<T>(sum))) : narrow<T>(sum);
+}
+
 /* out (K, N, C) += g (K, J, C) by rows, in the order of `order`, where rows with equal keys stand together. A piece is
    PIECE rows of that order. A run of equal keys inside a piece is finished there; what it has of longer runs goes to
    partial (pieces, 2, K, C): in place 0 where the run began before the piece, in place 1 where it begins in it. */
@@ -180,7 +186,7 @@ add_rows(T *out, A *partial, const T *g, const int32_t *keys, const int32_t *ord
                 T *to = out + (k * n + key) * columns + column;
 #pragma unroll
                 for (int i = 0; i < PACK; i++)
-                    to[i] = narrow<T>(total[i]);
+                    to[i] = with_sum(to[i], total[i]);
             }
 #pragma unroll
             for (int i = 0; i < PACK; i++)
@@ -221,7 +227,8 @@ join_runs(T *out, const A *partial, const int32_t *keys, int64_t count, int64_t 
             total += parts[i];
         from += 64 * stride;
     }
-    out[(k * n + key) * columns + column] = narrow<T>(total);
+    T *to = out + (k * n + key) * columns + column;
+    *to = with_sum(*to, total);
 }
 #endif
 

@@ -56,12 +56,33 @@ def take_gradient(inputs, outputs, *, axis, size, wrap):
     cleared = elementwise.fill(0, (out, Output(0)))
     if 0 in g.shape:
         return Plan(cleared)
-    outer, count, columns = views.size(out.shape[:axis]), views.size(indices.shape), views.size(out.shape[axis + 1 :])
-    sort, keys, order = _sort(indices, count, size, wrap)
+    outer, columns = views.size(out.shape[:axis]), views.size(out.shape[axis + 1 :])
+    launches, scratch = _add_rows(g, 0, indices, 1, Output(0), outer, size, columns, wrap)
+    return Plan([*cleared, *launches], scratch)
+
+
+@kernel("index_add", layouts="dense", updates=True)
+def index_add(inputs, outputs, *, start, size):
+    x, g, indices = inputs
+    if 0 in g.shape:
+        return Plan([])
+    columns = views.size(x.shape[1:])
+    target = Output(0, start * columns * x.dtype.itemsize)
+    return Plan(*_add_rows(g, 1, indices, 2, target, 1, size, columns, False, update=True))
+
+
+def _add_rows(
+    g: Operand, g_number: int, indices: Operand, indices_number: int, out: Output, outer: int, size: int, columns: int,
+    wrap: bool, *, update: bool = False,
+) -> tuple[list[Launch], tuple[int, ...]]:  # fmt: skip
+    """Launches that put the sums of rows of g in their place, and the bytes of their scratch blocks."""
+    count = views.size(indices.shape)
+    sort, keys, order = _sort(indices, Input(indices_number), count, size, wrap)
     pack = math.gcd(packed(g.dtype), columns)
     macros = (
         ("ADD", ""), ("T", TYPES[g.dtype]), ("A", wide(g.dtype)), ("I", TYPES[indices.dtype]), ("PACK", str(pack)),
         ("PIECE", str(PIECE)), ("AT_ONCE", str(AT_ONCE)), ("ALIGNED", str(int(g.aligned))),
+        ("UPDATE", str(int(update))),
     )  # fmt: skip
     source = Source((*files(g.dtype), *FILES), macros)
     pieces = -(-count // PIECE)
@@ -70,15 +91,15 @@ def take_gradient(inputs, outputs, *, axis, size, wrap):
     launches = [
         Launch(
             source, "add_rows", (pieces, -(-columns // (128 * pack)), outer), (128, 1, 1),
-            (Output(0), partial, Input(0), keys, order, *numbers),
+            (out, partial, Input(g_number), keys, order, *numbers),
         ),
         Launch(
             source, "join_runs", (pieces, -(-columns // 128), outer), (128, 1, 1),
-            (Output(0), partial, keys, *numbers),
+            (out, partial, keys, *numbers),
         ),
     ]  # fmt: skip
     scratch = (*[4 * count] * 4, 4 * 256 * _parts(count)[1], pieces * 2 * outer * columns * g.dtype.compute.itemsize)
-    return Plan([*cleared, *sort, *launches], scratch)
+    return [*sort, *launches], scratch
 
 
 def _parts(count: int) -> tuple[int, int]:
@@ -87,14 +108,16 @@ def _parts(count: int) -> tuple[int, int]:
     return part, -(-count // part)
 
 
-def _sort(indices: Operand, count: int, size: int, wrap: bool) -> tuple[list[Launch], Scratch, Scratch]:
+def _sort(
+    indices: Operand, at: Input, count: int, size: int, wrap: bool
+) -> tuple[list[Launch], Scratch, Scratch]:
     """Launches that sort the indices, and where the sorted keys and their order are; scratch blocks 0 to 4."""
     source = Source(("types.cuh", *FILES), (("SORT", ""), ("I", TYPES[indices.dtype])))
     part, blocks = _parts(count)
     grid, block, counts = (blocks, 1, 1), (1024, 1, 1), Scratch(4)
     keys, order, other_keys, other_order = (Scratch(i) for i in range(4))
     report = _outside(indices.shape, size, wrap)
-    arguments = (keys, order, Input(1), np.int64(count), np.int64(size), np.int32(wrap), report)
+    arguments = (keys, order, at, np.int64(count), np.int64(size), np.int32(wrap), report)
     launches = [Launch(source, "begin_sort", _blocks(count), (256, 1, 1), arguments)]
     for shift in range(0, size.bit_length(), 8):
         by = np.int64(count), np.int64(part), np.int32(shift)

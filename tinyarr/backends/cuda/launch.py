@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -31,12 +33,24 @@ class Loader:
         self._modules: dict[Source, Module] = {}
         self._prepared: dict[tuple, Callable] = {}
 
+    def compile(self, plans: Iterable[Plan]) -> None:
+        """Compiles what the plans need and isn't there yet, side by side."""
+        launches = [step for plan in plans for step in plan.steps if isinstance(step, Launch)]
+        sources = list(dict.fromkeys(x.source for x in launches if x.source not in self._modules))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            codes = pool.map(lambda source: compile_source(source, self._arch), sources)
+            for source, code in zip(sources, codes, strict=True):
+                self._load(source, code)
+
+    def _load(self, source: Source, code: bytes) -> Module:
+        module = self._modules[source] = Module()
+        module.load(code)
+        return module
+
     def function(self, launch: Launch) -> Any:
         module = self._modules.get(launch.source)
         if module is None:
-            module = Module()
-            module.load(compile_source(launch.source, self._arch))
-            self._modules[launch.source] = module
+            module = self._load(launch.source, compile_source(launch.source, self._arch))
         function = module.get_function(launch.function)
         if launch.shared_bytes:
             attribute = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -49,9 +63,13 @@ class Loader:
             self._prepared[key] = LIBRARIES[call.name](call.spec)
         return self._prepared[key]
 
+    def steps(self, plan: Plan) -> list[Callable[[Sequence[Sequence[int]]], None]]:
+        """Each step of a plan, to be called by one thread at a time with addresses of inputs, outputs and scratch."""
+        return [_bind(step, self) for step in plan.steps]
+
     def bind(self, plan: Plan) -> Callable[[Sequence[int], Sequence[int]], None]:
         """run(inputs, outputs): addresses (Python scalars as their 64 bits) in, the plan's steps launched."""
-        steps = [_bind(step, self) for step in plan.steps]
+        steps = self.steps(plan)
         allocate, scratch = self.memory.allocate, plan.scratch
         lock = threading.Lock()  # the arguments' memory belongs to the plan
 

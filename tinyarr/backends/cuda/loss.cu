@@ -71,7 +71,7 @@ __device__ __forceinline__ Pack<T, PACK> load_pack(const T *row, int i, int64_t 
 
 /* LOSS: writes loss and lse, the logarithm of the sum of exp, of each row. Else lse is given.
    GRADIENT: out = g (softmax(logits) - onehot(target)), which may take the logits' place; WEIGHTED: g (R) is given,
-   else it is 1. Both are 0 for ignored targets. EXACT: softmax is divided by its own sum, 1 but for rounding. */
+   else it is 1. Both are 0 for ignored targets, and out is 0 in what pads a row. EXACT: softmax is divided by its own sum, 1 but for rounding. */
 extern "C" __global__ void __launch_bounds__(THREADS)
 cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_t *targets, int64_t classes,
               int64_t stride, int64_t ignored, int64_t first_row, uint64_t *words)
@@ -125,19 +125,20 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     A s = scaled(softmax.largest);
     A weight = counted ? (WEIGHTED ? g[blockIdx.x] : (A)1) : (A)0, share = 1 / softmax.sum;
     int hit = counted ? (int)target : -1;
-    for (int i = first; i < V; i += THREADS * PACK) {
+    int end = stride;
+    for (int i = first; i < end; i += THREADS * PACK) {
         Pack<T, PACK> pack = load_pack(row, i, left);
 #pragma unroll
         EACH {
             A softmax_k = power(widen(pack.at[k]), s) * share;
             A slope = softmax_k - (i + k == hit ? (A)1 : (A)0);
-            pack.at[k] = narrow<T>(weight == 0 ? (A)0 : slope * weight);
+            pack.at[k] = narrow<T>(weight == 0 || i + k >= V ? (A)0 : slope * weight);
         }
-        if (ALIGNED && i >= 0 && i + PACK <= V)
+        if (ALIGNED && i >= 0 && i + PACK <= end)
             store(out + begin + i, pack);
         else
 #pragma unroll
-            EACH if (i + k >= 0 && i + k < V)
+            EACH if (i + k >= 0 && i + k < end)
                 out[begin + i + k] = pack.at[k];
     }
 }

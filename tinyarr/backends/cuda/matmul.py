@@ -21,13 +21,15 @@ Address = Input | Output | Scratch
 MOST_BLOCKS = 65535  # along the second and third axis of a grid
 
 
-@kernel("matmul", layouts="matrix")
+@kernel("matmul", layouts="matrix", out_layout="matrix")
 def matmul(inputs, outputs):
-    (x, y), (out,) = inputs, outputs
+    (x, y), (out,), (first, second) = inputs, outputs, (0, 1)
     if 0 in out.shape:
         return Plan([])
     if x.shape[-1] == 0:
         return Plan(elementwise.fill(0, (out, Output(0))))
+    if out.strides[-1] != 1 and out.shape[-1] > 1:  # it lies transposed: out^T = y^T x^T
+        x, y, out, first, second = _turned(y), _turned(x), _turned(out), 1, 0
     batch = out.shape[:-2]
     lead = [_batch_strides(operand, batch) for operand in (x, y, out)]
     axes, strides = views.merge_axes(batch, lead)
@@ -36,8 +38,8 @@ def matmul(inputs, outputs):
         offsets = [sum(i * s for i, s in zip(outer, by)) for by in strides]
         steps.append(
             product(
-                _matrix(x, offsets[0]), Input(0, offsets[0] * x.dtype.itemsize),
-                _matrix(y, offsets[1]), Input(1, offsets[1] * y.dtype.itemsize),
+                _matrix(x, offsets[0]), Input(first, offsets[0] * x.dtype.itemsize),
+                _matrix(y, offsets[1]), Input(second, offsets[1] * y.dtype.itemsize),
                 _matrix(out, offsets[2]), Output(0, offsets[2] * out.dtype.itemsize),
                 workspace=Scratch(0), batch=axes[-1], batch_strides=tuple(by[-1] for by in strides),
             )
@@ -59,13 +61,41 @@ def scaled_matmul(inputs, outputs, *, dtype):
     return Plan([LibraryCall("cublaslt", spec, arguments)], (cublaslt.WORKSPACE,))
 
 
+def _with_epilogue(inputs, out: int, epilogue: str, more: Sequence[Address]) -> Plan | None:
+    """The product of two matrices of a half type, and what the library then does to it; None where it can't."""
+    x, y = inputs[:2]
+    (m, k), n = x.shape, y.shape[1]
+    if x.dtype not in (dtypes.float16, dtypes.bfloat16) or not cublaslt.takes(x.dtype) or not m * n * k or n % 8:
+        return None
+    made = Operand((m, n), (n, 1), x.dtype)
+    step = product(x, Input(0), y, Input(1), made, Output(out), workspace=Scratch(0), epilogue=epilogue, more=more)
+    return Plan([step], (cublaslt.WORKSPACE,))
+
+
+@kernel("matmul_bias", layouts=("matrix", "matrix", "dense"))
+def matmul_bias(inputs, outputs):
+    return _with_epilogue(inputs, 0, "bias", (Input(2),))
+
+
+@kernel("matmul_bias_gelu", layouts=("matrix", "matrix", "dense"))
+def matmul_bias_gelu(inputs, outputs):
+    return _with_epilogue(inputs, 1, "gelu_aux_bias", (Input(2), Output(0)))
+
+
+@kernel("matmul_gelu_gradient", layouts=("matrix", "matrix", "dense"))
+def matmul_gelu_gradient(inputs, outputs):
+    return _with_epilogue(inputs, 0, "gelu_gradient", (Input(2),))
+
+
 def product(
     x: Operand, x_at: Address, y: Operand, y_at: Address, out: Operand, out_at: Address, *, workspace: Scratch,
-    accumulate: bool = False, batch: int = 1, batch_strides: Sequence[int] = (0, 0, 0),
+    accumulate: bool = False, batch: int = 1, batch_strides: Sequence[int] = (0, 0, 0), epilogue: str | None = None,
+    more: Sequence[Address] = (),
 ) -> Launch | LibraryCall:
     """The step out = x y (with `accumulate` out += x y) for matrices, one axis of each contiguous.
 
-    workspace: a scratch block of cublaslt.WORKSPACE bytes, where cublaslt.takes the dtype.
+    workspace: a scratch block of cublaslt.WORKSPACE bytes, where cublaslt.takes the dtype. epilogue: one of the
+    library's, and what it works on.
     """
     (m, k), n = x.shape, y.shape[1]
     if not cublaslt.takes(x.dtype):
@@ -74,9 +104,9 @@ def product(
     x_stride, y_stride, out_stride = batch_strides
     spec = cublaslt.Product(
         m, n, k, x.dtype, out.dtype, x_transposed, y_transposed, x_ld, y_ld, max(out.strides[0], n), batch, x_stride,
-        y_stride, out_stride, accumulate=accumulate, aligned=x.aligned and y.aligned and out.aligned,
+        y_stride, out_stride, accumulate=accumulate, epilogue=epilogue, aligned=x.aligned and y.aligned and out.aligned,
     )  # fmt: skip
-    return LibraryCall("cublaslt", spec, (x_at, y_at, out_at, workspace))
+    return LibraryCall("cublaslt", spec, (x_at, y_at, out_at, workspace, *more))
 
 
 def _raw(
@@ -111,6 +141,11 @@ def _matrix(operand: Operand, offset: int) -> Operand:
     """The last two axes, `offset` elements into the operand."""
     aligned = operand.aligned and offset * operand.dtype.itemsize % 16 == 0
     return Operand(operand.shape[-2:], operand.strides[-2:], operand.dtype, aligned)
+
+
+def _turned(x: Operand) -> Operand:
+    """The operand with its last two axes exchanged."""
+    return x._replace(shape=(*x.shape[:-2], *x.shape[:-3:-1]), strides=(*x.strides[:-2], *x.strides[:-3:-1]))
 
 
 def _lie(x: Operand) -> tuple[bool, int]:

@@ -38,6 +38,10 @@ class Memory:
         self.peak = max(self.peak, self.in_use)
         return _PooledStorage(block, nbytes, self._device, self, size)
 
+    def give_back(self) -> None:
+        """Returns to the device what nobody uses."""
+        self._pool.free_all_blocks()
+
     def stats(self) -> MemoryStats:
         return MemoryStats(self.in_use, self.peak, self._pool.total_bytes() - self.in_use)
 
@@ -51,6 +55,22 @@ class Memory:
         for storage, shape in biggest(self._device):
             lines.append(f"  {storage.nbytes / MIB:,.1f} MiB {shape}")
         return "\n".join(lines)
+
+
+class Arena:
+    """Memory that all programs of a device share, one after the other; it grows to what the largest needs."""
+
+    def __init__(self, memory: Memory):
+        self._memory = memory
+        self._block: Storage | None = None
+
+    def address(self, nbytes: int) -> int:
+        """Where `nbytes` bytes begin."""
+        if self._block is None or self._block.nbytes < nbytes:
+            self._block = None  # freed before the larger one is taken
+            self._memory.give_back()
+            self._block = self._memory.allocate(nbytes)
+        return self._block.memory.ptr
 
 
 def biggest(device: Device) -> list[tuple[Storage, str]]:

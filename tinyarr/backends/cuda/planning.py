@@ -17,8 +17,11 @@ FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, softmax, 
 Planner = Callable[[Sequence[Operand], Sequence[Operand]], Plan]
 
 
-def planner(call: Any) -> Planner | None:
-    """plan(inputs, outputs) for a call; None where its composite must serve."""
+def planner(call: Any, in_place: bool = False) -> Planner | None:
+    """plan(inputs, outputs) for a call; None where its composite must serve.
+
+    in_place: the first output is the memory of the first input.
+    """
     if hasattr(call.primitive, "typed"):
         typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
 
@@ -31,12 +34,13 @@ def planner(call: Any) -> Planner | None:
     record = KERNELS.get(call.primitive.name)
     if record is None or record.plan(*dense_operands(call), **call.params) is None:
         return None
-    plan, params = record.plan, call.params
+    plan, params, copies = record.plan, call.params, record.updates and not in_place
 
     def plan_family(inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
         found = plan(inputs, outputs, **params)
         assert found is not None, "whether there is a kernel must not depend on strides"
-        return found
+        start = elementwise.copy((inputs[0], Input(0)), (outputs[0], Output(0))) if copies else []
+        return replace(found, steps=[*start, *found.steps])
 
     return plan_family
 
@@ -91,3 +95,9 @@ def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
         return None
     each = (record.layouts,) * len(call.in_shapes) if isinstance(record.layouts, str) else record.layouts
     return lambda call: each
+
+
+def out_layouts(call: Any) -> tuple[str, ...]:
+    """What each result's strides must suit."""
+    record = None if hasattr(call.primitive, "typed") else KERNELS[call.primitive.name]
+    return ("any" if record is None else record.out_layout,) * len(call.out_shapes)

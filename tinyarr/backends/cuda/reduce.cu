@@ -32,7 +32,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(TO_OUT out, FR
         else
 #pragma unroll
             for (int k = 0; k < PACK; k++)
-                pack.at[k] = fetch<1, false>(x, row + (i + k < end ? i + k : i)).at[0];
+                if (i + k < end)  // each once: what is fetched may be stored over what it is made of
+                    pack.at[k] = fetch<1, false>(x, row + i + k).at[0];
 #pragma unroll
         for (int k = 0; k < PACK; k++)
             if (i + k < end)

@@ -111,10 +111,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Record:
-    """plan(inputs, outputs, **params) -> Plan, or None: the composite serves. layouts as in the CPU's registry."""
+    """plan(inputs, outputs, **params) -> Plan, or None: the composite serves.
+
+    layouts: what it takes its inputs in, as in the CPU's registry. out_layout: what it can write its outputs in.
+    updates: its first output has the elements of its first input before the plan runs.
+    """
 
     plan: Callable[..., Plan | None]
     layouts: tuple[str, ...] | str | None
+    out_layout: str
+    updates: bool
 
 
 KERNELS: dict[str, Record] = {}
@@ -123,15 +129,18 @@ KERNELS: dict[str, Record] = {}
 LIBRARIES: dict[str, Callable[[Any], Callable[..., None]]] = {}
 
 
-def kernel(name: str, *, layouts: tuple[str, ...] | str | None = None) -> Callable[[Callable], Callable]:
+def kernel(
+    name: str, *, layouts: tuple[str, ...] | str | None = None, out_layout: str = "dense",
+    updates: bool = False,
+) -> Callable[[Callable], Callable]:
     """Decorator: the function plans the primitive `name`.
 
     It gets the inputs' and outputs' Operands (which a primitive with any number of them lists) and the call's
-    parameters by keyword. Outputs are row-major. It returns None for operands that only the composite can serve.
+    parameters by keyword. It returns None for operands that only the composite can serve.
     """
 
     def register(function: Callable) -> Callable:
-        KERNELS[name] = Record(function, layouts)
+        KERNELS[name] = Record(function, layouts, out_layout, updates)
         return function
 
     return register

@@ -1,0 +1,186 @@
+"""A program on a GPU: its launches captured once in a CUDA graph, which each call replays.
+
+All that a program works in lies in one arena, which the programs of a device share: values, scratch, results until they
+are given away, numbers that come from Python, and copies of small state whose address changes from call to call, as
+that of a batch does. A graph holds addresses, so launches are captured when a call comes with those of the call before.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ... import diagnostics, views
+from ...array import Array, empty
+from ...program import Graph, Place
+from ...program import Plan as ProgramPlan
+from . import cublaslt
+from .launch import bits
+from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
+from .registry import LibraryCall
+
+STAGED = 32 * 2**20  # bytes; larger state is used where it is
+UNCAPTURED = ("cupy",)  # libraries that allocate, which a capture does not allow
+
+
+class Program:
+    """run(states, draws, floats), as the interpreter's, by launches.
+
+    kernels: the tasks, in order; printed, a line each.
+    """
+
+    def __init__(self, graph: Graph, plan: ProgramPlan, backend: Any):
+        self._graph, self._backend = graph, backend
+        lowered = Lowering(graph, plan)
+        self.kernels = [self._tuned(task) for task in lowered.tasks]
+        backend.memory.give_back()
+        backend.loader.compile(task.plan for task in self.kernels)
+        self._launches = [(task, backend.loader.steps(task.plan)) for task in self.kernels]
+        libraries = {s.name for t in self.kernels for s in t.plan.steps if isinstance(s, LibraryCall)}
+        self._capturable = libraries.isdisjoint(UNCAPTURED)
+        self._constants = [_aligned(x) for _, x in graph.constants]
+        self._written = [s.after is not s.before for s in graph.states]
+        self._staged: dict[int, int] = {}  # where in the arena the copy of a state is
+        self._end = _round(plan.arena + lowered.scratch)
+        self._results = [self._take(views.size(r.view.shape) * r.value.dtype.itemsize) for r in graph.results]
+        self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)))
+        self._states: list[int] = []  # addresses of the call before
+        self._before: tuple[int, ...] = ()
+        self._captured: tuple[tuple[int, ...], Any] = ((), None)
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.kernels))
+
+    @property
+    def arena(self) -> int:
+        """Bytes of the arena that the program needs."""
+        return self._end
+
+    def run(
+        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
+    ) -> list[Array]:
+        backend, graph = self._backend, self._graph
+        with backend.lock:
+            backend.enter()
+            given = [x.data.address for x in states]
+            self._stage(states, given)
+            base = backend.arena.address(self._end)
+            numbers = np.array([n for pair in draws for n in pair], np.int64).tobytes()
+            numbers += np.array(floats, np.float64).tobytes()
+            if numbers:
+                backend.upload(np.frombuffer(numbers, np.uint8), base + self._numbers)
+            for i, at in self._staged.items():
+                backend.copy_bytes(given[i], base + at, states[i].nbytes)
+            self._launch(self._addresses(base, given))
+            for i, at in self._staged.items():
+                if self._written[i]:
+                    backend.copy_bytes(base + at, given[i], states[i].nbytes)
+            results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]
+            for x, at in zip(results, self._results, strict=True):
+                backend.copy_bytes(base + at, x.data.address, x.nbytes)
+        for x, written in zip(states, self._written, strict=True):
+            x.storage.version += written
+        return results
+
+    def _tuned(self, task: Task) -> Task:
+        """The task with the fastest algorithms for its products."""
+        stream, allocate = self._backend.stream, self._backend.memory.allocate
+        steps = [
+            replace(step, spec=cublaslt.tune(step.spec, stream, allocate))
+            if isinstance(step, LibraryCall) and isinstance(step.spec, cublaslt.Product) else step
+            for step in task.plan.steps
+        ]  # fmt: skip
+        return replace(task, plan=replace(task.plan, steps=steps))
+
+    def _take(self, nbytes: int) -> int:
+        """A place in the arena behind all others."""
+        at = self._end
+        self._end += _round(nbytes)
+        return at
+
+    def _stage(self, states: Sequence[Array], given: list[int]) -> None:
+        """Finds the states that are not where they were, or where kernels load a value at a time."""
+        known = self._states or given
+        for i, (x, now, before) in enumerate(zip(states, given, known, strict=True)):
+            if ((now != before and x.nbytes <= STAGED) or now % 16) and i not in self._staged:
+                self._staged[i] = self._take(x.nbytes)
+        self._states = given
+
+    def _addresses(self, base: int, given: Sequence[int]) -> dict[str, list[int]]:
+        """Of each kind of buffer, where each of its number is."""
+        states = [base + self._staged[i] if i in self._staged else address for i, address in enumerate(given)]
+        numbers = base + self._numbers
+        return {
+            "arena": [base],
+            "state": states,
+            "constant": [x.data.address for x in self._constants],
+            "draw": [numbers + 8 * i for i in range(2 * len(self._graph.draws))],
+            "float": [numbers + 8 * (2 * len(self._graph.draws) + i) for i in range(len(self._graph.floats))],
+            "result": [base + at for at in self._results],
+        }
+
+    def _launch(self, addresses: dict[str, list[int]]) -> None:
+        """Replays the graph of these addresses; one by one where there is none yet."""
+        stream, key = self._backend.stream, tuple(itertools.chain(*addresses.values()))
+        captured, graph = self._captured
+        if diagnostics.asks("launches"):
+            self._tell(addresses)
+        elif captured == key:
+            graph.launch(stream)
+        elif self._before == key and self._capturable:
+            stream.begin_capture()
+            try:
+                self._launch_all(addresses)
+            finally:
+                graph = stream.end_capture()
+            self._captured = key, graph
+            graph.launch(stream)
+        else:
+            self._launch_all(addresses)
+        self._before = key
+
+    def _launch_all(self, addresses: dict[str, list[int]]) -> None:
+        for task, steps in self._launches:
+            _run(task, steps, addresses)
+
+    def timed(self, addresses: dict[str, list[int]]) -> list[float]:
+        """The seconds of each task, launched one by one."""
+        events = [cupy.cuda.Event() for _ in range(len(self._launches) + 1)]
+        stream = self._backend.stream
+        events[0].record(stream)
+        for (task, steps), event in zip(self._launches, events[1:], strict=True):
+            _run(task, steps, addresses)
+            event.record(stream)
+        stream.synchronize()
+        return [cupy.cuda.get_elapsed_time(*pair) / 1000 for pair in itertools.pairwise(events)]
+
+    def _tell(self, addresses: dict[str, list[int]]) -> None:
+        for seconds, task in zip(self.timed(addresses), self.kernels, strict=True):
+            diagnostics.tell("launches", f"{1e3 * seconds:9.3f} ms  {task}")
+
+
+def _run(task: Task, steps: Sequence[Any], addresses: dict[str, list[int]]) -> None:
+    def address(x: Any) -> int:
+        return addresses[x.buffer][x.number] + x.offset if type(x) is Place else bits(x)
+
+    where = [list(map(address, places)) for places in (task.inputs, task.outputs, task.scratch)]
+    for step in steps:
+        step(where)
+
+
+def _round(nbytes: int) -> int:
+    return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+
+
+def _aligned(x: Array) -> Array:
+    """The array, or a copy of it, where kernels can load 16 bytes at once."""
+    if x.data.address % 16 == 0:
+        return x
+    copied = empty(x.device, x.shape, x.dtype)
+    x.device.backend.copy(x, copied)
+    return copied
