@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,39 +68,43 @@ def train(model_class: type, options: TrainOptions) -> None:
         print(f"{run.folder}: {model.name} {options.size}, {sum(p.size for p in optimizer.parameters):,} parameters")
         before = run.records[-1]["seconds"] if run.records else 0.0
         start = time.perf_counter()
-        with Progress(first, options.steps) as progress:
-            for step in range(first, options.steps + 1):
-                loss = val_loss = lr = norm = rate = None
-                due = step % options.eval_every == 0 or step == options.steps
-                if due:
-                    val_loss = validation_loss(model, programs, corpus.validation, device, pressed)
-                    check_finite(run, step, val_loss=val_loss)
-                if due or pressed.is_set():
-                    run.save(step, model, optimizer, generator)
-                if pressed.is_set():
-                    raise Stop(f"stopped at step {step}, saved {run.checkpoint}; to go on: {run.resume_command}", 130)
+        progress = Progress(first, options.steps)
 
+        def finish(step, val_loss, lr=None, loss=None, norm=None, seconds=None):
+            """Judge a step and log it."""
+            check_finite(run, step, loss=loss, grad_norm=norm)
+            rate = seconds and tokens_per_step / seconds
+            run.log(dict(
+                step=step, loss=loss, val_loss=val_loss, lr=lr, grad_norm=norm, tokens_per_s=rate,
+                mfu=rate and mfu(rate * model.flops_per_token(options.seq_len), str(device)),
+                memory_gib=tinyarr.memory_stats(device).peak / 2**30,
+                seconds=before + time.perf_counter() - start))
+            progress.show(run.records[-1])
+
+        numbers = range(first * options.accumulate, options.steps * options.accumulate)
+        steps = Steps(programs, optimizer, one_ahead(corpus.training, numbers, device), options.accumulate, finish)
+        with progress:
+            for step in range(first, options.steps + 1):
+                val_loss = None
+                due = step % options.eval_every == 0 or step == options.steps
+                if due or pressed.is_set():
+                    steps.read()  # a checkpoint holds steps that were judged and logged, and no others
+                    if due:
+                        val_loss = validation_loss(model, programs, corpus.validation, device, pressed)
+                        check_finite(run, step, val_loss=val_loss)
+                    run.save(step, model, optimizer, generator)
+                    if pressed.is_set():
+                        raise Stop(
+                            f"stopped at step {step}, saved {run.checkpoint}; to go on: {run.resume_command}", 130)
                 if step < options.steps:
-                    began = time.perf_counter() - programs.seconds
-                    loss = add_gradients(programs, corpus.training, step, options.accumulate, device)
-                    gradient_norm = programs.gradient_norm()
-                    norm = gradient_norm.item()
-                    check_finite(run, step, loss=loss, grad_norm=norm)
-                    lr = optimizer.lr = learning_rate(step)
-                    programs.update(gradient_norm)
-                    rate = tokens_per_step / (time.perf_counter() - programs.seconds - began)
+                    steps.launch(step, learning_rate(step), val_loss)
                     if step == first and options.compile:
                         progress.note(f"compiled in {programs.seconds:.1f} s")
                 else:
                     run.export(model)
-
-                run.log(dict(
-                    step=step, loss=loss, val_loss=val_loss, lr=lr, grad_norm=norm, tokens_per_s=rate,
-                    mfu=rate and mfu(rate * model.flops_per_token(options.seq_len), str(device)),
-                    memory_gib=tinyarr.memory_stats(device).peak / 2**30,
-                    seconds=before + time.perf_counter() - start))
-                progress.show(run.records[-1])
+                    finish(step, val_loss)
                 if due:
+                    steps.read()
                     run.plot(corpus.baseline)
 
     print(f"validation loss {val_loss:.3f}" + (f"; byte 4-grams get {corpus.baseline:.3f}" if corpus.baseline else ""))
@@ -110,11 +115,11 @@ def train(model_class: type, options: TrainOptions) -> None:
 
 
 class Programs(NamedTuple):
-    """What a run computes, compiled or not. Gradients are added up batch by batch, and judged before an update."""
+    """What a run computes, compiled or not. Gradients are added up batch by batch."""
 
     add_gradient: Callable[[tinyarr.Tensor, tinyarr.Tensor], tinyarr.Tensor]  # of a batch, whose loss it returns
     gradient_norm: Callable[[], tinyarr.Tensor]
-    update: Callable[[tinyarr.Tensor], None]  # of the weights, by gradients of this norm, which it clips and forgets
+    update: Callable[[tinyarr.Tensor, Sequence[tinyarr.Tensor]], None]  # see make_programs
     loss: Callable[[tinyarr.Tensor, tinyarr.Tensor], tinyarr.Tensor]
 
     @property
@@ -124,20 +129,24 @@ class Programs(NamedTuple):
 
 
 def make_programs(model: Any, optimizer: optim.Optimizer, options: TrainOptions) -> Programs:
-    """The programs of a run; each is compiled at its first call."""
+    """The programs of a run; each is compiled at its first call.
+
+    update(norm, losses) changes the weights by the gradients, clipped by their norm, and forgets them. Where the norm
+    or a loss is not finite it leaves the weights and the optimizer's state as they are.
+    """
     accumulate, largest_norm = options.accumulate, options.clip or math.inf
 
     def add_gradient(tokens, targets):
         loss = model.loss(tokens, targets) / accumulate
         loss.backward()
-        return loss
+        return loss.detach()
 
     def gradient_norm():
         return optim.grad_norm(optimizer.parameters)
 
-    def update(norm):
+    def update(norm, losses):
         optim.clip_grad_norm(optimizer.parameters, largest_norm, norm=norm)
-        optimizer.step()
+        optimizer.step(where=tinyarr.all(tinyarr.isfinite(tinyarr.stack([norm, *losses]))))
         optimizer.zero_grad()
 
     def loss(tokens, targets):
@@ -148,13 +157,67 @@ def make_programs(model: Any, optimizer: optim.Optimizer, options: TrainOptions)
     return Programs(*map(tinyarr.compile, functions) if options.compile else functions)
 
 
-def add_gradients(programs: Programs, batches: Batches, step: int, accumulate: int, device: tinyarr.Device) -> float:
-    """Add the gradient of the mean loss over the batches of `step` to the parameters' own; returns that loss."""
-    total = 0.0
-    for number in range(step * accumulate, (step + 1) * accumulate):
-        tokens, targets = (tinyarr.Tensor(ids, device=device) for ids in batches.batch(number))
-        total += programs.add_gradient(tokens, targets).item()
-    return total
+def one_ahead(
+    batches: Batches, numbers: Iterable[int], device: tinyarr.Device
+) -> Iterator[tuple[tinyarr.Tensor, tinyarr.Tensor]]:
+    """Batches of these numbers on the device, where the next is on its way before one is used."""
+    made = (tuple(tinyarr.Tensor(ids, device=device) for ids in batches.batch(number)) for number in numbers)
+    return (batch for batch, _ in itertools.pairwise(itertools.chain(made, [None])))
+
+
+class Launched(NamedTuple):
+    """A step whose losses and gradient norm are being computed, and the seconds that launching it took."""
+
+    step: int
+    val_loss: float | None
+    lr: float
+    losses: Sequence[tinyarr.Tensor]
+    norm: tinyarr.Tensor
+    seconds: float
+
+
+class Steps:
+    """Steps of training, each read one late: only once the next is launched, so a GPU never waits for the host.
+
+    finish(step, val_loss, lr, loss, norm, seconds) gets each in order. seconds is what the host spent on launching a
+    step and on waiting for it: added up they are the whole time, less that of compiling and of whatever comes between
+    read() and the next launch, such as a validation.
+    """
+
+    def __init__(
+        self, programs: Programs, optimizer: optim.Optimizer, batches: Iterator[tuple], accumulate: int,
+        finish: Callable[..., None],
+    ) -> None:
+        self.programs, self.optimizer, self.batches = programs, optimizer, batches
+        self.accumulate, self.finish = accumulate, finish
+        self.unread: Launched | None = None
+        self.looked = 0.0
+
+    def launch(self, step: int, lr: float, val_loss: float | None) -> None:
+        """Launch a step on the next batches, then read the one before it."""
+        if self.unread is None:
+            self._lap()
+        losses = [self.programs.add_gradient(*next(self.batches)) for _ in range(self.accumulate)]
+        norm = self.programs.gradient_norm()
+        self.optimizer.lr = lr
+        self.programs.update(norm, losses)
+        for value in (*losses, norm):
+            value.copy_to_host_async()
+        launched = Launched(step, val_loss, lr, losses, norm, self._lap())
+        self.read()
+        self.unread = launched
+
+    def read(self) -> None:
+        """Wait for the step that was launched last and finish it, unless that is done."""
+        if self.unread is not None:
+            (step, val_loss, lr, losses, norm, seconds), self.unread = self.unread, None
+            loss, norm = sum(value.item() for value in losses), norm.item()
+            self.finish(step, val_loss, lr, loss, norm, seconds + self._lap())
+
+    def _lap(self) -> float:
+        """The seconds since it was last asked, without those spent on compiling."""
+        before, self.looked = self.looked, time.perf_counter() - self.programs.seconds
+        return self.looked - before
 
 
 def validation_loss(
@@ -176,7 +239,7 @@ def validation_loss(
 
 
 def check_finite(run: Run, step: int, **values: float | None) -> None:
-    """Raises Stop where a value is infinite or NaN, before it can reach the weights or a checkpoint."""
+    """Raises Stop where a value of a step is infinite or NaN; `update` has kept it from the weights."""
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
             raise Stop(f"step {step}: {name} is {value}: start again with a lower --lr, a longer --warmup or a smaller "

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 import tinyarr as ta
 from tinyarr.dtypes import ALL
-from tinyarr.errors import DtypeError, GradientError, ShapeError
+from tinyarr.errors import DeviceError, DtypeError, GradientError, ShapeError, TraceError
 from tinyarr.testing import dtypes, shapes, tensors
 
 NATIVE = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
@@ -110,6 +110,23 @@ def test_item_of_anything_but_one_element_is_refused():
     for shape in ((2,), (0,)):
         with pytest.raises(ShapeError, match=r"item: the tensor has shape \(.,\): only a single element"):
             ta.zeros(shape).item()
+
+
+@given(tensors(shapes(), dtypes()))
+def test_a_copy_to_the_host_that_was_begun_changes_no_element_that_is_read(x):
+    before = x.numpy().tobytes()
+    assert x.copy_to_host_async() is None and x.numpy().tobytes() == before
+    y = ta.copy(x)
+    y.copy_to_host_async()
+    y.assign(ta.zeros_like(y))
+    assert not y.numpy().astype(bool).any()
+
+
+def test_a_copy_to_the_host_needs_values():
+    with pytest.raises(DeviceError, match=r"copy_to_host_async: the tensor \(2,\) is on meta"):
+        ta.ones(2, device="meta").copy_to_host_async()
+    with pytest.raises(TraceError, match=r"shape \(2,\) was asked for its elements in a function"):
+        ta.compile(lambda x: x.copy_to_host_async())(ta.ones(2))
 
 
 def test_a_tensor_made_of_a_tensor_is_a_leaf_with_its_own_memory():

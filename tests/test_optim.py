@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
 
 import tinyarr
 from tinyarr import bfloat16, float16, float32, float64, nn, optim, saving
-from tinyarr.errors import ArgumentError, ShapeError
+from tinyarr.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 RNG = np.random.default_rng(0)
 SHAPES = [(4, 3), (5,), ()]
@@ -240,6 +243,123 @@ def test_a_step_without_gradients_changes_nothing_but_the_step(kind):
     assert all(np.array_equal(p.numpy(), x) for p, x in zip(parameters, START))
 
 
+class Lion(optim.Optimizer):
+    """An optimizer of a user's own (Chen et al. 2023, "Symbolic discovery of optimization algorithms")."""
+
+    state_names = ("m",)
+
+    def __init__(self, parameters, lr=1e-2):
+        super().__init__(parameters, lr, {})
+
+    def update(self, parameter, gradient, state, options):
+        m = state["m"]
+        current = state.get("master", parameter)
+        current.assign(current - self.lr * tinyarr.sign(0.9 * m + 0.1 * gradient))
+        parameter.assign(current)
+        m.assign(0.99 * m + 0.01 * gradient)
+
+
+UPDATES = {
+    "AdamW": (optim.AdamW, float32),
+    "AdamW with masters": (optim.AdamW, bfloat16),
+    "AdamW with masters of float16": (optim.AdamW, float16),
+    "AdamW with stochastic rounding": (lambda ps: optim.AdamW(ps, stochastic_rounding=True), bfloat16),
+    "SGD": (lambda ps: optim.SGD(ps, momentum=0.9, weight_decay=0.1), float32),
+    "SGD with masters": (lambda ps: optim.SGD(ps, momentum=0.9, nesterov=True), bfloat16),
+    "a user's own": (Lion, float32),
+    "a user's own with masters": (Lion, bfloat16),
+}
+updates = pytest.mark.parametrize("name", UPDATES)
+compiled_or_not = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+
+
+def bits(parameters, optimizer):
+    return [x.numpy().tobytes() for x in (*parameters, *optimizer.state_dict().values())]
+
+
+def under_conditions(name, conditions, *, masked, compiled):
+    """The bits after each step, if the conditions are given to it as tensors (masked), or decide if one is taken."""
+    make, dtype = UPDATES[name]
+    parameters, found = leaves(dtype), []
+    with tinyarr.random.use_generator(tinyarr.Generator(0)) as generator:
+        optimizer = make(parameters)
+        step = (lambda where: optimizer.step(where=where)) if masked else optimizer.step
+        step = tinyarr.compile(step) if compiled else step
+        for number, (condition, gradients) in enumerate(zip(conditions, GRADIENTS)):
+            generator.counter = 10 * number
+            bad = [np.full(np.shape(g), x) for g, x in zip(gradients, (np.nan, np.inf, -np.inf))]
+            set_gradients(parameters, gradients if condition else bad)
+            if masked:
+                step(tinyarr.Tensor(condition))
+            elif condition:
+                step()
+            found.append(bits(parameters, optimizer))
+    return found
+
+
+@updates
+@compiled_or_not
+@settings(max_examples=5)
+@drawn(st.lists(st.booleans(), min_size=1, max_size=len(RATES)))
+def test_steps_where_a_condition_holds_are_those_steps_alone(name, compiled, conditions):
+    found, expected = (under_conditions(name, conditions, masked=m, compiled=compiled) for m in (True, False))
+    assert found == expected
+
+
+@updates
+@compiled_or_not
+def test_a_condition_computed_of_the_gradients_leaves_bad_ones_out(name, compiled):
+    make, dtype = UPDATES[name]
+    parameters = leaves(dtype)
+    optimizer = make(parameters)
+
+    def step():
+        norm = optim.clip_grad_norm(parameters, 1.0)
+        optimizer.step(where=tinyarr.isfinite(norm))
+        optimizer.zero_grad()
+
+    run = tinyarr.compile(step) if compiled else step
+    for i, bad in enumerate((None, np.nan, np.inf, None)):
+        before = bits(parameters, optimizer)
+        set_gradients(parameters, GRADIENTS[i])
+        if bad is not None:
+            with tinyarr.no_grad():
+                parameters[0].grad[1, 2] = bad
+        run()
+        assert (bits(parameters, optimizer) == before) is (bad is not None)
+    assert not compiled or len(run.graphs) == 1
+    assert optimizer.state_dict()["step"].item() == 2
+
+
+@half_types
+@each_kind
+def test_weights_written_by_hand_stay_where_the_condition_does_not_hold(kind, dtype):
+    parameters = leaves(dtype)
+    optimizer = kind(parameters)
+    with tinyarr.no_grad():
+        parameters[0].assign(7.0)
+    before = bits(parameters, optimizer)
+    set_gradients(parameters, GRADIENTS[0])
+    optimizer.step(where=tinyarr.Tensor(False))
+    assert bits(parameters, optimizer) == before
+
+
+def test_an_update_of_a_users_own_may_take_the_condition_itself():
+    seen = []
+
+    class Own(Lion):
+        def update(self, parameter, gradient, state, options, *, where=None):
+            seen.append(where)
+            parameter.assign(parameter + 1)
+
+    (p,) = parameters = [tinyarr.ones((3,), requires_grad=True)]
+    p.grad, where = tinyarr.ones((3,)), tinyarr.Tensor(False)
+    optimizer = Own(parameters)
+    optimizer.step(where=where)
+    optimizer.step()
+    assert seen[0] is where and seen[1] is None and p.tolist() == [3.0] * 3
+
+
 def test_the_learning_rate_is_a_tensor_that_is_written_into():
     optimizer = optim.AdamW(leaves(), lr=0.1)
     lr = optimizer.lr
@@ -273,6 +393,10 @@ def wrong_gradient():
     optim.SGD(parameters).step()
 
 
+def step_where(where):
+    optim.SGD(leaves()).step(where=where)
+
+
 def load_into(parameters, change):
     optimizer = optim.AdamW(parameters)
     optimizer.load_state_dict(optimizer.state_dict() | change)
@@ -294,6 +418,10 @@ def load_into(parameters, change):
         (lambda: optim.SGD(leaves(), nesterov=True), ArgumentError, "nesterov=True with momentum 0"),
         (lambda: optim.Optimizer(leaves(), 0.1, {}).update(*[None] * 4), ArgumentError, r"no update\(\)"),
         (wrong_gradient, ShapeError, r"gradient has shape \(4,\), its parameter \(3,\)"),
+        (lambda: step_where(True), TypeError, "step: where is bool: make it a tensor"),
+        (lambda: step_where(tinyarr.Tensor([True])), ShapeError, r"step: where has shape \(1,\): it must be 0-d"),
+        (lambda: step_where(tinyarr.Tensor(1)), DtypeError, "step: where has dtype int64: it must be bool"),
+        (lambda: step_where(tinyarr.Tensor(True).to("meta")), DeviceError, "where is on meta, the parameters on cpu"),
         (lambda: load_into(leaves(), {"0.3.m": tinyarr.ones(1)}), ArgumentError, r"differ in \['0.3.m'\]"),
         (lambda: load_into(leaves(), {"0.1.m": tinyarr.ones(1)}), ShapeError, r"0.1.m has shape \(1,\), .* \(5,\)"),
         (lambda: optim.clip_grad_norm(leaves(), 1.0), ArgumentError, "no parameter has a gradient"),

@@ -165,6 +165,18 @@ def to_numpy(x: Tensor) -> np.ndarray:
 
 
 @method()
+def copy_to_host_async(x: Tensor) -> None:
+    """Begins to copy the elements to the host's memory, without waiting.
+
+    A later item(), tolist() or numpy() then waits for this copy alone, and not for what was launched after it. If the
+    tensor is written in between, its elements are copied anew. The copy is kept as long as the tensor's memory. On the
+    CPU there is nothing to do. Raises TraceError in a function that is being compiled, DeviceError on `meta`.
+    """
+    executor.get().observe(x.array)
+    x.device.backend.copy_to_host_async(x.array)
+
+
+@method()
 def tolist(x: Tensor) -> Any:
     """The elements as Python numbers in nested lists; a number for a 0-d tensor."""
     return to_numpy(x).tolist()

@@ -5,18 +5,22 @@ in segments. Learning rate and step are 0-d tensors, so that a compiled step rea
 expression: computed with in float64, once, then taking the parameter's dtype. A parameter of a half type has a float32
 master copy, which is what is updated; where the parameter was written since, by hand or by loading weights, the
 update starts from what was written. `load_masters` starts the copies from weights that were never rounded.
+A step taken only `where` a condition holds is the same expression with that condition as one more 0-d operand.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import dtypes
-from .errors import ArgumentError, ShapeError, describe
-from .ops.create import full
+from .errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
+from .ops.create import copy, full
 from .ops.elementwise import astype, minimum, sqrt, square
-from .ops.elementwise_primitive import elementwise
+from .ops.elementwise import where as choose
+from .ops.elementwise_primitive import Elementwise, elementwise
 from .ops.primitive import apply
 from .ops.reduce import sum
 from .ops.scalar import Expr, bitcast, cast, random_bits, weak
@@ -25,7 +29,7 @@ from .ops.scalar import where as _where
 from .random import Generator, default_generator
 from .segments import Segment, pack
 from .tape import no_grad
-from .tensor import Tensor
+from .tensor import Tensor, require_tensors
 
 
 class _Packed:
@@ -145,20 +149,60 @@ class Optimizer:
         for p in self.parameters:
             p.grad = None
 
-    def step(self) -> None:
-        """Updates every parameter that has a gradient, in place."""
+    def step(self, *, where: Tensor | None = None) -> None:
+        """Updates every parameter that has a gradient, in place.
+
+        where: a 0-d bool tensor on the parameters' device, such as `isfinite(norm)`. If it is False nothing changes,
+        not a parameter, its state or the step, whatever the gradients are; so bad gradients are left out without
+        asking for a value. Random numbers are drawn all the same. Raises TypeError, ShapeError, DtypeError or
+        DeviceError for anything else.
+        """
+        update, taken = self.update, 1
+        if where is not None:
+            self._check_where(where)
+            update, taken = self._update_where(where), astype(where, dtypes.int64)
         with no_grad():
-            self._step.assign(self._step + 1)
+            self._step.assign(self._step + taken)
             for packed in self._packed:
                 for i, p in enumerate(packed.parameters):
                     if p.grad is None:
                         continue
                     if p.grad.shape != p.shape:
                         raise ShapeError(f"step: a gradient has shape {p.grad.shape}, its parameter {p.shape}")
-                    self.update(p, p.grad, {name: views[i] for name, views in packed.views.items()}, packed.options)
+                    update(p, p.grad, {name: views[i] for name, views in packed.views.items()}, packed.options)
+
+    def _check_where(self, where: Tensor) -> None:
+        require_tensors("step", where=where)
+        if where.shape != ():
+            raise ShapeError(f"step: where has shape {where.shape}: it must be 0-d: use all() or any()")
+        if where.dtype is not dtypes.bool:
+            raise DtypeError(f"step: where has dtype {where.dtype.name}: it must be bool: compare, or use isfinite()")
+        if where.device is not self._step.device:
+            raise DeviceError(
+                f"step: where is on {where.device}, the parameters on {self._step.device}: move it with to()"
+            )
+
+    def _update_where(self, where: Tensor) -> Callable[..., None]:
+        """`update` that changes nothing if `where` is False."""
+        own: Any = self.update
+        if "where" in inspect.signature(own).parameters:
+            return functools.partial(own, where=where)
+
+        def update(parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
+            written = parameter, *state.values()
+            before = [copy(x) for x in written]
+            own(parameter, gradient, state, options)
+            for x, old in zip(written, before, strict=True):
+                x.assign(choose(where, x, old))
+
+        return update
 
     def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
-        """Writes the new parameter and state. `state` has the tensors of `state_names`, and "master" for half types."""
+        """Writes the new parameter and state. `state` has the tensors of `state_names`, and "master" for half types.
+
+        It may take another keyword, `where=None`, which is what `step` was given: where that is False it must leave
+        all of them as they are. If it doesn't take one, `step` keeps copies and puts them back.
+        """
         raise ArgumentError(f"{type(self).__name__}: has no update(): define how a parameter changes")
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -187,6 +231,29 @@ class Optimizer:
 def _current(master: Expr, p, dtype) -> Expr:
     """The master copy, or the parameter where that is no longer the copy's rounding: someone has written it."""
     return _where(cast(master, dtype) == p, master, p)
+
+
+def _write(update: Elementwise, *operands: Any, where: Tensor | None, out: tuple[Tensor, ...], **params: Any) -> None:
+    """Runs an update into `out`, which keeps its elements if `where` is False."""
+    if where is None:
+        apply(update, *operands, out=out, **params)
+    else:
+        apply(_with_where(update), *operands, where, out=out, **params)
+
+
+@functools.cache
+def _with_where(update: Elementwise) -> Elementwise:
+    """An update with a last operand `where`: if that is False, an output `x_out` is the input `x`."""
+
+    def function(*operands: Expr, **params: Any) -> tuple[Expr, ...]:
+        *given, where = operands
+        old = [given[update.inputs.index(name.removesuffix("_out"))] for name in update.outputs]
+        return tuple(map(_where, [where] * len(old), update.function(*given, **params), old))
+
+    name, inputs = f"{update.name}_where", (*update.inputs, "where")
+    made = Elementwise(name, function, inputs, update.outputs, derived=True)
+    made.no_gradient()
+    return made
 
 
 def _adamw(p: Expr, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
@@ -258,19 +325,27 @@ class AdamW(Optimizer):
         if stochastic_rounding and halves:
             raise ArgumentError(f"AdamW: stochastic_rounding is True, a parameter is {halves.pop()}: use bfloat16")
 
-    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
+    def update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        options: dict[str, Any],
+        *,
+        where: Tensor | None = None,
+    ) -> None:
         m, v, master = state["m"], state["v"], state.get("master")
         scalars = (options["lr_scale"], *options["betas"], options["eps"], options["weight_decay"])
         operands = (gradient, m, v, self._lr, self._step, *scalars)
         if master is None and parameter.dtype.compute is not parameter.dtype:
             key, counter = (self._generator or default_generator()).take()
             drawn = (parameter, gradient, m, v, key, counter, *operands[3:])
-            apply(_adamw_stochastic_update, *drawn, out=(parameter, m, v))
+            _write(_adamw_stochastic_update, *drawn, where=where, out=(parameter, m, v))
         elif master is None:
-            apply(_adamw_update, parameter, *operands, out=(parameter, m, v))
+            _write(_adamw_update, parameter, *operands, where=where, out=(parameter, m, v))
         else:
-            outs = (parameter, master, m, v)
-            apply(_adamw_master_update, parameter, master, *operands, dtype=parameter.dtype, out=outs)
+            outs, dtype = (parameter, master, m, v), parameter.dtype
+            _write(_adamw_master_update, parameter, master, *operands, dtype=dtype, where=where, out=outs)
 
 
 def _sgd(p: Expr, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov):
@@ -314,15 +389,23 @@ class SGD(Optimizer):
             raise ArgumentError("SGD: nesterov=True with momentum 0 does nothing: give a momentum")
         super().__init__(parameters, lr, {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
 
-    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
+    def update(
+        self,
+        parameter: Tensor,
+        gradient: Tensor,
+        state: dict[str, Tensor],
+        options: dict[str, Any],
+        *,
+        where: Tensor | None = None,
+    ) -> None:
         velocity, master = state["velocity"], state.get("master")
         operands = (gradient, velocity, self._lr, options["lr_scale"], options["momentum"], options["weight_decay"])
-        params = {"nesterov": options["nesterov"]}
+        params = {"nesterov": options["nesterov"], "where": where}
         if master is None:
-            apply(_sgd_update, parameter, *operands, **params, out=(parameter, velocity))
+            _write(_sgd_update, parameter, *operands, **params, out=(parameter, velocity))
         else:
             params["dtype"] = parameter.dtype
-            apply(_sgd_master_update, parameter, master, *operands, **params, out=(parameter, master, velocity))
+            _write(_sgd_master_update, parameter, master, *operands, **params, out=(parameter, master, velocity))
 
 
 @elementwise

@@ -1,5 +1,7 @@
 """Memory, copies, streams and errors of the CUDA backend."""
 
+import gc
+
 import numpy as np
 import pytest
 
@@ -39,6 +41,73 @@ def test_the_source_may_change_as_soon_as_the_copy_returns():
         x.fill(i)
         copies.append(Tensor(x, device="cuda"))
     assert [float(c.max().item()) for c in copies] == list(range(20))
+
+
+@pytest.mark.parametrize("at", [(), 1, (slice(None), 2), (slice(None, None, -2), slice(1, 4)), slice(0, 0)], ids=repr)
+@pytest.mark.parametrize("dtype", [dtypes.bool, dtypes.bfloat16, dtypes.float32], ids=lambda d: d.name)
+def test_a_copy_to_the_host_holds_what_was_there_when_it_was_begun(at, dtype):
+    x = (tinyarr.arange(30, device="cuda").reshape((5, 6)) % 7).astype(dtype)
+    scalar, view = x.astype("float32").sum(), x[at]
+    expected = view.to("cpu").numpy()
+    for y in (view, scalar):
+        y.copy_to_host_async()
+        y.copy_to_host_async()
+    assert view.numpy().tobytes() == view.numpy().tobytes() == expected.tobytes()
+    assert scalar.item() == scalar.item() == x.astype("float32").numpy().sum()
+    assert x.T.numpy().tobytes() == x.numpy().T.tobytes()
+
+
+def test_a_tensor_that_was_written_is_copied_to_the_host_anew():
+    x = tinyarr.zeros((3, 4), device="cuda")
+    row = x[1]
+    row.copy_to_host_async()
+    x[1, 2] = 5.0  # through another view
+    assert row.tolist() == [0, 0, 5, 0]
+    row.copy_to_host_async()
+    x.assign(1.0)
+    row.copy_to_host_async()
+    assert row.tolist() == [1, 1, 1, 1]
+    step = tinyarr.compile(lambda: x.assign(x + 1))
+    for i in range(3):
+        row.copy_to_host_async()
+        step()
+        assert row.tolist() == [i + 2.0] * 4
+
+
+def test_reading_a_copy_that_was_begun_does_not_wait_for_later_work():
+    import cupy
+
+    x = tinyarr.rand(4096, 4096, device="cuda")
+    total = (x @ x).sum()
+    total.copy_to_host_async()
+    end = cupy.cuda.Event(disable_timing=True)
+    for _ in range(300):  # which the GPU takes far longer to compute than the host to launch
+        x = x @ x
+        x = x / x.max()
+    end.record(GPU.backend.stream)
+    value = total.item()
+    assert not end.done
+    assert value == total.item() == total.to("cpu").item()
+    cuda.synchronize()
+
+
+def test_copies_to_the_host_are_forgotten_with_the_memory():
+    gc.collect()
+    copies = GPU.backend._on_host._copies
+    before = len(copies)
+    for i in range(20):
+        x = tinyarr.full((100,), i, device="cuda")
+        x.copy_to_host_async()
+    assert len(copies) == before + 1 and x.tolist() == [19] * 100
+    del x
+    assert len(copies) == before
+
+
+def test_a_bad_index_is_told_where_a_copy_that_was_begun_is_read():
+    bad = tinyarr.arange(5, device="cuda").take(Tensor([7], device="cuda"))
+    bad.copy_to_host_async()
+    with pytest.raises(OutOfBounds, match="take: indices"):
+        bad.numpy()
 
 
 def test_memory_is_counted_and_comes_back():

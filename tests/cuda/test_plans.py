@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.samples import SAMPLES
+from tests.test_optim import UPDATES, leaves, set_gradients
 from tests.test_primitives import FUSED, OWN, operands, recorded, values_of
 from tinyarr import Tensor, dtypes
 from tinyarr.backends.cuda import compiler, elementwise, planning
@@ -81,10 +82,11 @@ def test_every_primitive_has_a_kernel_or_a_composite_on_cuda():
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SAMPLES, "flash attention"])
+@pytest.mark.parametrize("name", [*SAMPLES, "flash attention", "updates under a condition"])
 def test_every_kernel_compiles_without_a_gpu(name, tmp_path, monkeypatch):
     monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
-    steps = flash_steps() if name == "flash attention" else [s for _, plan in plans(name) for s in plan.steps]
+    others = {"flash attention": flash_steps, "updates under a condition": conditional_steps}
+    steps = others[name]() if name in others else [s for _, plan in plans(name) for s in plan.steps]
     sources = {step.source: step.function for step in steps if isinstance(step, Launch)}
     assert sources or name in COMPOSED or all(isinstance(s, LibraryCall) for s in steps) or OWN[name].view
     for source, function in sources.items():
@@ -107,6 +109,29 @@ def flash_steps():
             steps += flash_attention.plan([q, k, k], [q, lse], causal=causal, scale=0.1).steps
             steps += flash_attention.plan([q, q, k, k, q, lse], [q, k, k], causal=causal, scale=0.1).steps
     return steps
+
+
+def conditional_steps():
+    """What steps of optimizers launch that depend on a condition: a kernel for each update."""
+    steps = []
+    for make, dtype in UPDATES.values():
+        parameters = leaves(dtype)
+        optimizer = make(parameters)
+        set_gradients(parameters, [np.ones(p.shape) for p in parameters])
+        with recorded() as ran:
+            optimizer.step(where=Tensor(True))
+        for call, _ in ran:
+            if call.primitive.view is None:
+                plan = planning.planner(call)(*planning.dense_operands(call))
+                assert len(plan.steps) == 1 and not plan.scratch
+                steps += plan.steps
+    return steps
+
+
+def test_an_update_under_a_condition_is_one_kernel():
+    launched = [step.function for step in conditional_steps()]
+    for update in ("adamw", "adamw_master", "adamw_stochastic", "sgd", "sgd_master"):
+        assert f"tinyarr_{update}_update_where" in launched and f"tinyarr_{update}_update" not in launched
 
 
 @pytest.mark.parity

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -130,15 +131,16 @@ def test_the_saved_options_repeat_a_run(quick):
     assert files("a") == files("b")
 
 
-@pytest.mark.parametrize("step", [0, 2, 3, 8])
+# The record of step 2 is written once step 3 is launched, as no validation waits for it.
+@pytest.mark.parametrize(("step", "stopped"), [(0, 1), (2, 4), (3, 4), (8, 9)])
 @pytest.mark.parametrize("how", ["--dtype float32", "--dtype bfloat16", "--no-compile"])
-def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monkeypatch, capsys, step, how):
+def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monkeypatch, capsys, step, stopped, how):
     command(f"train {SMALL} {how} --out whole")
     with monkeypatch.context() as patch:
         at_step(patch, step, ctrl_c)
         assert command(f"train {SMALL} {how} --out part") == 130
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"stopped at step {step + 1}, saved part/checkpoint.safetensors; to go on: " in message
+    assert f"stopped at step {stopped}, saved part/checkpoint.safetensors; to go on: " in message
     assert message.endswith(" -m models.gpt2 train --resume part")
     assert command("train --resume part") == 0
     assert files("part") == files("whole")
@@ -263,22 +265,151 @@ def test_other_data_or_another_number_of_threads_is_noticed_on_resume(quick, mon
     assert "is 77: the last bits may differ" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("mode", ["--compile", "--no-compile"])
+def change_programs(monkeypatch, change):
+    """Runs train with the programs that change(programs, model, optimizer) makes of its own."""
+    make = train.make_programs
+    monkeypatch.setattr(train, "make_programs", lambda model, optimizer, options: change(
+        make(model, optimizer, options), model, optimizer))
+
+
+def are_finite(state):
+    return all(np.isfinite(tensor.numpy()).all() for tensor in state.values())
+
+
+compiled_or_not = pytest.mark.parametrize("mode", ["--compile", "--no-compile"])
+
+
+@compiled_or_not
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_weights_and_checkpoint(quick, monkeypatch, capsys, mode):
-    norms = []
-
-    def make_programs(*given, make=train.make_programs):
-        programs = make(*given)
-        return programs._replace(update=lambda norm: norms.append(norm.item()) or programs.update(norm))
-
-    monkeypatch.setattr(train, "make_programs", make_programs)
+    optimizers = []
+    change_programs(monkeypatch, lambda programs, model, optimizer: optimizers.append(optimizer) or programs)
     assert command(f"train {SMALL} {mode} --lr 1e38 --warmup 0 --clip 0 --schedule constant --out run") == 1
-    assert norms and np.isfinite(norms).all()
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "loss is nan" in error or "loss is inf" in error
+    assert "step 1: loss is nan" in error or "step 1: loss is inf" in error
     assert "start again with a lower --lr" in error
-    tensors, _ = saving.load("run/checkpoint.safetensors")
-    assert all(np.isfinite(tensor.numpy()).all() for tensor in tensors.values())
+    assert optimizers[0].state_dict()["step"].item() == 1
+    assert are_finite(saving.load("run/checkpoint.safetensors")[0])
+
+
+@pytest.mark.parametrize("bad", ["loss", "grad_norm"])
+@pytest.mark.parametrize("step", [0, 2, 3, 8])
+@compiled_or_not
+def test_an_update_of_a_bad_step_is_left_out_though_it_is_noticed_later(quick, monkeypatch, capsys, mode, step, bad):
+    made, batches = [], []
+
+    def change(programs, model, optimizer):
+        def add_gradient(tokens, targets):
+            loss = programs.add_gradient(tokens, targets)
+            batches.append(tokens)
+            if len(batches) - 1 != 2 * step + 1:
+                return loss
+            if bad == "loss":
+                return loss * math.inf
+            with tinyarr.no_grad():
+                optimizer.parameters[0].grad.assign(math.nan)
+            return loss
+
+        made.append((model, optimizer))
+        return programs._replace(add_gradient=add_gradient)
+
+    change_programs(monkeypatch, change)
+    assert command(f"train {SMALL} {mode} --accumulate 2 --out run") == 1
+    assert f"step {step}: {bad} is {'inf' if bad == 'loss' else 'nan'}: start again" in capsys.readouterr().err
+    ((model, optimizer),) = made
+    assert are_finite(model.state_dict()) and are_finite(optimizer.state_dict())
+    assert optimizer.state_dict()["step"].item() == len(batches) // 2 - 1
+    assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [*range(step)]
+    _, metadata = saving.load("run/checkpoint.safetensors")
+    assert json.loads(metadata["state"])["step"] == step // 4 * 4
+
+
+def test_a_step_is_read_when_the_next_is_launched_or_at_once_where_it_matters(quick, monkeypatch):
+    happened = []
+
+    def change(programs, model, optimizer):
+        def update(*given):
+            programs.update(*given)
+            happened.append(f"launched {optimizer.state_dict()['step'].item() - 1}")
+
+        return programs._replace(update=update)
+
+    change_programs(monkeypatch, change)
+    show, save = Progress.show, Run.save
+    monkeypatch.setattr(
+        Progress, "show", lambda *given: happened.append(f"read {given[1]['step']}") or show(*given))
+    monkeypatch.setattr(Run, "save", lambda *given: happened.append("saved") or save(*given))
+    command("train --text text.txt --seq-len 8 --batch-size 4 --steps 6 --eval-every 4 --out run")
+    assert happened == [
+        "saved", "launched 0", "read 0", "launched 1", "launched 2", "read 1", "launched 3", "read 2", "read 3",
+        "saved", "launched 4", "read 4", "launched 5", "read 5", "saved", "read 6"]
+
+
+def test_whenever_a_checkpoint_is_saved_the_log_has_every_step_before_it(quick, monkeypatch):
+    logged, save = {}, Run.save
+
+    def look_and_save(run, step, *given):
+        logged[step] = [json.loads(line)["step"] for line in (run.folder / "log.jsonl").read_text().splitlines()]
+        save(run, step, *given)
+
+    monkeypatch.setattr(Run, "save", look_and_save)
+    at_step(monkeypatch, 6, ctrl_c)
+    command(f"train {SMALL} --out run")
+    assert logged == {step: [*range(step)] for step in (0, 4, 8)}
+
+
+def test_a_batch_is_made_before_the_one_before_it_is_used_and_none_beyond_the_last(quick, monkeypatch):
+    happened, batch = [], train.Batches.batch
+    monkeypatch.setattr(
+        train.Batches, "batch", lambda self, number: happened.append(f"made {number}") or batch(self, number))
+
+    def change(programs, model, optimizer):
+        happened.clear()  # of the one that was read to check the data
+        return programs._replace(add_gradient=lambda *given: happened.append("used") or programs.add_gradient(*given))
+
+    change_programs(monkeypatch, change)
+    command("train --text text.txt --seq-len 8 --batch-size 4 --steps 2 --accumulate 2 --out run")
+    assert happened == ["made 0", "made 1", "used", "made 2", "used", "made 3", "used", "used"]
+
+
+@pytest.mark.parametrize(("launching", "computing", "expected"), [
+    (5, 0, [5, 5, 5, 5]),  # on the CPU launching is computing
+    (1, 5, [5, 6, 5, 6]),  # on a GPU the next is launched meanwhile, if no validation comes
+    (5, 1, [5, 6, 5, 6]),  # or, where the host is slower, the step is done by then
+])
+def test_the_seconds_of_steps_are_all_that_the_host_spends_on_them(monkeypatch, launching, computing, expected):
+    clock = done = 100.0
+
+    class Value:
+        """A result of a step: there once the GPU has done all that was launched before."""
+
+        def __init__(self):
+            self.at = done
+
+        def copy_to_host_async(self):
+            self.at = done
+
+        def item(self):
+            nonlocal clock
+            clock = max(clock, self.at)
+            return 1.0
+
+    def launch(*_):
+        nonlocal clock, done
+        clock += launching
+        done = max(clock, done) + computing
+
+    programs = SimpleNamespace(
+        add_gradient=lambda *_: Value(), gradient_norm=Value, update=launch, seconds=0.0)
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock)
+    found = []
+    steps = train.Steps(programs, SimpleNamespace(), iter([()] * 4), 1, lambda *given: found.append(given[-1]))
+    for step in range(4):
+        if step == 2:
+            steps.read()
+            clock += 50  # a validation
+        steps.launch(step, 0.1, None)
+    steps.read()
+    assert found == expected
 
 
 def test_a_full_disk_ends_the_run_in_one_line(quick, monkeypatch, capsys):

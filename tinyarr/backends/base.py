@@ -53,6 +53,9 @@ class Backend(Protocol):
     def to_numpy(self, array: Array) -> Any:
         """A fresh np.ndarray with the array's elements."""
 
+    def copy_to_host_async(self, array: Array) -> None:
+        """Begins the copy that the next to_numpy of the array needs, if it isn't written before."""
+
     def kernel(self, call: Any) -> Kernel | None:
         """The kernel for a call, or None where this backend has none for its primitive."""
 

@@ -30,6 +30,9 @@ class MetaBackend:
     def to_numpy(self, array: Array):
         raise DeviceError(f"to_numpy: the tensor {array.shape} is on meta, which has shapes and no values")
 
+    def copy_to_host_async(self, array: Array) -> None:
+        raise DeviceError(f"copy_to_host_async: the tensor {array.shape} is on meta, which has shapes and no values")
+
     def kernel(self, call) -> Kernel | None:
         """One that does nothing, where the device that this one stands for has a kernel."""
         if self._is_cuda:

@@ -56,6 +56,9 @@ class CpuBackend:
     def to_numpy(self, array: Array) -> np.ndarray:
         return array.data.copy(order="C")
 
+    def copy_to_host_async(self, array: Array) -> None:
+        pass
+
     def kernel(self, call: Any) -> Kernel | None:
         if hasattr(call.primitive, "typed"):
             specs, function, in_place, layout = expression.compile_call(call)

@@ -20,6 +20,7 @@ from ...program import Plan as ProgramPlan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
+from .host_copies import HostCopies, HostCopy
 from .launch import Loader, bits
 from .lowering import Lowering
 from .memory import Arena, Memory
@@ -56,6 +57,7 @@ class CudaBackend:
         self.lock = threading.Lock()  # of who launches what belongs together
         self._copies: dict[tuple, Callable] = {}
         self._staged: list[tuple[Any, Any]] = []
+        self._on_host = HostCopies()
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         self.enter()
@@ -100,21 +102,46 @@ class CudaBackend:
 
     def upload(self, data: np.ndarray, to: int) -> None:
         """Copies a few elements to an address on the device, through pinned memory: the data may change at once."""
-        nbytes, stream = data.nbytes, self.stream
-        self._staged = [(event, pinned) for event, pinned in self._staged if not event.done]
-        pinned = cupy.cuda.alloc_pinned_memory(nbytes)
+        pinned = cupy.cuda.alloc_pinned_memory(data.nbytes)
         np.copyto(np.frombuffer(pinned, data.dtype, data.size).reshape(data.shape), data)
-        runtime.memcpyAsync(to, pinned.ptr, nbytes, runtime.memcpyHostToDevice, stream.ptr)
+        runtime.memcpyAsync(to, pinned.ptr, data.nbytes, runtime.memcpyHostToDevice, self.stream.ptr)
+        self._keep_until_copied(pinned)
+
+    def _keep_until_copied(self, pinned: Any) -> Any:
+        """An event after the copy that was launched last. Until then the pool must not give its memory away."""
+        self._staged = [(event, pinned) for event, pinned in self._staged if not event.done]
         event = cupy.cuda.Event(disable_timing=True)
-        event.record(stream)
+        event.record(self.stream)
         self._staged.append((event, pinned))
+        return event
+
+    def copy_to_host_async(self, array: Array) -> None:
+        count = views.size(array.shape)
+        if not count or self._on_host.find(array):
+            return
+        self.enter()
+        source, pinned = self._dense(array).data.address, cupy.cuda.alloc_pinned_memory(array.nbytes)
+        runtime.memcpyAsync(pinned.ptr, source, array.nbytes, runtime.memcpyDeviceToHost, self.stream.ptr)
+        values = np.frombuffer(pinned, array.dtype.numpy, count).reshape(array.shape)
+        self._on_host.keep(array, HostCopy(self._keep_until_copied(pinned), values))
+
+    def _dense(self, array: Array) -> Array:
+        """`array`, or a row-major copy of it."""
+        if views.is_contiguous(array.view):
+            return array
+        dense = self.empty(array.shape, array.dtype, views.contiguous_strides(array.shape), array.nbytes)
+        self.copy(array, dense)
+        return dense
 
     def to_numpy(self, array: Array) -> np.ndarray:
         self.enter()
-        if not views.is_contiguous(array.view):
-            dense = self.empty(array.shape, array.dtype, views.contiguous_strides(array.shape), array.nbytes)
-            self.copy(array, dense)
-            array = dense
+        begun = self._on_host.find(array)
+        if begun is not None:
+            begun.event.synchronize()
+            if self._reports.any():
+                self.synchronize()
+            return begun.values.copy()
+        array = self._dense(array)
         result = np.empty(array.shape, array.dtype.numpy)
         if result.size:
             source, kind = array.data.address, runtime.memcpyDeviceToHost

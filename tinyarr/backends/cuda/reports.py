@@ -31,6 +31,10 @@ class Reports:
                 self._slots.append(report)
         return self._pinned.ptr + self._slots.index(report) * WORDS * 8
 
+    def any(self) -> bool:
+        """Whether something was reported; its kernel may still be writing what."""
+        return bool(self._words[: len(self._slots), 0].any())
+
     def check(self) -> None:
         """Raises OutOfBounds for what was reported, once; the stream must have been synchronized."""
         found = np.flatnonzero(self._words[: len(self._slots), 0])
