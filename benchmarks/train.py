@@ -243,7 +243,8 @@ def report(results: dict[str, list[list[dict[str, Any]]]], job: argparse.Namespa
         if any(value is not None for value in values):
             digits = 0 if label == "tokens/s" else 1 if label.endswith(("ms", "s", "%")) else 2
             cells = [f"{'' if value is None else f'{value:,.{digits}f}':>12}" for value in values]
-            ratios = [f"{ours / peer:14.2f}" if ours and peer and "loss" not in label else "" for peer in theirs]
+            compared = not label.startswith(("loss", "empty"))
+            ratios = [f"{ours / peer:14.2f}" if compared and ours and peer else "" for peer in theirs]
             lines.append(" ".join([f"{label:20}", *cells, *ratios]).rstrip())
     lines += ["", "step, median of each process, ms (cold and warm, round after round):"]
     for name, pairs in results.items():

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from benchmarks.train import draw_tokens, report
 from models import gpt2, llama3
 from tinyarr import Generator, Tensor
+from tinyarr.data import write_shard
 
 ROOT = Path(__file__).parents[1]
 # Multiples of 128: a peer counts the rows that pad a vocabulary among its classes.
@@ -57,6 +59,17 @@ def test_a_wrong_option_is_named(arguments, said):
     assert said in run.stderr
 
 
+def test_tokens_come_from_shards_or_from_one_seed(tmp_path):
+    write_shard(tmp_path / "train_0.bin", np.arange(200, dtype=np.uint16))
+    job = SimpleNamespace(config={"vocab_size": 200}, accumulate=3, batch_size=2, seq_len=8, data=None)
+    drawn = draw_tokens(job)
+    assert drawn.shape == (3, 2, 9) and np.array_equal(drawn, draw_tokens(job))
+    job.data = str(tmp_path / "train_*.bin")
+    read = draw_tokens(job)
+    assert read.shape == (3, 2, 9) and (np.diff(read, axis=2) == 1).all()
+    assert len(np.unique(read[..., 0])) == 6
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(("model_class", "config"), [GPT2, LLAMA3, TIED])
@@ -93,3 +106,25 @@ def test_peers_take_their_turns(arguments):
     ours, *theirs = numbers(run.stdout, "loss, first step")
     # PyTorch's models count the 127 rows that pad 257 to 384 as classes, Llama's has none.
     assert theirs == pytest.approx([ours] * 2, abs=np.log(384 / 257) + 0.1)
+
+
+@pytest.mark.parametrize(("card", "share"), [("NVIDIA H100 80GB HBM3", 50.0), ("Some other GPU", None)])
+def test_a_report_compares_medians_and_knows_some_cards(card, share):
+    def process(step, first, memory):
+        return {"steps": [step, 2 * step, step], "first": first, "losses": [10.9, 10.5], "context": 2**29,
+                "memory": memory * 2**30, "counted": memory * 2**30, "versions": {"Python": "3"}, "card": card}
+
+    job = SimpleNamespace(
+        model="gpt2", size="124M", parameters=124_475_904, batch_size=64, seq_len=1024, accumulate=1, dtype="bfloat16",
+        flops_per_token=989e12 / 2 * 0.1 / 65536, peer=["torch"], arguments=["--device", "cuda"])
+    results = {"tinyarr": [[process(0.1, 8, 27), process(0.1, 2, 25)]] * 3,
+               "torch": [[process(0.125, 32, 30), process(0.125, 16, 30)]] * 3}
+    printed = report(results, job)
+    assert card in printed
+    assert numbers(printed, "tokens/s") == [655_360, 524_288, 1.25]
+    assert numbers(printed, "step, median, ms") == [100, 125, 0.8]
+    assert numbers(printed, "first step, cold, s") == [8, 32, 0.25]
+    assert numbers(printed, "memory, warm, GiB") == [25, 30, 0.83]
+    assert numbers(printed, "empty context, GiB") == [0.5, 0.5]
+    assert ("MFU" in printed) == (share is not None)
+    assert share is None or numbers(printed, "MFU, %")[0] == share
