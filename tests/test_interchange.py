@@ -141,9 +141,11 @@ def test_a_tensor_made_of_a_tensor_is_a_leaf_with_its_own_memory():
 @pytest.mark.parametrize("kind", [ta.Tensor, ta.nn.Parameter])
 def test_a_leaf_is_copied_and_pickled_by_value(copied, kind):
     x = kind(ta.randn(200, 300, dtype=ta.bfloat16, requires_grad=True))
+    x.requires_grad = True
+    x.grad_dtype = ta.float32
     y = copied(x.detach().T)
     z = copied(x)
-    assert type(z) is kind and z.requires_grad == x.requires_grad and not y.requires_grad
+    assert type(z) is kind and z.requires_grad and z.grad_dtype is ta.float32 and not y.requires_grad
     assert z.numpy().tobytes() == x.numpy().tobytes() and y.numpy().tobytes() == x.detach().T.numpy().tobytes()
     assert z.array.storage is not x.array.storage and len(pickle.dumps(x)) < 1.1 * x.nbytes
     with pytest.raises(GradientError, match=r"use x\.detach\(\)"):

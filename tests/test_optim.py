@@ -136,6 +136,33 @@ def test_a_half_type_follows_the_formula_in_its_float32_master(kind, formula, op
             assert np.abs(master.numpy() - y).max() <= roundings(step)
 
 
+@half_types
+@both
+def test_a_float32_gradient_of_a_half_type_is_used_as_it_is(kind, formula, options, dtype):
+    parameters = leaves(dtype)
+    starts = [p.numpy().astype(np.float64) for p in parameters]
+    optimizer = kind(parameters, **options)
+    single = [[g.astype(np.float32) for g in gs] for gs in GRADIENTS]
+    expected = zip(*[formula(x, [gs[i] for gs in single], **options) for i, x in enumerate(starts)])
+    for step, (lr, gs, exact) in enumerate(zip(RATES, single, expected), 1):
+        optimizer.lr = lr
+        for p, g in zip(parameters, gs):
+            p.grad = tinyarr.Tensor(g)
+        optimizer.step()
+        for i, y in enumerate(exact):
+            master = optimizer.state_dict()[f"0.{len(SHAPES) - 1 - i}.master"]
+            assert np.abs(master.numpy() - y).max() <= roundings(step)
+
+
+def test_stochastic_rounding_takes_a_float32_gradient_as_it_is():
+    narrow, wide = (tinyarr.zeros((3,), dtype=bfloat16, requires_grad=True) for _ in range(2))
+    optimizer = optim.AdamW([narrow, wide], betas=(0.5, 0.5), stochastic_rounding=True)
+    narrow.grad, wide.grad = (tinyarr.full((3,), 1 + 2.0**-12, dtype=d) for d in (bfloat16, float32))
+    optimizer.step()
+    first = [optimizer.state_dict()[f"0.{i}.m"].tolist() for i in (1, 0)]
+    assert first == [[0.5] * 3, [0.5 + 2.0**-13] * 3]
+
+
 def test_stochastic_rounding_goes_to_a_neighbour_and_is_right_on_average():
     n, x = 20_000, 1 + 0.3 * 2.0**-7  # between 1 and the next bfloat16
     p = tinyarr.ones((n,), dtype=bfloat16, requires_grad=True)
@@ -474,6 +501,16 @@ def test_clipping_scales_the_joint_norm_down_to_the_largest_allowed():
     for p, g in zip(parameters, GAPS[0]):
         assert (p.grad is None) if g is None else np.allclose(p.grad, g * 0.5 / (expected + 1e-6), rtol=1e-12)
     assert optim.clip_grad_norm(parameters, 0.5).item() <= 0.5
+
+
+def test_clipping_leaves_float32_gradients_of_a_half_type_float32():
+    p = tinyarr.ones((3,), dtype=bfloat16, requires_grad=True)
+    p.grad_dtype = float32
+    (p * tinyarr.Tensor([1.0, 2.0, 2.0], dtype=bfloat16)).sum().backward()
+    norm = optim.clip_grad_norm([p], 1.0)
+    assert (norm.dtype, norm.item(), p.grad.dtype) == (float32, 3.0, float32)
+    scale = np.float32(1 / (3 + 1e-6))
+    np.testing.assert_allclose(p.grad.numpy(), scale * np.float32([1, 2, 2]), rtol=2 * np.finfo(np.float32).eps)
 
 
 def test_clipping_by_a_norm_that_is_known_is_the_same():

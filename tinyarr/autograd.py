@@ -69,8 +69,11 @@ class _Walk:
     def arrive(self, edge: Edge, g: Tensor) -> None:
         """Adds `g` to the gradient of what `edge` names."""
         parent = edge[0]
-        if self.targets is None and isinstance(parent, Tensor) and g.array.dtype is not parent.grad_dtype:
-            g = astype(g, parent.grad_dtype)
+        if self.targets is None and isinstance(parent, Tensor) and parent._has_wide_grad:
+            g = astype(g, parent.grad_dtype, copy=False)
+            if parent.grad is not None and not parent._hooks:  # each part as it comes, in place
+                parent.grad = self.accumulated(parent.grad, g)
+                return
         self.pending[edge] = add(self.pending[edge], g) if edge in self.pending else g
         if isinstance(parent, Node) and parent.number >= self.oldest and parent not in self.queued:
             self.queued.add(parent)
@@ -116,8 +119,20 @@ class _Walk:
         g = _hooked(leaf._hooks, self.pending.pop(edge), self.shared)
         if self.targets is not None:
             self.captured[edge] = g
+        elif leaf.grad is not None:
+            leaf.grad = self.accumulated(leaf.grad, g)
         else:
-            leaf.grad = _owned(g, self.shared) if leaf.grad is None else _accumulated(leaf.grad, g)
+            leaf.grad = copy(g) if self.create_graph else _owned(g, self.shared)  # what the new graph saves stays
+
+    def accumulated(self, old: Tensor, g: Tensor) -> Tensor:
+        """The sum of a leaf's gradient and more: in place, unless a graph or this walk may still need the old one.
+
+        So a gradient stays where it is over many batches, and a compiled product can add to it there.
+        """
+        a = old.array
+        needed = self.create_graph or old._requires_grad or id(a.storage) in self.shared
+        fits = a.dtype is g.array.dtype and is_contiguous(a.view)
+        return add(old, g) if needed or not fits else add(old, g, out=old)
 
 
 def walk(
@@ -226,15 +241,6 @@ def _owned(g: Tensor, shared: set[int]) -> Tensor:
         return copy(g)
     shared.add(id(storage))
     return g
-
-
-def _accumulated(old: Tensor, g: Tensor) -> Tensor:
-    """The sum of two gradients of a leaf: in the memory of the old one, unless either has a history.
-
-    So a gradient stays where it is over many batches, and a compiled product can add to it there.
-    """
-    plain = not (recording.get() or old._requires_grad) and old.array.dtype is g.array.dtype
-    return add(old, g, out=old) if plain and is_contiguous(old.array.view) else add(old, g)
 
 
 def _hooked(hooks: Sequence[Callable] | None, g: Tensor, shared: set[int]) -> Tensor:

@@ -212,6 +212,29 @@ def test_a_hook_that_is_added_is_called():
     assert values(w.grad) == [20]
 
 
+def test_a_gradient_that_is_to_be_kept_in_another_dtype_is():
+    w = Tensor([1.0], dtype=ta.bfloat16, requires_grad=True)
+    step = ta.compile(lambda: (w * 2).sum().backward())
+    step()
+    w.grad, w.grad_dtype = None, ta.float32
+    step()
+    assert w.grad.dtype is ta.float32 and values(w.grad) == [2]
+    assert "w: grad_dtype tinyarr.bfloat16, then grad_dtype tinyarr.float32" in step.explain()
+
+
+def test_the_dtype_of_a_gradient_can_t_be_set_in_a_trace():
+    w = Tensor([1.0], dtype=ta.bfloat16, requires_grad=True)
+
+    @ta.compile
+    def step():
+        w.grad_dtype = ta.float32
+        (w * 2).sum().backward()
+
+    with pytest.raises(TraceError, match="w was moved, or its requires_grad or grad_dtype set: do that outside"):
+        step()
+    assert w.grad_dtype is ta.bfloat16 and w.grad is None
+
+
 def test_an_exception_in_a_trace_puts_everything_back():
     model, seen = nn.Linear(2, 2), []
 

@@ -168,7 +168,26 @@ def written_a_part_at_a_time(x, state):
     return [old]
 
 
+def made_over_itself(x, state):
+    state["s"].assign(ta.softmax(ta.softmax(state["s"])))
+    return [x]
+
+
+def made_over_itself_but_read_meanwhile(x, state):
+    once = ta.softmax(state["s"])
+    product = x @ state["s"]
+    state["s"].assign(ta.softmax(once))
+    return [product]
+
+
+def made_over_what_is_read_later(x, state):
+    once = ta.softmax(state["s"])
+    state["s"].assign(ta.softmax(once))
+    return [x @ once]
+
+
 SPECIAL = (
+    made_over_itself, made_over_itself_but_read_meanwhile, made_over_what_is_read_later,
     normalized_by_what_it_is_made_of, read_under_two_names, stored_transposed, gradient_of_rows_in_another_shape,
     views_of_what_is_copied_transposed, read_in_another_shape_and_kept, joined_and_read_in_another_shape,
     written_a_part_at_a_time,
@@ -179,6 +198,18 @@ SPECIAL = (
 def test_what_reads_a_value_in_an_unusual_way_is_eager_mode(function):
     rng = np.random.default_rng(0)
     check(function, [Tensor(rng.standard_normal((N, N))) for _ in range(2)])
+
+
+def test_what_becomes_state_is_made_in_its_memory_from_the_first_step_on():
+    state = ta.zeros((N, N))
+
+    @ta.compile
+    def compiled():
+        state.assign(ta.softmax(ta.softmax(ta.softmax(state))))
+
+    compiled()
+    planned = plan(compiled.graphs[0])
+    assert planned.arena == 0 and not any(isinstance(step, Copy) for step in planned.steps)
 
 
 def test_writing_parts_of_state_copies_the_rest_of_it_at_no_time():

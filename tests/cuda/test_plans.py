@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from tests.samples import SAMPLES
 from tests.test_optim import UPDATES, leaves, set_gradients
 from tests.test_primitives import FUSED, OWN, operands, recorded, values_of
 from tinyarr import Tensor, dtypes
-from tinyarr.backends.cuda import compiler, elementwise, planning
-from tinyarr.backends.cuda.registry import KERNELS, Launch, LibraryCall, Operand, Output, Source
+from tinyarr.backends.cuda import compiler, cublaslt, elementwise, planning
+from tinyarr.backends.cuda.registry import KERNELS, Input, Launch, LibraryCall, Operand, Output, Scratch, Source
 from tinyarr.errors import TinyarrError
 from tinyarr.ops.elementwise_primitive import Elementwise
 
@@ -183,6 +185,40 @@ def test_a_transposed_tensor_is_copied_in_tiles():
     for dtype in (dtypes.bfloat16, dtypes.float32):
         x, y = Operand((64, 96), (1, 64), dtype), Operand((64, 96), (96, 1), dtype)
         assert [step.function for step in elementwise.copy((x, Output(0)), (y, Output(1)))] == ["transpose"]
+
+
+@pytest.mark.parametrize("library", [False, True])
+def test_a_product_is_added_to_a_copy_unless_that_is_where_it_stands(library, monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: library)
+    c, out = (Operand((64, 96), (96, 1), dtypes.float32) for _ in range(2))
+    x, y = Operand((64, 32), (1, 64), dtypes.bfloat16), Operand((32, 96), (96, 1), dtypes.bfloat16)
+    copied, added = KERNELS["matmul_add"].plan([c, x, y], [out]).steps
+    assert copied.unless_same == (Input(0), Output(0)) and copied.arguments[:2] == (Input(0), Output(0))
+    if library:
+        assert added.spec[:10] == (64, 96, 32, dtypes.bfloat16, dtypes.float32, True, False, 64, 96, 96)
+        assert (added.spec.batch, added.spec.accumulate) == (1, True)
+        assert added.arguments == (Input(1), Input(2), Output(0), Scratch(0))
+    else:
+        assert ("ACCUMULATE", "1") in added.source.macros and added.arguments[:3] == (Output(0), Input(1), Input(2))
+    (alone,) = KERNELS["matmul_wide"].plan([x, y], [out]).steps
+    assert not alone.spec.accumulate if library else ("ACCUMULATE", "0") in alone.source.macros
+
+
+def test_a_launch_onto_its_own_operand_is_left_out(monkeypatch):
+    pytest.importorskip("cupy")
+    from tinyarr.backends.cuda import launch
+
+    ran = []
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(launchKernel=lambda function, *_: ran.append(function)))
+    loader = SimpleNamespace(function=lambda step: SimpleNamespace(ptr=step.function), stream=SimpleNamespace(ptr=0))
+    x = Operand((64,), (1,), dtypes.float32)
+    (copied,) = KERNELS["matmul_add"].plan([x, x._replace(shape=(64, 0)), x], [x]).steps
+    for step, expected in ((replace(copied, unless_same=None), 2), (copied, 1)):
+        ran.clear()
+        run = launch._bind(step, loader)
+        for target in (512, 1024):
+            run(([512], [target], []))
+        assert len(ran) == expected
 
 
 def test_positions_beyond_2_31_are_counted_in_64_bits():

@@ -116,6 +116,30 @@ def test_a_training_step_with_fused_kernels_gives_the_bits_of_one_without(name, 
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("build", [None, Interpreter])
+def test_gradients_of_batches_add_up_in_float32_where_they_are(build):
+    rng = np.random.default_rng(0)
+    weight = Tensor(rng.standard_normal((96, 64)), dtype=ta.bfloat16, device="cuda", requires_grad=True)
+    weight.grad_dtype = ta.float32
+
+    def micro_step(x, g):
+        ta.linear(x, weight).backward(g)
+
+    step = Compiled(micro_step, build=build)
+    exact, terms, places = np.zeros((96, 64)), np.zeros((96, 64)), set()
+    for _ in range(8):
+        x, g = (Tensor(rng.standard_normal((128, n)), dtype=ta.bfloat16, device="cuda") for n in (64, 96))
+        step(x, g)
+        places.add(weight.grad.array.data.address)
+        a, b = (t.astype(ta.float64).numpy() for t in (x, g))
+        exact, terms = exact + b.T @ a, terms + np.abs(b.T) @ np.abs(a)
+    assert [[n.call.primitive.name for n in graph.nodes] for graph in step.graphs] == [["matmul_wide"], ["matmul_add"]]
+    assert len(places) == 1 and weight.grad.dtype is ta.float32
+    # Each of the sums of 128 products, which float32 holds, and that of 8 such is cut to float32 at every addition.
+    assert np.all(np.abs(weight.grad.numpy() - exact) <= (128 + 8) * 2.0**-23 * terms)
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("name", MODELS)
 def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
     from tinyarr.backends.cuda.launch import bits  # which needs CuPy

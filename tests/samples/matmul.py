@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 import tinyarr
 from tests.samples.record import NUMBERS, SAMPLES, SIDE, Case, Operand, Sample, cases_of, refused
 from tinyarr import Tensor, zeros
-from tinyarr.dtypes import FLOAT8, bfloat16, float8_e4m3fn, float32
+from tinyarr.dtypes import FLOAT8, bfloat16, float8_e4m3fn, float16, float32
 from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops.epilogue import matmul_bias, matmul_bias_gelu, matmul_gelu_gradient
+from tinyarr.ops.matmul import matmul_add, matmul_wide
 from tinyarr.ops.primitive import apply
 from tinyarr.testing import broadcastable_shapes
 
@@ -42,6 +43,38 @@ SAMPLES["matmul"] = Sample(
         refused(lambda: Tensor(1.0) @ zeros(2), ShapeError, "matmul", "x is 0-d", "at least 1 dimension"),
         refused(lambda: tinyarr.matmul(zeros(2), 3.0), TypeError, "matmul", "y is float", "make it a tensor"),
     ),
+)
+
+
+def wide_cases(draw) -> Case:
+    (m, k, n), batch = (draw(st.integers(0, SIDE)) for _ in range(3)), draw(st.sampled_from([(), (2,)]))
+    return Case((Operand((*batch, m, k)), Operand((*batch, k, n))))
+
+
+def add_cases(draw) -> Case:
+    x, y = wide_cases(draw).operands
+    return Case((Operand((*x.shape[:-1], y.shape[-1]), dtype=float32), x, y))
+
+
+SAMPLES["matmul_wide"] = Sample(
+    lambda x, y: apply(matmul_wide, x.detach(), y.detach()),
+    np.matmul,
+    cases_of(wide_cases),
+    takes=(float16, bfloat16),
+    refuses=(),
+    gives=lambda dtype, **_: float32,
+    roundings=lambda x, y: x.shape[-1],
+    large=Case((Operand((48, 64)), Operand((64, 32)))),
+)
+SAMPLES["matmul_add"] = Sample(
+    lambda c, x, y: apply(matmul_add, c.detach(), x.detach(), y.detach()),
+    lambda c, x, y: c + x @ y,
+    cases_of(add_cases),
+    takes=(float16, bfloat16),
+    refuses=(),
+    gives=lambda dtype, **_: float32,
+    roundings=lambda c, x, y: x.shape[-1] + 1,
+    large=Case((Operand((48, 32), dtype=float32), Operand((48, 64)), Operand((64, 32)))),
 )
 
 

@@ -188,13 +188,17 @@ class _Planner:
         # The numbers of steps stay, so that lives remain right.
 
     def _rewritten(self, value: Value) -> Value | None:
-        """What a value is the new contents of, where nothing but the writing of a part reads that."""
-        step = self.steps[self.made[value]]
-        if not isinstance(step, Copy) or step.part is not None:
-            return None
-        old = self._root(step.read.value)
-        alone = old not in self.places and self.last[old] == self.made[value]
-        return old if alone and self._reads_where_it_writes(step, old, value, views.contiguous(value.shape)) else None
+        """What a value may be made over, which ends there and has no place yet."""
+        number = self.made[value]
+        step, layout = self.steps[number], self.layouts.get(value, views.contiguous(value.shape))
+        for read in reads(step):
+            old = self._root(read)
+            if (
+                old in self.made and old not in self.places and old not in self.parts and self.last[old] == number
+                and nbytes(old) == nbytes(value) and self._reads_where_it_writes(step, old, value, layout)
+            ):  # fmt: skip
+                return old
+        return None
 
     def _may_overwrite(self, old: Value, new: Value) -> bool:
         """Whether `new` can be made where `old` stands: nothing reads it afterwards, nor at another position."""
