@@ -184,7 +184,8 @@ def run(name: str, folder: Path, caches: str, job: argparse.Namespace) -> dict[s
         touch = f"import numpy; numpy.ones({TOUCHED * job.parameters}, 'u1')"
         subprocess.run([sys.executable, "-c", touch], check=True)
     folders = {variable: f"{caches}/{variable}" for variable in CACHES}
-    environment = {**os.environ, **folders, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": ""}
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, **folders, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": ""}
     command = [sys.executable, "-m", "benchmarks.train", "--one", name, str(folder), str(time.time())]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:

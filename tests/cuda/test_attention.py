@@ -87,7 +87,7 @@ def test_the_backward_pass_is_split_over_the_batch_to_bound_its_workspace(monkey
 
     if not cudnn.is_available():
         pytest.fail("nvidia-cudnn-frontend and cuDNN must be installed for this test")
-    shape = (64, 12, 1024, 64)
+    shape = (64, 24, 1024, 64)
     x = Operand(shape, contiguous_strides(shape), dtypes.bfloat16)
     lse = Operand(shape[:3], contiguous_strides(shape[:3]), dtypes.float32)
     plan = cudnn.plan([x, x, x, x, x, lse], [x, x, x], causal=True, scale=0.125)

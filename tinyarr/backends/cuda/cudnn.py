@@ -19,7 +19,7 @@ from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, librar
 
 MODULE = "cudnn"
 # The deterministic backward pass works in B H T S half precision numbers; it is run for part of the batch at a time.
-WORKSPACE = 1024 * 2**20  # bytes, about
+WORKSPACE = 2048 * 2**20  # bytes, about
 
 
 class Attention(NamedTuple):
