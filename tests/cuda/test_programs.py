@@ -116,6 +116,34 @@ def test_a_training_step_with_fused_kernels_gives_the_bits_of_one_without(name, 
 
 
 @pytest.mark.cuda
+def test_a_timed_call_is_a_call_and_gives_the_seconds_of_each_kernel():
+    x = Tensor([0.0, 1.0, 2.0], device="cuda")
+
+    @ta.compile
+    def add_sum():
+        x.assign(x + x.sum())
+
+    eager, expected = x.to("cpu"), []
+    for _ in range(6):
+        eager = eager + eager.sum()
+        expected.append(eager.tolist())  # whole numbers far below 2**24: exact
+    found = []
+    for _ in range(3):  # launched, captured, replayed
+        add_sum()
+        found.append(x.tolist())
+    [program] = add_sum.programs
+    with program.timed() as calls:
+        for _ in range(2):
+            add_sum()
+            found.append(x.tolist())
+    add_sum()
+    found.append(x.tolist())
+    assert found == expected
+    assert [len(seconds) for seconds in calls] == [len(program.kernels)] * 2
+    assert all(0 < taken < 1 for seconds in calls for taken in seconds)
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("build", [None, Interpreter])
 def test_gradients_of_batches_add_up_in_float32_where_they_are(build):
     rng = np.random.default_rng(0)

@@ -7,8 +7,9 @@ that of a batch does. A graph holds addresses, so launches are captured when a c
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -52,6 +53,7 @@ class Program:
         self._states: list[int] = []  # addresses of the call before
         self._before: tuple[int, ...] = ()
         self._captured: tuple[tuple[int, ...], Any] = ((), None)
+        self._timings: list[list[float]] | None = None
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.kernels))
@@ -60,6 +62,18 @@ class Program:
     def arena(self) -> int:
         """Bytes of the arena that the program needs."""
         return self._end
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[list[list[float]]]:
+        """While it lasts, each call launches its kernels one by one, and adds a list of the seconds of each here.
+
+        The calls do what they always do; each waits for the device.
+        """
+        timings = self._timings = []
+        try:
+            yield timings
+        finally:
+            self._timings = None
 
     def run(
         self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
@@ -128,8 +142,8 @@ class Program:
         """Replays the graph of these addresses; one by one where there is none yet."""
         stream, key = self._backend.stream, tuple(itertools.chain(*addresses.values()))
         captured, graph = self._captured
-        if diagnostics.asks("launches"):
-            self._tell(addresses)
+        if self._timings is not None or diagnostics.asks("launches"):
+            self._launch_timed(addresses)
         elif captured == key:
             graph.launch(stream)
         elif self._before == key and self._capturable:
@@ -148,8 +162,8 @@ class Program:
         for task, steps in self._launches:
             _run(task, steps, addresses)
 
-    def timed(self, addresses: dict[str, list[int]]) -> list[float]:
-        """The seconds of each task, launched one by one."""
+    def _launch_timed(self, addresses: dict[str, list[int]]) -> None:
+        """Launches one by one, with events between, and keeps or tells the seconds of each kernel."""
         events = [cupy.cuda.Event() for _ in range(len(self._launches) + 1)]
         stream = self._backend.stream
         events[0].record(stream)
@@ -157,11 +171,11 @@ class Program:
             _run(task, steps, addresses)
             event.record(stream)
         stream.synchronize()
-        return [cupy.cuda.get_elapsed_time(*pair) / 1000 for pair in itertools.pairwise(events)]
-
-    def _tell(self, addresses: dict[str, list[int]]) -> None:
-        for seconds, task in zip(self.timed(addresses), self.kernels, strict=True):
-            diagnostics.tell("launches", f"{1e3 * seconds:9.3f} ms  {task}")
+        seconds = [cupy.cuda.get_elapsed_time(*pair) / 1000 for pair in itertools.pairwise(events)]
+        if self._timings is not None:
+            self._timings.append(seconds)
+        for taken, task in zip(seconds, self.kernels, strict=True):
+            diagnostics.tell("launches", f"{1e3 * taken:9.3f} ms  {task}")
 
 
 def _run(task: Task, steps: Sequence[Any], addresses: dict[str, list[int]]) -> None:
