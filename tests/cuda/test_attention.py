@@ -92,3 +92,19 @@ def test_the_backward_pass_is_split_over_the_batch_to_bound_its_workspace(monkey
     lse = Operand(shape[:3], contiguous_strides(shape[:3]), dtypes.float32)
     plan = cudnn.plan([x, x, x, x, x, lse], [x, x, x], causal=True, scale=0.125)
     assert len(plan.steps) == 2 and sum(plan.scratch) < 1.5 * cudnn.WORKSPACE
+
+
+def test_a_graph_from_the_cache_gives_the_same_bits_and_is_built_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    built, build = [], cudnn._built
+    monkeypatch.setattr(cudnn, "_built", lambda spec: built.append(spec) or build(spec))
+    q, k, v, g = operands((2, 4, 2, 70, 133, 64), packed=False)
+    found = []
+    for _ in range(2):
+        cudnn._graph.cache_clear()
+        tinyarr.Device("cuda").backend.loader._prepared.clear()
+        for primitive in (_attention, _attention_gradient):
+            primitive._calls.clear()
+        attend = lambda *x: tinyarr.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)  # noqa: E731
+        found.append([x.tobytes() for x in results(attend, g, q, k, v)])
+    assert found[0] == found[1] and 0 < len(built) == len(set(built))

@@ -202,3 +202,23 @@ def test_the_rows_of_very_many_indices_are_added_up():
     table = tinyarr.zeros((70_000, 3), device="cuda", requires_grad=True)
     tinyarr.embedding(table, Tensor(indices, device="cuda")).backward(Tensor(g, device="cuda"))
     np.testing.assert_array_equal(table.grad.numpy(), expected)
+
+
+def test_a_batch_on_its_way_is_there_for_whoever_reads_it():
+    """Batches are made before earlier work has run, in memory that such work used, and read by kernels and programs."""
+
+    @tinyarr.compile
+    def total(x, weight):
+        return (x * weight).sum()
+
+    weight, busy = tinyarr.ones(1 << 20, device="cuda"), tinyarr.randn(4096, 4096, device="cuda")
+    found = []
+    for i in range(12):
+        for _ in range(3):
+            busy = busy @ busy * 1e-3  # its memory goes back to the pool while it runs
+        batch = Tensor(np.full(1 << 20, i, np.float32), device="cuda")
+        other = Tensor(np.full(1 << 20, -1, np.float32), device="cuda")
+        found += [total(batch, weight), total(other, weight), batch.max()]
+        del other
+    values = [x.item() for x in found]
+    assert values == [v for i in range(12) for v in (i * 2.0**20, -(2.0**20), float(i))]

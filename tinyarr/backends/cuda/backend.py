@@ -1,4 +1,4 @@
-"""CudaBackend: memory, copies and kernels of one GPU, all on one stream."""
+"""CudaBackend: memory, copies and kernels of one GPU, on one stream; what comes from the host arrives on another."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ...program import Plan as ProgramPlan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
+from .arrivals import Arrivals
 from .host_copies import HostCopies, HostCopy
 from .launch import Loader, bits
 from .lowering import Lowering
@@ -43,18 +44,19 @@ class Handle:
 
 
 class CudaBackend:
-    """Memory and kernels of one device, all on one stream."""
+    """Memory and kernels of one device, on one stream; another copies small tensors from the host."""
 
     def __init__(self, device: Device):
         self.device = device
         self.memory = Memory(device)
         with cupy.cuda.Device(device.index):
             self.stream = cupy.cuda.Stream(non_blocking=True)
+            self._arrivals = Arrivals(self.stream)
             self._reports = Reports()
             capability = cupy.cuda.Device(device.index).compute_capability
         self.loader = Loader(f"sm_{capability}", self.stream, self.memory, self._reports)
         self.arena = Arena(self.memory)
-        self.lock = threading.Lock()  # of who launches what belongs together
+        self.lock = threading.RLock()  # of who launches what belongs together
         self._copies: dict[tuple, Callable] = {}
         self._staged: list[tuple[Any, Any]] = []
         self._on_host = HostCopies()
@@ -69,7 +71,7 @@ class CudaBackend:
     def copy(self, source: Array, target: Array) -> None:
         if 0 in source.shape:
             return
-        self.enter()
+        self.ready()
         x, y = source.data, target.data
         if views.is_contiguous(source.view) and views.is_contiguous(target.view):
             self.copy_bytes(x.address, y.address, source.nbytes)
@@ -98,32 +100,37 @@ class CudaBackend:
             )
             stream.synchronize()
             return
-        self.upload(data, target.data.address)
+        stream = self._arrivals.begin()
+        self._arrivals.add(target, self._upload(data, target.data.address, stream))
 
     def upload(self, data: np.ndarray, to: int) -> None:
-        """Copies a few elements to an address on the device, through pinned memory: the data may change at once."""
+        """Copies a few bytes to an address on the device, for what is launched next: the data may change at once."""
+        self._upload(data, to, self.stream)
+
+    def _upload(self, data: np.ndarray, to: int, stream: Any) -> Any:
+        """Copies through pinned memory; returns the event that then comes to pass."""
         pinned = cupy.cuda.alloc_pinned_memory(data.nbytes)
         np.copyto(np.frombuffer(pinned, data.dtype, data.size).reshape(data.shape), data)
-        runtime.memcpyAsync(to, pinned.ptr, data.nbytes, runtime.memcpyHostToDevice, self.stream.ptr)
-        self._keep_until_copied(pinned)
+        runtime.memcpyAsync(to, pinned.ptr, data.nbytes, runtime.memcpyHostToDevice, stream.ptr)
+        return self._keep_until_copied(pinned, stream)
 
-    def _keep_until_copied(self, pinned: Any) -> Any:
+    def _keep_until_copied(self, pinned: Any, stream: Any) -> Any:
         """An event after the copy that was launched last. Until then the pool must not give its memory away."""
-        self._staged = [(event, pinned) for event, pinned in self._staged if not event.done]
         event = cupy.cuda.Event(disable_timing=True)
-        event.record(self.stream)
-        self._staged.append((event, pinned))
+        event.record(stream)
+        with self.lock:
+            self._staged = [staged for staged in self._staged if not staged[0].done] + [(event, pinned)]
         return event
 
     def copy_to_host_async(self, array: Array) -> None:
         count = views.size(array.shape)
         if not count or self._on_host.find(array):
             return
-        self.enter()
+        self.ready()
         source, pinned = self._dense(array).data.address, cupy.cuda.alloc_pinned_memory(array.nbytes)
         runtime.memcpyAsync(pinned.ptr, source, array.nbytes, runtime.memcpyDeviceToHost, self.stream.ptr)
         values = np.frombuffer(pinned, array.dtype.numpy, count).reshape(array.shape)
-        self._on_host.keep(array, HostCopy(self._keep_until_copied(pinned), values))
+        self._on_host.keep(array, HostCopy(self._keep_until_copied(pinned, self.stream), values))
 
     def _dense(self, array: Array) -> Array:
         """`array`, or a row-major copy of it."""
@@ -134,7 +141,7 @@ class CudaBackend:
         return dense
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        self.enter()
+        self.ready()
         begun = self._on_host.find(array)
         if begun is not None:
             begun.event.synchronize()
@@ -169,7 +176,7 @@ class CudaBackend:
             return found
 
         def function(inputs: Sequence[Any], outputs: Sequence[Handle]) -> None:
-            self.enter()
+            self.ready()
             key = tuple([x.layout if type(x) is Handle else None for x in (*inputs, *outputs)])
             run = bound.get(key)
             if run is None:
@@ -180,6 +187,7 @@ class CudaBackend:
         return Kernel(function, planning.layouts(call), in_place=hasattr(call.primitive, "typed"))
 
     def dlpack(self, array: Array, **options: Any) -> Any:
+        self.ready()
         return dlpack.export(self, array, **options)
 
     def from_dlpack(self, x: Any) -> Array:
@@ -194,7 +202,8 @@ class CudaBackend:
         return Lowering(graph, plan).scratch
 
     def synchronize(self) -> None:
-        """Waits for the stream, and raises OutOfBounds where a kernel reported a bad index."""
+        """Waits for what was launched, and raises OutOfBounds where a kernel reported a bad index."""
+        self.ready()
         self.stream.synchronize()
         self._reports.check()
 
@@ -206,3 +215,8 @@ class CudaBackend:
         """Makes the device current for this thread."""
         if runtime.getDevice() != self.device.index:
             runtime.setDevice(self.device.index)
+
+    def ready(self, arrays: Sequence[Array] | None = None) -> None:
+        """Enters; what is launched next finds what came from the host, all of it or what these arrays show."""
+        self.enter()
+        self._arrivals.wait_for(arrays)

@@ -1,7 +1,7 @@
 """Attention by cuDNN, through its graph frontend: half types, any strides, the backward pass always deterministic.
 
-A graph is built once a signature, which takes up to a second. How much workspace it needs only the library knows, so
-planning builds the graph.
+A graph is built once a signature, which takes up to a second, and kept in the cache folder. How much workspace it needs
+only the library knows, so planning builds the graph.
 Source: Dao 2023, "FlashAttention-2"; cuDNN documentation, "Scaled dot product attention".
 """
 
@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from ... import dtypes
+from ... import cache, dtypes
 from ...dtypes import Dtype
 from ...views import Shape
 from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, library
@@ -46,73 +47,90 @@ def is_available() -> bool:
 
 
 @functools.cache
-def _handle() -> int:
-    import cudnn
+def _library() -> Any:
+    """The frontend's module. On its way in it imports PyTorch, where that is installed: seconds, for nothing here."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module(MODULE)
+    finally:
+        if hide:
+            del sys.modules["torch"]
 
-    return cudnn.create_handle()
+
+@functools.cache
+def _handle() -> int:
+    return _library().create_handle()
 
 
 class _Graph:
-    """A built graph and its tensors, in the order of the arguments: inputs, then outputs."""
+    """A graph that is ready to run; the operands are numbered in the order of the arguments: inputs, then outputs."""
 
     def __init__(self, spec: Attention):
-        import cudnn
+        from cupy.cuda import runtime
 
-        half = {dtypes.float16: cudnn.data_type.HALF, dtypes.bfloat16: cudnn.data_type.BFLOAT16}[spec.dtype]
-        wide = cudnn.data_type.FLOAT
-        graph = cudnn.pygraph(
-            io_data_type=half, intermediate_data_type=wide, compute_data_type=wide, handle=_handle()
-        )
-        self.graph = graph
-
-        def tensor(i: int):
-            kind = wide if len(spec.shapes[i]) == 3 else half
-            shape, strides = spec.shapes[i], spec.strides[i]
-            if len(shape) == 3:  # log-sum-exp (B, H, T), which the library calls statistics (B, H, T, 1)
-                shape, strides = (*shape, 1), (*strides, 1)
-            return graph.tensor(dim=list(shape), stride=list(strides), data_type=kind)
-
-        aligned = cudnn.diagonal_alignment
-        queries, keys = (shape[2] for shape in spec.shapes[spec.backward : spec.backward + 2])  # of q and k
-        options: dict[str, Any] = {"attn_scale": spec.scale}
-        if spec.causal:
-            options["diagonal_alignment"] = aligned.TOP_LEFT if queries == keys else aligned.BOTTOM_RIGHT
-            options["diagonal_band_right_bound"] = 0
-        if spec.backward:
-            g, q, k, v, out, lse = inputs = [tensor(i) for i in range(6)]
-            outputs = graph.sdpa_backward(
-                q=q, k=k, v=v, o=out, dO=g, stats=lse, use_deterministic_algorithm=True, **options
-            )
+        card = runtime.getDeviceProperties(runtime.getDevice())["name"]
+        file = cache.file_of("cudnn", spec, card, _library().__version__, _library().backend_version())
+        stored = cache.read(file)
+        if stored is None:
+            self.graph = _built(spec)
+            cache.write(file, bytes(self.graph.serialize()))
         else:
-            q, k, v = inputs = [tensor(i) for i in range(3)]
-            outputs = graph.sdpa(q=q, k=k, v=v, generate_stats=True, **options)
-        for i, result in enumerate(outputs, len(inputs)):
-            shape, strides = spec.shapes[i], spec.strides[i]
-            if len(shape) == 3:
-                shape, strides = (*shape, 1), (*strides, 1)
-            kind = wide if len(spec.shapes[i]) == 3 else half
-            result.set_output(True).set_dim(list(shape)).set_stride(list(strides)).set_data_type(kind)
-        self.tensors = [*inputs, *outputs]
-        graph.build([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-        self.workspace = graph.get_workspace_size()
+            self.graph = _library().pygraph(handle=_handle())
+            self.graph.deserialize(_handle(), list(stored))
+        self.workspace = self.graph.get_workspace_size()
 
     def run(self, stream: int, *addresses: int) -> None:
         """Addresses of the inputs, the outputs and the workspace."""
-        import cudnn
-
         *operands, workspace = addresses
-        cudnn.set_stream(handle=_handle(), stream=stream)
-        self.graph.execute(dict(zip(self.tensors, operands, strict=True)), workspace, handle=_handle())
+        _library().set_stream(handle=_handle(), stream=stream)
+        self.graph.execute(dict(enumerate(operands)), workspace, handle=_handle())
+
+
+def _built(spec: Attention) -> Any:
+    cudnn = _library()
+    half = {dtypes.float16: cudnn.data_type.HALF, dtypes.bfloat16: cudnn.data_type.BFLOAT16}[spec.dtype]
+    wide = cudnn.data_type.FLOAT
+    graph = cudnn.pygraph(io_data_type=half, intermediate_data_type=wide, compute_data_type=wide, handle=_handle())
+
+    def described(i: int) -> tuple[list[int], list[int], Any]:
+        shape, strides = spec.shapes[i], spec.strides[i]
+        if len(shape) == 3:  # log-sum-exp (B, H, T), which the library calls statistics (B, H, T, 1)
+            return [*shape, 1], [*strides, 1], wide
+        return list(shape), list(strides), half
+
+    def tensor(i: int) -> Any:
+        shape, strides, kind = described(i)
+        return graph.tensor(dim=shape, stride=strides, data_type=kind, uid=i)
+
+    aligned = cudnn.diagonal_alignment
+    queries, keys = (shape[2] for shape in spec.shapes[spec.backward : spec.backward + 2])  # of q and k
+    options: dict[str, Any] = {"attn_scale": spec.scale}
+    if spec.causal:
+        options["diagonal_alignment"] = aligned.TOP_LEFT if queries == keys else aligned.BOTTOM_RIGHT
+        options["diagonal_band_right_bound"] = 0
+    if spec.backward:
+        g, q, k, v, out, lse = inputs = [tensor(i) for i in range(6)]
+        outputs = graph.sdpa_backward(
+            q=q, k=k, v=v, o=out, dO=g, stats=lse, use_deterministic_algorithm=True, **options
+        )
+    else:
+        q, k, v = inputs = [tensor(i) for i in range(3)]
+        outputs = graph.sdpa(q=q, k=k, v=v, generate_stats=True, **options)
+    for i, result in enumerate(outputs, len(inputs)):
+        shape, strides, kind = described(i)
+        result.set_output(True).set_dim(shape).set_stride(strides).set_data_type(kind).set_uid(i)
+    graph.build([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
+    return graph
 
 
 @functools.cache
 def _graph(spec: Attention) -> _Graph | None:
     """The graph, or None where the library has none for these shapes."""
-    import cudnn
-
     try:
         return _Graph(spec)
-    except (cudnn.cudnnGraphNotSupportedError, RuntimeError):
+    except (_library().cudnnGraphNotSupportedError, RuntimeError):
         return None
 
 

@@ -16,7 +16,9 @@ from .matmul import product
 from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Report, Scratch, Source, kernel
 from .types import TYPES, function, packed, wide
 
-MOST_THREADS = 128  # of a row whose loss is computed: more, or more loads at once by each, were slower
+# Threads of a row whose loss, gradient, or both are computed, at most. For a loss alone, more were slower. For both a
+# row is read twice: with so many threads, the rows of all blocks at once fit into the L2 cache.
+LOSS_THREADS, GRADIENT_THREADS, BOTH_THREADS = 128, 512, 1024
 LOGITS = 2**29  # elements of a chunk of logits, at most
 Address = Input | Output | Scratch
 
@@ -27,8 +29,8 @@ def _launch(
     out: Address | None = None, g: Address | None = None, first_row: int = 0,
 ) -> Launch:  # fmt: skip
     pack = packed(dtype)
-    threads = 32
-    while threads < (MOST_THREADS if loss is not None else 512) and threads * pack * 4 < classes:
+    threads, most = 32, LOSS_THREADS if out is None else GRADIENT_THREADS if loss is None else BOTH_THREADS
+    while threads < most and threads * pack * 4 < classes:
         threads *= 2
     flags = {"LOSS": loss is not None, "GRADIENT": out is not None, "WEIGHTED": g is not None, "ALIGNED": aligned}
     flags["EXACT"] = loss is None and dtype.compute is dtype  # half types round far more than lse does

@@ -43,7 +43,7 @@ def _backward(inputs, outputs) -> Plan | None:
     g, x, weight = inputs[:3]
     if x.dtype in dtypes.FLOAT8:
         return None
-    rows, columns = Rows(x), x.shape[-1]
+    rows, columns = Rows(x, arrays=4), x.shape[-1]
     if not rows.count:
         return Plan([step for i in range(1, len(outputs)) for step in elementwise.fill(0, (outputs[i], Output(i)))])
     source = _source(rows, x, center, all(t.aligned for t in (g, x, weight, outputs[0])))

@@ -80,7 +80,7 @@ class Program:
     ) -> list[Array]:
         backend, graph = self._backend, self._graph
         with backend.lock:
-            backend.enter()
+            backend.ready([*states, *self._constants])
             given = [x.data.address for x in states]
             self._stage(states, given)
             base = backend.arena.address(self._end)

@@ -9,20 +9,21 @@ from ... import views
 from .registry import Operand, Source
 from .types import TYPES, packed, wide
 
-HELD = 64  # elements of a row that a thread of a lone warp holds in registers; threads of larger groups half as many
+HELD = 64  # elements in registers that a thread of a lone warp takes of a row; threads of larger groups half as many
 ROWS = 4  # rows of a block, where a warp takes a row
 
 
 class Rows:
     """How the rows of x are shared out.
 
-    count: of rows. together: rows of a block. grid, block: of a launch that takes each row once.
+    arrays: as long as a row, that are held. count: of rows. together: rows of a block. grid, block: of a launch that
+    takes each row once.
     """
 
-    def __init__(self, x: Operand):
+    def __init__(self, x: Operand, arrays: int = 2):
         self.count = views.size(x.shape[:-1])
         self._dtype, self._columns = x.dtype, x.shape[-1]
-        self._threads = 32 if self._columns <= 32 * HELD else 128
+        self._threads = 32 if self._columns <= 32 * HELD * 2 // arrays else 128
         while 32 < self._threads < 1024 and self._threads * HELD // 2 < self._columns:
             self._threads *= 2
         self.together = ROWS if self._threads == 32 else 1
