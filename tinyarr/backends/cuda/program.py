@@ -1,8 +1,8 @@
 """A program on a GPU: its launches captured once in a CUDA graph, which each call replays.
 
-All that a program works in lies in one arena, which the programs of a device share: values, scratch, results until they
-are given away, numbers that come from Python, and copies of small state whose address changes from call to call, as
-that of a batch does. A graph holds addresses, so launches are captured when a call comes with those of the call before.
+All that a program works in lies in one arena, which the programs of a device share: values, scratch, numbers that come
+from Python, and what is small and has another address at each call: results until they are given away, and state that
+moves, as a batch does. A graph holds addresses, so launches are captured when a call comes with those of the call before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .launch import bits
 from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
 from .registry import LibraryCall
 
-STAGED = 32 * 2**20  # bytes; larger state is used where it is
+STAGED = 32 * 2**20  # bytes; larger state, and larger results, are used where they are
 UNCAPTURED = ("cupy",)  # libraries that allocate, which a capture does not allow
 
 
@@ -48,7 +48,8 @@ class Program:
         self._written = [s.after is not s.before for s in graph.states]
         self._staged: dict[int, int] = {}  # where in the arena the copy of a state is
         self._end = _round(plan.arena + lowered.scratch)
-        self._results = [self._take(views.size(r.view.shape) * r.value.dtype.itemsize) for r in graph.results]
+        sizes = [views.size(r.view.shape) * r.value.dtype.itemsize for r in graph.results]
+        self._results = [self._take(n) if n <= STAGED else None for n in sizes]
         self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)))
         self._states: list[int] = []  # addresses of the call before
         self._before: tuple[int, ...] = ()
@@ -90,13 +91,14 @@ class Program:
                 backend.upload(np.frombuffer(numbers, np.uint8), base + self._numbers)
             for i, at in self._staged.items():
                 backend.copy_bytes(given[i], base + at, states[i].nbytes)
-            self._launch(self._addresses(base, given))
+            results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]
+            self._launch(self._addresses(base, given, results))
             for i, at in self._staged.items():
                 if self._written[i]:
                     backend.copy_bytes(base + at, given[i], states[i].nbytes)
-            results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]
             for x, at in zip(results, self._results, strict=True):
-                backend.copy_bytes(base + at, x.data.address, x.nbytes)
+                if at is not None:
+                    backend.copy_bytes(base + at, x.data.address, x.nbytes)
         for x, written in zip(states, self._written, strict=True):
             x.storage.version += written
         return results
@@ -125,8 +127,9 @@ class Program:
                 self._staged[i] = self._take(x.nbytes)
         self._states = given
 
-    def _addresses(self, base: int, given: Sequence[int]) -> dict[str, list[int]]:
+    def _addresses(self, base: int, given: Sequence[int], results: Sequence[Array]) -> dict[str, list[int]]:
         """Of each kind of buffer, where each of its number is."""
+        placed = zip(results, self._results, strict=True)
         states = [base + self._staged[i] if i in self._staged else address for i, address in enumerate(given)]
         numbers = base + self._numbers
         return {
@@ -135,7 +138,7 @@ class Program:
             "constant": [x.data.address for x in self._constants],
             "draw": [numbers + 8 * i for i in range(2 * len(self._graph.draws))],
             "float": [numbers + 8 * (2 * len(self._graph.draws) + i) for i in range(len(self._graph.floats))],
-            "result": [base + at for at in self._results],
+            "result": [x.data.address if at is None else base + at for x, at in placed],
         }
 
     def _launch(self, addresses: dict[str, list[int]]) -> None:
