@@ -2,7 +2,7 @@
 
 All that a program works in lies in one arena, which the programs of a device share: values, scratch, numbers that come
 from Python, and what is small and has another address at each call: results until they are given away, and state that
-moves, as a batch does. A graph holds addresses, so launches are captured when a call comes with those of the call before.
+moves, as a batch does. A graph holds addresses: launches are captured when a call comes with those of the call before.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ class Program:
             for i, at in self._staged.items():
                 if self._written[i]:
                     backend.copy_bytes(base + at, given[i], states[i].nbytes)
-            for x, at in zip(results, self._results, strict=True):
-                if at is not None:
-                    backend.copy_bytes(base + at, x.data.address, x.nbytes)
+            for x, place in zip(results, self._results, strict=True):
+                if place is not None:
+                    backend.copy_bytes(base + place, x.data.address, x.nbytes)
         for x, written in zip(states, self._written, strict=True):
             x.storage.version += written
         return results
