@@ -24,9 +24,9 @@ MODELS = {
 }
 
 
-def training(name, dtype, device, build=None):
+def training(name, dtype, device, build=None, models=MODELS):
     """A compiled step in which every kernel is one of fusion's, and its tokens."""
-    make, config = MODELS[name]
+    make, config = models[name]
     model = make(config, dtype=dtype, device=device)
     optimizer = ta.optim.AdamW(model.parameters(), lr=1e-3)
 
