@@ -72,7 +72,7 @@ def names(graph):
 class Follower:
     def __init__(self, graph, plan):
         self.graph, self.plan, self.names = graph, plan, names(graph)
-        self.size = max([plan.arena, *map(nbytes, plan.places)])  # of the largest buffer
+        self.sizes, self.largest = {("arena", 0): plan.arena}, max(map(nbytes, plan.places), default=0)
         self.memory = {}
         for value in given(graph):
             self.store(value, views.contiguous(value.shape), self.names[value])
@@ -98,7 +98,7 @@ class Follower:
 
     def bytes_of(self, buffer):
         if buffer not in self.memory:
-            self.memory[buffer] = np.full(self.size, EMPTY)
+            self.memory[buffer] = np.full(self.sizes.get(buffer, self.largest), EMPTY)
         return self.memory[buffer]
 
     def where(self, value, view):

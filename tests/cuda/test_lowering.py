@@ -17,8 +17,8 @@ from tests.compiler import test_programs_with_state as with_state
 from tests.compiler.follow import EMPTY, Follower, follow, inside, positions
 from tests.cuda.test_programs import MODELS as WIDER
 from tests.cuda.test_programs import training
-from tinyarr import Device
-from tinyarr.backends.cuda import compiler
+from tinyarr import Device, eager
+from tinyarr.backends.cuda import compiler, planning
 from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch
 from tinyarr.compiler import Compiled
@@ -64,12 +64,15 @@ class TaskFollower(Follower):
         lowered = Steps(graph, planned)
         self.of_steps = iter(lowered.of_steps)
         self.end = planned.arena + lowered.scratch
-        self.size = max(self.size, self.end)
+        self.sizes["arena", 0] = self.end
+        self.scratch = []  # of the step before
 
     def step(self, node, step, title):
         tasks, taken = next(self.of_steps)
         self.check_scratch(taken, title)
-        self.bytes_of(("arena", 0))[self.plan.arena :] = EMPTY
+        for low, high in self.scratch:
+            self.bytes_of(("arena", 0))[low:high] = EMPTY
+        self.scratch = taken
         parts = [] if node is None else [node.first, node.last] if isinstance(node, Group) else [node]
         moves = not parts or is_copy(parts[0])
         work = [task for task in tasks if not moves and task.title != "copy"]
@@ -105,6 +108,9 @@ class TaskFollower(Follower):
             assert low >= 0 and high <= (self.end if low >= self.plan.arena else self.plan.arena), title
             others = [s for s in spans if s != (kind, low, high)]
             assert kind == "operand" or all(high <= b or c <= low for _, b, c in others), title
+        places = [x for x in task.inputs + task.outputs if type(x) is Place]
+        operands = zip(task.reads + task.makes, places, strict=True)
+        assert all(place.offset % 16 == 0 for operand, place in operands if operand.aligned), title
         for place, n in zip(task.scratch, task.plan.scratch):
             self.bytes_of(("arena", 0))[place.offset : place.offset + n] = EMPTY
 
@@ -132,6 +138,7 @@ class TaskFollower(Follower):
     def kernel(self, node, task, title):
         self.expect([x for x in node.inputs if isinstance(x, Read)], self.read(task), title)
         self.make(node.outputs, task)
+        self.check_layouts(node.call, task, title)
 
     def joined_kernel(self, group, task, title):
         """One kernel for two nodes: it reads what they both do, but what is between."""
@@ -139,6 +146,16 @@ class TaskFollower(Follower):
         others = [x for x in last.inputs[1:] if isinstance(x, Read)]
         self.expect(others + [x for x in first.inputs if isinstance(x, Read)], self.read(task), title)
         self.make((*last.outputs, *(v for v in first.outputs if v in group.outputs)), task)
+        self.check_layouts(last.call, task, title)
+
+    def check_layouts(self, call, task, title):
+        """A call's operands, which come first among those of a task, lie as its kernel takes and makes them."""
+        layouts, reads = planning.layouts(call), iter(task.reads)
+        inputs = [(x, next(reads)) if type(x) is Place else None for x in task.inputs]
+        wanted = [*zip(inputs, layouts(call) if layouts else ())]
+        wanted += zip(zip(task.outputs, task.makes), planning.out_layouts(call))
+        for place, x, layout in [(*pair, layout) for pair, layout in wanted if pair]:
+            assert eager.suits(View(x.shape, x.strides, place.offset // x.dtype.itemsize), layout), title
 
     def make(self, values, task):
         """Stores names; one of a node's values that nobody reads has no place."""
