@@ -61,7 +61,7 @@ def again(x: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def own_kernels():
-    """Products and attention by tinyarr's kernels: which one a library takes depends on strides too, which plans set."""
+    """Products and attention by tinyarr's kernels: a library chooses algorithms by strides too, which plans change."""
     from tinyarr import cuda
     from tinyarr.backends.cuda import cublaslt, cudnn
 
@@ -73,6 +73,8 @@ def own_kernels():
     with pytest.MonkeyPatch.context() as patch:
         for library in (cublaslt, cudnn):
             patch.setattr(library, "is_available", lambda: False)
-        forget()
-        yield
-    forget()
+        try:
+            forget()
+            yield
+        finally:
+            forget()
