@@ -1,5 +1,6 @@
 """Programs lowered to CUDA launches without a GPU: do they read what the graph says, and stay within their memory?"""
 
+import contextlib
 import functools
 import itertools
 import warnings
@@ -7,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 import tinyarr as ta
 from models.gpt2 import GPT2
@@ -15,9 +17,14 @@ from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
 from tests.compiler import test_programs_with_state as with_state
 from tests.compiler.follow import EMPTY, Follower, follow, inside, positions
+from tests.compiler.test_compile import REFUSED
+from tests.cuda.place import on
 from tests.cuda.test_programs import MODELS as WIDER
 from tests.cuda.test_programs import training
-from tinyarr import Device, eager
+from tests.samples import SAMPLES
+from tests.test_primitives import operands
+from tests.test_random_programs import programs as random_programs
+from tinyarr import Device, Tensor, eager
 from tinyarr.backends.cuda import compiler, planning
 from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch
@@ -25,6 +32,7 @@ from tinyarr.compiler import Compiled
 from tinyarr.compiler.layout import is_copy
 from tinyarr.compiler.passes import passes_within
 from tinyarr.compiler.plan import plan
+from tinyarr.errors import TraceError
 from tinyarr.program import Group, Place, Read
 from tinyarr.views import View
 
@@ -198,26 +206,65 @@ def test_a_lowered_training_step_reads_what_it_should(name, dtype, guard):
         TaskFollower(graph, plan(graph, guard)).run()
 
 
-def follow_on_meta(function):
+def follow_on_meta(function, arguments):
+    """Follows what a function of arguments() is lowered to, with and without what passes do."""
     with ta.use_device(META), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "compile: memory_budget")
-        x = ta.ones((with_state.N, with_state.N), dtype=ta.float64)
         for passes in ((), passes_within(None), passes_within(0)):
             compiled = Compiled(function, passes)
-            compiled(x, {name: ta.ones_like(x) for name in with_state.NAMES})
+            compiled(*arguments())
             for graph in compiled.graphs:
                 TaskFollower(graph, plan(graph)).run()
+
+
+def with_states():
+    x = ta.ones((with_state.N, with_state.N), dtype=ta.float64)
+    return x, {name: ta.ones_like(x) for name in with_state.NAMES}
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in REFUSED])
+def test_every_operation_is_lowered_to_what_reads_what_it_should(name):
+    sample = SAMPLES[name]
+
+    @settings(max_examples=3, phases=[Phase.generate])
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        inputs = operands(data.draw, case, dtype)
+        follow_on_meta(lambda *x: sample.function(*x, **case.params), lambda: [on(META, x) for x in inputs])
+
+    check()
+
+
+@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@given(random_programs())
+def test_lowered_random_programs_and_their_gradients_read_what_they_should(program):
+    kept = {}
+
+    def function(*inputs):
+        values = program.evaluate(ta, inputs, kept)
+        return tuple(values[i] for i in program.outputs)
+
+    def with_gradients(*inputs):
+        out, pull = ta.vjp(function, *inputs)
+        return *out, *pull(*(ta.ones_like(x) for x in out))
+
+    with ta.use_device(META):
+        function(*map(Tensor, program.inputs))  # so that what is kept is there
+    with contextlib.suppress(TraceError):  # of indices that are NumPy arrays
+        follow_on_meta(with_gradients, lambda: map(Tensor, program.inputs))
 
 
 @settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(with_state.programs)
 def test_lowered_programs_with_state_read_what_they_should(steps):
-    follow_on_meta(functools.partial(with_state.run, steps))
+    follow_on_meta(functools.partial(with_state.run, steps), with_states)
 
 
 @pytest.mark.parametrize("function", with_state.SPECIAL, ids=lambda f: f.__name__)
 def test_what_reads_a_value_in_an_unusual_way_is_lowered_so(function):
-    follow_on_meta(function)
+    follow_on_meta(function, with_states)
 
 
 @pytest.mark.parity
