@@ -30,7 +30,8 @@ def inside(node, shape):
     params, at = node.call.params, 0
     for x in node.inputs:
         if node.call.primitive.name == "unslice":
-            yield tuple(slice(a, a + n * s, s) for a, n, s in zip(params["starts"], x.view.shape, params["steps"]))
+            axes = zip(params["starts"], x.view.shape, params["steps"], strict=True)
+            yield np.ix_(*(a + s * np.arange(n) for a, n, s in axes))
         else:
             axis, start, at = params["axis"], at, at + x.view.shape[params["axis"]]
             yield tuple(slice(start, at) if a == axis else slice(None) for a in range(len(shape)))

@@ -190,6 +190,13 @@ def of_what_does_not_lie_in_rows(x, state):
     return *whole, y[:, ::2] @ y[1:4], ta.take(y.T, Tensor([3, 0]), axis=0), ta.layer_norm(y.T[1:], x[:, 0], y[:, 1])
 
 
+def written_in_part_and_kept_whole(x, state):
+    for name in NAMES:
+        state[name].assign(x)
+    state["s"][1] = x[0]
+    return [x]
+
+
 def of_one_number(x, state):
     y = x[0, 0] * 2
     return y, ta.sum(y), ta.max(y * 3), y + x
@@ -198,7 +205,7 @@ def of_one_number(x, state):
 SPECIAL = (
     normalized_by_what_it_is_made_of, read_under_two_names, stored_transposed, gradient_of_rows_in_another_shape,
     views_of_what_is_copied_transposed, read_in_another_shape_and_kept, joined_and_read_in_another_shape,
-    written_a_part_at_a_time, of_what_does_not_lie_in_rows, of_one_number,
+    written_a_part_at_a_time, written_in_part_and_kept_whole, of_what_does_not_lie_in_rows, of_one_number,
 )  # fmt: skip
 
 

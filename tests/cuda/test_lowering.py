@@ -25,7 +25,7 @@ from tests.samples import SAMPLES
 from tests.test_primitives import operands
 from tests.test_random_programs import programs as random_programs
 from tinyarr import Device, Tensor, eager
-from tinyarr.backends.cuda import compiler, planning
+from tinyarr.backends.cuda import compiler, cublaslt, planning
 from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch
 from tinyarr.compiler import Compiled
@@ -184,8 +184,11 @@ class TaskFollower(Follower):
 
 
 @functools.cache
-def graphs(name, dtype):
-    """Training steps, with and without what passes do, and with all made twice that can be."""
+def graphs(name, dtype, library=False):
+    """Training steps, with and without what passes do, and with all made twice that can be.
+
+    library: whether cuBLASLt is there, as it is while this is called.
+    """
     tokens = ta.zeros((2, 8), dtype=ta.int64, device=META)
     found = []
     for passes in ((), passes_within(None), passes_within(0)):
@@ -197,11 +200,12 @@ def graphs(name, dtype):
     return found
 
 
-@pytest.mark.parametrize("guard", [0, 512])
+@pytest.mark.parametrize(("library", "guard"), [(False, 0), (False, 512), (True, 0)])
 @pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 @pytest.mark.parametrize("name", MODELS)
-def test_a_lowered_training_step_reads_what_it_should(name, dtype, guard):
-    for graph in graphs(name, dtype):
+def test_a_lowered_training_step_reads_what_it_should(name, dtype, library, guard, monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: library)
+    for graph in graphs(name, dtype, library):
         follow(graph, plan(graph, guard))
         TaskFollower(graph, plan(graph, guard)).run()
 

@@ -194,7 +194,8 @@ class _Planner:
         if not isinstance(step, Copy) or step.part is not None:
             return None
         old = self._root(step.read.value)
-        alone = old not in self.places and self.last[old] == self.made[value]
+        kept = {self._root(v) for v, _ in self.ends}  # which are read once more at the end
+        alone = old not in self.places and old not in kept and self.last[old] == self.made[value]
         return old if alone and self._reads_where_it_writes(step, old, value, views.contiguous(value.shape)) else None
 
     def _may_overwrite(self, old: Value, new: Value) -> bool:
