@@ -20,7 +20,7 @@ from ... import diagnostics, views
 from ...array import Array, empty
 from ...program import Graph, Place
 from ...program import Plan as ProgramPlan
-from . import cublaslt
+from . import cublaslt, guard
 from .launch import bits
 from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
 from .registry import LibraryCall
@@ -48,9 +48,11 @@ class Program:
         self._written = [s.after is not s.before for s in graph.states]
         self._staged: dict[int, int] = {}  # where in the arena the copy of a state is
         self._end = _round(plan.arena + lowered.scratch)
+        self._guard = plan.guard
+        self._blocks = guard.blocks(self.kernels) if plan.guard else []
         sizes = [views.size(r.view.shape) * r.value.dtype.itemsize for r in graph.results]
-        self._results = [self._take(n) if n <= STAGED else None for n in sizes]
-        self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)))
+        self._results = [self._take(n, f"result {i}") if n <= STAGED else None for i, n in enumerate(sizes)]
+        self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)), "numbers from Python")
         self._states: list[int] = []  # addresses of the call before
         self._before: tuple[int, ...] = ()
         self._captured: tuple[tuple[int, ...], Any] = ((), None)
@@ -85,6 +87,8 @@ class Program:
             given = [x.data.address for x in states]
             self._stage(states, given)
             base = backend.arena.address(self._end)
+            if self._guard:
+                guard.fill(backend, base, self._end)
             numbers = np.array([n for pair in draws for n in pair], np.int64).tobytes()
             numbers += np.array(floats, np.float64).tobytes()
             if numbers:
@@ -93,6 +97,8 @@ class Program:
                 backend.copy_bytes(given[i], base + at, states[i].nbytes)
             results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]
             self._launch(self._addresses(base, given, results))
+            if self._guard:
+                guard.check(backend, base, guard.gaps(self._blocks, self._end))
             for i, at in self._staged.items():
                 if self._written[i]:
                     backend.copy_bytes(base + at, given[i], states[i].nbytes)
@@ -113,10 +119,11 @@ class Program:
         ]  # fmt: skip
         return replace(task, plan=replace(task.plan, steps=steps))
 
-    def _take(self, nbytes: int) -> int:
+    def _take(self, nbytes: int, owner: str) -> int:
         """A place in the arena behind all others."""
         at = self._end
-        self._end += _round(nbytes)
+        self._end += _round(nbytes) + self._guard
+        self._blocks.append(guard.Block(at, at + nbytes, owner))
         return at
 
     def _stage(self, states: Sequence[Array], given: list[int]) -> None:
@@ -124,7 +131,7 @@ class Program:
         known = self._states or given
         for i, (x, now, before) in enumerate(zip(states, given, known, strict=True)):
             if ((now != before and x.nbytes <= STAGED) or now % 16) and i not in self._staged:
-                self._staged[i] = self._take(x.nbytes)
+                self._staged[i] = self._take(x.nbytes, f"the copy of state {i}")
         self._states = given
 
     def _addresses(self, base: int, given: Sequence[int], results: Sequence[Array]) -> dict[str, list[int]]:
