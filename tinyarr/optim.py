@@ -26,6 +26,7 @@ from .ops.reduce import sum
 from .ops.scalar import Expr, bitcast, cast, random_bits, weak
 from .ops.scalar import sqrt as _sqrt
 from .ops.scalar import where as _where
+from .ops.shape import stack
 from .random import Generator, default_generator
 from .segments import Segment, pack
 from .tape import no_grad
@@ -426,12 +427,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
     if not gradients:
         raise ArgumentError("grad_norm: no parameter has a gradient: call backward() first")
     with no_grad():
-        total = None
-        for g in gradients:
-            squares = sum(square(astype(g, g.dtype.compute, copy=False)))
-            total = squares if total is None else total + squares
-        assert total is not None
-        return sqrt(total)
+        return sqrt(sum(stack([sum(square(astype(g, g.dtype.compute, copy=False))) for g in gradients])))
 
 
 def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, norm: Tensor | None = None) -> Tensor:

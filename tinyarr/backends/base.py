@@ -36,7 +36,13 @@ class MemoryStats:
 
 
 class Backend(Protocol):
-    """What a device must do."""
+    """What a device must do.
+
+    joins: whether kernels of one kind that follow each other in a program run as one, where none needs another's
+    result.
+    """
+
+    joins: bool
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         """A contiguous array over uninitialized memory, which returns to the backend when its last user is gone."""

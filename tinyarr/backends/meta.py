@@ -13,7 +13,7 @@ from .base import Kernel, MemoryStats
 class MetaBackend:
     def __init__(self, device: Device):
         self._device = device
-        self._is_cuda = (device.like or "").startswith("cuda")
+        self._is_cuda = self.joins = (device.like or "").startswith("cuda")
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         return Array(Storage(None, nbytes, self._device), dtype, shape, strides, 0)
@@ -50,9 +50,10 @@ class MetaBackend:
 
     def scratch(self, graph, plan) -> int:
         if self._is_cuda:
+            from .cuda.joining import join
             from .cuda.lowering import Lowering
 
-            return Lowering(graph, plan).scratch
+            return join(Lowering(graph, plan), plan).scratch
         return Device("cpu").backend.scratch(graph, plan)
 
     def synchronize(self) -> None:

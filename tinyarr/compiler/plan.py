@@ -75,7 +75,8 @@ class _Planner:
     def _place_parts(self) -> None:
         """What is only joined with others, or padded with zeros, is made within them."""
         read: dict[Value, int] = {}
-        shapes = {v: s for n in self.graph.nodes if isinstance(n, Node) for v, s in zip(n.outputs, n.call.out_shapes)}
+        makers = [n.last if isinstance(n, Group) else n for n in self.graph.nodes if not isinstance(n, Write)]
+        shapes = {v: s for n in makers for v, s in zip(n.outputs, n.call.out_shapes)}
         for node in self.graph.nodes:
             for x in _reads_of(node):
                 read[x.value] = read.get(x.value, 0) + 1

@@ -1,7 +1,8 @@
 """In which order nodes run: as they were traced, but for two moves.
 
 What is made of nothing, or of what lives on anyway, is made when it is first read. A reduction to little runs right
-behind what makes its operands, while those are in the cache.
+behind what makes its operands, while those are in the cache; where a backend joins kernels that follow each other, only
+if then nothing needs the operands any more.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ def lift(graph: Graph) -> Graph:
         keys.append((position, 0))
         is_reduction = not isinstance(node, Write) and node.call.primitive.name in REDUCTIONS
         if is_reduction and sum(map(nbytes, made_by(node))) <= SMALL:
-            makers = [lives.maker[v] for v in values_read(node) if v in lives.maker]
-            if makers:
+            read = [v for v in values_read(node) if v in lives.maker]
+            makers = [lives.maker[v] for v in read]
+            frees = any(lives.ends(v) == position for v in read)
+            if makers and (frees or not made_by(node)[0].device.backend.joins):
                 keys[position] = max(keys[maker] for maker in makers)[0], 1
     return _ordered(graph, keys)
 

@@ -29,6 +29,8 @@ _BYTES = np.dtype(np.uint8)
 class CpuBackend:
     """Memory and kernels of the device `cpu`."""
 
+    joins = False
+
     def __init__(self, device: Device):
         self._device = device
         self._pool = Pool(device)

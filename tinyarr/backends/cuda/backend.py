@@ -22,6 +22,7 @@ from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
 from .arrivals import Arrivals
 from .host_copies import HostCopies, HostCopy
+from .joining import join
 from .launch import Loader, bits
 from .lowering import Lowering
 from .memory import Arena, Memory
@@ -45,6 +46,8 @@ class Handle:
 
 class CudaBackend:
     """Memory and kernels of one device, on one stream; another copies small tensors from the host."""
+
+    joins = True
 
     def __init__(self, device: Device):
         self.device = device
@@ -199,7 +202,7 @@ class CudaBackend:
         return Program(graph, plan, self)
 
     def scratch(self, graph: Graph, plan: ProgramPlan) -> int:
-        return Lowering(graph, plan).scratch
+        return join(Lowering(graph, plan), plan).scratch
 
     def synchronize(self) -> None:
         """Waits for what was launched, and raises OutOfBounds where a kernel reported a bad index."""

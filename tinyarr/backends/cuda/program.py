@@ -15,12 +15,14 @@ from typing import Any
 
 import cupy
 import numpy as np
+from cupy.cuda import runtime
 
 from ... import diagnostics, views
 from ...array import Array, empty
 from ...program import Graph, Place
 from ...program import Plan as ProgramPlan
 from . import cublaslt, guard
+from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
 from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
 from .registry import LibraryCall
@@ -37,7 +39,8 @@ class Program:
 
     def __init__(self, graph: Graph, plan: ProgramPlan, backend: Any):
         self._graph, self._backend = graph, backend
-        lowered = Lowering(graph, plan)
+        table = TABLE if runtime.driverGetVersion() >= 12010 else OLD_TABLE
+        lowered = join(Lowering(graph, plan), plan, table)
         self.kernels = [self._tuned(task) for task in lowered.tasks]
         backend.memory.give_back()
         backend.loader.compile(task.plan for task in self.kernels)

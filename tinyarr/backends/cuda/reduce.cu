@@ -15,11 +15,11 @@ __device__ __forceinline__ A combine_warp(A a)
 
 /* out (K, S), x (K, R): block (k, s) reduces part s of row k, `part` elements long, a multiple of PACK. Each thread
    takes every THREADS-th pack, keeping a total for each place in the pack. */
-extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(TO_OUT out, FROM_X x, int64_t length, int64_t part)
+KERNEL(THREADS, reduce_rows, TO_OUT out, FROM_X x, int64_t length, int64_t part)
 {
     __shared__ A of_warp[THREADS / 32];
-    int64_t row = blockIdx.x * length;
-    int64_t begin = blockIdx.y * part, end = begin + part < length ? begin + part : length;
+    int64_t row = BLOCK.x * length;
+    int64_t begin = BLOCK.y * part, end = begin + part < length ? begin + part : length;
     A total[PACK];
 #pragma unroll
     for (int k = 0; k < PACK; k++)
@@ -49,19 +49,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) reduce_rows(TO_OUT out, FR
     if (threadIdx.x < 32) {
         result = combine_warp(threadIdx.x < THREADS / 32 ? of_warp[threadIdx.x] : (A)START);
         if (threadIdx.x == 0)
-            put<1, false>(out, blockIdx.x * (int64_t)gridDim.y + blockIdx.y, Pack<R, 1>{narrow<R>(result)});
+            put<1, false>(out, BLOCK.x * (int64_t)GRID.y + BLOCK.y, Pack<R, 1>{narrow<R>(result)});
     }
 }
 
 /* out (K), x (K, R) with few elements a row, a multiple of PACK: a warp for each row. */
-extern "C" __global__ void __launch_bounds__(THREADS) reduce_short_rows(TO_OUT out, FROM_X x, int64_t rows, int length)
+KERNEL(THREADS, reduce_short_rows, TO_OUT out, FROM_X x, int64_t rows, int64_t length)
 {
-    int64_t row = blockIdx.x * (int64_t)(THREADS / 32) + threadIdx.x / 32;
+    int64_t row = BLOCK.x * (int64_t)(THREADS / 32) + threadIdx.x / 32;
     if (row >= rows)
         return;
     A total = START;
 #pragma unroll 4
-    for (int i = threadIdx.x % 32 * PACK; i < length; i += 32 * PACK) {
+    for (int i = threadIdx.x % 32 * PACK; i < (int)length; i += 32 * PACK) {
         Pack<T, PACK> pack = fetch<PACK, ALIGNED>(x, row * length + i);
 #pragma unroll
         for (int k = 0; k < PACK; k++)
@@ -74,14 +74,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) reduce_short_rows(TO_OUT o
 
 /* out (S, K, C), x (K, R, C): block (c, k, s) reduces part s of the R rows for 32 packs of columns; its 8 warps take
    every 8th row. K may exceed the grid: each block walks on by its size. */
-extern "C" __global__ void __launch_bounds__(256)
-reduce_columns(TO_OUT out, FROM_X x, int64_t outer, int64_t length, int64_t columns, int64_t part)
+KERNEL(THREADS, reduce_columns, TO_OUT out, FROM_X x, int64_t outer, int64_t length, int64_t columns, int64_t part)
 {
     __shared__ A of_warp[8][32][PACK + 1];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int64_t column = (blockIdx.x * (int64_t)32 + lane) * PACK;
-    int64_t begin = blockIdx.z * part, end = begin + part < length ? begin + part : length;
-    for (int64_t k = blockIdx.y; k < outer; k += gridDim.y) {
+    int64_t column = (BLOCK.x * (int64_t)32 + lane) * PACK;
+    int64_t begin = BLOCK.z * part, end = begin + part < length ? begin + part : length;
+    for (int64_t k = BLOCK.y; k < outer; k += GRID.y) {
         A total[PACK];
 #pragma unroll
         for (int j = 0; j < PACK; j++)
@@ -105,7 +104,7 @@ reduce_columns(TO_OUT out, FROM_X x, int64_t outer, int64_t length, int64_t colu
                 A result = of_warp[0][lane][j];
                 for (int w = 1; w < 8; w++)
                     result = combine(result, of_warp[w][lane][j]);
-                int64_t at = (blockIdx.z * outer + k) * columns + column + j;
+                int64_t at = (BLOCK.z * outer + k) * columns + column + j;
                 put<1, false>(out, at, Pack<R, 1>{narrow<R>(result)});
             }
         }

@@ -56,11 +56,18 @@ def _source(operation: str, stored: Dtype, result: Dtype, pack: int, aligned: bo
         ("START", f"((A){start})"), ("COMBINE(a, b)", combine), ("PACK", str(pack)), ("ALIGNED", str(int(aligned))),
         ("THREADS", "256"), ("TO_OUT", "R *"), ("FROM_X", "const T *"),
     )  # fmt: skip
-    return Source((*files(stored, result), "reduce.cu"), macros)
+    return Source((*files(stored, result), "kernel.cuh", "reduce.cu"), macros)
 
 
 Address = Input | Output | Scratch
 Step = Launch | LibraryCall
+
+
+def _launch(source: Source, function: str, grid: tuple[int, int, int], out: Address, x: Address, *sizes: int) -> Launch:
+    types = ("TO_OUT", "FROM_X", *["int64_t"] * len(sizes))
+    return Launch(
+        source, function, grid, (256, 1, 1), (out, x, *map(np.int64, sizes)), slots=SLOTS, types=types
+    )
 
 
 def rows(
@@ -71,9 +78,7 @@ def rows(
     accumulated = stored.compute
     if length <= SHORT_ROW:
         source = _source(operation, stored, result, math.gcd(packed(stored), length), aligned)
-        grid = (-(-kept // 8), 1, 1)
-        short = (out, x, np.int64(kept), np.int32(length))
-        return [Launch(source, "reduce_short_rows", grid, (256, 1, 1), short, slots=SLOTS)], ()
+        return [_launch(source, "reduce_short_rows", (-(-kept // 8), 1, 1), out, x, kept, length)], ()
     pack = packed(stored)
     aligned = aligned and length % pack == 0
     parts = min(-(-length // PART), MOST_BLOCKS)
@@ -81,8 +86,7 @@ def rows(
     parts = -(-length // part)
     to, kind = (out, result) if parts == 1 else (Scratch(scratch), accumulated)
     source = _source(operation, stored, kind, pack, aligned)
-    arguments = (to, x, np.int64(length), np.int64(part))
-    steps: list[Step] = [Launch(source, "reduce_rows", (kept, parts, 1), (256, 1, 1), arguments, slots=SLOTS)]
+    steps: list[Step] = [_launch(source, "reduce_rows", (kept, parts, 1), to, x, length, part)]
     if parts == 1:
         return steps, ()
     more, blocks = rows(operation, Scratch(scratch), out, kept, parts, accumulated, result, True, scratch + 1)
@@ -103,14 +107,13 @@ def columns(
     to, kind = (out, result) if parts == 1 else (Scratch(scratch), accumulated)
     source = _source(operation, stored, kind, pack, aligned)
     grid = (-(-inner // (32 * pack)), min(outer, MOST_BLOCKS), parts)
-    arguments = (to, x, np.int64(outer), np.int64(length), np.int64(inner), np.int64(part))
-    steps: list[Step] = [Launch(source, "reduce_columns", grid, (256, 1, 1), arguments, slots=SLOTS)]
+    steps: list[Step] = [_launch(source, "reduce_columns", grid, to, x, outer, length, inner, part)]
     if parts == 1:
         return steps, ()
     width = outer * inner
     source = _source(operation, accumulated, result, 1, False)
-    arguments = (out, Scratch(scratch), np.int64(1), np.int64(parts), np.int64(width), np.int64(parts))
-    steps.append(Launch(source, "reduce_columns", (-(-width // 32), 1, 1), (256, 1, 1), arguments, slots=SLOTS))
+    grid = (-(-width // 32), 1, 1)
+    steps.append(_launch(source, "reduce_columns", grid, out, Scratch(scratch), 1, parts, width, parts))
     return steps, (parts * width * accumulated.itemsize,)
 
 
