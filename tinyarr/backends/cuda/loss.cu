@@ -122,18 +122,23 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     if (!GRADIENT)
         return;
     __syncthreads(); /* the loss has read its logit */
-    A s = scaled(softmax.largest);
-    A weight = counted ? (WEIGHTED ? g[blockIdx.x] : (A)1) : (A)0, share = 1 / softmax.sum;
-    int hit = counted ? (int)target : -1;
-    int end = stride;
+    /* Arithmetic is what takes the time here, so all that concerns few elements is asked once a pack. */
+    A weight = counted ? (WEIGHTED ? g[blockIdx.x] : (A)1) : (A)0;
+    A s = scaled(softmax.largest), share = weight / softmax.sum;
+    int end = stride, known = weight == 0 ? 0 : V;
     for (int i = first; i < end; i += THREADS * PACK) {
         Pack<T, PACK> pack = load_pack(row, i, left);
+        A slope[PACK];
 #pragma unroll
-        EACH {
-            A softmax_k = power(widen(pack.at[k]), s) * share;
-            A slope = softmax_k - (i + k == hit ? (A)1 : (A)0);
-            pack.at[k] = narrow<T>(weight == 0 || i + k >= V ? (A)0 : slope * weight);
-        }
+        EACH slope[k] = power(widen(pack.at[k]), s) * share;
+        if ((unsigned)((int)target - i) < PACK)
+#pragma unroll
+            EACH slope[k] -= i + k == target ? weight : (A)0;
+        if (i + PACK > known)
+#pragma unroll
+            EACH slope[k] = i + k < known ? slope[k] : (A)0;
+#pragma unroll
+        EACH pack.at[k] = narrow<T>(slope[k]);
         if (ALIGNED && i >= 0 && i + PACK <= end)
             store(out + begin + i, pack);
         else
