@@ -303,6 +303,20 @@ def test_every_operation_is_lowered_to_what_reads_what_it_should(name):
     check()
 
 
+@pytest.mark.parametrize("guard", [0, 512])
+def test_joined_launches_that_work_in_scratch_read_what_they_should(guard):
+    compiled = ta.compile(lambda x, y: [*map(ta.sum, (x, y)), *map(ta.prod, (x, y))])
+    compiled(*(ta.ones((300, 300), device=META) for _ in range(2)))
+    (graph,) = compiled.graphs
+    planned = plan(graph, guard)
+    TaskFollower(graph, planned).run()
+    joined = [task for task in join(Lowering(graph, planned), planned).tasks if hasattr(task, "members")]
+    assert [task.title for task in joined] == ["sum", "prod"] and all(task.scratch for task in joined)
+    first, second = ([(y.offset, y.offset + n) for y, n in zip(t.scratch, t.plan.scratch)] for t in joined)
+    if guard:  # else one may work where the other did
+        assert all(b + guard <= c for (_, b), (c, _) in itertools.pairwise([*first, *second]))
+
+
 @settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(random_programs())
 def test_lowered_random_programs_and_their_gradients_read_what_they_should(program):
