@@ -7,10 +7,12 @@ import pytest
 
 import tinyarr as ta
 from tests.cuda.sanitize import OVERRUN
-from tests.cuda.test_lowering import KINDS, MODELS, Steps, graphs
+from tests.cuda.test_lowering import KINDS, MODELS, graphs
 from tinyarr import Device
 from tinyarr.backends.cuda import guard
 from tinyarr.backends.cuda.guard import Block, Gap
+from tinyarr.backends.cuda.joining import join
+from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch, Output, Plan, Source
 from tinyarr.compiler.function import GUARD
 from tinyarr.compiler.lives import nbytes
@@ -23,12 +25,15 @@ from tinyarr.errors import DeviceError
 def test_behind_all_that_a_training_step_works_in_lies_a_guard(name, dtype):
     for graph in graphs(name, dtype):
         planned = plan(graph, GUARD)
-        lowered = Steps(graph, planned)
-        values = {(planned.places[v].offset, nbytes(v)) for v in planned.lives}
-        ends = {at + size for at, size in values if size} | {
-            end for _, taken in lowered.of_steps for start, end in taken if start < end
-        }
-        free = guard.gaps(guard.blocks(lowered.tasks), planned.arena + lowered.scratch)
+        joined = join(Lowering(graph, planned), planned)
+        taken = [(planned.places[v].offset, nbytes(v)) for v in planned.lives]
+        for task in joined.tasks:
+            scratch = zip((place.offset for place in task.scratch), task.plan.scratch, strict=True)
+            copies = zip(task.outputs, task.makes, strict=True)
+            copies = [(y.offset, nbytes(x)) for y, x in copies if y.buffer == "arena" and y.offset >= planned.arena]
+            taken += [*scratch, *copies]
+        ends = {at + size for at, size in taken if size}
+        free = guard.gaps(guard.blocks(joined.tasks), planned.arena + joined.scratch)
         assert {gap.start for gap in free} == ends
         assert all(gap.end - gap.start >= GUARD for gap in free)
 
