@@ -131,7 +131,7 @@ class Tinyarr:
             runtime = cupy.cuda.runtime
             versions |= {"CuPy": cupy.__version__, "CUDA": runtime.runtimeGetVersion(),
                          "driver for CUDA": runtime.driverGetVersion()}
-            found["card"] = runtime.getDeviceProperties(0)["name"].decode()
+            found["card"] = self.tinyarr.cuda.get_device_name()
         return found | {"versions": versions}
 
     def kernels(self, replayed: float) -> str:

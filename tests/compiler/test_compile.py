@@ -64,6 +64,7 @@ def test_every_operation_compiled_gives_the_bits_of_eager_mode(name, device):
         def run(*x):
             return sample.function(*x, **case.params)
 
+        assume(name not in REFUSED or all(x.size for x in inputs))  # of nothing, nothing is asked
         given = calls(inputs)
         ta.manual_seed(0)
         expected = [outcome(run, *x) for x in given]

@@ -1,7 +1,7 @@
 /* Many launches of one kernel as one: the blocks of MEMBERS grids, one grid behind the other.
 
-   FUNCTION is the kernel. FIELDS are its arguments, as members of a struct that each begin at a multiple of 8 bytes;
-   ARGUMENTS passes those of `member`. joining.py lays the table out. */
+   MEMBER_KERNEL is the kernel. FIELDS are its arguments, as members of a struct that each begin at a multiple of 8
+   bytes; ARGUMENTS passes those of `member`. joining.py lays the table out. */
 
 struct Member {
     int64_t x, y, z; /* the size of its grid */
@@ -27,5 +27,5 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) JOINED(const __grid_
     uint32_t at = blockIdx.x - (uint32_t)table.first[low];
     dim3 grid((uint32_t)member.x, (uint32_t)member.y, (uint32_t)member.z);
     uint3 block = {at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y};
-    FUNCTION(block, grid, ARGUMENTS);
+    MEMBER_KERNEL(block, grid, ARGUMENTS);
 }

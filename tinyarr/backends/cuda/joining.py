@@ -174,7 +174,7 @@ def _launch(launches: Sequence[Launch]) -> Launch:
     name = f"{like.function}_joined"
     macros = {
         "JOINED": name,
-        "FUNCTION": like.function,
+        "MEMBER_KERNEL": like.function,
         "MEMBERS": len(launches),
         "BLOCK_THREADS": math.prod(like.block),
         "FIELDS": " ".join(f"alignas(8) {kind} a{i};" for i, kind in enumerate(like.types)),

@@ -41,21 +41,24 @@ __device__ __forceinline__ Softmax join(Softmax a, Softmax b)
     return {largest, a.sum * ratio(scaled(a.largest), s) + b.sum * ratio(scaled(b.largest), s)};
 }
 
-__device__ __forceinline__ Softmax join_block(Softmax x)
+template <int LANES> __device__ __forceinline__ Softmax join_lanes(Softmax x)
 {
-    __shared__ Softmax of_warp[32];
 #pragma unroll
-    for (int distance = 16; distance; distance /= 2) {
+    for (int distance = LANES / 2; distance; distance /= 2) {
         Softmax other = {__shfl_xor_sync(~0u, x.largest, distance), __shfl_xor_sync(~0u, x.sum, distance)};
         x = threadIdx.x & distance ? join(other, x) : join(x, other);
     }
+    return x;
+}
+
+__device__ __forceinline__ Softmax join_block(Softmax x)
+{
+    __shared__ Softmax of_warp[THREADS / 32];
+    x = join_lanes<32>(x);
     if (threadIdx.x % 32 == 0)
         of_warp[threadIdx.x / 32] = x;
     __syncthreads();
-    x = of_warp[0];
-    for (int w = 1; w < THREADS / 32; w++)
-        x = join(x, of_warp[w]);
-    return x;
+    return join_lanes<THREADS / 32>(of_warp[threadIdx.x % (THREADS / 32)]);
 }
 
 /* Elements i to i + PACK of a row, i counted from its first; packs reach beyond both ends, but not beyond `total`. */
