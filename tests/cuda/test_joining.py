@@ -237,7 +237,7 @@ def test_tasks_are_joined_only_where_their_order_does_not_matter(made, table):
     before = SimpleNamespace(tasks=made, scratch=SCRATCH)
     read, _ = what_is_read(made, {id(task): number for number, task in enumerate(made)}, ARENA)
     assume(all(-1 not in np.frombuffer(x, np.int32) for found in read.values() for x in found))  # of others' scratch
-    after = join(before, SimpleNamespace(arena=ARENA), table)
+    after = join(before, SimpleNamespace(arena=ARENA, guard=0), table)
     check(before, after, ARENA)
 
 
@@ -248,7 +248,7 @@ def test_updates_of_what_is_not_read_are_joined_and_others_are_not():
         return Task("copy", "", copied, (at[0],), (at[1],), (), (x,), (x,))
 
     def joined(*made):
-        after = join(SimpleNamespace(tasks=made, scratch=0), SimpleNamespace(arena=4096))
+        after = join(SimpleNamespace(tasks=made, scratch=0), SimpleNamespace(arena=4096, guard=0))
         return [len(members_of(task)) for task in after.tasks]
 
     assert joined(task(0, 4), task(0, 8), task(12, 16)) == [3]

@@ -18,6 +18,7 @@ from models.llama3 import Llama3
 from tests.compiler import test_programs_with_state as with_state
 from tests.compiler.follow import EMPTY, Follower, follow, inside, positions
 from tests.compiler.test_compile import REFUSED
+from tests.cuda import test_joining
 from tests.cuda.place import on
 from tests.cuda.test_programs import MODELS as WIDER
 from tests.cuda.test_programs import training
@@ -28,7 +29,7 @@ from tinyarr import Device, Tensor, eager
 from tinyarr.backends.cuda import compiler, cublaslt, planning
 from tinyarr.backends.cuda.joining import join
 from tinyarr.backends.cuda.lowering import Lowering
-from tinyarr.backends.cuda.registry import Input, Launch, Output, Scratch, Struct
+from tinyarr.backends.cuda.registry import Launch
 from tinyarr.compiler import Compiled
 from tinyarr.compiler.layout import is_copy
 from tinyarr.compiler.passes import passes_within
@@ -65,72 +66,13 @@ class Steps(Lowering):
         return place
 
 
-def check_joined(lowered, planned):
-    """What is joined runs in an order in which it may, in scratch of its own, with the arguments that it had."""
-    joined = join(lowered, planned)
-    order = {}
-    for number, task in enumerate(joined.tasks):
-        members = getattr(task, "members", (task,))
-        order |= dict.fromkeys(map(id, members), number)
-        apart = sorted((place.offset, place.offset + n) for place, n in zip(task.scratch, task.plan.scratch) if n)
-        assert all(b <= c for (_, b), (c, _) in itertools.pairwise(apart))
-        assert all(b <= planned.arena + joined.scratch for _, b in apart)
-        if task not in members:
-            assert all(planned.arena + lowered.scratch <= a for a, _ in apart)
-            rows = [row for member in members for step in member.plan.steps for row in rows_of(member, step)]
-            assert sorted(rows) == sorted(row for step in task.plan.steps for row in rows_of(task, step))
-    alone = {id(task) for task in joined.tasks}
-    touched = [list(touches(task, id(task) not in alone)) for task in lowered.tasks]
-    for (one, mine), (other, theirs) in itertools.combinations(zip(lowered.tasks, touched), 2):
-        if order[id(one)] >= order[id(other)]:
-            assert not any(clash(x, y) for x in mine for y in theirs), (str(one), str(other))
-
-
-def rows_of(task, step):
-    """By launch that a step stands for, its arguments: the operands' addresses, and other values."""
-    flat = [x for a in step.arguments for x in (a if isinstance(a, Struct) else (a,))]
-    macros = dict(step.source.macros)
-    count = int(macros.get("MEMBERS", 1))
-    if "JOINED" in macros:
-        flat = flat[count:]
-    width = len(flat) // count
-    for row in zip(*[iter(flat)] * width, strict=True):
-        yield str([located_argument(task, x) for x in (row[3:] if "JOINED" in macros else row)])
-
-
-def located_argument(task, x):
-    if type(x) is Scratch:
-        return "scratch", task.plan.scratch[x.number], x.offset
-    if type(x) not in (Input, Output):
-        return repr(x)
-    return (task.inputs if type(x) is Input else task.outputs)[x.number], x.offset
-
-
-def touches(task, has_own_scratch):
-    """What a task does to which bytes: how, in which buffer, from where to where."""
-    read = [x for x in task.inputs if type(x) is Place]
-    for how, places, seen in (("reads", read, task.reads), ("writes", task.outputs, task.makes)):
-        for place, x in zip(places, seen, strict=True):
-            at = place.offset + positions(View(x.shape, x.strides, 0)) * x.dtype.itemsize
-            if at.size:
-                yield how, place[:2], at.min(), at.max() + x.dtype.itemsize
-    for place, n in () if has_own_scratch else zip(task.scratch, task.plan.scratch, strict=True):
-        yield "works in", place[:2], place.offset, place.offset + n
-
-
-def clash(one, other):
-    """Whether what two tasks do depends on their order. What one works in is free before and after."""
-    (how, buffer, low, high), (also, there, first, last) = one, other
-    return (how != also or how == "writes") and buffer == there and low < last and first < high
-
-
 class TaskFollower(Follower):
     """Follows the tasks of a lowered program, with a name for each element, as Follower does the steps of its plan."""
 
     def __init__(self, graph, planned):
         super().__init__(graph, planned)
         lowered = Steps(graph, planned)
-        check_joined(lowered, planned)
+        test_joining.check(lowered, join(lowered, planned), planned.arena)
         self.of_steps = iter(lowered.of_steps)
         self.end = planned.arena + lowered.scratch
         self.sizes["arena", 0] = self.end
