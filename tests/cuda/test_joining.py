@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -185,12 +186,17 @@ def check(before, after, arena):
             for number, step in enumerate(member.plan.steps):
                 expected[step.function, resolved(step.arguments, member, scratch)].append((number, step))
         for step in task.plan.steps:
+            shared = []
             for grid, arguments in rows_of(step):
                 own = expected[step.function.removesuffix("_joined"), resolved(arguments, task, task.scratch)]
                 number, launch = own.pop(0)
                 assert number >= level and launch.block == step.block
-                assert grid == launch.grid or (launch.one_pass >= grid[0] > 0 and grid[1:] == (1, 1))
+                assert grid == launch.grid or (launch.one_pass and grid[1:] == (1, 1))
                 level = number
+                if launch.one_pass:
+                    shared.append((launch.one_pass, grid[0]))
+            fewest = -(-sum(n for n, _ in shared) // elementwise.FEW_BLOCKS)
+            assert max([-(-n // blocks) for n, blocks in shared], default=0) == fewest  # passes of a thread
         assert not any(expected.values())
 
 
@@ -242,8 +248,8 @@ def test_tasks_are_joined_only_where_their_order_does_not_matter(made, table):
 
 
 def test_updates_of_what_is_not_read_are_joined_and_others_are_not():
-    def task(read, written, n=4):
-        x, at = Operand((n,), (1,), ta.float32), [Place("arena", 0, 4 * offset) for offset in (read, written)]
+    def task(read, written, n=4, aligned=True):
+        x, at = Operand((n,), (1,), ta.float32, aligned), [Place("arena", 0, 4 * offset) for offset in (read, written)]
         copied = Plan(elementwise.copy((x, Input(0)), (x, Output(0))))
         return Task("copy", "", copied, (at[0],), (at[1],), (), (x,), (x,))
 
@@ -256,6 +262,11 @@ def test_updates_of_what_is_not_read_are_joined_and_others_are_not():
     assert joined(task(0, 4), task(4, 8), task(12, 16)) == [1, 2]
     assert joined(task(0, 4), task(8, 0)) == joined(task(0, 4), task(8, 4)) == [1, 1]  # writes over it
     assert joined(task(0, 4), task(0, 5)) == joined(task(0, 4), task(0, 1)) == [1, 1]
+    # The third works where the second one reads. It is like the first, but of another kernel: they can't be joined.
+    odd, last = replace(task(12, 16), title="odd"), task(32, 36, aligned=False)
+    last = replace(last, plan=replace(last.plan, scratch=(16,)), scratch=(Place("arena", 0, 48),))
+    apart = [task(20, 24), odd, last]
+    assert join(SimpleNamespace(tasks=apart, scratch=0), SimpleNamespace(arena=4096)).tasks == apart
     blocks = joining.LARGE + 1
     assert joined(task(0, 4), task(0, 2**24, blocks * 1024)) == [1, 1]
 
