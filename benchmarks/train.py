@@ -16,6 +16,8 @@ counted: the plan's arena, scratch and state, and what PyTorch's allocator count
 MFU: (6 N + 6 L C T) FLOP a token, N the parameters of the products and causal attention at half, over the card's dense
     bfloat16 peak; for known cards.
 
+With --profile a table of the kernels of tinyarr's step follows, measured in its last process (benchmarks/NOTES.md).
+
 The peer is benchmarks/peers.py under torch.compile (torch-eager: without it), with fused AdamW and, on CUDA, float32
 products in TF32. In bfloat16 tinyarr has bfloat16 parameters and float32 masters and AdamW state; PyTorch has float32
 parameters under autocast, or with --all-bf16 neither masters nor any float32 state.
@@ -24,6 +26,7 @@ parameters under autocast, or with --all-bf16 neither masters nor any float32 st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -47,6 +50,7 @@ ROOT = Path(__file__).parents[1]
 CACHES = ("TINYARR_CACHE", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUPY_CACHE_DIR", "CUDA_CACHE_PATH")
 TOUCHED = 32  # bytes a parameter: itself, gradient, two moments in float32, and as much beside
 WARM_UP = 2  # steps after the first that aren't timed
+PROFILED = 5  # steps whose kernels are timed one by one
 DEFAULTS = {  # batch size, sequence length, timed steps, and how many of them between two waits
     "cpu": dict(batch_size=4, seq_len=64, steps=10, block=1, dtype="float32"),
     "cuda": dict(batch_size=64, seq_len=1024, steps=50, block=10, dtype="bfloat16"),
@@ -127,8 +131,23 @@ class Tinyarr:
             runtime = cupy.cuda.runtime
             versions |= {"CuPy": cupy.__version__, "CUDA": runtime.runtimeGetVersion(),
                          "driver for CUDA": runtime.driverGetVersion()}
-            found["card"] = runtime.getDeviceProperties(0)["name"].decode()
+            found["card"] = self.tinyarr.cuda.get_device_name()
         return found | {"versions": versions}
+
+    def kernels(self, replayed: float) -> str:
+        """The table of a step's kernels. replayed: the seconds that a step takes when they aren't timed."""
+        from benchmarks import step_kernels
+
+        programs = [runner for program in self.programs for runner in program.programs]
+        with contextlib.ExitStack() as stack:
+            timings = [stack.enter_context(runner.timed()) for runner in programs]
+            for _ in range(PROFILED):
+                self.step()
+        launches = [
+            launch for runner, calls in zip(programs, timings, strict=True)
+            for launch in step_kernels.medians(runner.kernels, calls, PROFILED)]
+        rates = step_kernels.measure_rates(getattr(self.tinyarr, self.job.dtype))
+        return step_kernels.table(step_kernels.grouped(launches, rates), rates, self.job.dtype, replayed)
 
 
 def torch_step(job: Any, compiled: bool) -> Any:
@@ -174,6 +193,8 @@ def measure(name: str, folder: Path, started: float) -> dict[str, Any]:
         seconds.append((time.perf_counter() - start) / block)
     found |= {"steps": seconds, "context": context, "memory": used() - context}
     found["losses"].append(loss.item())
+    if job.profile and name == "tinyarr":
+        found["kernels"] = system.kernels(statistics.median(seconds))
     return found | system.facts()
 
 
@@ -251,6 +272,8 @@ def report(results: dict[str, list[list[dict[str, Any]]]], job: argparse.Namespa
     for name, pairs in results.items():
         medians = (statistics.median(found["steps"]) for pair in pairs for found in pair)
         lines.append(" ".join([f"{name:20}", *(f"{1000 * median:.1f}" for median in medians)]))
+    if job.profile:
+        lines += ["", results["tinyarr"][-1][-1]["kernels"]]
     return "\n".join(lines)
 
 
@@ -283,6 +306,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--checkpoint", action="store_true", help="PyTorch computes each block again in backward")
     parser.add_argument("--memory-budget", type=float, help="GiB, of tinyarr.compile")
     parser.add_argument("--data", help="token shards in llm.c's format, as a quoted pattern; else random tokens")
+    parser.add_argument("--profile", action="store_true", help="on CUDA: time each kernel of tinyarr's step, too")
     parser.add_argument("--out", type=Path, help="a file to write the result to, too")
     chosen = parser.parse_args()
     for name, value in DEFAULTS[chosen.device].items():
@@ -302,6 +326,8 @@ def options() -> argparse.Namespace:
     chosen.peer = [peer for peer in chosen.peer if peer != "none"]
     if chosen.peer and importlib.util.find_spec("torch") is None:
         parser.error("--peer torch: PyTorch is not installed: install it, or give --peer none")
+    if chosen.profile and chosen.device != "cuda":
+        parser.error(f"--profile: it times CUDA's kernels: give --device cuda, not {chosen.device}")
     if chosen.device == "cuda":
         missing = tinyarr.cuda.missing()
         if missing is not None:

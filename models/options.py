@@ -59,8 +59,8 @@ class TrainOptions:
     clip: float = option(1.0, "optimization", "largest norm of the gradient, 0 for any")
     seed: int = option(0, "optimization", "of the first weights and of the order of the data", most=2**63 - 1)
 
-    compile: bool = option(True, "run", "run a step as compiled programs (with a C compiler in C, on CUDA so far with "
-                           "eager mode's kernels), or each operation as it comes")
+    compile: bool = option(True, "run", "run a step as compiled programs (in C, on a GPU as CUDA graphs), or each "
+                           "operation as it comes")
     eval_every: int = option(400, "run", "updates between validations; each also saves a checkpoint", least=1)
     out: str | None = option(None, "run", "a new folder for the run; else the next free number under runs/")
     resume: str | None = option(None, "run", "the folder of a run to go on with; all other options are the run's own")

@@ -44,6 +44,7 @@ def train(model_class: type, options: TrainOptions) -> None:
     """
     device = tinyarr.Device(options.device)
     tinyarr.memory_stats(device)  # a missing device is named before any work
+    card = tinyarr.cuda.get_device_name(device) if device.kind == "cuda" else "cpu"
     if options.out is not None:
         check_free(Path(options.out))
     size = model_class.sizes[options.size]
@@ -76,7 +77,7 @@ def train(model_class: type, options: TrainOptions) -> None:
             rate = seconds and tokens_per_step / seconds
             run.log(dict(
                 step=step, loss=loss, val_loss=val_loss, lr=lr, grad_norm=norm, tokens_per_s=rate,
-                mfu=rate and mfu(rate * model.flops_per_token(options.seq_len), str(device)),
+                mfu=rate and mfu(rate * model.flops_per_token(options.seq_len), card),
                 memory_gib=tinyarr.memory_stats(device).peak / 2**30,
                 seconds=before + time.perf_counter() - start))
             progress.show(run.records[-1])

@@ -60,6 +60,15 @@ def is_available() -> bool:
     return missing() is None
 
 
+def get_device_name(device: str | Device = "cuda") -> str:
+    """What NVIDIA calls the card, as in 'NVIDIA H100 80GB HBM3'. Raises DeviceError where there is none."""
+    index = Device(device).index
+    require(index)
+    from cupy.cuda import runtime
+
+    return runtime.getDeviceProperties(index)["name"].decode()
+
+
 LIBRARIES = {  # the module that calls it, the package that binds it, and what is done without
     "cuBLASLt": ("cublaslt", "nvmath-python", "matrix products run on tinyarr's own kernel, several times slower"),
     "cuDNN": ("cudnn", "nvidia-cudnn-frontend", "attention runs on tinyarr's own kernel, or composed of others"),

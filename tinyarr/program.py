@@ -166,6 +166,7 @@ class Plan:
     steps: nodes and copies in order; None where a copy needs none, for its values stand in one place. places: of every
     value. layouts: the views through which values are made that are not row-major. parts: values made in their
     place within another one. arena: its bytes. lives: for each value in it, the first and the last step that needs it.
+    guard: where not 0, what lies in the arena lies apart, with so many bytes behind it that nothing writes.
     """
 
     steps: Sequence[Node | Group | Copy | None]
@@ -174,3 +175,4 @@ class Plan:
     parts: frozenset[Value]
     arena: int
     lives: dict[Value, tuple[int, int]]
+    guard: int = 0

@@ -6,17 +6,16 @@ import numpy as np
 
 from tinyarr import views
 from tinyarr.compiler.layout import is_copy
-from tinyarr.compiler.lives import is_elementwise
+from tinyarr.compiler.lives import is_elementwise, nbytes
 from tinyarr.compiler.plan import ROW_BY_ROW
 from tinyarr.program import Copy, Group, Node, Read, Write
 
-BYTES = 1 << 16  # of each buffer
 EMPTY = -1
 
 
 def follow(graph, plan):
     """Raises AssertionError at the first step that reads something else, or writes over what it still reads."""
-    _Follower(graph, plan).run()
+    Follower(graph, plan).run()
 
 
 def positions(view):
@@ -31,7 +30,8 @@ def inside(node, shape):
     params, at = node.call.params, 0
     for x in node.inputs:
         if node.call.primitive.name == "unslice":
-            yield tuple(slice(a, a + n * s, s) for a, n, s in zip(params["starts"], x.view.shape, params["steps"]))
+            axes = zip(params["starts"], x.view.shape, params["steps"], strict=True)
+            yield np.ix_(*(a + s * np.arange(n) for a, n, s in axes))
         else:
             axis, start, at = params["axis"], at, at + x.view.shape[params["axis"]]
             yield tuple(slice(start, at) if a == axis else slice(None) for a in range(len(shape)))
@@ -70,9 +70,10 @@ def names(graph):
     return found
 
 
-class _Follower:
+class Follower:
     def __init__(self, graph, plan):
         self.graph, self.plan, self.names = graph, plan, names(graph)
+        self.sizes, self.largest = {("arena", 0): plan.arena}, max(map(nbytes, plan.places), default=0)
         self.memory = {}
         for value in given(graph):
             self.store(value, views.contiguous(value.shape), self.names[value])
@@ -80,10 +81,8 @@ class _Follower:
     def run(self):
         nodes = (node for node in self.graph.nodes if not isinstance(node, Write))
         for number, step in enumerate(self.plan.steps):
-            if isinstance(step, Copy):
-                self.copy(step, f"step {number}: {step}")
-            elif step is not None:
-                self.node(next(nodes), step, f"step {number}: {step}")
+            if step is not None:
+                self.step(None if isinstance(step, Copy) else next(nodes), step, f"step {number}: {step}")
         for i, s in enumerate(self.graph.states):
             ends = self.bytes_of(("state", i))[np.arange(views.size(s.after.shape)) * s.after.dtype.itemsize]
             assert np.array_equal(ends, self.names[s.after]), f"state {i}"
@@ -91,8 +90,17 @@ class _Follower:
             ends = self.bytes_of(("result", i))[np.arange(views.size(x.view.shape)) * x.value.dtype.itemsize]
             assert np.array_equal(ends, self.names[x.value][positions(x.view)].reshape(-1)), f"result {i}"
 
+    def step(self, node, step, title):
+        """Runs a step of the plan; node: what it is in the graph, None for a copy."""
+        if node is None:
+            self.copy(step, title)
+        else:
+            self.node(node, step, title)
+
     def bytes_of(self, buffer):
-        return self.memory.setdefault(buffer, np.full(BYTES, EMPTY))
+        if buffer not in self.memory:
+            self.memory[buffer] = np.full(self.sizes.get(buffer, self.largest), EMPTY)
+        return self.memory[buffer]
 
     def where(self, value, view):
         """The buffer that holds a value, and the first byte of each element of a view of it."""
@@ -104,10 +112,12 @@ class _Follower:
         return self.bytes_of(buffer)[at]
 
     def store(self, value, view, content):
-        buffer, at = self.where(value, view)
-        for byte in range(value.dtype.itemsize):
+        self.put(*self.where(value, view), value.dtype, content)
+
+    def put(self, buffer, at, dtype, content):
+        for byte in range(dtype.itemsize):
             self.bytes_of(buffer)[at + byte] = EMPTY
-        self.bytes_of(buffer)[at] = content.reshape(view.shape)
+        self.bytes_of(buffer)[at] = content.reshape(at.shape)
 
     def layout(self, value):
         return self.plan.layouts.get(value, views.contiguous(value.shape))

@@ -1,5 +1,8 @@
 """Compiled functions against eager mode: the same bits, for every operation, random programs and training."""
 
+import contextlib
+import os
+
 import numpy as np
 import pytest
 from hypothesis import Phase, assume, given, settings
@@ -9,6 +12,7 @@ import tinyarr as ta
 from models.gpt2 import GPT2, Config
 from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
+from tests.compiler.devices import CUDA, GUARDED, again, calls, exact, examples, own_kernels
 from tests.samples import SAMPLES
 from tests.test_primitives import in_tuple, operands
 from tests.test_random_programs import programs
@@ -16,11 +20,11 @@ from tinyarr import Tensor
 from tinyarr.compiler import PASSES, Compiled, Interpreter
 from tinyarr.compiler.passes import passes_within
 from tinyarr.errors import TinyarrError, TraceError
-from tinyarr.tensor import result_tensor
 
 # The shape of the result is among the elements; the record makes an optimizer, which moves its parameters.
 UPDATES = ("adamw", "adamw_master", "adamw_stochastic", "sgd", "sgd_master")
 REFUSED = {"nonzero", *(f"{rule}_update" for rule in UPDATES)}
+ATTENTION = ("scaled_dot_product_attention", "scaled_dot_product_attention_gradient")  # may be composed of products
 
 
 def bits(x):
@@ -35,17 +39,6 @@ def outcome(function, *args):
         return type(error), str(error)
 
 
-def again(x: Tensor) -> Tensor:
-    """Other elements of x's kind in memory of the same form: its own, last first."""
-    flat = np.ascontiguousarray(x.array.storage.memory).reshape(-1)
-    other = Tensor(flat.view(np.uint8)).array
-    moved = type(x.array)(other.storage, x.dtype, x.shape, x.array.strides, x.array.offset)
-    result = result_tensor(moved)
-    if x.size and 0 not in x.array.strides:
-        result.assign(ta.flip(x))
-    return result
-
-
 def budgets(run, inputs) -> list[int | None]:
     """None, half of what is then taken, and 0: that can't be kept says a warning, which other tests read."""
     compiled = Compiled(run, build=Interpreter)
@@ -54,34 +47,39 @@ def budgets(run, inputs) -> list[int | None]:
 
 
 @pytest.mark.filterwarnings("ignore:compile. memory_budget")
+@pytest.mark.parametrize("device", ["cpu", CUDA, GUARDED], indirect=True)
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_operation_compiled_gives_the_bits_of_eager_mode(name):
+def test_every_operation_compiled_gives_the_bits_of_eager_mode(name, device):
     sample = SAMPLES[name]
+    guarded = "TINYARR_GUARD" in os.environ
 
-    @settings(max_examples=6, phases=[Phase.generate])
+    @examples(6, 2)
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)
         dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
-        inputs = operands(data.draw, case, dtype)
+        with ta.use_device("cpu"):
+            inputs = operands(data.draw, case, dtype)
 
         def run(*x):
             return sample.function(*x, **case.params)
 
+        assume(name not in REFUSED or all(x.size for x in inputs))  # of nothing, nothing is asked
+        given = calls(inputs)
         ta.manual_seed(0)
-        calls = (inputs, inputs, [again(x) for x in inputs])
-        expected = [outcome(run, *x) for x in calls]
-        for budget in (None, 0) if name in REFUSED else budgets(run, inputs):
-            compiled = Compiled(run, passes_within(budget), Interpreter)
+        expected = [outcome(run, *x) for x in given]
+        for budget in (None, 0) if name in REFUSED else [None] if guarded else budgets(run, given[0]):
+            compiled = Compiled(run, passes_within(budget), exact())
             ta.manual_seed(0)
-            for want, x in zip(expected, calls):
+            for want, x in zip(expected, given):
                 if name in REFUSED:
                     with pytest.raises(TraceError):
                         compiled(*x)
                 else:
                     assert outcome(compiled, *x) == want
 
-    check()
+    with own_kernels() if device == "cuda" and name in ATTENTION else contextlib.nullcontext():
+        check()
 
 
 @settings(max_examples=100, phases=[Phase.generate])
@@ -107,15 +105,17 @@ def test_a_random_program_and_its_gradients_compiled_give_the_bits_of_eager_mode
 
 
 def gpt2():
-    return GPT2(Config(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1))
+    config = Config(vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32, dropout=0.1)
+    return GPT2(config, device=ta.default_device())
 
 
 def llama3():
-    return Llama3(LlamaConfig(65, 16, 2, 4, 2, 32, 64))
+    return Llama3(LlamaConfig(65, 16, 2, 4, 2, 32, 64), device=ta.default_device())
 
 
+@pytest.mark.parametrize("device", ["cpu", CUDA, GUARDED], indirect=True)
 @pytest.mark.parametrize("make", [gpt2, llama3])
-def test_training_compiled_gives_the_bits_of_eager_mode(make):
+def test_training_compiled_gives_the_bits_of_eager_mode(make, device):
     rng = np.random.default_rng(0)
     batches = [Tensor(rng.integers(0, 65, (2, 17))) for _ in range(6)]
     found = []
@@ -137,7 +137,7 @@ def test_training_compiled_gives_the_bits_of_eager_mode(make):
             return norm
 
         if compiled:
-            micro_step, update = (Compiled(f, passes, Interpreter) for f in (micro_step, update))
+            micro_step, update = (Compiled(f, passes, exact()) for f in (micro_step, update))
         log = []
         for i, tokens in enumerate(batches):
             log.append(micro_step(tokens).item())

@@ -171,10 +171,10 @@ def test_what_goes_into_state_at_the_end_is_not_overwritten_under_another_name()
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-7)
 
 
-def training(make, build, dtype, steps=5):
-    rng = np.random.default_rng(0)
+def training(make, build, dtype, steps=5, seed=0):
+    rng = np.random.default_rng(seed)
     batches = [Tensor(rng.integers(0, 65, (2, 17))) for _ in range(steps)]
-    ta.manual_seed(0)
+    ta.manual_seed(seed)
     model = make()
     for p in model.parameters():
         p.array = p.detach().astype(dtype).array
@@ -194,11 +194,14 @@ def training(make, build, dtype, steps=5):
 
 @pytest.mark.parametrize("make", [gpt2, llama3])
 def test_training_in_c_errs_no_more_than_twice_eager_training(make):
-    eager, found = training(make, None, ta.float32), training(make, "c", ta.float32)
-    reference = training(make, None, ta.float64)
-    naive = np.abs(eager - reference).max(axis=0)
-    floor = np.finfo(np.float32).eps * np.abs(reference).max(axis=0)
-    assert (np.abs(found - reference).max(axis=0) <= 2 * naive + 4 * floor).all()
+    """In the middle of five runs: where a gradient is nothing but rounding, AdamW goes a whole step by its sign."""
+    naive, errors, floors = [], [], []
+    for seed in range(5):
+        reference = training(make, None, ta.float64, seed=seed)
+        naive.append(np.abs(training(make, None, ta.float32, seed=seed) - reference).max(axis=0))
+        errors.append(np.abs(training(make, "c", ta.float32, seed=seed) - reference).max(axis=0))
+        floors.append(np.finfo(np.float32).eps * np.abs(reference).max(axis=0))
+    assert (np.median(errors, axis=0) <= 2 * np.median(naive, axis=0) + 4 * np.median(floors, axis=0)).all()
 
 
 def test_threads_change_no_bit():

@@ -5,10 +5,11 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from tests.compiler.devices import CUDA, GUARDED, OWN_KERNELS, calls, exact, examples
 from tests.compiler.follow import follow
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
@@ -17,6 +18,7 @@ from tinyarr.compiler.plan import plan
 from tinyarr.program import Copy
 
 N = 6
+WAYS = ["cpu", CUDA, OWN_KERNELS, GUARDED]
 
 
 def padded(x):
@@ -80,7 +82,7 @@ def run(steps, x, state):
 
 
 def outcome(function, inputs) -> list[np.ndarray]:
-    """All results of two calls, and the state after each."""
+    """All results of some calls, and the state after each."""
     state = {name: Tensor(np.full((N, N), 0.1 * k + 0.1)) for k, name in enumerate(NAMES)}
     found = []
     for x in inputs:
@@ -94,16 +96,27 @@ numbers = st.integers(0, 99)
 programs = st.lists(st.tuples(kinds, numbers, numbers, st.integers(0, N - 1)), min_size=4, max_size=16)
 
 
-def check(function, inputs):
-    """The function in every way of running it, twice, beside eager mode."""
+def check(function, seed):
+    """The function in every way of running it, some times each, beside eager mode."""
+    with ta.use_device("cpu"):
+        x = Tensor(np.random.default_rng(seed).standard_normal((N, N)))
+    inputs = [x for (x,) in calls([x])]
     expected = outcome(function, inputs)
+    planned = Compiled(function, build=Interpreter)
+    outcome(planned, inputs[:1])
+    budgets = None, planned.memory[0].arena // 2, 0
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "compile: memory_budget")
-        for passes in (passes_within(None), passes_within(0)):
-            exact = outcome(Compiled(function, passes, Interpreter), inputs)
-            assert all(map(partial(np.array_equal, equal_nan=True), exact, expected))
-        ways = [Compiled(function, passes) for passes in ((), passes_within(None), passes_within(0))]
-        in_c = [outcome(way, inputs) for way in ways]
+        for passes in ((), *map(passes_within, budgets)):
+            found = outcome(Compiled(function, passes, exact()), inputs)
+            assert all(map(partial(np.array_equal, equal_nan=True), found, expected))
+        if ta.default_device().kind == "cpu":
+            check_in_c(function, inputs, expected)
+
+
+def check_in_c(function, inputs, expected):
+    ways = [Compiled(function, passes) for passes in ((), passes_within(None), passes_within(0))]
+    in_c = [outcome(way, inputs) for way in ways]
     for graph in (graph for way in ways for graph in way.graphs):
         follow(graph, plan(graph))
     assert [x.tobytes() for x in in_c[0]] == [x.tobytes() for x in in_c[1]] == [x.tobytes() for x in in_c[2]]
@@ -111,11 +124,14 @@ def check(function, inputs):
         np.testing.assert_allclose(found, right, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=15, phases=[Phase.generate], deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(programs, st.integers(0, 99))
-def test_programs_with_state_are_eager_mode(steps, seed):
-    rng = np.random.default_rng(seed)
-    check(partial(run, steps), [Tensor(rng.standard_normal((N, N))) for _ in range(2)])
+@pytest.mark.parametrize("device", WAYS, indirect=True)
+def test_programs_with_state_are_eager_mode(device):
+    @examples(15, 12)
+    @given(programs, st.integers(0, 99))
+    def check_one(steps, seed):
+        check(partial(run, steps), seed)
+
+    check_one()
 
 
 def normalized_by_what_it_is_made_of(x, state):
@@ -186,18 +202,36 @@ def made_over_what_is_read_later(x, state):
     return [x @ once]
 
 
+def of_what_does_not_lie_in_rows(x, state):
+    y = x * 2
+    whole = ta.cumulative_sum(y[::-1], axis=0), ta.softmax(y.T)
+    return *whole, y[:, ::2] @ y[1:4], ta.take(y.T, Tensor([3, 0]), axis=0), ta.layer_norm(y.T[1:], x[:, 0], y[:, 1])
+
+
+def written_in_part_and_kept_whole(x, state):
+    for name in NAMES:
+        state[name].assign(x)
+    state["s"][1] = x[0]
+    return [x]
+
+
+def of_one_number(x, state):
+    y = x[0, 0] * 2
+    return y, ta.sum(y), ta.max(y * 3), y + x
+
+
 SPECIAL = (
     made_over_itself, made_over_itself_but_read_meanwhile, made_over_what_is_read_later,
     normalized_by_what_it_is_made_of, read_under_two_names, stored_transposed, gradient_of_rows_in_another_shape,
     views_of_what_is_copied_transposed, read_in_another_shape_and_kept, joined_and_read_in_another_shape,
-    written_a_part_at_a_time,
+    written_a_part_at_a_time, written_in_part_and_kept_whole, of_what_does_not_lie_in_rows, of_one_number,
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("device", WAYS, indirect=True)
 @pytest.mark.parametrize("function", SPECIAL, ids=lambda f: f.__name__)
-def test_what_reads_a_value_in_an_unusual_way_is_eager_mode(function):
-    rng = np.random.default_rng(0)
-    check(function, [Tensor(rng.standard_normal((N, N))) for _ in range(2)])
+def test_what_reads_a_value_in_an_unusual_way_is_eager_mode(function, device):
+    check(function, 0)
 
 
 def test_what_becomes_state_is_made_in_its_memory_from_the_first_step_on():

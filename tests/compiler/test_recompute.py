@@ -4,18 +4,17 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import assume, given
 
 import tinyarr as ta
 from models.gpt2 import GPT2, Config
-from tests.compiler.test_compile import gpt2, llama3, outcome
+from tests.compiler.devices import CUDA, GUARDED, OWN_KERNELS, calls, exact, examples
+from tests.compiler.test_compile import budgets, gpt2, llama3, outcome
 from tests.test_random_programs import programs
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.passes import passes_within
 from tinyarr.errors import ArgumentError
-
-SLOW = [HealthCheck.too_slow]
 
 
 def training(make, memory_budget, checkpoint=False, build=None):
@@ -44,12 +43,18 @@ def training(make, memory_budget, checkpoint=False, build=None):
 
 
 def deep():
-    return GPT2(Config(vocab_size=65, block_size=16, n_layer=6, n_head=2, n_embd=32, dropout=0.1))
+    config = Config(vocab_size=65, block_size=16, n_layer=6, n_head=2, n_embd=32, dropout=0.1)
+    return GPT2(config, device=ta.default_device())
 
 
-@pytest.mark.parametrize("build", [None, Interpreter], ids=["C", "NumPy"])
+@pytest.mark.parametrize(
+    ("device", "build"),
+    [("cpu", None), ("cpu", Interpreter), pytest.param("cuda", None, marks=pytest.mark.cuda)],
+    ids=["C", "NumPy", "CUDA"],
+    indirect=["device"],
+)
 @pytest.mark.parametrize("make", [deep, gpt2, llama3])
-def test_a_budget_takes_less_memory_and_changes_no_bit(make, build):
+def test_a_budget_takes_less_memory_and_changes_no_bit(make, device, build):
     *plain, most = training(make, None, build=build)
     *least, fewest = training(make, 0, build=build)
     *middle, between = training(make, (most + fewest) // 2, build=build)
@@ -95,32 +100,35 @@ def test_a_budget_that_cannot_be_kept_is_said_and_a_wrong_one_refused():
             ta.compile(lambda x: x, memory_budget=budget)
 
 
-@settings(max_examples=15, phases=[Phase.generate], suppress_health_check=SLOW, deadline=None)
-@given(programs())
-def test_a_random_program_gives_its_bits_under_any_budget(program):
-    kept: dict[int, list] = {}
+@pytest.mark.filterwarnings("ignore:compile. memory_budget")
+@pytest.mark.parametrize("device", ["cpu", CUDA, OWN_KERNELS, GUARDED], indirect=True)
+def test_a_random_program_gives_its_bits_under_any_budget(device):
+    @examples(15, 10)
+    @given(programs())
+    def check(program):
+        kept: dict[int, list] = {}
 
-    def function(*inputs):
-        values = program.evaluate(ta, inputs, kept)
-        return tuple(values[i] for i in program.outputs)
+        def function(*inputs):
+            values = program.evaluate(ta, inputs, kept)
+            return tuple(values[i] for i in program.outputs)
 
-    def with_gradients(*inputs):
-        out, pull = ta.vjp(function, *inputs)
-        return *out, *pull(*(ta.ones_like(x) for x in out))
+        def with_gradients(*inputs):
+            out, pull = ta.vjp(function, *inputs)
+            return *out, *pull(*(ta.ones_like(x) for x in out))
 
-    inputs = [Tensor(x) for x in program.inputs]
-    expected = outcome(Compiled(with_gradients, build=Interpreter), *inputs)
-    assume("comes from outside" not in str(expected))
-    most = None
-    for budget in (None, 0):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compiled = Compiled(with_gradients, passes_within(budget), Interpreter)
-            assert outcome(compiled, *inputs) == expected
-        if compiled.graphs:
-            arena = compiled.memory[0].arena
-            assert most is None or arena <= most
-            most = arena
+        with ta.use_device("cpu"):
+            inputs = [Tensor(x) for x in program.inputs]
+        given = calls(inputs)
+        expected = [outcome(with_gradients, *x) for x in given]
+        assume("comes from outside" not in str(outcome(Compiled(with_gradients, build=Interpreter), *given[0])))
+        arenas = []
+        for budget in budgets(with_gradients, given[0]):
+            compiled = Compiled(with_gradients, passes_within(budget), exact())
+            assert [outcome(compiled, *x) for x in given] == expected
+            arenas += [memory.arena for memory in compiled.memory]
+            assert arenas[-1:] <= arenas[:1]
+
+    check()
 
 
 def kernels(compiled):

@@ -1,13 +1,14 @@
 """Runs every kernel under NVIDIA's compute-sanitizer: `python -m tests.cuda.sanitize`, on a machine with a GPU.
 
 Three tools: memcheck (accesses out of bounds), racecheck (shared memory without a barrier), initcheck (reads of what
-was never written). Each tensor gets a cudaMalloc of its own, since the tools see no overrun inside a pool. The
-libraries' kernels are left out: products and attention run on ours. Before that, an overrun and a race planted on
-purpose must both be reported.
+was never written). Each tensor gets a cudaMalloc of its own, since the tools see no overrun inside a pool. A program's
+arena is one: what goes wrong there its guards find (TINYARR_GUARD). The libraries' kernels are left out: products and
+attention run on ours. Before that, an overrun and a race planted on purpose must both be reported.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -59,6 +60,9 @@ def separate_memory() -> None:
         def total_bytes(self) -> int:
             return 0
 
+        def free_all_blocks(self) -> None:
+            """Nothing is kept."""
+
     Device("cuda").backend.memory._pool = Separate()
     cublaslt.is_available = cudnn.is_available = lambda: False
 
@@ -74,12 +78,13 @@ def launch_planted(text: str) -> None:
 
 
 def run_everything() -> None:
-    """Each sample once or twice in each class of dtypes, large ones, attention and slots in all forms, two steps."""
+    """Each sample once or twice in each class of dtypes, large ones, attention and slots in all forms; training."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
     import tinyarr
     from models.gpt2 import GPT2, Config
+    from tests.compiler import test_programs_with_state
     from tests.cuda import test_slots
     from tests.cuda.place import on
     from tests.samples import SAMPLES
@@ -127,15 +132,23 @@ def run_everything() -> None:
         for name in test_slots.ROWS:
             for shape in test_slots.SHAPES[:2]:
                 test_slots.test_filled_slots_give_the_bits_of_separate_kernels(name, shape, dtypes.bfloat16)
-        model = GPT2(Config(vocab_size=257, block_size=64, n_layer=1, n_head=2, n_embd=128), dtype=dtypes.bfloat16,
-                     device="cuda")  # fmt: skip
+        model = GPT2(Config(vocab_size=257, block_size=64, n_layer=1, n_head=2, n_embd=128, dropout=0.1),
+                     dtype=dtypes.bfloat16, device="cuda")  # fmt: skip
         optimizer = tinyarr.optim.AdamW(model.parameter_groups(0.1))
-        tokens = Tensor(rng.integers(0, 257, (2, 65)), device="cuda")
-        for _ in range(2):
+
+        def step(tokens):
             model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
             tinyarr.optim.clip_grad_norm(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
+
+        first, second = (Tensor(rng.integers(0, 257, (2, 65))) for _ in range(2))
+        eager, compiled, in_less = step, tinyarr.compile(step), tinyarr.compile(step, memory_budget=0)
+        for run in (eager, compiled, in_less):
+            for tokens in (first, first, first, second, second, second):  # launched, captured, replayed; copied first
+                run(tokens)
+        for function in test_programs_with_state.SPECIAL:
+            test_programs_with_state.check(function, 0)
     tinyarr.cuda.synchronize()
 
 
@@ -143,6 +156,7 @@ if __name__ == "__main__":
     if len(sys.argv) == 1:
         sys.exit(1 if main() else 0)
     separate_memory()
+    os.environ["TINYARR_GUARD"] = "1"
     {"overrun": lambda: launch_planted(OVERRUN), "race": lambda: launch_planted(RACE), "all": run_everything}[
         sys.argv[1]
     ]()

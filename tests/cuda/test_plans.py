@@ -2,8 +2,6 @@
 
 import contextlib
 import functools
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +11,13 @@ from hypothesis import strategies as st
 from tests.samples import SAMPLES
 from tests.test_optim import UPDATES, leaves, set_gradients
 from tests.test_primitives import FUSED, OWN, operands, recorded, values_of
-from tinyarr import Tensor, dtypes
+from tinyarr import Device, Tensor, dtypes
 from tinyarr.backends.cuda import compiler, cublaslt, elementwise, planning
 from tinyarr.backends.cuda.registry import KERNELS, Input, Launch, LibraryCall, Operand, Output, Scratch, Source
 from tinyarr.errors import TinyarrError
 from tinyarr.ops.elementwise_primitive import Elementwise
+from tinyarr.ops.index import index_add
+from tinyarr.ops.primitive import Call
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 COMPOSED = {"scaled_dot_product_attention", "scaled_dot_product_attention_gradient"}  # where no kernel applies
@@ -188,12 +188,11 @@ def test_a_transposed_tensor_is_copied_in_tiles():
 
 
 @pytest.mark.parametrize("library", [False, True])
-def test_a_product_is_added_to_a_copy_unless_that_is_where_it_stands(library, monkeypatch):
+def test_a_product_is_added_to_what_the_result_holds(library, monkeypatch):
     monkeypatch.setattr(cublaslt, "is_available", lambda: library)
     c, out = (Operand((64, 96), (96, 1), dtypes.float32) for _ in range(2))
     x, y = Operand((64, 32), (1, 64), dtypes.bfloat16), Operand((32, 96), (96, 1), dtypes.bfloat16)
-    copied, added = KERNELS["matmul_add"].plan([c, x, y], [out]).steps
-    assert copied.unless_same == (Input(0), Output(0)) and copied.arguments[:2] == (Input(0), Output(0))
+    (added,) = KERNELS["matmul_add"].plan([c, x, y], [out]).steps
     if library:
         assert added.spec[:10] == (64, 96, 32, dtypes.bfloat16, dtypes.float32, True, False, 64, 96, 96)
         assert (added.spec.batch, added.spec.accumulate) == (1, True)
@@ -204,21 +203,25 @@ def test_a_product_is_added_to_a_copy_unless_that_is_where_it_stands(library, mo
     assert not alone.spec.accumulate if library else ("ACCUMULATE", "0") in alone.source.macros
 
 
-def test_a_launch_onto_its_own_operand_is_left_out(monkeypatch):
-    pytest.importorskip("cupy")
-    from tinyarr.backends.cuda import launch
+@pytest.mark.parametrize("library", [False, True])
+def test_a_product_made_in_another_order_is_that_of_the_transposed_factors(library, monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: library)
+    x, y = Operand((64, 32), (32, 1), dtypes.bfloat16), Operand((32, 96), (96, 1), dtypes.bfloat16)
+    (step,) = KERNELS["matmul"].plan([x, y], [Operand((64, 96), (1, 64), dtypes.bfloat16)]).steps
+    if library:
+        assert step.spec[:10] == (96, 64, 32, dtypes.bfloat16, dtypes.bfloat16, True, True, 96, 32, 64)
+        assert step.arguments[:3] == (Input(1), Input(0), Output(0))
+    else:
+        assert step.arguments[:3] == (Output(0), Input(1), Input(0))
 
-    ran = []
-    monkeypatch.setattr(launch, "driver", SimpleNamespace(launchKernel=lambda function, *_: ran.append(function)))
-    loader = SimpleNamespace(function=lambda step: SimpleNamespace(ptr=step.function), stream=SimpleNamespace(ptr=0))
-    x = Operand((64,), (1,), dtypes.float32)
-    (copied,) = KERNELS["matmul_add"].plan([x, x._replace(shape=(64, 0)), x], [x]).steps
-    for step, expected in ((replace(copied, unless_same=None), 2), (copied, 1)):
-        ran.clear()
-        run = launch._bind(step, loader)
-        for target in (512, 1024):
-            run(([512], [target], []))
-        assert len(ran) == expected
+
+def test_what_is_updated_is_copied_first_unless_it_is_the_result():
+    x, g = (Operand((n, 4), (4, 1), dtypes.float32) for n in (8, 3))
+    rows = Operand((3,), (1,), dtypes.int64)
+    shapes, kinds = zip(*((o.shape, o.dtype) for o in (x, g, rows)))
+    call = Call(index_add, Device("cpu"), shapes, kinds, {"start": 2, "size": 5})
+    apart, in_place = (planning.planner(call, there)([x, g, rows], [x]).steps for there in (False, True))
+    assert apart[0].function == "tinyarr_copy" and apart[1:] == in_place
 
 
 def test_positions_beyond_2_31_are_counted_in_64_bits():

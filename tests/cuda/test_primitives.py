@@ -94,8 +94,9 @@ def test_the_bits_do_not_depend_on_where_the_operands_lie_in_memory(name):
             assert_same_bits(x, z)
 
     drawn = ("uniform", "normal", "bits", "integers", "dropout")
-    # Composed of products, whose algorithm the library chooses by strides too.
-    composed = ("scaled_dot_product_attention", "scaled_dot_product_attention_gradient")
+    # Products, and what is composed of them: the library chooses their algorithm by strides and alignment too.
+    composed = ("scaled_dot_product_attention", "scaled_dot_product_attention_gradient", "linear_cross_entropy",
+                "linear_cross_entropy_with_gradients", "matmul_wide", "matmul_add")  # fmt: skip
     if name not in drawn + composed:
         check()
 

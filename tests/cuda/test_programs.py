@@ -1,6 +1,7 @@
 """What fusion makes of a training step, as CUDA kernels: planned and compiled without a GPU, run on one."""
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from tests.cuda.test_plans import ARCHITECTURES
 from tinyarr import Device, Tensor
 from tinyarr.backends.cuda import compiler, planning
 from tinyarr.backends.cuda.registry import Launch, Operand
-from tinyarr.compiler import Compiled, Interpreter
+from tinyarr.compiler import PASSES, Compiled, Interpreter
+from tinyarr.compiler.epilogue import product_epilogues
 from tinyarr.compiler.lives import is_elementwise
+from tinyarr.compiler.passes import SIMPLIFY, passes_within
 from tinyarr.program import Group, Read
 
 MODELS = {
@@ -24,9 +27,9 @@ MODELS = {
 }
 
 
-def training(name, dtype, device, build=None):
+def training(name, dtype, device, models=MODELS):
     """A compiled step in which every kernel is one of fusion's, and its tokens."""
-    make, config = MODELS[name]
+    make, config = models[name]
     model = make(config, dtype=dtype, device=device)
     optimizer = ta.optim.AdamW(model.parameters(), lr=1e-3)
 
@@ -38,7 +41,7 @@ def training(name, dtype, device, build=None):
         optimizer.zero_grad()
         return loss, norm
 
-    return Compiled(step, build=build) if build else ta.compile(step)
+    return ta.compile(step)
 
 
 @functools.cache
@@ -99,20 +102,74 @@ def test_every_fused_kernel_compiles_for_cuda_without_a_gpu(name, dtype, tmp_pat
             assert function.encode() in compiler.compile_source(source, architecture)
 
 
+def losses(name, dtype, passes, build):
+    """Loss and gradient norm of six steps, each on a batch of its own, and what made them."""
+    rng = np.random.default_rng(0)
+    batches = [[Tensor(rng.integers(0, 200, (4, 32)), device="cuda") for _ in range(2)] for _ in range(6)]
+    ta.manual_seed(0)
+    run = Compiled(training(name, dtype, "cuda").function, passes, build)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "compile: memory_budget")
+        return [[t.item() for t in run(x, y)] for x, y in batches], run
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [ta.float32, ta.bfloat16], ids=lambda d: d.name)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_training_step_with_fused_kernels_gives_the_bits_of_one_without(name, dtype):
-    rng = np.random.default_rng(0)
-    x, y = (Tensor(rng.integers(0, 200, (4, 32)), device="cuda") for _ in range(2))
+    unfused, _ = losses(name, dtype, (*SIMPLIFY, product_epilogues), Interpreter)
+    assert losses(name, dtype, PASSES, Interpreter)[0] == unfused
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("guarded", [False, True], ids=["", "guarded"])
+@pytest.mark.parametrize("dtype", [ta.float32, ta.bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_program_gives_the_bits_of_its_kernels_one_by_one(name, dtype, guarded, monkeypatch):
+    """Also while it copies batches that lie elsewhere than before, is captured, and replayed."""
+    if guarded:
+        monkeypatch.setenv("TINYARR_GUARD", "1")
+    expected, planned = losses(name, dtype, PASSES, Interpreter)
+    assert losses(name, dtype, PASSES, None)[0] == expected
+    for budget in () if guarded else (planned.memory[0].arena * 3 // 4, 0):
+        passes = passes_within(budget)
+        assert losses(name, dtype, passes, None)[0] == losses(name, dtype, passes, Interpreter)[0]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", MODELS)
+def test_a_memory_budget_changes_no_bit_of_training(name):
+    expected, planned = losses(name, ta.float32, PASSES, None)
+    for budget in (planned.memory[0].arena * 3 // 4, 0):
+        assert losses(name, ta.float32, passes_within(budget), None)[0] == expected
+
+
+@pytest.mark.cuda
+def test_a_timed_call_is_a_call_and_gives_the_seconds_of_each_kernel():
+    x = Tensor([0.0, 1.0, 2.0], device="cuda")
+
+    @ta.compile
+    def add_sum():
+        x.assign(x + x.sum())
+
+    eager, expected = x.to("cpu"), []
+    for _ in range(6):
+        eager = eager + eager.sum()
+        expected.append(eager.tolist())  # whole numbers far below 2**24: exact
     found = []
-    for passes in ((), None):
-        ta.manual_seed(0)
-        step = training(name, dtype, "cuda", Interpreter)
-        if passes is not None:
-            step = Compiled(step.function, passes, Interpreter)
-        found.append([[t.item() for t in step(x, y)] for _ in range(4)])
-    assert found[0] == found[1]
+    for _ in range(3):  # launched, captured, replayed
+        add_sum()
+        found.append(x.tolist())
+    [program] = add_sum.programs
+    with program.timed() as calls:
+        for _ in range(2):
+            add_sum()
+            found.append(x.tolist())
+    add_sum()
+    found.append(x.tolist())
+    assert found == expected
+    assert [len(seconds) for seconds in calls] == [len(program.kernels)] * 2
+    assert all(0 < taken < 1 for seconds in calls for taken in seconds)
 
 
 @pytest.mark.cuda

@@ -68,6 +68,9 @@ class Backend(Protocol):
     def program(self, graph: Graph, plan: Plan) -> Any | None:
         """What runs a graph as planned, `run(states, draws, floats) -> results` as the Interpreter's; None: it must."""
 
+    def out_layouts(self, call: Any) -> Sequence[str]:
+        """What the results of a call can be made in by the kernel that programs use (layouts of eager.fit)."""
+
     def scratch(self, graph: Graph, plan: Plan) -> int:
         """The bytes in which kernels of a program work, beside what the plan gives to values."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..array import Array, Storage
 from ..device import Device
 from ..dtypes import Dtype
@@ -47,6 +49,13 @@ class MetaBackend:
 
     def program(self, graph, plan) -> None:
         return None
+
+    def out_layouts(self, call) -> Sequence[str]:
+        if self._is_cuda:
+            from .cuda.planning import out_layouts
+
+            return out_layouts(call)
+        return ("any",) * len(call.out_shapes)
 
     def scratch(self, graph, plan) -> int:
         if self._is_cuda:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import time
 import types
@@ -28,6 +29,7 @@ from .plan import plan
 from .reach import Reach, difference
 from .trace import Trace, TracedStorage
 
+GUARD = 512  # bytes, with TINYARR_GUARD=1
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
 
 
@@ -75,7 +77,7 @@ def _build(graph: Graph, clock: _Clock) -> Any:
     """What runs a graph: the program of the device that holds all its values, or the interpreter."""
     made, device = None, _device_of(graph)
     if device is not None:
-        planned = plan(graph)
+        planned = plan(graph, GUARD if os.environ.get("TINYARR_GUARD") == "1" else 0)
         clock.lap("plan")
         made = device.backend.program(graph, planned)
     return Interpreter(graph) if made is None else made

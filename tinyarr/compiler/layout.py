@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .. import views
+from .. import eager, views
 from ..program import Graph, Node, Read, Step, Value, Write
 from ..views import Shape, View
 from .lives import is_elementwise
@@ -35,13 +35,17 @@ def layouts(graph: Graph) -> dict[Value, View]:
     for node in graph.nodes:
         if not isinstance(node, Node) or is_elementwise(node):
             continue
-        for value in node.outputs:
+        writes = node.call.device.backend.out_layouts(node.call)
+        for value, shape, kinds in zip(node.outputs, node.call.out_shapes, writes, strict=True):
             seen = reads.get(value, [])
             wanted = copied.get(value, seen[0] if len(set(seen)) == 1 else None)
             if wanted is None or value in stored or views.is_contiguous(wanted):
                 continue
             layout = _made_as(value, wanted)
-            if layout is not None and all(_translated(v, _axes_of(layout)) is not None for v in seen):
+            if layout is None or any(_translated(v, _axes_of(layout)) is None for v in seen):
+                continue
+            made = views.reshape(layout, shape)
+            if made is not None and eager.suits(made, kinds):
                 found[value] = layout
     return found
 

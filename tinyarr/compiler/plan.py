@@ -27,13 +27,15 @@ ROW_BY_ROW = {
 }  # fmt: skip
 
 
-def plan(graph: Graph) -> Plan:
-    return _Planner(graph).plan()
+def plan(graph: Graph, guard: int = 0) -> Plan:
+    """guard: bytes to keep free behind each value, of which then no two are in one place one after the other."""
+    return _Planner(graph, guard).plan()
 
 
 class _Planner:
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, guard: int):
         self.graph = graph
+        self.guard = guard
         self.places: dict[Value, Place] = {}
         self.layouts: dict[Value, views.View] = {}
         self.parts: dict[Value, tuple[Value, int]] = {}  # in which value, and how many bytes from its start
@@ -56,7 +58,7 @@ class _Planner:
         for value, (whole, offset) in self.parts.items():
             place = self.places[whole]
             self.places[value] = place._replace(offset=place.offset + offset)
-        return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives)
+        return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives, self.guard)
 
     def _given(self) -> None:
         graph = self.graph
@@ -192,11 +194,13 @@ class _Planner:
         """What a value may be made over, which ends there and has no place yet."""
         number = self.made[value]
         step, layout = self.steps[number], self.layouts.get(value, views.contiguous(value.shape))
+        kept = {self._root(v) for v, _ in self.ends}  # which are read once more at the end
         for read in reads(step):
             old = self._root(read)
             if (
-                old in self.made and old not in self.places and old not in self.parts and self.last[old] == number
-                and nbytes(old) == nbytes(value) and self._reads_where_it_writes(step, old, value, layout)
+                old in self.made and old not in self.places and old not in self.parts and old not in kept
+                and self.last[old] == number and nbytes(old) == nbytes(value)
+                and self._reads_where_it_writes(step, old, value, layout)
             ):  # fmt: skip
                 return old
         return None
@@ -279,8 +283,8 @@ class _Planner:
         placed = np.empty((4, 0), np.int64)  # where each begins and ends, and its life; in the order of where
         size = 0
         for value in sorted(lives, key=lambda v: (-nbytes(v), v.number)):
-            first, last = lives[value]
-            need = -(-nbytes(value) // ALIGNMENT) * ALIGNMENT
+            first, last = (0, len(self.steps)) if self.guard else lives[value]
+            need = -(-nbytes(value) // ALIGNMENT) * ALIGNMENT + self.guard
             low, high = placed[:2, (placed[2] <= last) & (placed[3] >= first)]
             begins = np.concatenate([[0], np.maximum.accumulate(high)])
             fits = np.flatnonzero(begins[:-1] + need <= low)

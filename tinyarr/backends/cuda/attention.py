@@ -8,7 +8,7 @@ from . import cudnn, flash_attention
 from .registry import Operand, Plan, kernel
 
 
-@kernel("scaled_dot_product_attention", layouts="vectors", out_layout="vectors")
+@kernel("scaled_dot_product_attention", layouts="vectors", out_layout=lambda call: "vectors")
 def attention(inputs, outputs, *, causal, scale):
     return fastest(inputs, outputs, causal, scale)
 
@@ -16,7 +16,7 @@ def attention(inputs, outputs, *, causal, scale):
 @kernel(
     "scaled_dot_product_attention_gradient",
     layouts=("vectors", "vectors", "vectors", "vectors", "vectors", "dense"),
-    out_layout="vectors",
+    out_layout=lambda call: "vectors",
 )
 def attention_gradient(inputs, outputs, *, causal, scale):
     return fastest(inputs, outputs, causal, scale)

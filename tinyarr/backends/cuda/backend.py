@@ -201,6 +201,9 @@ class CudaBackend:
         self.enter()
         return Program(graph, plan, self)
 
+    def out_layouts(self, call: Any) -> Sequence[str]:
+        return planning.out_layouts(call)
+
     def scratch(self, graph: Graph, plan: ProgramPlan) -> int:
         return join(Lowering(graph, plan), plan).scratch
 

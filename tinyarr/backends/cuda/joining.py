@@ -64,10 +64,11 @@ def join(lowered: Lowering, plan: ProgramPlan, table: int = TABLE) -> Joined:
         for task in run:
             alike[task.title].append(task)
         for members in alike.values():
-            joined = _joined(members, start, table) if len(members) > 1 else None
+            begin = _round(end) if plan.guard else start
+            joined = _joined(members, begin, table, plan.guard) if len(members) > 1 else None
             tasks += members if joined is None else [joined]
             if joined is not None and joined.scratch:
-                end = max(end, joined.scratch[-1].offset + _round(joined.plan.scratch[-1]))
+                end = max(end, joined.scratch[-1].offset + _round(joined.plan.scratch[-1]) + plan.guard)
     return Joined(tasks, end - plan.arena)
 
 
@@ -113,7 +114,7 @@ def _spans(task: Task) -> Iterator[tuple[str, Any, int, int]]:
         yield "scratch", place[:2], place.offset, place.offset + nbytes
 
 
-def _joined(members: Sequence[Task], start: int, table: int) -> JoinedTask | None:
+def _joined(members: Sequence[Task], start: int, table: int, guard: int) -> JoinedTask | None:
     """The tasks as one, with scratch from an offset of the arena on; None if that makes no launch less.
 
     First the first launches of all members run, then the second ones.
@@ -134,7 +135,7 @@ def _joined(members: Sequence[Task], start: int, table: int) -> JoinedTask | Non
     if len(steps) == sum(len(task.plan.steps) for task in members):
         return None
     blocks = [n for task in members for n in task.plan.scratch]
-    offsets = itertools.accumulate(map(_round, blocks), initial=start)
+    offsets = itertools.accumulate((_round(n) + guard for n in blocks), initial=start)
     return JoinedTask(
         members[0].title,
         members[0].line,

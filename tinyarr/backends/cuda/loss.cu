@@ -41,21 +41,24 @@ __device__ __forceinline__ Softmax join(Softmax a, Softmax b)
     return {largest, a.sum * ratio(scaled(a.largest), s) + b.sum * ratio(scaled(b.largest), s)};
 }
 
-__device__ __forceinline__ Softmax join_block(Softmax x)
+template <int LANES> __device__ __forceinline__ Softmax join_lanes(Softmax x)
 {
-    __shared__ Softmax of_warp[32];
 #pragma unroll
-    for (int distance = 16; distance; distance /= 2) {
+    for (int distance = LANES / 2; distance; distance /= 2) {
         Softmax other = {__shfl_xor_sync(~0u, x.largest, distance), __shfl_xor_sync(~0u, x.sum, distance)};
         x = threadIdx.x & distance ? join(other, x) : join(x, other);
     }
+    return x;
+}
+
+__device__ __forceinline__ Softmax join_block(Softmax x)
+{
+    __shared__ Softmax of_warp[THREADS / 32];
+    x = join_lanes<32>(x);
     if (threadIdx.x % 32 == 0)
         of_warp[threadIdx.x / 32] = x;
     __syncthreads();
-    x = of_warp[0];
-    for (int w = 1; w < THREADS / 32; w++)
-        x = join(x, of_warp[w]);
-    return x;
+    return join_lanes<THREADS / 32>(of_warp[threadIdx.x % (THREADS / 32)]);
 }
 
 /* Elements i to i + PACK of a row, i counted from its first; packs reach beyond both ends, but not beyond `total`. */
@@ -122,18 +125,23 @@ cross_entropy(A *loss, A *lse, T *out, const A *g, const T *logits, const int64_
     if (!GRADIENT)
         return;
     __syncthreads(); /* the loss has read its logit */
-    A s = scaled(softmax.largest);
-    A weight = counted ? (WEIGHTED ? g[blockIdx.x] : (A)1) : (A)0, share = 1 / softmax.sum;
-    int hit = counted ? (int)target : -1;
-    int end = stride;
+    /* Arithmetic is what takes the time here, so all that concerns few elements is asked once a pack. */
+    A weight = counted ? (WEIGHTED ? g[blockIdx.x] : (A)1) : (A)0;
+    A s = scaled(softmax.largest), share = weight / softmax.sum;
+    int end = stride, known = weight == 0 ? 0 : V;
     for (int i = first; i < end; i += THREADS * PACK) {
         Pack<T, PACK> pack = load_pack(row, i, left);
+        A slope[PACK];
 #pragma unroll
-        EACH {
-            A softmax_k = power(widen(pack.at[k]), s) * share;
-            A slope = softmax_k - (i + k == hit ? (A)1 : (A)0);
-            pack.at[k] = narrow<T>(weight == 0 || i + k >= V ? (A)0 : slope * weight);
-        }
+        EACH slope[k] = power(widen(pack.at[k]), s) * share;
+        if ((unsigned)((int)target - i) < PACK)
+#pragma unroll
+            EACH slope[k] -= i + k == target ? weight : (A)0;
+        if (i + PACK > known)
+#pragma unroll
+            EACH slope[k] = i + k < known ? slope[k] : (A)0;
+#pragma unroll
+        EACH pack.at[k] = narrow<T>(slope[k]);
         if (ALIGNED && i >= 0 && i + PACK <= end)
             store(out + begin + i, pack);
         else

@@ -66,7 +66,7 @@ class Lowering:
         self.scratch = 0
         for step in plan.steps:
             if step is not None:
-                self._used = 0
+                self._used = self._used if plan.guard else 0
                 self._line = getattr(step, "line", "")
                 self._step(step)
 
@@ -195,9 +195,9 @@ class Lowering:
         return _Placed(operand, self._take(views.size(shape) * dtype.itemsize))
 
     def _take(self, nbytes: int) -> Place:
-        """Scratch until the end of the step."""
+        """Scratch until the end of the step; behind a guard, for good."""
         at = Place("arena", 0, -(-self._program.arena // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT + self._used)
-        self._used += -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+        self._used += -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT + self._program.guard
         self.scratch = max(self.scratch, self._used + SCRATCH_ALIGNMENT)
         return at
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,17 @@ Address = Input | Output | Scratch
 MOST_BLOCKS = 65535  # along the second and third axis of a grid
 
 
-@kernel("matmul", layouts="matrix", out_layout="matrix")
-@kernel("matmul_wide", layouts="matrix", out_layout="matrix")
+def _out_layout(call: Any) -> str:
+    """Large products, whose algorithm a program chooses anyway, are made in any order of a matrix.
+
+    Smaller ones are made in rows, as in eager mode: the library may add up otherwise in (x y)^T = y^T x^T.
+    """
+    (*_, k), (out,) = call.in_shapes[0], call.out_shapes
+    return "matrix" if 2 * views.size(out) * k >= cublaslt.LEAST_OPERATIONS else "dense"
+
+
+@kernel("matmul", layouts="matrix", out_layout=_out_layout)
+@kernel("matmul_wide", layouts="matrix", out_layout=_out_layout)
 def matmul(inputs, outputs):
     (x, y), (out,) = inputs, outputs
     if x.shape[-1] == 0:

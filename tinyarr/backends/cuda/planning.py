@@ -100,4 +100,4 @@ def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
 def out_layouts(call: Any) -> tuple[str, ...]:
     """What each result's strides must suit."""
     record = None if hasattr(call.primitive, "typed") else KERNELS[call.primitive.name]
-    return ("any" if record is None else record.out_layout,) * len(call.out_shapes)
+    return ("any" if record is None else record.out_layout(call),) * len(call.out_shapes)

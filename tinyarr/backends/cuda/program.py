@@ -1,14 +1,15 @@
 """A program on a GPU: its launches captured once in a CUDA graph, which each call replays.
 
-All that a program works in lies in one arena, which the programs of a device share: values, scratch, results until they
-are given away, numbers that come from Python, and copies of small state whose address changes from call to call, as
-that of a batch does. A graph holds addresses, so launches are captured when a call comes with those of the call before.
+All that a program works in lies in one arena, which the programs of a device share: values, scratch, numbers that come
+from Python, and what is small and has another address at each call: results until they are given away, and state that
+moves, as a batch does. A graph holds addresses: launches are captured when a call comes with those of the call before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,13 +21,13 @@ from ... import diagnostics, views
 from ...array import Array, empty
 from ...program import Graph, Place
 from ...program import Plan as ProgramPlan
-from . import cublaslt
+from . import cublaslt, guard
 from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
 from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
 from .registry import LibraryCall
 
-STAGED = 32 * 2**20  # bytes; larger state is used where it is
+STAGED = 32 * 2**20  # bytes; larger state, and larger results, are used where they are
 UNCAPTURED = ("cupy",)  # libraries that allocate, which a capture does not allow
 
 
@@ -50,11 +51,15 @@ class Program:
         self._written = [s.after is not s.before for s in graph.states]
         self._staged: dict[int, int] = {}  # where in the arena the copy of a state is
         self._end = _round(plan.arena + lowered.scratch)
-        self._results = [self._take(views.size(r.view.shape) * r.value.dtype.itemsize) for r in graph.results]
-        self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)))
+        self._guard = plan.guard
+        self._blocks = guard.blocks(self.kernels) if plan.guard else []
+        sizes = [views.size(r.view.shape) * r.value.dtype.itemsize for r in graph.results]
+        self._results = [self._take(n, f"result {i}") if n <= STAGED else None for i, n in enumerate(sizes)]
+        self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)), "numbers from Python")
         self._states: list[int] = []  # addresses of the call before
         self._before: tuple[int, ...] = ()
         self._captured: tuple[tuple[int, ...], Any] = ((), None)
+        self._timings: list[list[float]] | None = None
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.kernels))
@@ -63,6 +68,18 @@ class Program:
     def arena(self) -> int:
         """Bytes of the arena that the program needs."""
         return self._end
+
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[list[list[float]]]:
+        """While it lasts, each call launches its kernels one by one, and adds a list of the seconds of each here.
+
+        The calls do what they always do; each waits for the device.
+        """
+        timings = self._timings = []
+        try:
+            yield timings
+        finally:
+            self._timings = None
 
     def run(
         self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
@@ -73,19 +90,24 @@ class Program:
             given = [x.data.address for x in states]
             self._stage(states, given)
             base = backend.arena.address(self._end)
+            if self._guard:
+                guard.fill(backend, base, self._end)
             numbers = np.array([n for pair in draws for n in pair], np.int64).tobytes()
             numbers += np.array(floats, np.float64).tobytes()
             if numbers:
                 backend.upload(np.frombuffer(numbers, np.uint8), base + self._numbers)
             for i, at in self._staged.items():
                 backend.copy_bytes(given[i], base + at, states[i].nbytes)
-            self._launch(self._addresses(base, given))
+            results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]
+            self._launch(self._addresses(base, given, results))
+            if self._guard:
+                guard.check(backend, base, guard.gaps(self._blocks, self._end))
             for i, at in self._staged.items():
                 if self._written[i]:
                     backend.copy_bytes(base + at, given[i], states[i].nbytes)
-            results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]
-            for x, at in zip(results, self._results, strict=True):
-                backend.copy_bytes(base + at, x.data.address, x.nbytes)
+            for x, place in zip(results, self._results, strict=True):
+                if place is not None:
+                    backend.copy_bytes(base + place, x.data.address, x.nbytes)
         for x, written in zip(states, self._written, strict=True):
             x.storage.version += written
         return results
@@ -100,10 +122,11 @@ class Program:
         ]  # fmt: skip
         return replace(task, plan=replace(task.plan, steps=steps))
 
-    def _take(self, nbytes: int) -> int:
+    def _take(self, nbytes: int, owner: str) -> int:
         """A place in the arena behind all others."""
         at = self._end
-        self._end += _round(nbytes)
+        self._end += _round(nbytes) + self._guard
+        self._blocks.append(guard.Block(at, at + nbytes, owner))
         return at
 
     def _stage(self, states: Sequence[Array], given: list[int]) -> None:
@@ -111,11 +134,12 @@ class Program:
         known = self._states or given
         for i, (x, now, before) in enumerate(zip(states, given, known, strict=True)):
             if ((now != before and x.nbytes <= STAGED) or now % 16) and i not in self._staged:
-                self._staged[i] = self._take(x.nbytes)
+                self._staged[i] = self._take(x.nbytes, f"the copy of state {i}")
         self._states = given
 
-    def _addresses(self, base: int, given: Sequence[int]) -> dict[str, list[int]]:
+    def _addresses(self, base: int, given: Sequence[int], results: Sequence[Array]) -> dict[str, list[int]]:
         """Of each kind of buffer, where each of its number is."""
+        placed = zip(results, self._results, strict=True)
         states = [base + self._staged[i] if i in self._staged else address for i, address in enumerate(given)]
         numbers = base + self._numbers
         return {
@@ -124,15 +148,15 @@ class Program:
             "constant": [x.data.address for x in self._constants],
             "draw": [numbers + 8 * i for i in range(2 * len(self._graph.draws))],
             "float": [numbers + 8 * (2 * len(self._graph.draws) + i) for i in range(len(self._graph.floats))],
-            "result": [base + at for at in self._results],
+            "result": [x.data.address if at is None else base + at for x, at in placed],
         }
 
     def _launch(self, addresses: dict[str, list[int]]) -> None:
         """Replays the graph of these addresses; one by one where there is none yet."""
         stream, key = self._backend.stream, tuple(itertools.chain(*addresses.values()))
         captured, graph = self._captured
-        if diagnostics.asks("launches"):
-            self._tell(addresses)
+        if self._timings is not None or diagnostics.asks("launches"):
+            self._launch_timed(addresses)
         elif captured == key:
             graph.launch(stream)
         elif self._before == key and self._capturable:
@@ -151,8 +175,8 @@ class Program:
         for task, steps in self._launches:
             _run(task, steps, addresses)
 
-    def timed(self, addresses: dict[str, list[int]]) -> list[float]:
-        """The seconds of each task, launched one by one."""
+    def _launch_timed(self, addresses: dict[str, list[int]]) -> None:
+        """Launches one by one, with events between, and keeps or tells the seconds of each kernel."""
         events = [cupy.cuda.Event() for _ in range(len(self._launches) + 1)]
         stream = self._backend.stream
         events[0].record(stream)
@@ -160,11 +184,11 @@ class Program:
             _run(task, steps, addresses)
             event.record(stream)
         stream.synchronize()
-        return [cupy.cuda.get_elapsed_time(*pair) / 1000 for pair in itertools.pairwise(events)]
-
-    def _tell(self, addresses: dict[str, list[int]]) -> None:
-        for seconds, task in zip(self.timed(addresses), self.kernels, strict=True):
-            diagnostics.tell("launches", f"{1e3 * seconds:9.3f} ms  {task}")
+        seconds = [cupy.cuda.get_elapsed_time(*pair) / 1000 for pair in itertools.pairwise(events)]
+        if self._timings is not None:
+            self._timings.append(seconds)
+        for taken, task in zip(seconds, self.kernels, strict=True):
+            diagnostics.tell("launches", f"{1e3 * taken:9.3f} ms  {task}")
 
 
 def _run(task: Task, steps: Sequence[Any], addresses: dict[str, list[int]]) -> None:

@@ -117,13 +117,13 @@ class Plan:
 class Record:
     """plan(inputs, outputs, **params) -> Plan, or None: the composite serves.
 
-    layouts: what it takes its inputs in, as in the CPU's registry. out_layout: what it can write its outputs in.
+    layouts: what it takes its inputs in, as in the CPU's registry. out_layout(call): what it can write its outputs in.
     updates: its first output has the elements of its first input before the plan runs.
     """
 
     plan: Callable[..., Plan | None]
     layouts: tuple[str, ...] | str | None
-    out_layout: str
+    out_layout: Callable[[Any], str]
     updates: bool
 
 
@@ -134,7 +134,7 @@ LIBRARIES: dict[str, Callable[[Any], Callable[..., None]]] = {}
 
 
 def kernel(
-    name: str, *, layouts: tuple[str, ...] | str | None = None, out_layout: str = "dense",
+    name: str, *, layouts: tuple[str, ...] | str | None = None, out_layout: Callable[[Any], str] = lambda call: "dense",
     updates: bool = False,
 ) -> Callable[[Callable], Callable]:
     """Decorator: the function plans the primitive `name`.

@@ -1,0 +1,347 @@
+"""Programs lowered to CUDA launches without a GPU: do they read what the graph says, and stay within their memory?"""
+
+import contextlib
+import functools
+import itertools
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import tinyarr as ta
+from models.gpt2 import GPT2
+from models.gpt2 import Config as GPT2Config
+from models.llama3 import Config as LlamaConfig
+from models.llama3 import Llama3
+from tests.compiler import test_programs_with_state as with_state
+from tests.compiler.follow import EMPTY, Follower, follow, inside, positions
+from tests.compiler.test_compile import REFUSED
+from tests.cuda.place import on
+from tests.cuda.test_programs import MODELS as WIDER
+from tests.cuda.test_programs import training
+from tests.samples import SAMPLES
+from tests.test_primitives import operands
+from tests.test_random_programs import programs as random_programs
+from tinyarr import Device, Tensor, eager
+from tinyarr.backends.cuda import compiler, cublaslt, planning
+from tinyarr.backends.cuda.joining import join
+from tinyarr.backends.cuda.lowering import Lowering
+from tinyarr.backends.cuda.registry import Input, Launch, Output, Scratch, Struct
+from tinyarr.compiler import Compiled
+from tinyarr.compiler.layout import is_copy
+from tinyarr.compiler.passes import passes_within
+from tinyarr.compiler.plan import plan
+from tinyarr.errors import TraceError
+from tinyarr.program import Group, Place, Read
+from tinyarr.views import View
+
+META = Device("meta", like="cuda:sm_90")
+MODELS = {  # heads of 64, for which there is a kernel, and of 16, whose attention is composed of others
+    "gpt2": (GPT2, GPT2Config(vocab_size=21, block_size=8, n_layer=2, n_head=1, n_embd=64, dropout=0.1)),
+    "gpt2 of small heads": (GPT2, GPT2Config(vocab_size=21, block_size=8, n_layer=1, n_head=2, n_embd=32)),
+    "llama3": (Llama3, LlamaConfig(21, 8, 1, 2, 1, 128, 64)),
+    "llama3 of small heads": (Llama3, LlamaConfig(21, 8, 2, 4, 2, 64, 32)),
+}
+KINDS = [ta.float32, ta.bfloat16]
+
+
+class Steps(Lowering):
+    """Lowering that keeps by step the tasks, and the scratch that they take."""
+
+    def __init__(self, graph, planned):
+        self.of_steps = []
+        super().__init__(graph, planned)
+
+    def _step(self, step):
+        before, self.taken = len(self.tasks), []
+        super()._step(step)
+        self.of_steps.append((self.tasks[before:], self.taken))
+
+    def _take(self, nbytes):
+        place = super()._take(nbytes)
+        self.taken.append((place.offset, place.offset + nbytes))
+        return place
+
+
+def check_joined(lowered, planned):
+    """What is joined runs in an order in which it may, in scratch of its own, with the arguments that it had."""
+    joined = join(lowered, planned)
+    order = {}
+    for number, task in enumerate(joined.tasks):
+        members = getattr(task, "members", (task,))
+        order |= dict.fromkeys(map(id, members), number)
+        apart = sorted((place.offset, place.offset + n) for place, n in zip(task.scratch, task.plan.scratch) if n)
+        assert all(b <= c for (_, b), (c, _) in itertools.pairwise(apart))
+        assert all(b <= planned.arena + joined.scratch for _, b in apart)
+        if task not in members:
+            assert all(planned.arena + lowered.scratch <= a for a, _ in apart)
+            rows = [row for member in members for step in member.plan.steps for row in rows_of(member, step)]
+            assert sorted(rows) == sorted(row for step in task.plan.steps for row in rows_of(task, step))
+    alone = {id(task) for task in joined.tasks}
+    touched = [list(touches(task, id(task) not in alone)) for task in lowered.tasks]
+    for (one, mine), (other, theirs) in itertools.combinations(zip(lowered.tasks, touched), 2):
+        if order[id(one)] >= order[id(other)]:
+            assert not any(clash(x, y) for x in mine for y in theirs), (str(one), str(other))
+
+
+def rows_of(task, step):
+    """By launch that a step stands for, its arguments: the operands' addresses, and other values."""
+    flat = [x for a in step.arguments for x in (a if isinstance(a, Struct) else (a,))]
+    macros = dict(step.source.macros)
+    count = int(macros.get("MEMBERS", 1))
+    if "JOINED" in macros:
+        flat = flat[count:]
+    width = len(flat) // count
+    for row in zip(*[iter(flat)] * width, strict=True):
+        yield str([located_argument(task, x) for x in (row[3:] if "JOINED" in macros else row)])
+
+
+def located_argument(task, x):
+    if type(x) is Scratch:
+        return "scratch", task.plan.scratch[x.number], x.offset
+    if type(x) not in (Input, Output):
+        return repr(x)
+    return (task.inputs if type(x) is Input else task.outputs)[x.number], x.offset
+
+
+def touches(task, has_own_scratch):
+    """What a task does to which bytes: how, in which buffer, from where to where."""
+    read = [x for x in task.inputs if type(x) is Place]
+    for how, places, seen in (("reads", read, task.reads), ("writes", task.outputs, task.makes)):
+        for place, x in zip(places, seen, strict=True):
+            at = place.offset + positions(View(x.shape, x.strides, 0)) * x.dtype.itemsize
+            if at.size:
+                yield how, place[:2], at.min(), at.max() + x.dtype.itemsize
+    for place, n in () if has_own_scratch else zip(task.scratch, task.plan.scratch, strict=True):
+        yield "works in", place[:2], place.offset, place.offset + n
+
+
+def clash(one, other):
+    """Whether what two tasks do depends on their order. What one works in is free before and after."""
+    (how, buffer, low, high), (also, there, first, last) = one, other
+    return (how != also or how == "writes") and buffer == there and low < last and first < high
+
+
+class TaskFollower(Follower):
+    """Follows the tasks of a lowered program, with a name for each element, as Follower does the steps of its plan."""
+
+    def __init__(self, graph, planned):
+        super().__init__(graph, planned)
+        lowered = Steps(graph, planned)
+        check_joined(lowered, planned)
+        self.of_steps = iter(lowered.of_steps)
+        self.end = planned.arena + lowered.scratch
+        self.sizes["arena", 0] = self.end
+        self.scratch = []  # of the step before
+
+    def step(self, node, step, title):
+        tasks, taken = next(self.of_steps)
+        self.check_scratch(taken, title)
+        for low, high in self.scratch:
+            self.bytes_of(("arena", 0))[low:high] = EMPTY
+        self.scratch = taken
+        parts = [] if node is None else [node.first, node.last] if isinstance(node, Group) else [node]
+        moves = not parts or is_copy(parts[0])
+        work = [task for task in tasks if not moves and task.title != "copy"]
+        for task in tasks:
+            at = f"{title}: {task}"
+            self.check_places(task, at)
+            if task not in work:
+                ((x,), (y,)) = self.read(task), self.written(task)
+                self.put(*y, self.load_at(*x).reshape(-1))
+            elif parts[0].call.primitive.name in ("concat", "unslice"):
+                self.arrange(parts[0], task, at)
+            elif len(parts) == len(work):
+                self.kernel(parts[work.index(task)], task, at)
+            else:
+                self.joined_kernel(node, task, at)
+        if node is not None and not tasks:
+            for value in node.outputs:
+                there = self.load(value, self.layout(value)).reshape(-1)
+                assert np.array_equal(there, self.names[value]), f"{title}: nothing makes it"
+
+    def check_scratch(self, taken, title):
+        taken = sorted((a, b) for a, b in taken if a < b)
+        assert all(b <= c for (_, b), (c, _) in itertools.pairwise(taken)), title
+        assert all(self.plan.arena <= a and b <= self.end for a, b in taken), title
+
+    def check_places(self, task, title):
+        """What a task works on lies in a value's memory or in scratch, and its scratch apart from all of it."""
+        spans = [("scratch", place.offset, place.offset + n) for place, n in zip(task.scratch, task.plan.scratch) if n]
+        for buffer, at, dtype in (*self.read(task), *self.written(task)):
+            if buffer[0] == "arena" and at.size:
+                spans.append(("operand", at.min(), at.max() + dtype.itemsize))
+        for kind, low, high in spans:
+            assert low >= 0 and high <= (self.end if low >= self.plan.arena else self.plan.arena), title
+            others = [s for s in spans if s != (kind, low, high)]
+            assert kind == "operand" or all(high <= b or c <= low for _, b, c in others), title
+        places = [x for x in task.inputs + task.outputs if type(x) is Place]
+        operands = zip(task.reads + task.makes, places, strict=True)
+        assert all(place.offset % 16 == 0 for operand, place in operands if operand.aligned), title
+        for place, n in zip(task.scratch, task.plan.scratch):
+            self.bytes_of(("arena", 0))[place.offset : place.offset + n] = EMPTY
+
+    def read(self, task):
+        return list(map(self.located, [x for x in task.inputs if type(x) is Place], task.reads))
+
+    def written(self, task):
+        return list(map(self.located, task.outputs, task.makes))
+
+    @staticmethod
+    def located(place, operand):
+        """The buffer, the first byte of each element of an operand, and its dtype."""
+        view = View(operand.shape, operand.strides, 0)
+        return (place.buffer, place.number), place.offset + positions(view) * operand.dtype.itemsize, operand.dtype
+
+    def load_at(self, buffer, at, dtype):
+        return self.bytes_of(buffer)[at]
+
+    def expect(self, asked, found, title):
+        """asked: Reads of the graph."""
+        for x, y in zip(asked, found, strict=True):
+            expected = self.names[x.value][positions(x.view)]
+            assert np.array_equal(self.load_at(*y).reshape(-1), expected.reshape(-1)), title
+
+    def kernel(self, node, task, title):
+        self.expect([x for x in node.inputs if isinstance(x, Read)], self.read(task), title)
+        self.make(node.outputs, task)
+        self.check_layouts(node.call, task, title)
+
+    def joined_kernel(self, group, task, title):
+        """One kernel for two nodes: it reads what they both do, but what is between."""
+        first, last = group.first, group.last
+        others = [x for x in last.inputs[1:] if isinstance(x, Read)]
+        self.expect(others + [x for x in first.inputs if isinstance(x, Read)], self.read(task), title)
+        self.make((*last.outputs, *(v for v in first.outputs if v in group.outputs)), task)
+        self.check_layouts(last.call, task, title)
+
+    def check_layouts(self, call, task, title):
+        """A call's operands, which come first among those of a task, lie as its kernel takes and makes them."""
+        layouts, reads = planning.layouts(call), iter(task.reads)
+        inputs = [(x, next(reads)) if type(x) is Place else None for x in task.inputs]
+        wanted = [*zip(inputs, layouts(call) if layouts else ())]
+        wanted += zip(zip(task.outputs, task.makes), planning.out_layouts(call))
+        for place, x, layout in [(*pair, layout) for pair, layout in wanted if pair]:
+            assert eager.suits(View(x.shape, x.strides, place.offset // x.dtype.itemsize), layout), title
+
+    def make(self, values, task):
+        """Stores names; one of a node's values that nobody reads has no place."""
+        for value, y in zip(values, self.written(task), strict=True):
+            self.put(*y, self.names[value])
+
+    def arrange(self, node, task, title):
+        (value,) = node.outputs
+        ((buffer, at, dtype),) = self.written(task)
+        names = self.names[value].reshape(value.shape)
+        for x, y, part in zip(node.inputs, self.read(task), inside(node, value.shape)):
+            if x.value in self.plan.parts:
+                found = self.load_at(buffer, at.reshape(value.shape)[part], dtype)
+                assert np.array_equal(found, names[part]), title
+            else:
+                self.expect([x], [y], title)
+        self.put(buffer, at, dtype, self.names[value])
+
+
+@functools.cache
+def graphs(name, dtype, library=False):
+    """Training steps, with and without what passes do, and with all made twice that can be.
+
+    library: whether cuBLASLt is there, as it is while this is called.
+    """
+    tokens = ta.zeros((2, 8), dtype=ta.int64, device=META)
+    found = []
+    for passes in ((), passes_within(None), passes_within(0)):
+        step = Compiled(training(name, dtype, META, models=MODELS).function, passes)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "compile: memory_budget")
+            step(tokens, tokens)
+        found += step.graphs
+    return found
+
+
+@pytest.mark.parametrize(("library", "guard"), [(False, 0), (False, 512), (True, 0)])
+@pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_lowered_training_step_reads_what_it_should(name, dtype, library, guard, monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: library)
+    monkeypatch.setattr(cublaslt, "WORKSPACE", 1 << 10)  # a name for each byte of more would take long
+    for graph in graphs(name, dtype, library):
+        follow(graph, plan(graph, guard))
+        TaskFollower(graph, plan(graph, guard)).run()
+
+
+def follow_on_meta(function, arguments):
+    """Follows what a function of arguments() is lowered to, with and without what passes do."""
+    with ta.use_device(META), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "compile: memory_budget")
+        for passes in ((), passes_within(None), passes_within(0)):
+            compiled = Compiled(function, passes)
+            compiled(*arguments())
+            for graph in compiled.graphs:
+                TaskFollower(graph, plan(graph)).run()
+
+
+def with_states():
+    x = ta.ones((with_state.N, with_state.N), dtype=ta.float64)
+    return x, {name: ta.ones_like(x) for name in with_state.NAMES}
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLES if name not in REFUSED])
+def test_every_operation_is_lowered_to_what_reads_what_it_should(name):
+    sample = SAMPLES[name]
+
+    @settings(max_examples=3, phases=[Phase.generate])
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
+        inputs = operands(data.draw, case, dtype)
+        follow_on_meta(lambda *x: sample.function(*x, **case.params), lambda: [on(META, x) for x in inputs])
+
+    check()
+
+
+@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@given(random_programs())
+def test_lowered_random_programs_and_their_gradients_read_what_they_should(program):
+    kept = {}
+
+    def function(*inputs):
+        values = program.evaluate(ta, inputs, kept)
+        return tuple(values[i] for i in program.outputs)
+
+    def with_gradients(*inputs):
+        out, pull = ta.vjp(function, *inputs)
+        return *out, *pull(*(ta.ones_like(x) for x in out))
+
+    with ta.use_device(META):
+        function(*map(Tensor, program.inputs))  # so that what is kept is there
+    with contextlib.suppress(TraceError):  # of indices that are NumPy arrays
+        follow_on_meta(with_gradients, lambda: map(Tensor, program.inputs))
+
+
+@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@given(with_state.programs)
+def test_lowered_programs_with_state_read_what_they_should(steps):
+    follow_on_meta(functools.partial(with_state.run, steps), with_states)
+
+
+@pytest.mark.parametrize("function", with_state.SPECIAL, ids=lambda f: f.__name__)
+def test_what_reads_a_value_in_an_unusual_way_is_lowered_so(function):
+    follow_on_meta(function, with_states)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
+@pytest.mark.parametrize("name", WIDER)
+def test_every_launch_of_a_training_step_compiles_without_a_gpu(name, dtype, tmp_path, monkeypatch):
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    step, tokens = training(name, dtype, META), ta.zeros((4, 32), dtype=ta.int64, device=META)
+    step(tokens, tokens)
+    (graph,) = step.graphs
+    launches = [s for task in Lowering(graph, plan(graph)).tasks for s in task.plan.steps if isinstance(s, Launch)]
+    for source, function in {launch.source: launch.function for launch in launches}.items():
+        assert function.encode() in compiler.compile_source(source, "sm_90")
