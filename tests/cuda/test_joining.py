@@ -237,13 +237,13 @@ def tasks(draw):
     return Task(title, "", Plan(steps, blocks), *map(tuple, (inputs, outputs, scratch, reads, makes)))
 
 
-@given(st.lists(tasks(), max_size=12), st.sampled_from([100, 300, joining.TABLE]))
+@given(st.lists(tasks(), max_size=12), st.sampled_from([100, 300, joining.TABLE]), st.sampled_from([0, 512]))
 @settings(max_examples=300)
-def test_tasks_are_joined_only_where_their_order_does_not_matter(made, table):
+def test_tasks_are_joined_only_where_their_order_does_not_matter(made, table, guard):
     before = SimpleNamespace(tasks=made, scratch=SCRATCH)
     read, _ = what_is_read(made, {id(task): number for number, task in enumerate(made)}, ARENA)
     assume(all(-1 not in np.frombuffer(x, np.int32) for found in read.values() for x in found))  # of others' scratch
-    after = join(before, SimpleNamespace(arena=ARENA), table)
+    after = join(before, SimpleNamespace(arena=ARENA, guard=guard), table)
     check(before, after, ARENA)
 
 
@@ -254,7 +254,7 @@ def test_updates_of_what_is_not_read_are_joined_and_others_are_not():
         return Task("copy", "", copied, (at[0],), (at[1],), (), (x,), (x,))
 
     def joined(*made):
-        after = join(SimpleNamespace(tasks=made, scratch=0), SimpleNamespace(arena=4096))
+        after = join(SimpleNamespace(tasks=made, scratch=0), SimpleNamespace(arena=4096, guard=0))
         return [len(members_of(task)) for task in after.tasks]
 
     assert joined(task(0, 4), task(0, 8), task(12, 16)) == [3]
@@ -266,7 +266,7 @@ def test_updates_of_what_is_not_read_are_joined_and_others_are_not():
     odd, last = replace(task(12, 16), title="odd"), task(32, 36, aligned=False)
     last = replace(last, plan=replace(last.plan, scratch=(16,)), scratch=(Place("arena", 0, 48),))
     apart = [task(20, 24), odd, last]
-    assert join(SimpleNamespace(tasks=apart, scratch=0), SimpleNamespace(arena=4096)).tasks == apart
+    assert join(SimpleNamespace(tasks=apart, scratch=0), SimpleNamespace(arena=4096, guard=0)).tasks == apart
     blocks = joining.LARGE + 1
     assert joined(task(0, 4), task(0, 2**24, blocks * 1024)) == [1, 1]
 
