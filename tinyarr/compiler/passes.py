@@ -2,8 +2,8 @@
 
 Three alone change a bit of a result. A -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
 would give +0. Where a backend's library works on a product before it stores it (CUDA), `keep_products_wide` and
-`product_epilogues` leave out the rounding to a half type of what is then worked on, wherever that stands in the graph. (What
-recomputation makes again of such a product, a GELU, is of its rounded form.)
+`product_epilogues` leave out the rounding to a half type of what is then worked on, wherever that stands in the graph;
+what recomputation makes again of such a product, a GELU, is of its rounded form.
 """
 
 from __future__ import annotations
