@@ -13,12 +13,14 @@ from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
 from tests.cuda.test_plans import ARCHITECTURES
 from tinyarr import Device, Tensor
-from tinyarr.backends.cuda import compiler, planning
+from tinyarr.backends.cuda import compiler, cublaslt, planning
+from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch, Operand
 from tinyarr.compiler import PASSES, Compiled, Interpreter
 from tinyarr.compiler.epilogue import product_epilogues
 from tinyarr.compiler.lives import is_elementwise
 from tinyarr.compiler.passes import SIMPLIFY, passes_within
+from tinyarr.compiler.plan import plan
 from tinyarr.program import Group, Read
 
 MODELS = {
@@ -80,10 +82,23 @@ def plan_of(step):
 def test_what_is_fused_has_a_plan_of_cuda_launches(name, dtype):
     groups = [step for step in steps_of(name, dtype) if isinstance(step, Group)]
     joined = [plan_of(step) for step in groups]
-    assert groups and all(plan is not None for plan in joined)
-    for step, plan in zip(groups, joined):
+    assert groups and all(found is not None for found in joined)
+    for step, found in zip(groups, joined):
         alone = planning.planner(step.last.call)(*planning.dense_operands(step.last.call))
-        assert len(plan.steps) == len(alone.steps)  # none for the elementwise node
+        assert len(found.steps) == len(alone.steps)  # none for the elementwise node
+
+
+def test_a_step_of_gpt2_at_full_size_copies_nothing(monkeypatch):
+    """Joined gradients, transposed weights' gradients and padded ones are made where they are wanted."""
+    monkeypatch.setattr(cublaslt, "is_available", lambda: True)
+    device = Device("meta", like="cuda:sm_90")
+    config = GPT2Config(n_layer=2, n_head=12, n_embd=768)
+    step = training("full", ta.bfloat16, device, models={"full": (GPT2, config)})
+    tokens = ta.zeros((16, 1024), dtype=ta.int64, device=device)
+    step(tokens, tokens)
+    lowered = Lowering(step.graphs[0], plan(step.graphs[0]))
+    assert {task.title for task in lowered.tasks} >= {"matmul", "matmul_bias", "matmul_bias_gelu"}
+    assert [str(task) for task in lowered.tasks if task.title in ("copy", "concat", "unslice")] == []
 
 
 @pytest.mark.parity

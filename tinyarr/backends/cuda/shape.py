@@ -10,12 +10,12 @@ from . import elementwise
 from .registry import Input, Launch, Operand, Output, Plan, kernel
 
 
-@kernel("concat")
+@kernel("concat", out_layout=lambda call: "any")
 def concat(inputs, outputs, *, axis):
     return Plan(_concat(inputs, outputs[0], (), axis))
 
 
-@kernel("unslice")
+@kernel("unslice", out_layout=lambda call: "any")
 def unslice(inputs, outputs, *, shape, starts, stops, steps):
     return Plan(_unslice(inputs[0], outputs[0], False, starts, steps))
 
