@@ -29,7 +29,7 @@ from tinyarr import Device, Tensor, eager
 from tinyarr.backends.cuda import compiler, cublaslt, planning
 from tinyarr.backends.cuda.joining import join
 from tinyarr.backends.cuda.lowering import Lowering
-from tinyarr.backends.cuda.registry import Launch
+from tinyarr.backends.cuda.registry import Launch, Report
 from tinyarr.compiler import Compiled
 from tinyarr.compiler.layout import is_copy
 from tinyarr.compiler.passes import passes_within
@@ -301,3 +301,14 @@ def test_every_launch_of_a_training_step_compiles_without_a_gpu(name, dtype, tmp
     launches = [s for task in Lowering(graph, plan(graph)).tasks for s in task.plan.steps if isinstance(s, Launch)]
     for source, function in {launch.source: launch.function for launch in launches}.items():
         assert function.encode() in compiler.compile_source(source, "sm_90")
+
+
+def test_what_a_kernel_reports_names_the_line_that_wrote_it():
+    with ta.use_device(META):
+        compiled = ta.compile(lambda x, i: ta.take(x, i, axis=0))
+        compiled(ta.zeros((4, 3)), ta.zeros((2,), dtype=ta.int64))
+    graph = compiled.graphs[0]
+    launches = [step for task in Lowering(graph, plan(graph)).tasks for step in task.plan.steps]
+    (report,) = [a for launch in launches for a in launch.arguments if isinstance(a, Report)]
+    message = report.message.format(value=7, position="1")
+    assert message.startswith("take: indices[1] is 7, the axis has size 4") and "test_lowering.py:" in message

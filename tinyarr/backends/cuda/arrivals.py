@@ -44,5 +44,5 @@ class Arrivals:
             for array, arrived in coming:
                 if wanted is None or array.storage in wanted:
                     self._kernels.wait_event(arrived)
-                else:
+                elif not arrived.done:
                     self._coming.append((array, arrived))
