@@ -46,7 +46,7 @@ def train(name: str, dtype, compiled: bool, steps: int = 3) -> tuple[np.ndarray,
 @pytest.mark.parity
 @pytest.mark.parametrize("name", MODELS)
 def test_a_compiled_model_errs_no_more_than_twice_eager_float32(name):
-    """In all steps together, since one may err little by luck; beside eager float64, and up to a rounding of the loss."""
+    """In all steps together, since one may err little by luck; from float64, and up to a rounding of the loss."""
     runs = [(ta.float64, False), (ta.float32, False), (ta.float32, True)]
     exact, eager, compiled = (train(name, *run)[0] for run in runs)
     floor = np.finfo(np.float32).eps * exact.max()

@@ -101,7 +101,7 @@ def test_a_graph_from_the_cache_gives_the_same_bits_and_is_built_once(tmp_path, 
     q, k, v, g = operands((2, 4, 2, 70, 133, 64), packed=False)
     found = []
     for _ in range(2):
-        cudnn._graph.cache_clear()
+        cudnn._graph_of.cache_clear()
         tinyarr.Device("cuda").backend.loader._prepared.clear()
         for primitive in (_attention, _attention_gradient):
             primitive._calls.clear()

@@ -26,7 +26,7 @@ from tests.samples import SAMPLES
 from tests.test_primitives import operands
 from tests.test_random_programs import programs as random_programs
 from tinyarr import Device, Tensor, eager
-from tinyarr.backends.cuda import compiler, cublaslt, planning
+from tinyarr.backends.cuda import compiler, cublaslt, cudnn, planning
 from tinyarr.backends.cuda.joining import join
 from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch, Report
@@ -36,7 +36,7 @@ from tinyarr.compiler.passes import passes_within
 from tinyarr.compiler.plan import plan
 from tinyarr.errors import TraceError
 from tinyarr.program import Group, Place, Read
-from tinyarr.views import View
+from tinyarr.views import View, contiguous_strides
 
 META = Device("meta", like="cuda:sm_90")
 MODELS = {  # heads of 64, for which there is a kernel, and of 16, whose attention is composed of others
@@ -312,3 +312,55 @@ def test_what_a_kernel_reports_names_the_line_that_wrote_it():
     (report,) = [a for launch in launches for a in launch.arguments if isinstance(a, Report)]
     message = report.message.format(value=7, position="1")
     assert message.startswith("take: indices[1] is 7, the axis has size 4") and "test_lowering.py:" in message
+
+
+def lowered_on_meta(function, *inputs):
+    """The tasks of a function, and the names of what its graph calls; inputs are shapes of bfloat16, or tensors."""
+    with ta.use_device(META):
+        compiled = ta.compile(function)
+        compiled(*(ta.zeros(x, dtype=ta.bfloat16) if isinstance(x, tuple) else x for x in inputs))
+    graph = compiled.graphs[0]
+    return Lowering(graph, plan(graph)).tasks, [node.call.primitive.name for node in graph.nodes]
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (lambda x, w, c: (x @ w + c).T @ x, ((64, 64), (64, 64), (64, 1))),  # c is no row
+        (lambda x, w, c: (x @ w + c) @ w, ((1, 64), (64, 64), (64, 1))),  # nor is x @ w all of the sum
+        (lambda x, w: (h := x @ w) + h, ((1, 64), (64, 64))),
+    ],
+    ids=["column", "broadcast product", "twice"],
+)
+def test_what_is_added_to_a_product_is_a_bias_only_along_its_rows(function, shapes, monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: True)
+    assert "matmul_bias" not in lowered_on_meta(function, *shapes)[1]
+
+
+def test_a_bias_along_rows_is_added_by_the_product(monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: True)
+    assert "matmul_bias" in lowered_on_meta(lambda x, w, b: (x @ w + b).T @ x, (64, 64), (64, 64), (64,))[1]
+
+
+def test_a_kernel_writes_no_more_than_single_elements_at_a_misaligned_address(monkeypatch):
+    monkeypatch.setattr(cublaslt, "is_available", lambda: True)
+    with ta.use_device(META):
+        rows = ta.zeros((2,), dtype=ta.int64)
+    for function, shapes in (
+        (lambda c, x, w, b: ta.concat([c, (x @ w + b).reshape((-1,))]), ((3,), (8, 8), (8, 8), (8,))),
+        (lambda c, x: ta.concat([c, ta.take(x, rows, axis=0).reshape((-1,))]), ((3,), (8, 8))),
+    ):
+        tasks, _ = lowered_on_meta(function, *shapes)
+        made = [y for task in tasks if task.title in ("matmul_bias", "take") for y in task.makes]
+        assert made and all(y.aligned for y in made)
+
+
+def test_our_own_attention_reads_and_writes_its_results_in_rows(monkeypatch):
+    monkeypatch.setattr(cudnn, "is_available", lambda: False)
+    step, tokens = training("gpt2", ta.bfloat16, META), ta.zeros((4, 32), dtype=ta.int64, device=META)
+    step(tokens, tokens)
+    tasks = Lowering(step.graphs[0], plan(step.graphs[0])).tasks
+    attention = [task for task in tasks if task.title.startswith("scaled_dot_product_attention")]
+    assert len(attention) == 4
+    for task in attention:
+        assert all(x.strides == contiguous_strides(x.shape) for x in (*task.makes, *task.reads[4:]))

@@ -1,7 +1,7 @@
 """Products take over what is done to their result, where the backend's library does that before it is stored.
 
 A bias that no elementwise kernel adds anyway, a bias and a GELU, a GELU's gradient. The product is then not rounded to
-its dtype in between: of all passes this one and `accumulate_wide` alone change bits.
+its dtype in between (passes.py lists what changes bits).
 """
 
 from __future__ import annotations
@@ -64,9 +64,10 @@ class _Epilogues:
         if not (_is(node, "matmul") and isinstance(more, Read)):
             return False
         (m, n), alone = node.call.out_shapes[0][-2:], lives.readers[product.value] == {position}
-        wanted = (m, n) if made is matmul_gelu_gradient else (n,)
-        own = views.reshape(more.view, wanted) if views.size(more.view.shape) == views.size(wanted) else None
-        fits = len(node.call.out_shapes[0]) == 2 and _is_whole(product) and product.view.shape[-1] == n
+        shape, wanted = product.view.shape, (m, n) if made is matmul_gelu_gradient else (n,)
+        along = more.view.shape == (shape if made is matmul_gelu_gradient else (n,)) and more.value is not product.value
+        own = views.reshape(more.view, wanted) if along else None
+        fits = len(node.call.out_shapes[0]) == 2 and _is_whole(product) and shape[-1] == n and outputs[0].shape == shape
         if not (fits and alone and product.value not in lives.kept and own is not None):
             return False
         operands = (*node.inputs, Read(more.value, own))

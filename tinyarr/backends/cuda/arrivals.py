@@ -32,7 +32,7 @@ class Arrivals:
 
     def add(self, array: Array, arrived: Any) -> None:
         with self._lock:
-            self._coming.append((array, arrived))
+            self._coming = [(x, event) for x, event in self._coming if not event.done] + [(array, arrived)]
 
     def wait_for(self, arrays: Sequence[Array] | None) -> None:
         """Lets kernels launched from now on find all that is coming, or what is in the memory of these arrays."""

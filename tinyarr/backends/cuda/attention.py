@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from . import cudnn, flash_attention
 from .registry import Operand, Plan, kernel
 
 
-@kernel("scaled_dot_product_attention", layouts="vectors", out_layout=lambda call: "vectors")
+def _out_layout(call: Any) -> str:
+    """cuDNN writes with any strides of heads and rows, our own kernel without."""
+    first = len(call.in_shapes) == 6
+    return "vectors" if cudnn.takes(call.in_dtypes[first], *call.in_shapes[first : first + 3]) else "dense"
+
+
+@kernel("scaled_dot_product_attention", layouts="vectors", out_layout=_out_layout)
 def attention(inputs, outputs, *, causal, scale):
     return fastest(inputs, outputs, causal, scale)
 
@@ -16,7 +23,7 @@ def attention(inputs, outputs, *, causal, scale):
 @kernel(
     "scaled_dot_product_attention_gradient",
     layouts=("vectors", "vectors", "vectors", "vectors", "vectors", "dense"),
-    out_layout=lambda call: "vectors",
+    out_layout=_out_layout,
 )
 def attention_gradient(inputs, outputs, *, causal, scale):
     return fastest(inputs, outputs, causal, scale)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import cupy
 import numpy as np
 from cupy.cuda import runtime
 
 from ... import views
-from ...array import Array
+from ...array import Array, Storage
 from ...cuda import warn_if_missing
 from ...device import Device
 from ...dtypes import Dtype
@@ -59,10 +60,11 @@ class CudaBackend:
             capability = cupy.cuda.Device(device.index).compute_capability
         self.loader = Loader(f"sm_{capability}", self.stream, self.memory, self._reports)
         self.arena = Arena(self.memory)
-        self.lock = threading.RLock()  # of who launches what belongs together
+        self.lock = threading.RLock()  # of who launches: a capture takes in whatever is launched meanwhile
         self._copies: dict[tuple, Callable] = {}
         self._staged: list[tuple[Any, Any]] = []
         self._on_host = HostCopies()
+        self._shared: WeakSet[Storage] = WeakSet()  # with other libraries, whose writes no version counts
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         self.enter()
@@ -74,6 +76,10 @@ class CudaBackend:
     def copy(self, source: Array, target: Array) -> None:
         if 0 in source.shape:
             return
+        with self.lock:
+            self._copy(source, target)
+
+    def _copy(self, source: Array, target: Array) -> None:
         self.ready()
         x, y = source.data, target.data
         if views.is_contiguous(source.view) and views.is_contiguous(target.view):
@@ -96,15 +102,14 @@ class CudaBackend:
         if not data.size:
             return
         self.enter()
-        if target.nbytes > STAGED:
-            data, stream = np.ascontiguousarray(data), self.stream  # the driver stages it and returns once that is done
-            runtime.memcpyAsync(
-                target.data.address, data.ctypes.data, target.nbytes, runtime.memcpyHostToDevice, stream.ptr
-            )
-            stream.synchronize()
-            return
-        stream = self._arrivals.begin()
-        self._arrivals.add(target, self._upload(data, target.data.address, stream))
+        with self.lock:
+            if target.nbytes <= STAGED:
+                stream = self._arrivals.begin()
+                self._arrivals.add(target, self._upload(data, target.data.address, stream))
+                return
+            data, to = np.ascontiguousarray(data), target.data.address
+            runtime.memcpyAsync(to, data.ctypes.data, target.nbytes, runtime.memcpyHostToDevice, self.stream.ptr)
+            self.stream.synchronize()  # the driver has staged it by then
 
     def upload(self, data: np.ndarray, to: int) -> None:
         """Copies a few bytes to an address on the device, for what is launched next: the data may change at once."""
@@ -127,13 +132,14 @@ class CudaBackend:
 
     def copy_to_host_async(self, array: Array) -> None:
         count = views.size(array.shape)
-        if not count or self._on_host.find(array):
+        if not count or array.storage in self._shared or self._on_host.find(array):
             return
-        self.ready()
-        source, pinned = self._dense(array).data.address, cupy.cuda.alloc_pinned_memory(array.nbytes)
-        runtime.memcpyAsync(pinned.ptr, source, array.nbytes, runtime.memcpyDeviceToHost, self.stream.ptr)
-        values = np.frombuffer(pinned, array.dtype.numpy, count).reshape(array.shape)
-        self._on_host.keep(array, HostCopy(self._keep_until_copied(pinned, self.stream), values))
+        with self.lock:
+            self.ready()
+            source, pinned = self._dense(array).data.address, cupy.cuda.alloc_pinned_memory(array.nbytes)
+            runtime.memcpyAsync(pinned.ptr, source, array.nbytes, runtime.memcpyDeviceToHost, self.stream.ptr)
+            values = np.frombuffer(pinned, array.dtype.numpy, count).reshape(array.shape)
+            self._on_host.keep(array, HostCopy(self._keep_until_copied(pinned, self.stream), values))
 
     def _dense(self, array: Array) -> Array:
         """`array`, or a row-major copy of it."""
@@ -144,18 +150,19 @@ class CudaBackend:
         return dense
 
     def to_numpy(self, array: Array) -> np.ndarray:
-        self.ready()
         begun = self._on_host.find(array)
         if begun is not None:
             begun.event.synchronize()
             if self._reports.any():
                 self.synchronize()
             return begun.values.copy()
-        array = self._dense(array)
         result = np.empty(array.shape, array.dtype.numpy)
         if result.size:
-            source, kind = array.data.address, runtime.memcpyDeviceToHost
-            runtime.memcpyAsync(result.ctypes.data, source, array.nbytes, kind, self.stream.ptr)
+            with self.lock:
+                self.ready()
+                array = self._dense(array)
+                source, kind = array.data.address, runtime.memcpyDeviceToHost
+                runtime.memcpyAsync(result.ctypes.data, source, array.nbytes, kind, self.stream.ptr)
         self.synchronize()
         return result
 
@@ -179,27 +186,34 @@ class CudaBackend:
             return found
 
         def function(inputs: Sequence[Any], outputs: Sequence[Handle]) -> None:
-            self.ready()
             key = tuple([x.layout if type(x) is Handle else None for x in (*inputs, *outputs)])
-            run = bound.get(key)
-            if run is None:
-                run = prepare(key)
             addresses = [x.address if type(x) is Handle else bits(x) for x in inputs]
-            run(addresses, [x.address for x in outputs])
+            with self.lock:
+                self.ready()
+                run = bound.get(key)
+                if run is None:
+                    run = prepare(key)
+                run(addresses, [x.address for x in outputs])
 
         return Kernel(function, planning.layouts(call), in_place=hasattr(call.primitive, "typed"))
 
     def dlpack(self, array: Array, **options: Any) -> Any:
-        self.ready()
-        return dlpack.export(self, array, **options)
+        with self.lock:
+            self.ready()
+            self._shared.add(array.storage)
+            return dlpack.export(self, array, **options)
 
     def from_dlpack(self, x: Any) -> Array:
-        self.enter()
-        return dlpack.adopt(self, x)
+        with self.lock:
+            self.enter()
+            adopted = dlpack.adopt(self, x)
+            self._shared.add(adopted.storage)
+            return adopted
 
     def program(self, graph: Graph, plan: ProgramPlan) -> Program:
-        self.enter()
-        return Program(graph, plan, self)
+        with self.lock:
+            self.enter()
+            return Program(graph, plan, self)
 
     def out_layouts(self, call: Any) -> Sequence[str]:
         return planning.out_layouts(call)
@@ -209,8 +223,11 @@ class CudaBackend:
 
     def synchronize(self) -> None:
         """Waits for what was launched, and raises OutOfBounds where a kernel reported a bad index."""
-        self.ready()
-        self.stream.synchronize()
+        reached = cupy.cuda.Event(disable_timing=True)
+        with self.lock:
+            self.ready()
+            reached.record(self.stream)
+        reached.synchronize()
         self._reports.check()
 
     def memory_stats(self) -> MemoryStats:

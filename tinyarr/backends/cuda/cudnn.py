@@ -59,9 +59,19 @@ def _library() -> Any:
             del sys.modules["torch"]
 
 
-@functools.cache
 def _handle() -> int:
+    return _handle_of(_device())
+
+
+@functools.cache
+def _handle_of(device: int) -> int:
     return _library().create_handle()
+
+
+def _device() -> int:
+    from cupy.cuda import runtime
+
+    return runtime.getDevice()
 
 
 class _Graph:
@@ -70,7 +80,7 @@ class _Graph:
     def __init__(self, spec: Attention):
         from cupy.cuda import runtime
 
-        card = runtime.getDeviceProperties(runtime.getDevice())["name"]
+        card = runtime.getDeviceProperties(_device())["name"]
         file = cache.file_of("cudnn", spec, card, _library().__version__, _library().backend_version())
         stored = cache.read(file)
         if stored is None:
@@ -125,9 +135,13 @@ def _built(spec: Attention) -> Any:
     return graph
 
 
-@functools.cache
 def _graph(spec: Attention) -> _Graph | None:
     """The graph, or None where the library has none for these shapes."""
+    return _graph_of(spec, _device())
+
+
+@functools.cache
+def _graph_of(spec: Attention, device: int) -> _Graph | None:
     try:
         return _Graph(spec)
     except (_library().cudnnGraphNotSupportedError, RuntimeError):
@@ -141,13 +155,17 @@ def prepare(spec: Attention) -> Callable[..., None]:
     return graph.run
 
 
+def takes(dtype: Dtype, q: Shape, k: Shape, v: Shape) -> bool:
+    """Whether the library is there and has attention for such operands, if for their sizes too."""
+    sizes = q[-1] % 8 == v[-1] % 8 == 0 and max(q[-1], v[-1]) <= 128 and 0 not in (*q, *k)
+    return dtype in (dtypes.float16, dtypes.bfloat16) and sizes and is_available()
+
+
 def plan(inputs: Sequence[Operand], outputs: Sequence[Operand], *, causal: bool, scale: float) -> Plan | None:
     """Attention (q, k, v -> out, lse) or its gradient (g, q, k, v, out, lse -> dq, dk, dv); None where it can't be."""
     backward = len(inputs) == 6
     q, k, v = inputs[1:4] if backward else inputs
-    if q.dtype not in (dtypes.float16, dtypes.bfloat16) or 0 in (*q.shape, *k.shape):
-        return None
-    if q.shape[-1] % 8 or v.shape[-1] % 8 or max(q.shape[-1], v.shape[-1]) > 128 or not is_available():
+    if not takes(q.dtype, q.shape, k.shape, v.shape):
         return None
     B, H, T, _ = q.shape
     at_once = B if not backward else max(min(WORKSPACE // (H * T * k.shape[2] * 2), B), 1)

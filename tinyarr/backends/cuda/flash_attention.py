@@ -41,6 +41,8 @@ def plan(inputs: Sequence[Operand], outputs: Sequence[Operand], *, causal: bool,
     D = q.shape[-1]
     if q.dtype is not dtypes.bfloat16 or D not in (64, 128) or v.shape[-1] != D or scale <= 0 or 0 in q.shape:
         return None
+    dense = [*outputs, *inputs[4:]] if backward else outputs
+    assert all(x.strides == views.contiguous_strides(x.shape) for x in dense), "they are stored and read in rows"
     return (_backward if backward else _forward)(inputs, causal, scale)
 
 

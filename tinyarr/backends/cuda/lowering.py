@@ -135,9 +135,10 @@ class Lowering:
     ) -> None:  # fmt: skip
         """planner_of(in_place): whether the first output is the memory of the first input."""
         made = [
-            y if _suits(y, layout) else self._in_scratch(y.operand.shape, y.operand.dtype)
+            y if layout == "any" or (_suits(y, layout) and _is_aligned(y))
+            else self._in_scratch(y.operand.shape, y.operand.dtype)
             for y, layout in zip(outputs, layouts, strict=True)
-        ]
+        ]  # fmt: skip
         planner = planner_of(bool(inputs) and inputs[0] == made[0])
         assert planner is not None, "a graph holds only what has a kernel"
         plan = planner([x.operand for x in inputs], [y.operand for y in made])
@@ -214,6 +215,11 @@ def _seen_as(operand: Operand, view: View) -> Operand:
 def _layouts(call: Any, more: int = 0) -> tuple[str, ...]:
     """What the results of a call can be written in, and what is stored beside them."""
     return planning.out_layouts(call) + ("any",) * more
+
+
+def _is_aligned(x: _Placed) -> bool:
+    """Whether 16 bytes can be stored at once; a single element is never stored otherwise than alone."""
+    return x.operand.aligned or views.size(x.operand.shape) <= 1
 
 
 def _suits(x: _Placed, layout: str) -> bool:

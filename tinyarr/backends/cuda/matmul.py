@@ -79,7 +79,8 @@ def scaled_matmul(inputs, outputs, *, dtype):
     taken = both == (dtypes.float8_e4m3fn,) * 2 and out.dtype in (dtypes.bfloat16, dtypes.float16, dtypes.float32)
     if not taken or not cublaslt.is_available() or k % 16 or n % 16 or not m * n * k or not cublaslt.has_float8():
         return None
-    spec = cublaslt.Product(m, n, k, x.dtype, out.dtype, False, True, k, k, n, scaled=True)
+    aligned = x.aligned and weight.aligned and out.aligned
+    spec = cublaslt.Product(m, n, k, x.dtype, out.dtype, False, True, k, k, n, scaled=True, aligned=aligned)
     arguments = (Input(0), Input(1), Output(0), Scratch(0), Input(2), Input(3))
     return Plan([LibraryCall("cublaslt", spec, arguments)], (cublaslt.WORKSPACE,))
 

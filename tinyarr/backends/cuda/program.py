@@ -15,7 +15,7 @@ from typing import Any
 
 import cupy
 import numpy as np
-from cupy.cuda import runtime
+from cupy.cuda import nvrtc, runtime
 
 from ... import diagnostics, views
 from ...array import Array, empty
@@ -39,7 +39,8 @@ class Program:
 
     def __init__(self, graph: Graph, plan: ProgramPlan, backend: Any):
         self._graph, self._backend = graph, backend
-        table = TABLE if runtime.driverGetVersion() >= 12010 else OLD_TABLE
+        major, minor = nvrtc.getVersion()
+        table = TABLE if min(runtime.driverGetVersion(), 1000 * major + 10 * minor) >= 12010 else OLD_TABLE
         lowered = join(Lowering(graph, plan), plan, table)
         self.kernels = [self._tuned(task) for task in lowered.tasks]
         backend.memory.give_back()
@@ -163,8 +164,11 @@ class Program:
             stream.begin_capture()
             try:
                 self._launch_all(addresses)
-            finally:
-                graph = stream.end_capture()
+            except BaseException:
+                with contextlib.suppress(Exception):
+                    stream.end_capture()
+                raise
+            graph = stream.end_capture()
             self._captured = key, graph
             graph.launch(stream)
         else:
