@@ -10,7 +10,7 @@ from .errors import ArgumentError
 WORDS = {
     "trace": "why a function was traced, and what that cost",
     "kernels": "the C source of each kernel of a new program",
-    "launches": "each kernel that a C program runs, with its seconds",
+    "launches": "each kernel that a program runs, with its seconds",
 }
 
 

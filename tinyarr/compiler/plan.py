@@ -1,7 +1,8 @@
 """Where every value of a graph lives while it runs: in state, in a result, or at an offset of one arena.
 
 A value is written once and free after its last reader. It stands in the memory of the state or result that it becomes
-where nothing reads the old contents later; an elementwise result takes the place of an operand that ends there.
+where nothing reads the old contents later; a result takes the place of an operand that ends there, where the kernel
+reads each element or row before it writes the same.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ TYPES = {
     dtypes.float8_e5m2: 29,
 }  # fmt: skip
 COMPUTE = {"float32": 68, "float64": 70, "tf32": 77}
-EPILOGUES = {None: 1, "bias": 4, "gelu": 32, "gelu_bias": 36, "gelu_aux_bias": 164, "gelu_gradient": 192}
+EPILOGUES = {None: 1, "bias": 4, "gelu_aux_bias": 164, "gelu_gradient": 192}
 AUXILIARY = ("gelu_aux_bias", "gelu_gradient")  # epilogues with another matrix, which lies as the result does
 
 # cublasLtMatmulHeuristicResult_t, which begins with a cublasLtMatmulAlgo_t.

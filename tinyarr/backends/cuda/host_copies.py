@@ -18,7 +18,7 @@ class HostCopy(NamedTuple):
 
 
 class HostCopies:
-    """For each storage the copies of its elements as they are now; they go when it is written or freed."""
+    """For each storage the copies of its elements as they are now; older ones go when the next is kept."""
 
     def __init__(self) -> None:
         self._copies: WeakKeyDictionary[Storage, tuple[int, dict[tuple, HostCopy]]] = WeakKeyDictionary()

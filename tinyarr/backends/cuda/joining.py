@@ -21,7 +21,7 @@ from ...program import Place
 from ...program import Plan as ProgramPlan
 from ...views import View
 from .elementwise import FEW_BLOCKS
-from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
+from .lowering import Lowering, Task, rounded
 from .registry import Input, Launch, Output, Plan, Scratch, Struct
 
 TABLE = 32_764  # bytes of arguments that a launch may have, from CUDA 12.1 on
@@ -57,18 +57,18 @@ def join(lowered: Lowering, plan: ProgramPlan, table: int = TABLE) -> Joined:
     arguments that a launch may have.
     """
     end = plan.arena + lowered.scratch
-    start = _round(end)
+    start = rounded(end)
     tasks: list[Task] = []
     for run in _runs(lowered.tasks):
         alike = defaultdict(list)
         for task in run:
             alike[task.title].append(task)
         for members in alike.values():
-            begin = _round(end) if plan.guard else start
+            begin = rounded(end) if plan.guard else start
             joined = _joined(members, begin, table, plan.guard) if len(members) > 1 else None
             tasks += members if joined is None else [joined]
             if joined is not None and joined.scratch:
-                end = max(end, joined.scratch[-1].offset + _round(joined.plan.scratch[-1]) + plan.guard)
+                end = max(end, joined.scratch[-1].offset + rounded(joined.plan.scratch[-1]) + plan.guard)
     return Joined(tasks, end - plan.arena)
 
 
@@ -135,7 +135,7 @@ def _joined(members: Sequence[Task], start: int, table: int, guard: int) -> Join
     if len(steps) == sum(len(task.plan.steps) for task in members):
         return None
     blocks = [n for task in members for n in task.plan.scratch]
-    offsets = itertools.accumulate((_round(n) + guard for n in blocks), initial=start)
+    offsets = itertools.accumulate((rounded(n) + guard for n in blocks), initial=start)
     return JoinedTask(
         members[0].title,
         members[0].line,
@@ -196,7 +196,3 @@ def _row(launch: Launch, grid: tuple[int, int, int]) -> list[Any]:
     for a in launch.arguments:
         row += a if type(a) is Struct else [a]
     return row
-
-
-def _round(nbytes: int) -> int:
-    return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT

@@ -197,8 +197,8 @@ class Lowering:
 
     def _take(self, nbytes: int) -> Place:
         """Scratch until the end of the step; behind a guard, for good."""
-        at = Place("arena", 0, -(-self._program.arena // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT + self._used)
-        self._used += -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT + self._program.guard
+        at = Place("arena", 0, rounded(self._program.arena) + self._used)
+        self._used += rounded(nbytes) + self._program.guard
         self.scratch = max(self.scratch, self._used + SCRATCH_ALIGNMENT)
         return at
 
@@ -206,6 +206,11 @@ class Lowering:
         """Whether what is read, dense, has the place of a value already."""
         here, there = self._program.places[read.value], self._program.places[target]
         return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
+
+
+def rounded(nbytes: int) -> int:
+    """Up to where the next block of scratch may begin."""
+    return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
 
 
 def _seen_as(operand: Operand, view: View) -> Operand:

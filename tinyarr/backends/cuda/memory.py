@@ -19,7 +19,10 @@ LISTED = 5  # tensors that an error names
 
 
 class Memory:
-    """The blocks of one device. All work runs on one stream, so a block may be used again as soon as it is free."""
+    """The blocks of one device.
+
+    Kernels run on one stream, and what still arrives on another is held, so a block may be used again once it is free.
+    """
 
     def __init__(self, device: Device):
         self._device = device

@@ -24,7 +24,7 @@ from ...program import Plan as ProgramPlan
 from . import cublaslt, guard
 from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
-from .lowering import SCRATCH_ALIGNMENT, Lowering, Task
+from .lowering import Lowering, Task, rounded
 from .registry import LibraryCall
 
 STAGED = 32 * 2**20  # bytes; larger state, and larger results, are used where they are
@@ -51,7 +51,7 @@ class Program:
         self._constants = [_aligned(x) for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
         self._staged: dict[int, int] = {}  # where in the arena the copy of a state is
-        self._end = _round(plan.arena + lowered.scratch)
+        self._end = rounded(plan.arena + lowered.scratch)
         self._guard = plan.guard
         self._blocks = guard.blocks(self.kernels) if plan.guard else []
         sizes = [views.size(r.view.shape) * r.value.dtype.itemsize for r in graph.results]
@@ -126,7 +126,7 @@ class Program:
     def _take(self, nbytes: int, owner: str) -> int:
         """A place in the arena behind all others."""
         at = self._end
-        self._end += _round(nbytes) + self._guard
+        self._end += rounded(nbytes) + self._guard
         self._blocks.append(guard.Block(at, at + nbytes, owner))
         return at
 
@@ -202,10 +202,6 @@ def _run(task: Task, steps: Sequence[Any], addresses: dict[str, list[int]]) -> N
     where = [list(map(address, places)) for places in (task.inputs, task.outputs, task.scratch)]
     for step in steps:
         step(where)
-
-
-def _round(nbytes: int) -> int:
-    return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
 
 
 def _aligned(x: Array) -> Array:

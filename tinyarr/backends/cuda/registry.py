@@ -2,8 +2,8 @@
 
 A plan is data: which functions of which sources run, on which grid, with which arguments, and which library calls. It
 depends on the operands' shapes, strides, dtypes and alignment, and on the parameters, never on addresses nor on a
-device. So eager mode keeps it and binds new addresses at each call, a compiled program will hold the same launches,
-and every kernel can be planned and compiled without a GPU.
+device. So eager mode keeps it and binds new addresses at each call, a compiled program holds the same launches, and
+every kernel can be planned and compiled without a GPU.
 """
 
 from __future__ import annotations
