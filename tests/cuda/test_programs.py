@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
 from tests.cuda.test_plans import ARCHITECTURES
 from tinyarr import Device, Tensor
-from tinyarr.backends.cuda import compiler, cublaslt, planning
+from tinyarr.backends.cuda import compiler, cublaslt, cudnn, planning
 from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch, Operand
 from tinyarr.compiler import PASSES, Compiled, Interpreter
@@ -90,7 +91,9 @@ def test_what_is_fused_has_a_plan_of_cuda_launches(name, dtype):
 
 def test_a_step_of_gpt2_at_full_size_copies_nothing(monkeypatch):
     """Joined gradients and transposed ones, of weights, are made where they are wanted."""
-    monkeypatch.setattr(cublaslt, "is_available", lambda: True)
+    for library in (cublaslt, cudnn):
+        monkeypatch.setattr(library, "is_available", lambda: True)
+    monkeypatch.setattr(cudnn, "_graph", lambda spec: SimpleNamespace(workspace=0))  # only planned, never run
     device = Device("meta", like="cuda:sm_90")
     config = GPT2Config(n_layer=2, n_head=12, n_embd=768)
     step = training("full", ta.bfloat16, device, models={"full": (GPT2, config)})
