@@ -252,7 +252,8 @@ def _is_matrix(x):
     if x.ndim < 2:
         return x.strides[-1] == x.itemsize
     (m, n), (row, column) = x.shape[-2:], (s // x.itemsize for s in x.strides[-2:])
-    return (column == 1 and row >= n) or (row == 1 and column >= m)
+    vector = (m > 1 or column == 1) and (n > 1 or row == 1)
+    return vector and ((column == 1 and row >= n) or (row == 1 and column >= m))
 
 
 LAYOUTS = {

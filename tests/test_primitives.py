@@ -316,6 +316,8 @@ def test_nan_goes_through(name):
 @each_sample
 def test_the_bits_do_not_depend_on_where_the_operands_lie_in_memory(name):
     sample = SAMPLES[name]
+    # A BLAS adds up in another order where a matrix is transposed.
+    copy_of = packed_as_it_lies if name.startswith("matmul") else tinyarr.copy
 
     @few
     @given(st.data())
@@ -324,11 +326,18 @@ def test_the_bits_do_not_depend_on_where_the_operands_lie_in_memory(name):
         dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
         inputs = operands(data.draw, case, dtype)
         results = in_tuple(sample.function(*inputs, **case.params))
-        dense = in_tuple(sample.function(*map(tinyarr.copy, inputs), **case.params))
-        for x, y in zip(results, dense, strict=True):
+        packed = in_tuple(sample.function(*map(copy_of, inputs), **case.params))
+        for x, y in zip(results, packed, strict=True):
             assert_same_bits(x, y)
 
     check()
+
+
+def packed_as_it_lies(x: Tensor) -> Tensor:
+    """A copy without gaps, whose matrices are transposed where those of `x` are."""
+    if x.ndim < 2 or not eager.suits(x.array.view, "matrix") or x.array.strides[-1] == 1:
+        return tinyarr.copy(x)
+    return tinyarr.copy(x.mT).mT
 
 
 @pytest.mark.parametrize("name", ["atan", "cosh", "tanh", "exp"])

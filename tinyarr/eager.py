@@ -158,7 +158,7 @@ def fit(x: Any, layout: str) -> Any:
     Layouts: 'any' strides; 'forward', none negative; 'rows', the last axis contiguous and the rows apart; 'vectors',
     the last axis contiguous and every row beginning at a multiple of 8 elements; 'matrices', the last two axes without
     gaps; 'dense', row-major without gaps; 'matrix', one of the last two axes contiguous and the other at least as long
-    apart (what a BLAS takes, transposed or not).
+    apart (what a BLAS takes, transposed or not), and a single row or column contiguous (else it adds up otherwise).
     """
     return x if type(x) is not Array or suits(x.view, layout) else contiguous_copy(x)
 
@@ -183,4 +183,6 @@ def suits(view: View, layout: str) -> bool:
     if len(view.shape) < 2:
         return view.strides[-1:] == (1,)
     (m, n), (sm, sn) = view.shape[-2:], view.strides[-2:]
+    if (m == 1 and sn != 1) or (n == 1 and sm != 1):
+        return False
     return (sn == 1 and sm >= n) or (sm == 1 and sn >= m)
