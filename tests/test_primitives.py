@@ -405,12 +405,17 @@ def test_a_bad_argument_is_refused_with_a_message_that_says_what_came(name, erro
         assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=lambda d: d.name)
-@pytest.mark.parametrize("name", FUSED)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, id=f"{name}-{dtype.name}")
+        for name in FUSED
+        for dtype in (dtypes.float32, dtypes.bfloat16)
+        if name in KERNELS and dtype in SAMPLES[name].takes
+    ],
+)
 def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype):
     sample, rng = SAMPLES[name], np.random.default_rng(0)
-    if dtype not in sample.takes:
-        return
     case = sample.large
     kinds = [o.dtype or dtype for o in case.operands]
     inputs = [tinyarr.Tensor(values_of(o, d)(rng, o.shape), dtype=d) for o, d in zip(case.operands, kinds)]
@@ -422,8 +427,6 @@ def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype)
     exact = in_tuple(call.primitive.composite(*wide, **call.params))
     naive = in_tuple(call.primitive.composite(*operands, **call.params))
     fused = eager.run(call, arrays, None)
-    if fused is None:
-        return  # the composite is what runs
     for e, n, f in zip(exact, naive, map(result_tensor, fused)):
         assert f.dtype is n.dtype
         assert distance(f, e) <= 2 * distance(n, e)

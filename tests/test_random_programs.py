@@ -50,6 +50,26 @@ class Program(NamedTuple):
                 values += step.run(xp, values)
         return values
 
+    def function(self) -> Callable[..., tuple]:
+        """Of inputs the outputs, by tinyarr; what is frozen is what the first call computes."""
+        kept: dict[int, list] = {}
+
+        def function(*inputs):
+            values = self.evaluate(tinyarr, inputs, kept)
+            return tuple(values[i] for i in self.outputs)
+
+        return function
+
+    def with_gradients(self) -> Callable[..., tuple]:
+        """Of inputs the outputs, and the gradients of their sum."""
+        function = self.function()
+
+        def with_gradients(*inputs):
+            out, pull = tinyarr.vjp(function, *inputs)
+            return *out, *pull(*(tinyarr.ones_like(x) for x in out))
+
+        return with_gradients
+
 
 # Onto which part of the real line the argument of a function is brought first.
 ANY = "sin cos tanh sinh cosh atan asinh erf exp expm1 negative square sigmoid silu softplus gelu_erf gelu_tanh".split()
@@ -234,10 +254,4 @@ def test_a_program_has_the_values_that_numpy_gives_it(program):
 @settings(max_examples=60)
 @given(programs())
 def test_a_program_has_the_gradients_that_finite_differences_give_it(program):
-    kept: dict[int, list] = {}
-
-    def function(*inputs):
-        values = program.evaluate(tinyarr, inputs, kept)
-        return tuple(values[i] for i in program.outputs)
-
-    assert gradcheck(function, *map(Tensor, program.inputs))
+    assert gradcheck(program.function(), *map(Tensor, program.inputs))

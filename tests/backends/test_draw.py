@@ -146,7 +146,6 @@ def test_without_a_compiler_draws_are_numpys_and_nothing_is_said():
     assert output(LATER, TINYARR_CC="no-such-compiler") == output(LATER)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_process_draws_too():
     forked = """
 if os.fork() == 0:

@@ -56,16 +56,7 @@ def test_a_reduction_of_an_expression_gives_the_bits_of_the_expression_and_the_r
 @settings(max_examples=15, phases=[Phase.generate], suppress_health_check=SLOW, deadline=None)
 @given(programs())
 def test_a_random_program_gives_the_bits_of_its_operations_one_by_one(program):
-    kept: dict[int, list] = {}
-
-    def function(*inputs):
-        values = program.evaluate(ta, inputs, kept)
-        return tuple(values[i] for i in program.outputs)
-
-    def with_gradients(*inputs):
-        out, pull = ta.vjp(function, *inputs)
-        return *out, *pull(*(ta.ones_like(x) for x in out))
-
+    with_gradients = program.with_gradients()
     inputs = [Tensor(x) for x in program.inputs]
     apart, fused = Compiled(with_gradients, ()), Compiled(with_gradients)
     expected = outcome(apart, *inputs)

@@ -106,16 +106,7 @@ def test_a_random_program_gives_its_bits_under_any_budget(device):
     @examples(15, 10)
     @given(programs())
     def check(program):
-        kept: dict[int, list] = {}
-
-        def function(*inputs):
-            values = program.evaluate(ta, inputs, kept)
-            return tuple(values[i] for i in program.outputs)
-
-        def with_gradients(*inputs):
-            out, pull = ta.vjp(function, *inputs)
-            return *out, *pull(*(ta.ones_like(x) for x in out))
-
+        with_gradients = program.with_gradients()
         with ta.use_device("cpu"):
             inputs = [Tensor(x) for x in program.inputs]
         given = calls(inputs)

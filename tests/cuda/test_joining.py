@@ -1,11 +1,8 @@
 """Joined launches: that each does what its members would do, where they may be joined, and how few remain."""
 
-import ctypes
 import functools
 import itertools
 import math
-import shutil
-import subprocess
 from collections import defaultdict
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,7 +19,9 @@ from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
 from tests.compiler.follow import positions
 from tests.cuda.test_plans import ARCHITECTURES
+from tests.cuda.test_programs import compiled_step
 from tinyarr import Device, Tensor
+from tinyarr.backends.cpu.c_compiler import load
 from tinyarr.backends.cuda import compiler, elementwise, joining
 from tinyarr.backends.cuda.joining import JoinedTask, join
 from tinyarr.backends.cuda.lowering import Lowering, Task
@@ -44,18 +43,8 @@ every_model = pytest.mark.parametrize("name", MODELS)
 every_kind = pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
 
 
-def training(model, build=None):
-    optimizer = ta.optim.AdamW(model.parameter_groups(0.1), lr=1e-3)
-
-    def step(x, y):
-        loss = model.loss(x, y)
-        loss.backward()
-        norm = ta.optim.clip_grad_norm(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss, norm
-
-    return Compiled(step, build=build)
+def training(model):
+    return compiled_step(model, ta.optim.AdamW(model.parameter_groups(0.1), lr=1e-3))
 
 
 def lowered(model, batch, time):
@@ -274,9 +263,9 @@ def test_updates_of_what_is_not_read_are_joined_and_others_are_not():
 HOST = """
 typedef unsigned int uint32_t;
 typedef long long int64_t;
-struct uint3 { uint32_t x, y, z; };
-struct dim3 { uint32_t x, y, z; dim3(uint32_t x, uint32_t y, uint32_t z) : x(x), y(y), z(z) {} };
+typedef struct { uint32_t x, y, z; } uint3, dim3;
 static uint3 blockIdx;
+#define alignas _Alignas
 #define __global__
 #define __device__
 #define __forceinline__ inline
@@ -284,7 +273,7 @@ static uint3 blockIdx;
 #define __grid_constant__
 """
 KERNEL = """
-struct slot { const int64_t *add; int64_t times; };
+typedef struct { const int64_t *add; int64_t times; } slot;
 KERNEL(32, count, int *out, slot from, int few, float scale)
 {
     int64_t at = (BLOCK.z * GRID.y + BLOCK.y) * GRID.x + BLOCK.x;
@@ -293,15 +282,12 @@ KERNEL(32, count, int *out, slot from, int few, float scale)
 }
 """
 RUN = """
-extern "C" void run(const Table *table, uint32_t block) { blockIdx.x = block; JOINED(*table); }
+void run(const Table *table, uint32_t block) { blockIdx.x = block; JOINED(*table); }
 """
 
 
-def test_each_block_does_the_work_of_one_block_of_a_member(tmp_path):
-    """Compiled for the host: the table as C++ lays it out, the search, and the grids."""
-    make = shutil.which("c++")
-    if make is None:
-        pytest.skip("needs a C++ compiler")
+def test_each_block_does_the_work_of_one_block_of_a_member():
+    """Compiled for the host, as C: how the table is laid out, the search, and the grids."""
     rng = np.random.default_rng(0)
     grids = [tuple(map(int, rng.integers(1, 5, 3))) for _ in range(37)]
     added = [np.array([number + 1]) for number in range(37)]
@@ -320,10 +306,7 @@ def test_each_block_does_the_work_of_one_block_of_a_member(tmp_path):
         (next(addresses) if type(a) in (Input, Output) else int.from_bytes(a.tobytes().ljust(8, b"\0"), "little"))
         .to_bytes(8, "little") for a in table
     )  # fmt: skip
-    (tmp_path / "joined.cc").write_text(HOST + compiler.text_of(joined.source) + RUN)
-    library = tmp_path / "joined.so"
-    subprocess.run([make, "-std=c++17", "-shared", "-fPIC", "-o", library, tmp_path / "joined.cc"], check=True)
-    run = ctypes.CDLL(library).run
+    run = load(HOST + compiler.text_of(joined.source).replace('extern "C" ', "") + RUN).run
     for block in rng.permutation(joined.grid[0]):
         run(words, int(block))
     for number, y in enumerate(out):

@@ -262,18 +262,9 @@ def test_joined_launches_that_work_in_scratch_read_what_they_should(guard):
 @settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(random_programs())
 def test_lowered_random_programs_and_their_gradients_read_what_they_should(program):
-    kept = {}
-
-    def function(*inputs):
-        values = program.evaluate(ta, inputs, kept)
-        return tuple(values[i] for i in program.outputs)
-
-    def with_gradients(*inputs):
-        out, pull = ta.vjp(function, *inputs)
-        return *out, *pull(*(ta.ones_like(x) for x in out))
-
+    with_gradients = program.with_gradients()
     with ta.use_device(META):
-        function(*map(Tensor, program.inputs))  # so that what is kept is there
+        with_gradients(*map(Tensor, program.inputs))  # so that what is kept is there
     with contextlib.suppress(TraceError):  # of indices that are NumPy arrays
         follow_on_meta(with_gradients, lambda: map(Tensor, program.inputs))
 

@@ -34,8 +34,10 @@ def training(name, dtype, device, models=MODELS):
     """A compiled step in which every kernel is one of fusion's, and its tokens."""
     make, config = models[name]
     model = make(config, dtype=dtype, device=device)
-    optimizer = ta.optim.AdamW(model.parameters(), lr=1e-3)
+    return compiled_step(model, ta.optim.AdamW(model.parameters(), lr=1e-3))
 
+
+def compiled_step(model, optimizer):
     def step(x, y):
         loss = model.loss(x, y)
         loss.backward()

@@ -1,17 +1,18 @@
 /* Many launches of one kernel as one: the blocks of MEMBERS grids, one grid behind the other.
 
    MEMBER_KERNEL is the kernel. FIELDS are its arguments, as members of a struct that each begin at a multiple of 8
-   bytes; ARGUMENTS passes those of `member`. joining.py lays the table out. */
+   bytes; ARGUMENTS passes those of `member`. joining.py lays the table out. But for its linkage this is C too, so that a
+   test can run it without a GPU. */
 
-struct Member {
+typedef struct {
     int64_t x, y, z; /* the size of its grid */
     FIELDS
-};
+} Member;
 
-struct Table {
+typedef struct {
     int64_t first[MEMBERS]; /* block of each member */
     Member members[MEMBERS];
-};
+} Table;
 
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) JOINED(const __grid_constant__ Table table)
 {
@@ -23,9 +24,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS) JOINED(const __grid_
         else
             high = middle - 1;
     }
-    const Member &member = table.members[low];
+    const Member *member = &table.members[low];
     uint32_t at = blockIdx.x - (uint32_t)table.first[low];
-    dim3 grid((uint32_t)member.x, (uint32_t)member.y, (uint32_t)member.z);
+    dim3 grid = {(uint32_t)member->x, (uint32_t)member->y, (uint32_t)member->z};
     uint3 block = {at % grid.x, at / grid.x % grid.y, at / grid.x / grid.y};
     MEMBER_KERNEL(block, grid, ARGUMENTS);
 }

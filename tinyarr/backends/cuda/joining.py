@@ -178,7 +178,7 @@ def _launch(launches: Sequence[Launch]) -> Launch:
         "MEMBERS": len(launches),
         "BLOCK_THREADS": math.prod(like.block),
         "FIELDS": " ".join(f"alignas(8) {kind} a{i};" for i, kind in enumerate(like.types)),
-        "ARGUMENTS": ", ".join(f"member.a{i}" for i in range(len(like.types))),
+        "ARGUMENTS": ", ".join(f"member->a{i}" for i in range(len(like.types))),
     }
     files = ["member.cuh" if file == "kernel.cuh" else file for file in like.source.files]
     source = replace(
