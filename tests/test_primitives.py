@@ -33,6 +33,13 @@ each_sample = pytest.mark.parametrize("name", SAMPLES)
 few = settings(max_examples=12)
 
 
+def in_both_precisions(names):
+    """Decorator: name and dtype, for those of float32 and bfloat16 that an operation takes."""
+    pairs = [(name, dtype) for name in names for dtype in (dtypes.float32, dtypes.bfloat16)]
+    taken = [pytest.param(n, d, id=f"{n}-{d.name}") for n, d in pairs if d in SAMPLES[n].takes]
+    return pytest.mark.parametrize(("name", "dtype"), taken)
+
+
 def operands(draw, case: Case, dtype) -> list[Tensor]:
     """Tensors for a case, in memory of any layout."""
     kinds = [o.dtype or dtype for o in case.operands]
@@ -405,15 +412,7 @@ def test_a_bad_argument_is_refused_with_a_message_that_says_what_came(name, erro
         assert fragment in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        pytest.param(name, dtype, id=f"{name}-{dtype.name}")
-        for name in FUSED
-        for dtype in (dtypes.float32, dtypes.bfloat16)
-        if name in KERNELS and dtype in SAMPLES[name].takes
-    ],
-)
+@in_both_precisions([name for name in FUSED if name in KERNELS])
 def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype):
     sample, rng = SAMPLES[name], np.random.default_rng(0)
     case = sample.large

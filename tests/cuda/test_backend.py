@@ -150,11 +150,12 @@ def test_dlpack_shares_memory_with_cupy_and_pytorch_both_ways():
     cupy, torch = pytest.importorskip("cupy"), pytest.importorskip("torch")
     for dtype in (dtypes.float32, dtypes.int64, dtypes.float16, dtypes.bool, dtypes.bfloat16):
         x = Tensor(np.arange(12).reshape(3, 4), dtype=dtypes.float32).astype(dtype).to("cuda")[::2, 1:]
+        x.copy_to_host_async()
         seen = torch.from_dlpack(x)
         assert seen.shape == (2, 3) and seen.float().cpu().tolist() == x.astype("float32").tolist()
         seen.fill_(1)
         torch.cuda.synchronize()
-        assert (x.astype("float32") == 1).all().item()
+        assert (x.astype("float32") == 1).all().item() and (x.numpy() == 1).all()
         back = tinyarr.from_dlpack(seen)
         assert back.dtype is dtype and back.astype("float32").tolist() == x.astype("float32").tolist()
     y = cupy.arange(6, dtype=cupy.float32).reshape(2, 3)

@@ -25,6 +25,15 @@ def test_a_copy_is_found_by_what_the_tensor_shows_until_it_is_written():
     assert copies.find(x.array) is again and copies.find(x[:, 1].array) is None
 
 
+def test_no_copy_is_kept_of_what_other_libraries_may_write():
+    copies, x = HostCopies(), tinyarr.zeros((3, 4))
+    assert copies.wants(x.array)
+    begun(copies, x)
+    assert not copies.wants(x.array)
+    copies.share(x.array.storage)
+    assert copies.find(x.array) is None and not copies.wants(x.array)
+
+
 def test_what_was_written_or_freed_is_kept_no_longer():
     copies, x = HostCopies(), tinyarr.zeros((3, 4))
     for i in range(5):

@@ -17,6 +17,7 @@ from tests.test_primitives import (
     assert_same_bits,
     distance,
     error_factors,
+    in_both_precisions,
     in_tuple,
     operands,
     recorded,
@@ -119,13 +120,10 @@ def gradients(function, inputs, seed):
     return [g.numpy().astype(np.float64) for g in pull(*placed)]
 
 
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=lambda d: d.name)
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@in_both_precisions([name for name in DIFFERENTIABLE if name != "dropout"])
 def test_a_gradient_errs_at_most_twice_as_much_as_on_the_cpu(name, dtype):
     """And by a rounding of the largest term: on small operands the CPU may be exact by luck, and terms may cancel."""
     sample = SAMPLES[name]
-    if dtype not in sample.takes or name == "dropout":
-        return
 
     @settings(few, max_examples=6)
     @given(st.data())
@@ -148,12 +146,9 @@ def test_a_gradient_errs_at_most_twice_as_much_as_on_the_cpu(name, dtype):
     check()
 
 
-@pytest.mark.parametrize("dtype", [dtypes.float32, dtypes.bfloat16], ids=lambda d: d.name)
-@pytest.mark.parametrize("name", FUSED)
+@in_both_precisions(FUSED)
 def test_a_fused_kernel_errs_at_most_twice_as_much_as_its_composite(name, dtype):
     sample, rng = SAMPLES[name], np.random.default_rng(0)
-    if dtype not in sample.takes:
-        return
     case = sample.large
     kinds = [o.dtype or dtype for o in case.operands]
     inputs = [Tensor(values_of(o, d)(rng, o.shape), dtype=d, device=GPU) for o, d in zip(case.operands, kinds)]

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -369,47 +368,6 @@ def test_a_batch_is_made_before_the_one_before_it_is_used_and_none_beyond_the_la
     change_programs(monkeypatch, change)
     command("train --text text.txt --seq-len 8 --batch-size 4 --steps 2 --accumulate 2 --out run")
     assert happened == ["made 0", "made 1", "used", "made 2", "used", "made 3", "used", "used"]
-
-
-@pytest.mark.parametrize(("launching", "computing", "expected"), [
-    (5, 0, [5, 5, 5, 5]),  # on the CPU launching is computing
-    (1, 5, [5, 6, 5, 6]),  # on a GPU the next is launched meanwhile, if no validation comes
-    (5, 1, [5, 6, 5, 6]),  # or, where the host is slower, the step is done by then
-])
-def test_the_seconds_of_steps_are_all_that_the_host_spends_on_them(monkeypatch, launching, computing, expected):
-    clock = done = 100.0
-
-    class Value:
-        """A result of a step: there once the GPU has done all that was launched before."""
-
-        def __init__(self):
-            self.at = done
-
-        def copy_to_host_async(self):
-            self.at = done
-
-        def item(self):
-            nonlocal clock
-            clock = max(clock, self.at)
-            return 1.0
-
-    def launch(*_):
-        nonlocal clock, done
-        clock += launching
-        done = max(clock, done) + computing
-
-    programs = SimpleNamespace(
-        add_gradient=lambda *_: Value(), gradient_norm=Value, update=launch, seconds=0.0)
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock)
-    found = []
-    steps = train.Steps(programs, SimpleNamespace(), iter([()] * 4), 1, lambda *given: found.append(given[-1]))
-    for step in range(4):
-        if step == 2:
-            steps.read()
-            clock += 50  # a validation
-        steps.launch(step, 0.1, None)
-    steps.read()
-    assert found == expected
 
 
 def test_a_full_disk_ends_the_run_in_one_line(quick, monkeypatch, capsys):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
-from weakref import WeakSet
 
 import cupy
 import numpy as np
 from cupy.cuda import runtime
 
 from ... import views
-from ...array import Array, Storage
+from ...array import Array
 from ...cuda import warn_if_missing
 from ...device import Device
 from ...dtypes import Dtype
@@ -64,7 +63,6 @@ class CudaBackend:
         self._copies: dict[tuple, Callable] = {}
         self._staged: list[tuple[Any, Any]] = []
         self._on_host = HostCopies()
-        self._shared: WeakSet[Storage] = WeakSet()  # with other libraries, whose writes no version counts
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         self.enter()
@@ -132,7 +130,7 @@ class CudaBackend:
 
     def copy_to_host_async(self, array: Array) -> None:
         count = views.size(array.shape)
-        if not count or array.storage in self._shared or self._on_host.find(array):
+        if not count or not self._on_host.wants(array):
             return
         with self.lock:
             self.ready()
@@ -200,14 +198,14 @@ class CudaBackend:
     def dlpack(self, array: Array, **options: Any) -> Any:
         with self.lock:
             self.ready()
-            self._shared.add(array.storage)
+            self._on_host.share(array.storage)
             return dlpack.export(self, array, **options)
 
     def from_dlpack(self, x: Any) -> Array:
         with self.lock:
             self.enter()
             adopted = dlpack.adopt(self, x)
-            self._shared.add(adopted.storage)
+            self._on_host.share(adopted.storage)
             return adopted
 
     def program(self, graph: Graph, plan: ProgramPlan) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 
@@ -18,10 +18,23 @@ class HostCopy(NamedTuple):
 
 
 class HostCopies:
-    """For each storage the copies of its elements as they are now; older ones go when the next is kept."""
+    """For each storage the copies of its elements as they are now; older ones go when the next is kept.
+
+    There are none of memory that other libraries see, for no version counts what they write.
+    """
 
     def __init__(self) -> None:
         self._copies: WeakKeyDictionary[Storage, tuple[int, dict[tuple, HostCopy]]] = WeakKeyDictionary()
+        self._shared: WeakSet[Storage] = WeakSet()
+
+    def share(self, storage: Storage) -> None:
+        """Other libraries see it from now on."""
+        self._shared.add(storage)
+        self._copies.pop(storage, None)
+
+    def wants(self, array: Array) -> bool:
+        """Whether a copy of an array may be kept, and there is none."""
+        return array.storage not in self._shared and self.find(array) is None
 
     def find(self, array: Array) -> HostCopy | None:
         """The copy of an array, unless it was written since."""

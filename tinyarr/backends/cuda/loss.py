@@ -16,9 +16,9 @@ from .matmul import product
 from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Report, Scratch, Source, kernel
 from .types import TYPES, function, packed, wide
 
-# Threads of a row whose loss, gradient, or both are computed, at most. For a loss alone, more were slower. For both a
-# row is read twice, the second time from the L2 cache where the rows of all blocks fit: for 9,472 rows of 50,264
-# bfloat16 an H100 took 1,182, 1,196, 911 and 1,038 us with 128, 256, 512 and 1,024 threads.
+# Threads of a row whose loss, gradient, or both are computed, at most: the fastest on an H100 (benchmarks/NOTES.md).
+# For both a row is read twice, the second time from the L2 cache if that holds the rows of all blocks at work: with few
+# threads a block, there are too many of them.
 LOSS_THREADS, GRADIENT_THREADS, BOTH_THREADS = 128, 512, 512
 LOGITS = 2**29  # elements of a chunk of logits, at most
 Address = Input | Output | Scratch
