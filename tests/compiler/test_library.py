@@ -287,7 +287,9 @@ def test_the_cache_is_used_verified_and_repaired(monkeypatch, tmp_path):
     made = []
     monkeypatch.setattr(c_compiler, "load", lambda *a, **k: made.append(a) or ctypes.CDLL(None))
     assert c_compiler.load_cached(SOURCE).answer() == 42 and not made
-    file.write_bytes(file.read_bytes()[:-40] + b"\0" * 40)
+    damaged = file.read_bytes()[:-40] + b"\0" * 40
+    file.unlink()  # this process runs what is in it
+    file.write_bytes(damaged)
     assert cache.read(file) is None
     monkeypatch.undo()
     monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
