@@ -43,6 +43,10 @@ class TraceError(TinyarrError, RuntimeError):
     """A function that can't be compiled: it asks for elements, or for something that can't be found again."""
 
 
+class RankError(TinyarrError, RuntimeError):
+    """A rank that did not come, has ended, hangs, or does something else than the others."""
+
+
 class FileError(TinyarrError, ValueError):
     """A file whose contents are not what its format promises."""
 
