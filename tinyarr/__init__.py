@@ -1,6 +1,6 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
-from . import cuda, dtypes, nn, optim, random, saving, schedule, tuning
+from . import cuda, distributed, dtypes, nn, optim, random, saving, schedule, tuning
 from . import indexing as _indexing  # attaches x[key] to Tensor
 from .autograd import gradients
 from .compiler import compile

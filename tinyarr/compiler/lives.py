@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from .. import views
+from ..ops.collective import Collective, wait
 from ..program import Graph, Node, Read, Step, Value, Write
 
 END = 1 << 60  # after every position
@@ -21,6 +22,14 @@ def nbytes(value: Value) -> int:
 
 def is_elementwise(node: Any) -> bool:
     return isinstance(node, Node) and hasattr(node.call.primitive, "typed")
+
+
+def is_collective(node: Any) -> bool:
+    return isinstance(node, Node) and isinstance(node.call.primitive, Collective)
+
+
+def is_wait(node: Any) -> bool:
+    return isinstance(node, Node) and node.call.primitive is wait
 
 
 def made_by(node: Step) -> Sequence[Value]:

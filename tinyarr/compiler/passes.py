@@ -16,11 +16,11 @@ from .fuse import fuse
 from .plan import plan
 from .recompute import recompute
 from .rewrite import add_rows_in_place, keep_products_wide
-from .schedule import lift, sink
+from .schedule import lift, overlap, sink
 from .simplify import common_subexpressions, dead_code
 
 SIMPLIFY = (common_subexpressions, add_rows_in_place, keep_products_wide, dead_code)
-ARRANGE = (product_epilogues, sink, fuse, lift)
+ARRANGE = (product_epilogues, sink, fuse, lift, overlap)
 PASSES = (*SIMPLIFY, *ARRANGE)
 
 

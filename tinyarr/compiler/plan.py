@@ -16,7 +16,7 @@ import numpy as np
 from .. import views
 from ..program import Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
 from .layout import is_copy, layouts, read_in
-from .lives import highest_number, is_elementwise, made_by, nbytes, values_read
+from .lives import highest_number, is_collective, is_elementwise, is_wait, made_by, nbytes, values_read
 
 ALIGNMENT = 128  # bytes
 
@@ -51,6 +51,7 @@ class _Planner:
         self._place_parts()  # now it is known how each value lies: layouts, parts
         self._order()  # and what runs, and who lives how long: steps, made, last
         self._name_copies()
+        self._hold_collectives()
         self._keep()
         self._in_place()  # and what shares memory: `places` has what isn't in the arena, `shares` the others
         size, lives = self._arena()
@@ -159,6 +160,27 @@ class _Planner:
                 if whole and read.value in self.made and self.parts.keys().isdisjoint({read.value, value}):
                     self.shares[value] = read.value
                     self._read_until(value, self.last[value])
+
+    def _hold_collectives(self) -> None:
+        """What a collective reads and makes is held until it is waited for; a sum is made in the place of its operand.
+
+        That is, where nothing else reads the operand.
+        """
+        begun = {n.call.params.get("ticket"): (i, n) for i, n in enumerate(self.steps) if is_collective(n)}
+        kept = {self._root(v) for v in [*(s.after for s in self.graph.states), *(r.value for r in self.graph.results)]}
+        for end, step in enumerate(self.steps):
+            if not is_wait(step):
+                continue
+            number, node = begun[step.call.params["ticket"]]
+            (read,), (result,), (value,) = node.inputs, node.outputs, step.outputs
+            x = self._root(read.value)
+            alone = x in self.made and self.last[x] == number and x not in kept and nbytes(x) == nbytes(result)
+            if alone and node.call.primitive.name == "all_reduce":
+                self.shares[result] = x
+            self._read_until(x, end)
+            if value not in self.parts:
+                self.shares[value] = result
+                self._read_until(value, self.last[value])
 
     def _read_until(self, value: Value, number: int) -> None:
         """What a value names is read until this step, or later, under all its names."""

@@ -1,8 +1,9 @@
-"""In which order nodes run: as they were traced, but for two moves.
+"""In which order nodes run: as they were traced, but for three moves.
 
 What is made of nothing, or of what lives on anyway, is made when it is first read. A reduction to little runs right
 behind what makes its operands, while those are in the cache; where a backend joins kernels that follow each other, only
-if then nothing needs the operands any more.
+if then nothing needs the operands any more. A collective begins right behind what makes its operand, and is waited for
+when its result is first read.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..program import Graph, Step, Write
-from .lives import REDUCTIONS, SMALL, Lives, made_by, nbytes, values_read
+from .. import views
+from ..ops.collective import wait
+from ..ops.primitive import Call
+from ..program import Graph, Node, Read, Step, Value, Write
+from .lives import REDUCTIONS, SMALL, Lives, highest_number, is_collective, is_wait, made_by, nbytes, values_read
 
 
 def sink(graph: Graph) -> Graph:
@@ -43,6 +47,54 @@ def lift(graph: Graph) -> Graph:
             if makers and (frees or not made_by(node)[0].device.backend.joins):
                 keys[position] = max(keys[maker] for maker in makers)[0], 1
     return _ordered(graph, keys)
+
+
+def overlap(graph: Graph) -> Graph:
+    """Collectives become two nodes, with what can be computed meanwhile between them."""
+    apart = _begun_and_waited_for(graph)
+    lives = Lives(apart)
+    early = _leading_to_collectives(apart, lives)
+    keys: list[tuple[int, int]] = []
+    for position, node in enumerate(apart.nodes):
+        makers = [keys[lives.maker[v]] for v in values_read(node) if v in lives.maker]
+        keys.append((max(makers, default=(-1, 0))[0], 1) if position in early else (position, 0))
+    begun = _ordered(apart, keys)
+    lives = Lives(begun)
+    keys = []
+    for position, node in enumerate(begun.nodes):
+        keys.append((position, 0))
+        if is_wait(node):
+            keys[position] = min(lives.readers.get(node.outputs[0], {len(begun.nodes)})), -1
+    return _ordered(begun, keys)
+
+
+def _leading_to_collectives(graph: Graph, lives: Lives) -> set[int]:
+    """The positions of collectives, and of what only joins or casts their operands and nothing else reads."""
+    early: set[int] = set()
+    for position in reversed(range(len(graph.nodes))):
+        node = graph.nodes[position]
+        readers = {r for v in made_by(node) for r in lives.readers.get(v, ())}
+        arranges = isinstance(node, Node) and node.call.primitive.name in ("concat", "copy", "astype")
+        if is_collective(node) or (arranges and readers and readers <= early and lives.kept.isdisjoint(made_by(node))):
+            early.add(position)
+    return early
+
+
+def _begun_and_waited_for(graph: Graph) -> Graph:
+    nodes: list[Step] = []
+    count = highest_number(graph)
+    for ticket, node in enumerate(graph.nodes):
+        if not is_collective(node):
+            nodes.append(node)
+            continue
+        call, (value,) = node.call, node.outputs
+        begun = Value(count := count + 1, value.shape, value.dtype, value.device)
+        params = {**call.params, "ticket": ticket}
+        started = Call(call.primitive, call.device, call.in_shapes, call.in_dtypes, params)
+        waited = Call(wait, call.device, call.out_shapes, call.out_dtypes, {"ticket": ticket})
+        nodes.append(replace(node, call=started, outputs=(begun,)))
+        nodes.append(Node(waited, (Read(begun, views.contiguous(value.shape)),), (value,), node.line))
+    return replace(graph, nodes=nodes)
 
 
 def _ordered(graph: Graph, keys: Sequence[tuple[int, int]]) -> Graph:

@@ -1,3 +1,4 @@
 """Distributed: the same script on many processes, which compute together over MPI or NCCL."""
 
-from .group import Group, Mesh, init, local_rank, world
+from .group import Group, Mesh, init, local_rank, world  # isort: skip  # before what is built on it
+from ..ops.collective import all_gather, all_reduce, broadcast, reduce, reduce_scatter

@@ -6,7 +6,7 @@ import ctypes
 import json
 import string
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
+from ....ops.collective import wait
 from ....ops.typing import Typed
 from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import Shape, View
@@ -23,6 +24,7 @@ from ...scalar_source import TYPES
 from .. import c_compiler
 from ..memory import Pool
 from ..threads import thread_count
+from . import collective
 from .elementwise import copied, elementwise
 from .kernel import KERNELS, Operand, Site, indented
 from .source import Source
@@ -53,8 +55,9 @@ class _Generator:
         self.counts: dict[str, int] = {}
         self.support: list[str] = []
         self.kernels: list[Kernel] = []
-        self.calls: list[str] = []
-        self.scratch = 0
+        self.sections: list[list[str]] = [[]]  # calls of C, and between them what Python does
+        self.between: list[collective.Step] = []
+        self.scratch = self.held = 0  # bytes behind the arena: of one kernel, and of collectives while they last
         self.told = diagnostics.asks("launches")
 
     def source(self) -> str:
@@ -66,21 +69,22 @@ class _Generator:
         if "float32" in self.support:
             products.append((HERE / "product_amx.c").read_text(encoding="utf-8"))
         functions = [k.source for k in {k.name: k for k in self.kernels}.values()]
-        if self.told:
-            self.calls.insert(0, "double since = omp_get_wtime();")
+        start = ["double since = omp_get_wtime();"] if self.told else []
+        schedules = [
+            f"static void section_{i}(char *const *memory, char *scratch, report_t *error)\n"
+            f"{{\n{indented(chr(10).join(start + calls))}\n}}\n"
+            for i, calls in enumerate(self.sections)
+        ]
+        names = ", ".join(f"section_{i}" for i in range(len(self.sections)))
         program = "\n".join(
             [
-                "static void schedule(char *const *memory, char *scratch, report_t *error)",
+                *schedules,
+                "void run(char *const *memory, report_t *error, int threads, int section)",
                 "{",
-                *("    " + call for call in self.calls),
-                "}",
-                "",
-                "void run(char *const *memory, report_t *error, int threads)",
-                "{",
+                f"    void (*const sections[])(char *const *, char *, report_t *) = {{{names}}};",
                 f"    char *scratch = memory[0] + {self.plan.arena};",
-                "    (void)scratch;",
                 "#pragma omp parallel num_threads(threads)",
-                "    schedule(memory, scratch, error);",
+                "    sections[section](memory, scratch, error);",
                 "}",
                 "",
             ]
@@ -90,7 +94,12 @@ class _Generator:
 
     def _step(self, number: int, step: Node | Group | Copy) -> None:
         launch = _Launch(self)
-        if isinstance(step, Copy):
+        if isinstance(step, Node) and step.call.primitive.name in collective.NAMES:
+            self._between(step)
+            if step.call.primitive is not wait or self._same(step.inputs[0], step.outputs[0]):
+                return
+            site, title = launch.node(step), "wait"
+        elif isinstance(step, Copy):
             view = views.contiguous(step.read.view.shape) if step.part is None else step.part
             if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
                 return
@@ -124,20 +133,33 @@ class _Generator:
             self.functions[same] = name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n"
         name, text = self.functions[same]
         self.kernels.append(Kernel(name, text, step))
-        self.calls.append(f"{name}({', '.join(launch.arguments)});")
+        self.sections[-1].append(f"{name}({', '.join(launch.arguments)});")
         if self.told:
-            self.calls.append(f"launched(&since, {json.dumps(str(self.kernels[-1]))});")
+            self.sections[-1].append(f"launched(&since, {json.dumps(str(self.kernels[-1]))});")
         if checks:
-            self.calls.append("if (error->launch >= 0)\n        return;")
+            self.sections[-1].append("if (error->launch >= 0)\n        return;")
+
+    def _between(self, node: Node) -> None:
+        """A collective begins or ends, when all before it has run."""
+        (read,), (value,) = node.inputs, node.outputs
+        places = [self.where(read.value, read.view), self.where(value, views.contiguous(value.shape))]
+        step = collective.Step(node.call, *places, self.held)
+        self.held += step.nbytes
+        self.between.append(step)
+        self.sections.append([])
 
     def _same(self, read: Read, target: Value) -> bool:
         here, there = self.plan.places[read.value], self.plan.places[target]
         return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
 
     def address(self, value: Value, view: View) -> str:
+        buffer, offset = self.where(value, view)
+        return f"(void *)(memory[{buffer}] + {offset})"
+
+    def where(self, value: Value, view: View) -> tuple[int, int]:
+        """In which buffer a view of a value begins, and at which byte."""
         place = self.plan.places[value]
-        offset = place.offset + view.offset * value.dtype.itemsize
-        return f"(void *)(memory[{self.buffer(place)}] + {offset})"
+        return self.buffer(place), place.offset + view.offset * value.dtype.itemsize
 
     def buffer(self, place: Place) -> int:
         graph = self.graph
@@ -252,7 +274,7 @@ def scratch_of(graph: Graph, plan: Plan) -> int:
     """Bytes of scratch that a program needs behind its arena."""
     generator = _Generator(graph, plan, thread_count())
     generator.source()
-    return generator.scratch
+    return generator.scratch + generator.held
 
 
 class Library:
@@ -267,7 +289,8 @@ class Library:
         generator = _Generator(graph, plan, self.threads)
         self.source = generator.source()
         self.kernels = generator.kernels
-        self.arena = plan.arena + generator.scratch
+        self.arena = plan.arena + generator.scratch + generator.held
+        self._between, self._held = generator.between, plan.arena + generator.scratch
         diagnostics.tell("kernels", "\n".join({k.name: k.source for k in self.kernels}.values()))
         self._constants = [x for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
@@ -287,13 +310,21 @@ class Library:
         with ARENA.lock:
             addresses = [ARENA.address(self.arena, self._pool), *map(_address, states), *map(_address, self._constants)]
             addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
-            memory = (ctypes.c_void_p * len(addresses))(*addresses)
-            self._library.run(memory, ctypes.byref(report), self.threads)
+            self._run(addresses, report)
         for x, written in zip(states, self._written, strict=True):
             x.storage.version += written
         if report.launch >= 0:
             self._raise(report)
         return results
+
+    def _run(self, addresses: Sequence[int], report: _Report) -> None:
+        memory = (ctypes.c_void_p * len(addresses))(*addresses)
+        begun: dict[int, Callable[[], None]] = {}
+        for section, step in enumerate([*self._between, None]):
+            self._library.run(memory, ctypes.byref(report), self.threads, section)
+            if step is None or report.launch >= 0:
+                return
+            step.run(addresses, addresses[0] + self._held, begun)
 
     def _raise(self, report: _Report) -> None:
         step = self._plan.steps[report.launch]

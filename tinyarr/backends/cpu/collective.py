@@ -1,0 +1,112 @@
+"""Collectives over MPI. Half types add up in float32; what is only moved is moved as bytes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...errors import RankError
+from .registry import kernel
+
+
+def begin(name: str, x: np.ndarray, out: np.ndarray, scratch: Sequence[np.ndarray], params: dict[str, Any]) -> Callable:
+    """Begins a collective; the function that it returns ends it. Nothing may touch the arrays in between."""
+    group = params["group"]
+    number = group.begin(name)
+    if group.size == 1:
+        np.copyto(out, x)
+        return lambda: None
+    sent, received = scratch or (x, out)
+    np.copyto(sent, x, casting="unsafe")
+    if x.dtype == np.bool_:
+        sent, received = sent.view(np.uint8), received.view(np.uint8)
+    request = _STARTS[name](_communicator(group), sent, received, **params)
+
+    def finish() -> None:
+        group.wait(request.Test, number)
+        if params.get("op") == "mean":
+            np.divide(received, group.size, out=received)
+        if scratch:
+            np.copyto(out, received, casting="unsafe")
+
+    return finish
+
+
+@functools.cache
+def _communicator(group: Any) -> Any:
+    """The MPI communicator of a group, which its members make together."""
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise ModuleNotFoundError(f"collectives on the CPU go over MPI: {error}: pip install 'tinyarr[mpi]'") from None
+    everyone, own = MPI.COMM_WORLD, group.ranks[group.rank]
+    if everyone.rank != own or everyone.size <= max(group.ranks):
+        raise RankError(
+            f"collectives on the CPU go over MPI, where this is rank {everyone.rank} of {everyone.size} and not "
+            f"{own}: start the ranks with mpiexec, or python -m tinyarr launch --by mpi"
+        )
+    return everyone.Create_group(everyone.group.Incl(group.ranks))
+
+
+def _all_reduce(comm: Any, sent: np.ndarray, received: np.ndarray, *, op: str, **_: Any) -> Any:
+    from mpi4py import MPI
+
+    same = sent.ctypes.data == received.ctypes.data  # a result in the place of its operand, which MPI must be told
+    return comm.Iallreduce(MPI.IN_PLACE if same else sent, received, _operation(op))
+
+
+def _reduce(comm: Any, sent: np.ndarray, received: np.ndarray, *, root: int, **_: Any) -> Any:
+    received.fill(0)
+    return comm.Ireduce(sent, received if comm.rank == root else None, root=root)
+
+
+def _broadcast(comm: Any, sent: np.ndarray, received: np.ndarray, *, root: int, **_: Any) -> Any:
+    np.copyto(received, sent)
+    return comm.Ibcast(_bytes(received), root)
+
+
+def _reduce_scatter(comm: Any, sent: np.ndarray, received: np.ndarray, *, op: str, **_: Any) -> Any:
+    return comm.Ireduce_scatter_block(sent, received, _operation(op))
+
+
+def _all_gather(comm: Any, sent: np.ndarray, received: np.ndarray, **_: Any) -> Any:
+    return comm.Iallgather(_bytes(sent), _bytes(received))
+
+
+def _operation(op: str) -> Any:
+    from mpi4py import MPI
+
+    return {"sum": MPI.SUM, "mean": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}[op]
+
+
+def _bytes(x: np.ndarray) -> np.ndarray:
+    return x.reshape(-1).view(np.uint8)
+
+
+def widened(call: Any) -> list[tuple[tuple[int, ...], Any]]:
+    """Scratch: the operand and the result in float32, where MPI can't add them up as they are."""
+    dtype = call.in_dtypes[0]
+    if dtype.compute is dtype or call.primitive.name not in _REDUCTIONS:
+        return []
+    return [(shape, np.float32) for shape in (call.in_shapes[0], call.out_shapes[0])]
+
+
+def _register(name: str) -> None:
+    @kernel(name, layouts="dense", scratch=widened)
+    def run(x, out, *scratch, **params):
+        begin(name, x, out, scratch, params)()
+
+
+_REDUCTIONS = {"all_reduce": _all_reduce, "reduce": _reduce, "reduce_scatter": _reduce_scatter}
+_MOVES = {"broadcast": _broadcast, "all_gather": _all_gather}
+_STARTS = _REDUCTIONS | _MOVES
+for _name in _STARTS:
+    _register(_name)
+
+
+@kernel("wait", layouts="dense")
+def wait(x, out, *, ticket):
+    np.copyto(out, x)
