@@ -61,6 +61,12 @@ _FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
 _FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
 
 
+def parameter_groups(parameters: Iterable[Any]) -> list[dict[str, Any]]:
+    """Parameters as one group, or groups as they are."""
+    groups = list(parameters)
+    return [{"parameters": groups}] if groups and not isinstance(groups[0], dict) else groups
+
+
 class Optimizer:
     """What all optimizers share: parameter groups, the learning rate, the step, saving and loading.
 
@@ -74,9 +80,7 @@ class Optimizer:
     masters = True  # whether parameters of half types have float32 copies
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
-        groups = list(parameters)
-        if groups and not isinstance(groups[0], dict):
-            groups = [{"parameters": groups}]
+        groups = parameter_groups(parameters)
         name = type(self).__name__
         self._check({"lr": lr, **defaults})
         seen: set[Tensor] = set()
@@ -125,6 +129,14 @@ class Optimizer:
     def parameters(self) -> list[Tensor]:
         """Every parameter."""
         return [p for packed in self._packed for p in packed.parameters]
+
+    def state_of(self, parameter: Tensor) -> dict[str, Tensor]:
+        """A parameter's state by name, sharing memory with the optimizer's. Raises ArgumentError for a stranger."""
+        for packed in self._packed:
+            for i, p in enumerate(packed.parameters):
+                if p is parameter:
+                    return {name: views[i] for name, views in packed.views.items()}
+        raise ArgumentError(f"state_of: {describe('the tensor', parameter)}: it is none of the optimizer's parameters")
 
     def load_masters(self, parameters: Iterable[Tensor], weights: Iterable[Tensor]) -> None:
         """Starts the float32 copies of half-precision parameters from `weights`, which the parameters then round.

@@ -2,3 +2,5 @@
 
 from .group import Group, Mesh, init, local_rank, world  # isort: skip  # before what is built on it
 from ..ops.collective import all_gather, all_reduce, broadcast, reduce, reduce_scatter
+from .data_parallel import DataParallel, average_gradients, replicate
+from .zero import Part, Zero

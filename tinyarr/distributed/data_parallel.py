@@ -1,0 +1,117 @@
+"""Data parallelism: each rank computes the gradients of batches of its own, and all update with the mean.
+
+Gradients travel in buckets, filled in the order in which backward finishes them. Where the step is compiled, a bucket
+is on its way as soon as its last gradient is there, while backward goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from ..errors import ArgumentError
+from ..ops.collective import all_reduce, broadcast
+from ..ops.create import zeros
+from ..ops.elementwise import astype
+from ..ops.shape import concat, reshape, stack
+from ..optim import grad_norm, parameter_groups
+from ..tape import no_grad
+from ..tensor import Tensor
+from .group import Group, world
+
+BUCKET = 2**25  # bytes: enough for a network's full rate, and little beside what a model holds
+
+
+class DataParallel:
+    """Keeps the parameters of all ranks the same; `Zero` shares out what belongs to them.
+
+    groups: parameters, or groups of them as an optimizer takes them; rank 0's values become everyone's. `groups` is
+    then what the optimizer gets. A step is backward(), reduce(), clipping by gradient_norm(), optimizer.step() and
+    gather(); with several batches a step reduce() comes after the last, or after each if `reduces_each_batch`.
+    """
+
+    reduces_each_batch = False
+
+    def __init__(self, groups: Iterable[Any], group: Group | None = None, *, bucket: int = BUCKET):
+        self.group = world() if group is None else group
+        self.groups = [{**g, "parameters": list(g["parameters"])} for g in parameter_groups(groups)]
+        self.parameters: list[Tensor] = [p for g in self.groups for p in g["parameters"]]
+        self._bucket = bucket
+        if len(set(self.parameters)) < len(self.parameters):
+            raise ArgumentError("DataParallel: a parameter came twice: name each one once")
+        replicate(self.parameters, group=self.group)
+
+    def reduce(self) -> None:
+        """Makes each gradient the mean over the ranks; where only some ranks have one, the others count as zero."""
+        average_gradients(self.parameters, group=self.group, bucket=self._bucket)
+
+    def gradient_norm(self) -> Tensor:
+        """The joint Euclidean norm of the mean gradients, which reduce() has made: the same on every rank."""
+        return grad_norm(self.parameters)
+
+    def gather(self) -> None:
+        """Gives every rank all of what the optimizer has updated."""
+
+    def mean(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The means over the ranks of 0-d float32 tensors, in one message."""
+        together = all_reduce(stack(values), "mean", group=self.group)
+        return tuple(together[i] for i in range(len(values)))
+
+
+def replicate(tensors: Iterable[Tensor], root: int = 0, *, group: Group | None = None) -> None:
+    """Writes rank `root`'s elements into the tensors of every rank, which must have the same shapes there."""
+    group = world() if group is None else group
+    if group.size == 1:
+        return
+    tensors = list(tensors)
+    kinds = str([(t.shape, t.dtype.name) for t in tensors])
+    for rank, other in enumerate(group.exchange(kinds)):
+        if other != kinds:
+            raise ArgumentError(f"replicate: rank {rank} has tensors of other shapes or dtypes: build the same model")
+    with no_grad():
+        for t in tensors:
+            t.assign(broadcast(t.detach(), root, group=group))
+
+
+def average_gradients(
+    parameters: Iterable[Tensor], *, group: Group | None = None, bucket: int = BUCKET
+) -> None:
+    """Replaces the `.grad` of each parameter by its mean over the ranks of a group.
+
+    Where some ranks have none they count as zero; where no rank has one it stays None. bucket: bytes that travel
+    together, at least. All ranks must name the same parameters in the same order.
+    """
+    group = world() if group is None else group
+    with no_grad():
+        for bucketful in buckets(having_gradients(list(parameters), group), bucket):
+            flat = concat([flat_gradient(p) for p in bucketful])
+            mean = all_reduce(flat, "mean", group=group)
+            end = 0
+            for p in bucketful:
+                begin, end = end, end + p.size
+                p.grad = reshape(mean[begin:end], p.shape)
+
+
+def having_gradients(parameters: Sequence[Tensor], group: Group) -> list[Tensor]:
+    """Those that have a gradient on some rank."""
+    own = [int(p.grad is not None) for p in parameters]
+    return [p for p, *found in zip(parameters, *group.exchange(own), strict=True) if any(found)]
+
+
+def flat_gradient(p: Tensor) -> Tensor:
+    """A parameter's gradient as a vector; zeros where it has none."""
+    if p.grad is None:
+        return zeros((p.size,), dtype=p.grad_dtype, device=p.device)
+    return astype(reshape(p.grad, (p.size,)), p.grad_dtype, copy=False)
+
+
+def buckets(parameters: Sequence[Tensor], nbytes: int) -> Iterator[list[Tensor]]:
+    """Runs of parameters with gradients of one dtype, the last first, each of at least so many bytes but the last."""
+    run: list[Tensor] = []
+    for p in reversed(parameters):
+        if run and (p.grad_dtype is not run[0].grad_dtype or sum(q.size * q.grad_dtype.itemsize for q in run) >= nbytes):
+            yield run
+            run = []
+        run.append(p)
+    if run:
+        yield run

@@ -1,0 +1,139 @@
+"""ZeRO: ranks share out the optimizer's state, and if wanted the gradients, of parameters that all of them hold.
+
+Source: Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter models", section 5,
+stages 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import ArgumentError
+from ..ops.collective import all_gather, all_reduce, reduce_scatter
+from ..ops.create import copy, full, zeros
+from ..ops.elementwise import add, sqrt, square
+from ..ops.shape import concat, reshape
+from ..optim import grad_norm
+from ..segments import Segment, pack
+from ..tape import no_grad
+from ..tensor import Tensor
+from .data_parallel import BUCKET, DataParallel, buckets, flat_gradient, having_gradients
+from .group import Group
+
+
+class Part(NamedTuple):
+    """What this rank owns of a parameter: its elements start to stop, as a vector with memory and gradient of its own.
+    """
+
+    parameter: Tensor
+    start: int
+    stop: int
+    tensor: Tensor
+
+
+class _Bucket:
+    """Parameters in one segment, of which each rank owns an equal stretch."""
+
+    def __init__(self, parameters: Sequence[Tensor], group: Group):
+        self.parameters = parameters
+        self.segment: Segment = pack(parameters, ranks=group.size)
+        length = self.segment.flat.size // group.size
+        self.low, self.high = group.rank * length, (group.rank + 1) * length
+        self.parts = []
+        for p, offset in zip(parameters, self.segment.offsets, strict=True):
+            start, stop = max(self.low - offset, 0), min(self.high - offset, p.size)
+            if start < stop:
+                part = copy(reshape(p.detach(), (p.size,))[start:stop])
+                part.requires_grad = True
+                if p.grad_dtype is not p.dtype:
+                    part.grad_dtype = p.grad_dtype
+                self.parts.append(Part(p, start, stop, part))
+
+    def joined(self, pieces: Sequence[tuple[int, Tensor]], begin: int, end: int) -> Tensor:
+        """The stretch of the segment from begin to end: vectors by where they start, and zeros between them."""
+        found, at, like = [], begin, pieces[0][1]
+        for offset, piece in [*pieces, (end, None)]:
+            if at < offset:
+                found.append(zeros((offset - at,), dtype=like.dtype, device=like.device))
+            if piece is not None:
+                found.append(piece)
+                at = offset + piece.size
+        return concat(found)
+
+    def offset(self, p: Tensor) -> int:
+        return self.segment.offsets[next(i for i, q in enumerate(self.parameters) if q is p)]
+
+
+class Zero(DataParallel):
+    """DataParallel, whose optimizer has state only for what its rank owns: 1/n of the parameters.
+
+    stage 1: gradients are whole until reduce(), which comes once a step. stage 2: reduce() comes after each batch, and
+    only the gradients of owned parts last. The optimizer must update each element by itself, as AdamW and SGD do. What
+    writes parameters otherwise must be followed by scatter().
+    """
+
+    def __init__(
+        self, groups: Iterable[Any], group: Group | None = None, *, stage: int = 1, bucket: int = BUCKET
+    ):
+        if stage not in (1, 2):
+            raise ArgumentError(f"Zero: stage is {stage}: it must be 1 (state shared out) or 2 (gradients too)")
+        super().__init__(groups, group, bucket=bucket)
+        self.reduces_each_batch = stage == 2
+        self._buckets: list[_Bucket] = []
+        own = []
+        for options in self.groups:
+            made = [_Bucket(run, self.group) for run in buckets(options["parameters"], bucket)]
+            own.append({**options, "parameters": [part.tensor for b in reversed(made) for part in reversed(b.parts)]})
+            self._buckets += made
+        self.groups = own
+        if not all(self.group.exchange(len(self.parts))):
+            raise ArgumentError(f"Zero: the parameters are too few to give each of {self.group.size} ranks a part")
+
+    @property
+    def parts(self) -> list[Part]:
+        """What this rank owns."""
+        return [part for bucket in self._buckets for part in bucket.parts]
+
+    def reduce(self) -> None:
+        with no_grad():
+            present = set(having_gradients(self.parameters, self.group))
+            for bucket in self._buckets:
+                if present.isdisjoint(bucket.parameters):
+                    continue
+                vectors = list(zip(bucket.segment.offsets, map(flat_gradient, bucket.parameters), strict=True))
+                whole = bucket.joined(vectors, 0, bucket.segment.flat.size)
+                own = reduce_scatter(whole, "mean", group=self.group)
+                for p, start, stop, part in bucket.parts:
+                    if p in present:
+                        at = bucket.offset(p) - bucket.low
+                        g = own[at + start : at + stop]
+                        part.grad = g if part.grad is None else add(part.grad, g, out=part.grad)
+                for p in bucket.parameters:
+                    p.grad = None
+
+    def gradient_norm(self) -> Tensor:
+        parts = [part.tensor for part in self.parts]
+        if all(part.grad is None for part in parts):
+            own = full((), 0.0, device=parts[0].device)
+        else:
+            own = grad_norm(parts)
+        with no_grad():
+            return sqrt(all_reduce(square(own), group=self.group))
+
+    def gather(self) -> None:
+        with no_grad():
+            for bucket in self._buckets:
+                pieces = [(bucket.offset(p) + start, part.detach()) for p, start, _, part in bucket.parts]
+                flat = bucket.segment.flat
+                if pieces:
+                    own = bucket.joined(pieces, bucket.low, bucket.high)
+                else:
+                    own = zeros((bucket.high - bucket.low,), dtype=flat.dtype, device=flat.device)
+                flat.assign(all_gather(own, group=self.group))
+
+    def scatter(self) -> None:
+        """Takes what this rank owns from the parameters, after something else than the optimizer has written them."""
+        with no_grad():
+            for p, start, stop, part in self.parts:
+                part.assign(reshape(p.detach(), (p.size,))[start:stop])
