@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from tinyarr.errors import DeviceError
+from tinyarr import distributed
+from tinyarr.errors import DeviceError, RankError
 
 
 class Stop(Exception):
@@ -45,7 +46,7 @@ class TrainOptions:
                                    "tokenizer.model; else bytes, but with --data the vocabulary of --size and no "
                                    "sample of text")
     seq_len: int = option(64, "data", "tokens in a sequence, and the longest context of the model", least=1)
-    batch_size: int = option(12, "data", "sequences in a batch", least=1)
+    batch_size: int = option(12, "data", "sequences in a batch, which several ranks share out evenly", least=1)
 
     steps: int = option(1800, "optimization", "updates of the weights", least=1)
     accumulate: int = option(1, "optimization", "batches whose gradients make one update", least=1)
@@ -61,6 +62,8 @@ class TrainOptions:
 
     compile: bool = option(True, "run", "run a step as compiled programs (in C, on a GPU as CUDA graphs), or each "
                            "operation as it comes")
+    zero: int = option(0, "run", "what several ranks share out instead of each keeping it: 0 nothing, 1 the optimizer's "
+                       "state, 2 the gradients too", most=2)
     eval_every: int = option(400, "run", "updates between validations; each also saves a checkpoint", least=1)
     out: str | None = option(None, "run", "a new folder for the run; else the next free number under runs/")
     resume: str | None = option(None, "run", "the folder of a run to go on with; all other options are the run's own")
@@ -109,18 +112,21 @@ def main(model_class: type, argv: Sequence[str] | None = None) -> None:
     try:
         given = vars(_parser(model_class, program).parse_args(argv))  # only what the command line has
         given.pop("command")(model_class, given)
-    except Stop as stop:
-        message, status = str(stop), stop.status
+    except Stop as stop:  # on all ranks alike: one of them says so
+        message, status = "" if distributed.rank() else str(stop), stop.status
     except BrokenPipeError:  # the reader, perhaps `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (DeviceError, OSError, ModuleNotFoundError) as error:
         message, status = str(error), 2
+    except RankError as error:
+        message, status = str(error), 1
     except KeyboardInterrupt:
         message, status = "interrupted", 130
     else:
         return
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    if message:
+        print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 

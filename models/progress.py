@@ -16,13 +16,13 @@ class Progress:
     seconds. Records with a validation loss stay on the screen either way.
     """
 
-    def __init__(self, first: int, steps: int) -> None:
+    def __init__(self, first: int, steps: int, *, shown: bool = True) -> None:
         from rich.console import Console
         from rich.progress import BarColumn
         from rich.progress import Progress as Bar
 
         self.first, self.steps = first, steps
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, quiet=not shown)
         self.bar = Bar("{task.description}", BarColumn(20), console=self.console, transient=True,
                        disable=not self.console.is_terminal, refresh_per_second=4)
         self.task = self.bar.add_task("", total=steps, completed=first)

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 import tinyarr
-from tinyarr import saving, tuning
+from tinyarr import distributed, tuning
 
-from . import hugging_face
+from . import checkpoint, hugging_face
 from .options import Stop
+from .ranks import on_first_rank
 
 RUNS = Path("runs")
 FILES = ("config.json", "log.jsonl", "checkpoint.safetensors", "tuning.json", "loss.png")
@@ -26,7 +27,10 @@ FILES = ("config.json", "log.jsonl", "checkpoint.safetensors", "tuning.json", "l
 
 @dataclass
 class Run:
-    """A folder with what a run was given (`config`) and what it has logged so far (`records`, one a step)."""
+    """A folder with what a run was given (`config`) and what it has logged so far (`records`, one a step).
+
+    Of several ranks the first writes what is not its own; each knows all records.
+    """
 
     folder: Path
     config: dict[str, Any]
@@ -34,17 +38,24 @@ class Run:
 
     @classmethod
     def start(cls, folder: str | None, config: dict[str, Any]) -> Run:
-        """A new run in `folder`, or in the next free number under runs/. Raises Stop where `folder` holds a run."""
+        """A new run in `folder`, or in the next free number under runs/. Raises Stop where `folder` holds a run.
+
+        Of several ranks the first makes the folder.
+        """
+        path = Path(on_first_rank(lambda: str(cls._make_folder(folder, config))))
+        return cls(path, config, [])
+
+    @staticmethod
+    def _make_folder(folder: str | None, config: dict[str, Any]) -> Path:
         if folder is None:
             path = next(path for path in (RUNS / str(number) for number in count(1)) if _make(path))
         else:
             path = Path(folder)
             check_free(path)
             path.mkdir(parents=True, exist_ok=True)
-        run = cls(path, config, [])
         (path / "log.jsonl").touch(exist_ok=False)
         _replace(path / "config.json", json.dumps(config, indent=2) + "\n")
-        return run
+        return path
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -75,28 +86,30 @@ class Run:
     @property
     def resume_command(self) -> str:
         """What to type so that the run goes on."""
+        ranks = distributed.world().size
+        launch = ["-m", "tinyarr", "launch", "-n", str(ranks)] if ranks > 1 else []
         module = f"models.{self.config['model']}"
-        return shlex.join([sys.orig_argv[0], "-m", module, "train", "--resume", str(self.folder)])
+        return shlex.join([sys.orig_argv[0], *launch, "-m", module, "train", "--resume", str(self.folder)])
 
     @property
     def finished(self) -> bool:
         """Whether the last record, the validation after all steps, is written."""
         return bool(self.records) and self.records[-1]["step"] == self.config["options"]["steps"]
 
-    def save(self, step: int, model: Any, optimizer: Any, generator: tinyarr.Generator) -> None:
+    def save(self, step: int, model: Any, optimizer: Any, parallel: Any, generator: tinyarr.Generator) -> None:
         """Replaces the checkpoint by the state before `step`. Raises Stop where that fails; the old one stays whole."""
-        tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-        tensors |= {f"optimizer.{name}": tensor for name, tensor in optimizer.state_dict().items()}
-        state = json.dumps(dict(step=step, generator=generator.state_dict()))
+        state = dict(step=step, generator=generator.state_dict())
         try:
             if tuning.choices():  # before the state that they led to
-                tuning.save(self.choices)
-            saving.save(self.checkpoint, tensors, {"state": state})
-        except OSError as error:
-            raise Stop(f"step {step}: {self.checkpoint} can't be written ({error.strerror}): the checkpoint before it "
-                       f"is whole; make room, then: {self.resume_command}", 1) from error
+                on_first_rank(lambda: tuning.save(self.choices))
+            checkpoint.write(self.checkpoint, state, model, optimizer, parallel)
+        except Stop as stop:
+            raise Stop(f"step {step}: {self.checkpoint} can't be written ({stop}): the checkpoint before it "
+                       f"is whole; make room, then: {self.resume_command}", 1) from stop
 
-    def load(self, model: Any, optimizer: Any = None, generator: tinyarr.Generator | None = None) -> int:
+    def load(
+        self, model: Any, optimizer: Any = None, parallel: Any = None, generator: tinyarr.Generator | None = None
+    ) -> int:
         """Sets a model, and the rest of the state if given, to the checkpoint; returns the step that comes next.
 
         What is compiled from then on takes the run's choices. Raises Stop where a file can't be read.
@@ -104,34 +117,36 @@ class Run:
         try:
             if self.choices.exists():
                 tuning.load(self.choices)
-            tensors, metadata = saving.load(self.checkpoint)
+            state = checkpoint.read(self.checkpoint, model, optimizer, parallel)
         except (ValueError, OSError) as error:
             raise Stop(error) from error
-        for prefix, owner in [("model.", model), ("optimizer.", optimizer)]:
-            if owner is not None:
-                owner.load_state_dict({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
-        state = json.loads(metadata["state"])
         if generator is not None:
             generator.load_state_dict(state["generator"])
         return state["step"]
 
     def export(self, model: Any) -> None:
         """Writes the weights for transformers' `from_pretrained`, into the folder hugging_face."""
-        hugging_face.save(self.folder / "hugging_face", model)
+        if distributed.world().rank == 0:
+            hugging_face.save(self.folder / "hugging_face", model)
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds a record to the log."""
         self.records.append(record)
+        if distributed.world().rank:
+            return
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def back_to(self, step: int) -> None:
         """Forgets the records of `step` and later: the checkpoint is older than they are."""
         self.records = [record for record in self.records if record["step"] < step]
-        _replace(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in self.records))
+        if distributed.world().rank == 0:
+            _replace(self.folder / "log.jsonl", "".join(json.dumps(record) + "\n" for record in self.records))
 
     def plot(self, baseline: float | None) -> None:
         """Draws the losses into loss.png, with the line of the byte 4-gram table where there is one."""
+        if distributed.world().rank:
+            return
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
@@ -187,7 +202,7 @@ def environment() -> dict[str, Any]:
     return {
         "tinyarr": tinyarr.__version__, "numpy": np.__version__, "python": platform.python_version(),
         "machine": platform.machine(),
-        "blas": os.environ.get("OPENBLAS_CORETYPE"), "threads": int(threads)}
+        "blas": os.environ.get("OPENBLAS_CORETYPE"), "threads": int(threads), "ranks": distributed.world().size}
 
 
 def _make(path: Path) -> bool:

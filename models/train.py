@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import signal
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import tinyarr
-from tinyarr import optim, schedule
+from tinyarr import distributed, optim, schedule
 from tinyarr.data import Batches
 
 from .corpus import Corpus, open_corpus
 from .generate import write
 from .options import GenerateOptions, Stop, TrainOptions
 from .progress import Progress
+from .ranks import agree, on_first_rank
 from .run import Run, check_free, environment
 from .steps import Programs, Steps, make_programs, one_ahead
 
@@ -42,34 +44,38 @@ def train(model_class: type, options: TrainOptions) -> None:
     Raises Stop for a file or option that is wrong, when Ctrl-C has ended the run (after saving it), when a checkpoint
     can't be written, and when the loss or the gradient is no longer finite.
     """
-    device = tinyarr.Device(options.device)
-    tinyarr.memory_stats(device)  # a missing device is named before any work
+    group = distributed.world()
+    if options.batch_size % group.size:
+        raise Stop(f"--batch-size {options.batch_size} can't be shared out evenly among {group.size} ranks: "
+                   "give a multiple of that")
+    device = agree(lambda: own_device(options.device))
     card = tinyarr.cuda.get_device_name(device) if device.kind == "cuda" else "cpu"
     if options.out is not None:
-        check_free(Path(options.out))
+        on_first_rank(lambda: check_free(Path(options.out)))
     size = model_class.sizes[options.size]
-    corpus = open_corpus(options, size.vocab_size)
+    corpus = agree(lambda: open_corpus(replace(options, batch_size=options.batch_size // group.size), size.vocab_size))
     generator = tinyarr.Generator(options.seed)
     model = model_class(replace(size, vocab_size=corpus.vocab_size, block_size=options.seq_len),
                         dtype=getattr(tinyarr, options.dtype), device=device, generator=generator)
-    groups = model.parameter_groups(options.weight_decay)
-    optimizer = optim.AdamW(groups, lr=options.lr, betas=BETAS)
+    parallel = share_out(model.parameter_groups(options.weight_decay), options)
+    optimizer = optim.AdamW(parallel.groups, lr=options.lr, betas=BETAS)
     if options.dtype != "float32":  # the optimizer keeps the same draws unrounded
         wide = model_class(model.config, device=device, generator=tinyarr.Generator(options.seed))
-        optimizer.load_masters(model.parameters(), wide.parameters())
+        parallel.load_masters(optimizer, dict(zip(model.parameters(), wide.parameters())))
         del wide
     model.train()  # said once, it is the same at the first step as after a validation
-    programs = make_programs(model, optimizer, options)
+    programs = make_programs(model, optimizer, parallel, options)
     warmup = options.steps // 20 if options.warmup is None else options.warmup
     learning_rate = SCHEDULES[options.schedule](options.lr, options.steps, warmup)
     tokens_per_step = options.batch_size * options.seq_len * options.accumulate
 
     with ctrl_c() as pressed:
-        run, first = open_run(options, corpus, model, optimizer, generator)
-        print(f"{run.folder}: {model.name} {options.size}, {sum(p.size for p in optimizer.parameters):,} parameters")
+        run, first = open_run(options, corpus, model, optimizer, parallel, generator)
+        say(f"{run.folder}: {model.name} {options.size}, {sum(p.size for p in parallel.parameters):,} parameters"
+            + (f", {group.size} ranks" if group.size > 1 else ""))
         before = run.records[-1]["seconds"] if run.records else 0.0
         start = time.perf_counter()
-        progress = Progress(first, options.steps)
+        progress = Progress(first, options.steps, shown=group.rank == 0)
 
         def finish(step, val_loss, lr=None, loss=None, norm=None, seconds=None):
             """Judge a step and log it."""
@@ -77,7 +83,7 @@ def train(model_class: type, options: TrainOptions) -> None:
             rate = seconds and tokens_per_step / seconds
             run.log(dict(
                 step=step, loss=loss, val_loss=val_loss, lr=lr, grad_norm=norm, tokens_per_s=rate,
-                mfu=rate and mfu(rate * model.flops_per_token(options.seq_len), card),
+                mfu=rate and mfu(rate / group.size * model.flops_per_token(options.seq_len), card),
                 memory_gib=tinyarr.memory_stats(device).peak / 2**30,
                 seconds=before + time.perf_counter() - start))
             progress.show(run.records[-1])
@@ -88,17 +94,19 @@ def train(model_class: type, options: TrainOptions) -> None:
             for step in range(first, options.steps + 1):
                 val_loss = None
                 due = step % options.eval_every == 0 or step == options.steps
-                if due or pressed.is_set():
+                # One process stops at once; ranks, which hear of Ctrl-C at different steps, agree on one.
+                stopping = pressed.is_set() if group.size == 1 else steps.stopping
+                if due or stopping:
                     steps.read()  # a checkpoint holds steps that were judged and logged, and no others
                     if due:
                         val_loss = validation_loss(model, programs, corpus.validation, device, pressed)
                         check_finite(run, step, val_loss=val_loss)
-                    run.save(step, model, optimizer, generator)
-                    if pressed.is_set():
+                    run.save(step, model, optimizer, parallel, generator)
+                    if stopping or (group.size == 1 and pressed.is_set()):
                         raise Stop(
                             f"stopped at step {step}, saved {run.checkpoint}; to go on: {run.resume_command}", 130)
                 if step < options.steps:
-                    steps.launch(step, learning_rate(step), val_loss)
+                    steps.launch(step, learning_rate(step), val_loss, pressed.is_set())
                     if step == first and options.compile:
                         progress.note(f"compiled in {programs.seconds:.1f} s")
                 else:
@@ -108,29 +116,55 @@ def train(model_class: type, options: TrainOptions) -> None:
                     steps.read()
                     run.plot(corpus.baseline)
 
-    print(f"validation loss {val_loss:.3f}" + (f"; byte 4-grams get {corpus.baseline:.3f}" if corpus.baseline else ""))
-    print(f"{run.folder} has the log, {run.checkpoint.name} and loss.png")
+    if group.rank:
+        return
+    say(f"validation loss {val_loss:.3f}" + (f"; byte 4-grams get {corpus.baseline:.3f}" if corpus.baseline else ""))
+    say(f"{run.folder} has the log, {run.checkpoint.name} and loss.png")
     if corpus.tokenizer is not None:
-        print("a sample of what the model writes:\n")
+        say("a sample of what the model writes:\n")
         write(model, corpus.tokenizer, GenerateOptions(device=options.device))
+
+
+def say(text: str) -> None:
+    """Prints, on the first rank."""
+    if distributed.world().rank == 0:
+        print(text)
+
+
+def own_device(name: str) -> tinyarr.Device:
+    """The device of this rank: where only `cuda` was said, a GPU for each rank of a machine."""
+    alone = distributed.world().size == 1
+    device = tinyarr.Device(name if alone or name != "cuda" else f"cuda:{distributed.local_rank()}")
+    tinyarr.memory_stats(device)  # a missing device is named before any work
+    return device
+
+
+def share_out(groups: list[dict[str, Any]], options: TrainOptions) -> distributed.Alone:
+    """What the ranks share of parameters: nothing, the optimizer's state, or the gradients too."""
+    if distributed.world().size == 1:
+        return distributed.Alone(groups)
+    return distributed.Zero(groups, stage=options.zero) if options.zero else distributed.DataParallel(groups)
 
 
 def validation_loss(
     model: Any, programs: Programs, batches: Batches, device: tinyarr.Device, pressed: threading.Event
 ) -> float | None:
-    """The mean loss over the validation text, or its first VALIDATION_TOKENS; None once Ctrl-C is pressed."""
+    """The mean loss over the validation text, or its first VALIDATION_TOKENS; None once Ctrl-C is pressed.
+
+    Each rank looks at batches of its own.
+    """
+    group = distributed.world()
     model.eval()
     total, count = 0.0, 0
-    for tokens, targets in batches.walk():
+    for tokens, targets in itertools.islice(batches.walk(), group.rank, None, group.size):
         loss = programs.loss(tinyarr.Tensor(tokens, device=device), tinyarr.Tensor(targets, device=device))
         total += loss.item() * targets.size
         count += targets.size
-        if pressed.is_set():
-            return None
-        if count >= VALIDATION_TOKENS:
+        if pressed.is_set() or count * group.size >= VALIDATION_TOKENS:
             break
     model.train()
-    return total / count
+    totals, counts, stopping = zip(*group.exchange([total, count, pressed.is_set()]))
+    return None if any(stopping) else sum(totals) / sum(counts)
 
 
 def check_finite(run: Run, step: int, **values: float | None) -> None:
@@ -154,7 +188,8 @@ def ctrl_c() -> Iterator[threading.Event]:
     def press(*_: object) -> None:
         pressed.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(2, b"\nstopping at the next step; Ctrl-C again aborts\n")  # print may be what was interrupted
+        if distributed.world().rank == 0:  # with os.write, as print may be what was interrupted
+            os.write(2, b"\nstopping at the next step; Ctrl-C again aborts\n")
 
     before = signal.signal(signal.SIGINT, press)
     try:
@@ -164,7 +199,8 @@ def ctrl_c() -> Iterator[threading.Event]:
 
 
 def open_run(
-    options: TrainOptions, corpus: Corpus, model: Any, optimizer: Any, generator: tinyarr.Generator
+    options: TrainOptions, corpus: Corpus, model: Any, optimizer: Any, parallel: distributed.Alone,
+    generator: tinyarr.Generator,
 ) -> tuple[Run, int]:
     """The run's folder and its first step: a new run, or one whose state is read back."""
     config = dict(
@@ -178,8 +214,9 @@ def open_run(
     if run.config["data"] != corpus.fingerprint:
         raise Stop(f"{run.folder} was trained on other data than is there now: bring the old back, or start a new run")
     for name, value in config["environment"].items():
-        if value != run.config["environment"][name]:
-            print(f"note: {name} was {run.config['environment'][name]}, is {value}: the last bits may differ")
-    first = run.load(model, optimizer, generator)
+        before = run.config["environment"].get(name)
+        if value != before:
+            say(f"note: {name} was {before}, is {value}: the last bits may differ")
+    first = agree(lambda: run.load(model, optimizer, parallel, generator))  # and then nobody reads the log any more
     run.back_to(first)
     return run, first

@@ -12,7 +12,7 @@ from PIL import Image
 import tinyarr
 from models.options import Stop
 from models.run import Run, check_free, environment, newest, saved_options
-from tinyarr import saving, tuning
+from tinyarr import distributed, optim, saving, tuning
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = {"size": "tiny", "steps": 3, "text": None, "lr": 0.1}
@@ -25,17 +25,18 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-class State:
-    """A model or an optimizer that is one tensor."""
-
+class Toy(tinyarr.nn.Module):
     def __init__(self, *values):
-        self.tensor = tinyarr.Tensor(list(values), dtype=tinyarr.float32)
+        self.x = tinyarr.nn.Parameter(tinyarr.Tensor(list(values), dtype=tinyarr.float32))
 
-    def state_dict(self):
-        return {"x": self.tensor}
 
-    def load_state_dict(self, state):
-        self.tensor = state["x"]
+def state(*values, momentum=0.0):
+    """A model of one tensor, its optimizer, and what says that there is one process."""
+    model = Toy(*values)
+    parallel = distributed.Alone(model.parameters())
+    optimizer = optim.AdamW(parallel.groups)
+    optimizer.state_of(model.x)["m"].assign(momentum)
+    return model, optimizer, parallel
 
 
 def record(step, loss=2.0, val_loss=None):
@@ -48,7 +49,7 @@ def saved(folder=None, steps=2):
     run = Run.start(folder, CONFIG)
     for step in range(steps):
         run.log(record(step))
-    run.save(steps, State(1, 2), State(3), tinyarr.Generator(5))
+    run.save(steps, *state(1, 2, momentum=3), tinyarr.Generator(5))
     return run
 
 
@@ -126,9 +127,9 @@ def test_without_runs_there_is_no_newest():
 
 def test_a_checkpoint_brings_back_model_optimizer_generator_and_step():
     run, generator = saved(), tinyarr.Generator(0)
-    model, optimizer = State(0, 0), State(0)
-    assert run.load(model, optimizer, generator) == 2
-    assert model.tensor.tolist() == [1, 2] and optimizer.tensor.tolist() == [3]
+    model, optimizer, parallel = state(0, 0)
+    assert run.load(model, optimizer, parallel, generator) == 2
+    assert model.x.tolist() == [1, 2] and optimizer.state_of(model.x)["m"].tolist() == [3, 3]
     assert generator.state_dict() == tinyarr.Generator(5).state_dict()
 
 
@@ -146,7 +147,7 @@ def test_a_full_disk_is_told_with_the_command_to_go_on_and_spares_the_checkpoint
 
     monkeypatch.setattr(saving, "save", full)
     with pytest.raises(Stop, match=r"step 3: .*\(No space left on device\).*--resume runs/1") as caught:
-        run.save(3, State(0), State(0), tinyarr.Generator(0))
+        run.save(3, *state(0), tinyarr.Generator(0))
     assert caught.value.status == 1
     assert run.checkpoint.read_bytes() == before
 
@@ -155,7 +156,7 @@ def test_a_damaged_checkpoint_is_told_in_words():
     run = saved()
     run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-3])
     with pytest.raises(Stop, match=r"checkpoint\.safetensors"):
-        run.load(State(0))
+        run.load(Toy(0, 0))
 
 
 def test_a_run_keeps_the_choices_made_by_timing_and_brings_them_back(folder, monkeypatch):
@@ -167,11 +168,11 @@ def test_a_run_keeps_the_choices_made_by_timing_and_brings_them_back(folder, mon
     for file in (folder / "cache").iterdir():
         file.unlink()
     monkeypatch.setattr(tuning, "_choices", {"a product": "another"})
-    Run.open("run").load(State(0))
+    Run.open("run").load(Toy(0, 0))
     assert tuning.choices() == {"a product": "its algorithm"}
     run.choices.write_text("{")
     with pytest.raises(Stop, match=r"run/tuning\.json is damaged .*bring it back, or remove it"):
-        run.load(State(0))
+        run.load(Toy(0, 0))
 
 
 def test_a_run_is_finished_once_the_validation_after_all_steps_is_logged():

@@ -29,13 +29,13 @@ def test_the_seconds_of_steps_are_all_that_the_host_spends_on_them(monkeypatch, 
             clock = max(clock, self.at)
             return 1.0
 
-    def launch(*_):
+    def step(*_):
         nonlocal clock, done
         clock += launching
         done = max(clock, done) + computing
+        return Value(), Value(), Value()
 
-    programs = SimpleNamespace(
-        add_gradient=lambda *_: Value(), gradient_norm=Value, update=launch, seconds=0.0)
+    programs = SimpleNamespace(step=step, seconds=0.0)
     monkeypatch.setattr(steps.time, "perf_counter", lambda: clock)
     found = []
     running = steps.Steps(programs, SimpleNamespace(), iter([()] * 4), 1, lambda *given: found.append(given[-1]))

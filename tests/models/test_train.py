@@ -118,7 +118,7 @@ def test_a_compiled_run_is_traced_once_whatever_it_adds_up_and_validates(quick, 
     monkeypatch.setattr(train, "make_programs", lambda *given: made.append(make(*given)) or made[0])
     command(f"train {SMALL} --accumulate 3 --out run")
     # The first batch of a step finds no gradients; the last of a validation has fewer rows.
-    assert [len(program.graphs) for program in made[0]] == [2, 1, 1, 2]
+    assert [len(program.graphs) for program in made[0]] == [2, 1, 2]
 
 
 def test_the_saved_options_repeat_a_run(quick):
@@ -267,8 +267,8 @@ def test_other_data_or_another_number_of_threads_is_noticed_on_resume(quick, mon
 def change_programs(monkeypatch, change):
     """Runs train with the programs that change(programs, model, optimizer) makes of its own."""
     make = train.make_programs
-    monkeypatch.setattr(train, "make_programs", lambda model, optimizer, options: change(
-        make(model, optimizer, options), model, optimizer))
+    monkeypatch.setattr(train, "make_programs", lambda model, optimizer, *given: change(
+        make(model, optimizer, *given), model, optimizer))
 
 
 def are_finite(state):
@@ -300,7 +300,7 @@ def test_an_update_of_a_bad_step_is_left_out_though_it_is_noticed_later(quick, m
         def add_gradient(tokens, targets):
             loss = programs.add_gradient(tokens, targets)
             batches.append(tokens)
-            if len(batches) - 1 != 2 * step + 1:
+            if len(batches) - 1 != step:
                 return loss
             if bad == "loss":
                 return loss * math.inf
@@ -316,7 +316,7 @@ def test_an_update_of_a_bad_step_is_left_out_though_it_is_noticed_later(quick, m
     assert f"step {step}: {bad} is {'inf' if bad == 'loss' else 'nan'}: start again" in capsys.readouterr().err
     ((model, optimizer),) = made
     assert are_finite(model.state_dict()) and are_finite(optimizer.state_dict())
-    assert optimizer.state_dict()["step"].item() == len(batches) // 2 - 1
+    assert optimizer.state_dict()["step"].item() == len(batches) - 1
     assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [*range(step)]
     _, metadata = saving.load("run/checkpoint.safetensors")
     assert json.loads(metadata["state"])["step"] == step // 4 * 4
@@ -326,11 +326,12 @@ def test_a_step_is_read_when_the_next_is_launched_or_at_once_where_it_matters(qu
     happened = []
 
     def change(programs, model, optimizer):
-        def update(*given):
-            programs.update(*given)
+        def step(*given):
+            figures = programs.step(*given)
             happened.append(f"launched {optimizer.state_dict()['step'].item() - 1}")
+            return figures
 
-        return programs._replace(update=update)
+        return programs._replace(step=step)
 
     change_programs(monkeypatch, change)
     show, save = Progress.show, Run.save
@@ -358,12 +359,19 @@ def test_whenever_a_checkpoint_is_saved_the_log_has_every_step_before_it(quick, 
 
 def test_a_batch_is_made_before_the_one_before_it_is_used_and_none_beyond_the_last(quick, monkeypatch):
     happened, batch = [], train.Batches.batch
-    monkeypatch.setattr(
-        train.Batches, "batch", lambda self, number: happened.append(f"made {number}") or batch(self, number))
+
+    def making(batches, number, **ranks):
+        happened.append(f"made {number}")
+        return batch(batches, number, **ranks)
+
+    monkeypatch.setattr(train.Batches, "batch", making)
 
     def change(programs, model, optimizer):
         happened.clear()  # of the one that was read to check the data
-        return programs._replace(add_gradient=lambda *given: happened.append("used") or programs.add_gradient(*given))
+        def using(program):
+            return lambda *given: happened.append("used") or program(*given)
+
+        return programs._replace(add_gradient=using(programs.add_gradient), step=using(programs.step))
 
     change_programs(monkeypatch, change)
     command("train --text text.txt --seq-len 8 --batch-size 4 --steps 2 --accumulate 2 --out run")

@@ -6,15 +6,15 @@ is on its way as soon as its last gradient is there, while backward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
 from ..ops.collective import all_reduce, broadcast
 from ..ops.create import zeros
 from ..ops.elementwise import astype
 from ..ops.shape import concat, reshape, stack
-from ..optim import grad_norm, parameter_groups
+from ..optim import Optimizer, grad_norm, parameter_groups
 from ..tape import no_grad
 from ..tensor import Tensor
 from .group import Group, world
@@ -22,38 +22,77 @@ from .group import Group, world
 BUCKET = 2**25  # bytes: enough for a network's full rate, and little beside what a model holds
 
 
-class DataParallel:
-    """Keeps the parameters of all ranks the same; `Zero` shares out what belongs to them.
+class Part(NamedTuple):
+    """What a rank updates of a parameter: its elements start to stop, in row-major order, which `tensor` holds."""
 
-    groups: parameters, or groups of them as an optimizer takes them; rank 0's values become everyone's. `groups` is
-    then what the optimizer gets. A step is backward(), reduce(), clipping by gradient_norm(), optimizer.step() and
-    gather(); with several batches a step reduce() comes after the last, or after each if `reduces_each_batch`.
+    parameter: Tensor
+    start: int
+    stop: int
+    tensor: Tensor
+
+
+class Alone:
+    """One process: what data parallelism is asked for is there already.
+
+    groups: parameters, or groups of them as an optimizer takes them; `groups` is then what the optimizer gets. A step
+    is backward(), reduce(), clipping by gradient_norm(), optimizer.step() and gather(). With several batches a step
+    reduce() comes after the last, or after each if `reduces_each_batch`.
     """
 
     reduces_each_batch = False
 
-    def __init__(self, groups: Iterable[Any], group: Group | None = None, *, bucket: int = BUCKET):
-        self.group = world() if group is None else group
+    def __init__(self, groups: Iterable[Any]):
         self.groups = [{**g, "parameters": list(g["parameters"])} for g in parameter_groups(groups)]
         self.parameters: list[Tensor] = [p for g in self.groups for p in g["parameters"]]
-        self._bucket = bucket
-        if len(set(self.parameters)) < len(self.parameters):
-            raise ArgumentError("DataParallel: a parameter came twice: name each one once")
-        replicate(self.parameters, group=self.group)
+
+    @property
+    def parts(self) -> list[Part]:
+        """What this rank updates."""
+        return [Part(p, 0, p.size, p) for p in self.parameters]
 
     def reduce(self) -> None:
-        """Makes each gradient the mean over the ranks; where only some ranks have one, the others count as zero."""
-        average_gradients(self.parameters, group=self.group, bucket=self._bucket)
+        """Makes gradients the means over the ranks; where only some ranks have one, the others count as zero."""
 
     def gradient_norm(self) -> Tensor:
-        """The joint Euclidean norm of the mean gradients, which reduce() has made: the same on every rank."""
+        """The joint Euclidean norm of the gradients that reduce() has made: the same on every rank."""
         return grad_norm(self.parameters)
 
     def gather(self) -> None:
-        """Gives every rank all of what the optimizer has updated."""
+        """Gives every rank all of what the optimizers have updated."""
+
+    def scatter(self) -> None:
+        """Takes what this rank updates from the parameters, after something else has written them."""
 
     def mean(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """The means over the ranks of 0-d float32 tensors, in one message."""
+        """The means over the ranks of 0-d float32 tensors."""
+        return values
+
+    def load_masters(self, optimizer: Optimizer, weights: Mapping[Tensor, Tensor]) -> None:
+        """Optimizer.load_masters for what this rank updates, from whole weights by parameter."""
+        with no_grad():
+            flat = [reshape(weights[p], (p.size,))[start:stop] for p, start, stop, _ in self.parts]
+            tensors = [part.tensor for part in self.parts]
+            optimizer.load_masters(tensors, [reshape(x, t.shape) for x, t in zip(flat, tensors, strict=True)])
+
+
+class DataParallel(Alone):
+    """Ranks that hold the same parameters and update them by the means of their gradients. Rank 0's values are taken.
+
+    bucket: bytes that travel together, at least.
+    """
+
+    def __init__(self, groups: Iterable[Any], group: Group | None = None, *, bucket: int = BUCKET):
+        super().__init__(groups)
+        self.group = world() if group is None else group
+        self._bucket = bucket
+        if len(set(self.parameters)) < len(self.parameters):
+            raise ArgumentError(f"{type(self).__name__}: a parameter came twice: name each one once")
+        replicate(self.parameters, group=self.group)
+
+    def reduce(self) -> None:
+        average_gradients(self.parameters, group=self.group, bucket=self._bucket)
+
+    def mean(self, *values: Tensor) -> tuple[Tensor, ...]:
         together = all_reduce(stack(values), "mean", group=self.group)
         return tuple(together[i] for i in range(len(values)))
 

@@ -127,6 +127,11 @@ def world() -> Group:
     return _world or init()
 
 
+def rank() -> int:
+    """This process' number among the ranks of the run; they need not have met."""
+    return environment.find().rank
+
+
 def local_rank() -> int:
     """Which of the ranks on this machine this is: the number of the GPU to use."""
     return environment.find().local_rank

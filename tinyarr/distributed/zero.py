@@ -7,7 +7,7 @@ stages 1 and 2.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..errors import ArgumentError
 from ..ops.collective import all_gather, all_reduce, reduce_scatter
@@ -18,22 +18,15 @@ from ..optim import grad_norm
 from ..segments import Segment, pack
 from ..tape import no_grad
 from ..tensor import Tensor
-from .data_parallel import BUCKET, DataParallel, buckets, flat_gradient, having_gradients
+from .data_parallel import BUCKET, DataParallel, Part, buckets, flat_gradient, having_gradients
 from .group import Group
 
 
-class Part(NamedTuple):
-    """What this rank owns of a parameter: its elements start to stop, as a vector with memory and gradient of its own.
-    """
-
-    parameter: Tensor
-    start: int
-    stop: int
-    tensor: Tensor
-
-
 class _Bucket:
-    """Parameters in one segment, of which each rank owns an equal stretch."""
+    """Parameters in one segment, of which each rank owns an equal stretch.
+
+    parts: what this one owns of each, in memory and with gradients of its own.
+    """
 
     def __init__(self, parameters: Sequence[Tensor], group: Group):
         self.parameters = parameters
@@ -92,7 +85,6 @@ class Zero(DataParallel):
 
     @property
     def parts(self) -> list[Part]:
-        """What this rank owns."""
         return [part for bucket in self._buckets for part in bucket.parts]
 
     def reduce(self) -> None:
@@ -133,7 +125,6 @@ class Zero(DataParallel):
                 flat.assign(all_gather(own, group=self.group))
 
     def scatter(self) -> None:
-        """Takes what this rank owns from the parameters, after something else than the optimizer has written them."""
         with no_grad():
             for p, start, stop, part in self.parts:
                 part.assign(reshape(p.detach(), (p.size,))[start:stop])
