@@ -62,8 +62,8 @@ class TrainOptions:
 
     compile: bool = option(True, "run", "run a step as compiled programs (in C, on a GPU as CUDA graphs), or each "
                            "operation as it comes")
-    zero: int = option(0, "run", "what several ranks share out instead of each keeping it: 0 nothing, 1 the optimizer's "
-                       "state, 2 the gradients too", most=2)
+    zero: int = option(0, "run", "what several ranks share out instead of each keeping it: 0 nothing, 1 the "
+                       "optimizer's state, 2 the gradients too", most=2)
     eval_every: int = option(400, "run", "updates between validations; each also saves a checkpoint", least=1)
     out: str | None = option(None, "run", "a new folder for the run; else the next free number under runs/")
     resume: str | None = option(None, "run", "the folder of a run to go on with; all other options are the run's own")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from .. import eager, views
 from ..program import Graph, Node, Read, Step, Value, Write
 from ..views import Shape, View
-from .lives import is_collective, is_elementwise, is_wait, values_read
+from .lives import is_collective, is_elementwise, is_wait, made_by, values_read
 
 
 def layouts(graph: Graph) -> dict[Value, View]:
@@ -32,7 +32,7 @@ def layouts(graph: Graph) -> dict[Value, View]:
         copied.setdefault(read.value, read.view)
     stored = {s.after for s in graph.states}
     stored |= {v for n in graph.nodes if isinstance(n, Write) for v in (n.old, n.new)}
-    stored |= {v for n in graph.nodes if is_collective(n) or is_wait(n) for v in (*values_read(n), *n.outputs)}
+    stored |= {v for n in graph.nodes if is_collective(n) or is_wait(n) for v in (*values_read(n), *made_by(n))}
     for node in graph.nodes:
         if not isinstance(node, Node) or is_elementwise(node):
             continue

@@ -16,9 +16,9 @@ from .. import dtypes
 from ..distributed.group import Group, world
 from ..errors import ArgumentError, DtypeError, GradientError, ShapeError
 from ..tensor import Tensor, require_tensors
+from ..views import is_contiguous
 from .create import copy
 from .primitive import Primitive, apply
-from ..views import is_contiguous
 
 OPERATIONS = ("sum", "mean", "max", "min")
 

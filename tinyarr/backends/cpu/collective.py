@@ -100,9 +100,8 @@ def _register(name: str) -> None:
         begin(name, x, out, scratch, params)()
 
 
-_REDUCTIONS = {"all_reduce": _all_reduce, "reduce": _reduce, "reduce_scatter": _reduce_scatter}
-_MOVES = {"broadcast": _broadcast, "all_gather": _all_gather}
-_STARTS = _REDUCTIONS | _MOVES
+_REDUCTIONS: dict[str, Callable] = {"all_reduce": _all_reduce, "reduce": _reduce, "reduce_scatter": _reduce_scatter}
+_STARTS: dict[str, Callable] = {**_REDUCTIONS, "broadcast": _broadcast, "all_gather": _all_gather}
 for _name in _STARTS:
     _register(_name)
 
