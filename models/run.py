@@ -181,13 +181,16 @@ def newest() -> Path:
 
 
 def saved_options(model: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The options of the run that `given` resumes. Raises Stop where `given` holds another value for one."""
+    """The options of the run that `given` resumes. Raises Stop where `given` holds another value for one.
+
+    How many ranks there are, and what they share out, may change.
+    """
     run = Run.open(given["resume"])
     options = run.config["options"]
     if run.config["model"] != model:
         raise Stop(f"--resume {run.folder}: the run trains {run.config['model']}, not {model}")
     for name, value in given.items():
-        if name not in ("resume", "out") and value != options[name]:
+        if name not in ("resume", "out", "zero") and value != options[name]:
             flag = name.replace("_", "-")
             said = f"--{flag} {value}" if not isinstance(value, bool) else f"--{flag}" if value else f"--no-{flag}"
             raise Stop(f"{said} contradicts {run.folder}, which has {options[name]}: "
