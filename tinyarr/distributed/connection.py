@@ -29,7 +29,10 @@ class Connection:
         return True
 
     def receive(self) -> list[dict[str, Any]]:
-        """Waits for bytes; returns the messages that are whole then. Raises EOFError at the end of the connection."""
+        """Waits for bytes; returns the messages that are whole then.
+
+        Raises EOFError at the end of the connection, ValueError where what comes is no message.
+        """
         try:
             arrived = self.socket.recv(65536)
         except OSError:
@@ -37,7 +40,10 @@ class Connection:
         if not arrived:
             raise EOFError
         *lines, self._rest = (self._rest + arrived).split(b"\n")
-        return [json.loads(line) for line in lines]
+        messages = [json.loads(line) for line in lines]
+        if not all(isinstance(message, dict) and "kind" in message for message in messages):
+            raise ValueError("this is no message of a rank")
+        return messages
 
     def end(self) -> None:
         """Closes both ends, also where a thread is receiving."""

@@ -26,7 +26,9 @@ from .server import Server, beat, left
 
 _GRACE = 2.0  # seconds for the main thread to come to a wait and raise RankError there
 _LAST_WORDS = 1.0  # seconds a failed rank stays: mpiexec kills the others when one ends, and they have to say why
-_SPINS, _YIELDS, _PAUSE = 200, 200, 5e-5  # how wait polls: first without letting go of the core, at last every 50 µs
+# How wait polls: first without letting go of the core, then letting others have it, at last every 100 µs: the shortest
+# pauses that Linux makes take that.
+_SPINS, _YIELDS, _PAUSE = 200, 1000, 1e-5
 _REMEMBERED = 64  # collectives of a group whose names are kept
 
 
@@ -96,13 +98,15 @@ class Control:
         if done():
             return
         self._waiting = group, number, ranks
+        polls = 0 if number is not None else _SPINS + _YIELDS  # a value comes by a thread, which needs us idle
         try:
-            polls = 0
             while not done():
                 self._raise_if_lost("wait")
                 polls += 1
-                if polls > _SPINS:
-                    time.sleep(0 if polls <= _SPINS + _YIELDS else _PAUSE)
+                if polls > _SPINS + _YIELDS:
+                    time.sleep(_PAUSE)
+                elif polls > _SPINS:
+                    os.sched_yield()
         finally:
             self._waiting = None
 

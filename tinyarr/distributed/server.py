@@ -116,13 +116,11 @@ class Server:
 
     def _handle(self, connection: Connection, message: dict[str, Any]) -> None:
         kind = message["kind"]
-        if kind == "hello":
-            self._greet(connection, message)
+        if connection in self._strangers:
+            if kind == "hello" and message.get("token") == self._token:
+                self._greet(connection, message)
             return
-        number = next((n for n, r in self._ranks.items() if r.connection is connection), None)
-        if number is None:
-            return
-        rank = self._ranks[number]
+        number, rank = next((n, r) for n, r in self._ranks.items() if r.connection is connection)
         rank.silent = 0
         if kind == "state":
             rank.begun, rank.waiting = message["begun"], message["waiting"]
@@ -139,8 +137,6 @@ class Server:
 
     def _greet(self, connection: Connection, message: dict[str, Any]) -> None:
         number, process = message["rank"], message["process"]
-        if message["token"] != self._token or connection not in self._strangers:
-            return
         if self._lost is not None:
             connection.send("lost", why=self._lost)
             return
