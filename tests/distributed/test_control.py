@@ -1,24 +1,21 @@
-"""No loss of a rank leaves another waiting: what is lost ends all, named, and what ends as it should ends in silence."""
+"""No loss of a rank leaves another waiting: it ends all, and is named; what ends as it should ends in silence."""
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
-from tests.distributed.runs import ROOT, clean, is_alive, seconds, start, stop, wait_for
+from tests.distributed.runs import seconds, start, stop, wait_for
 from tinyarr.distributed.control import Control
 from tinyarr.distributed.server import Server
 from tinyarr.errors import RankError
 
 DEATH = 5.0  # seconds within which a death ends all, or, after the time-out, a hang
-FAREWELL = "collective(); control.exchange('done', 1, range(2))\n"
 
+HANGS = "time.sleep(60)", "[None for _ in iter(int, 1)]", "control.begin('1', 1, 'x'); os.read(os.pipe()[0], 1)"
 COMPUTE = """
     collective()
     say("computing")
@@ -201,7 +198,7 @@ def test_a_rank_that_has_ended_is_not_waited_for(tmp_path, lost):
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("hang", ["time.sleep(60)", "[None for _ in iter(int, 1)]", "control.begin('1', 1, 'x'); os.read(os.pipe()[0], 1)"])
+@pytest.mark.parametrize("hang", HANGS)
 def test_a_rank_that_hangs_is_named_and_ends_with_the_others(tmp_path, lost, hang):
     timeout = 2.0
     codes = [WAIT, WAIT]

@@ -7,6 +7,7 @@ variables of an outer one are still there and speak of other processes.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -83,6 +84,20 @@ def find(variables: Mapping[str, str] = os.environ) -> Place:
     return Place(rank, size, local_rank, told, how, address)
 
 
+def timeout(default: float, variables: Mapping[str, str] = os.environ) -> float:
+    """Seconds that ranks wait for one another: what the user has set, else the default."""
+    text = variables.get("TINYARR_TIMEOUT")
+    if text is None:
+        return default
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < math.inf:
+        raise ArgumentError(f"init: TINYARR_TIMEOUT is {text!r}: it must be a number of seconds above 0")
+    return seconds
+
+
 def _launcher(variables: Mapping[str, str]) -> _Launcher | None:
     """Who started this process."""
     inner = (_TORCHRUN, _MPICH, _OPEN_MPI)
@@ -131,7 +146,9 @@ def _torchrun_address(variables: Mapping[str, str]) -> str:
     host = variables.get("MASTER_ADDR")
     if not host:
         raise ArgumentError(f"init: {_TORCHRUN.size} is set, MASTER_ADDR is not: set it to the host of rank 0")
-    return f"{host}:{_number(variables, 'MASTER_PORT', 1, 65_536)}"
+    port = _number(variables, "MASTER_PORT", 1, 65_535)
+    # torchrun itself may listen there, and says so; the next one was free when this one was chosen, as a rule.
+    return f"{host}:{port + (variables.get('TORCHELASTIC_USE_AGENT_STORE') == 'True')}"
 
 
 def _slurm_address(variables: Mapping[str, str]) -> str:
