@@ -1,18 +1,36 @@
-"""`python -m tinyarr cache`: shows the disk cache of compiled kernels and tuned choices; with --clear, empties it."""
+"""`python -m tinyarr`: starts the ranks of a distributed run, or shows and empties the cache of compiled kernels."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 
 from . import cache
+from .distributed import launch
+from .errors import TinyarrError
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tinyarr", description="Tools of tinyarr.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands")
+    start = commands.add_parser("launch", help="run a program on several ranks, which are processes of this machine")
+    launch.add_arguments(start)
+    start.set_defaults(run=launch.run)
     show = commands.add_parser("cache", help="show the cache of compiled kernels and tuned choices")
     show.add_argument("--clear", action="store_true", help="remove all of it")
+    show.set_defaults(run=_cache)
     chosen = parser.parse_args()
+    if chosen.run is None:
+        parser.print_help()
+        return 2
+    try:
+        return chosen.run(chosen)
+    except TinyarrError as error:
+        parser.error(str(error))
+
+
+def _cache(chosen: argparse.Namespace) -> int:
     found = cache.files()
     size = sum(f.stat().st_size for f in found)
     print(f"{cache.folder()}: {len(found)} files, {size / 2**20:.1f} MiB")
@@ -20,7 +38,8 @@ def main() -> None:
         for file in found:
             file.unlink(missing_ok=True)
         print("cleared")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -106,17 +106,18 @@ class Mesh:
 _world: Group | None = None
 
 
-def init(*, timeout: float = HANG) -> Group:
+def init(*, timeout: float | None = None) -> Group:
     """Meets the other ranks of the run, once, and returns the group of all; world() does it where it wasn't called.
 
-    timeout: seconds to wait for the others, here and in every collective. Which ranks there are is told by the
-    launcher (`python -m tinyarr launch`, mpiexec, srun or torchrun); without one this process is the only rank. Raises
-    RankError that names who did not come, and ArgumentError if the run has met already.
+    timeout: seconds to wait for the others, here and in every collective; else TINYARR_TIMEOUT, or 60. Which ranks
+    there are is told by the launcher (`python -m tinyarr launch`, mpiexec, srun or torchrun); without one this process
+    is the only rank. Raises RankError that names who did not come, and ArgumentError if the run has met already.
     """
     global _world
     if _world is not None:
         raise ArgumentError("init: the ranks have met already: call it once, before anything else of distributed")
     place = environment.find()
+    timeout = environment.timeout(HANG) if timeout is None else timeout
     control = None if place.size == 1 else rendezvous.meet(place, timeout)
     _world = Group(tuple(range(place.size)), place.rank, control, {})
     return _world

@@ -1,0 +1,243 @@
+"""Server: the centre of the star, on a thread of rank 0. It passes values around and finds who is lost.
+
+Each rank says every beat which collective of each group it has begun, and what it waits for. So the server knows who
+keeps whom waiting. Time is counted in beats and not read from a clock: a run that is stopped as a whole and goes on
+has lost nobody.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import threading
+import time
+from typing import Any
+
+from .connection import Connection
+
+# After a wait has lasted the time-out, every rank's next beat is awaited, for what it has begun meanwhile.
+_FRESH = 2
+
+
+class _Rank:
+    """What is known of a rank. begun: the number and operation of the last collective of each group it has begun."""
+
+    def __init__(self, connection: Connection, process: str):
+        self.connection = connection
+        self.process = process
+        self.silent = 0
+        self.gone = False
+        self.begun: dict[str, tuple[int, str]] = {}
+        self.waiting: dict[str, Any] | None = None
+
+
+def beat(timeout: float) -> float:
+    """Seconds between two beats."""
+    return min(1.0, timeout / 4)
+
+
+def left(waiting: dict[str, Any], gone: dict[int, dict[str, tuple[int, str]]]) -> list[int]:
+    """The ranks of a collective that are gone, given what they had begun, without having begun it."""
+    last = {rank: gone[rank].get(waiting["group"], (0, ""))[0] for rank in waiting["ranks"] if rank in gone}
+    return [rank for rank, number in last.items() if number < waiting["number"]]
+
+
+class Server:
+    """Listens for all ranks of a run, rank 0's own connection included.
+
+    token: what a rank must say to belong to this run; another run's may come to the same port.
+    """
+
+    def __init__(self, listener: socket.socket, size: int, timeout: float, token: str):
+        self._listener, self._size, self._timeout, self._token = listener, size, timeout, token
+        self._ranks: dict[int, _Rank] = {}
+        self._strangers: list[Connection] = []
+        self._values: dict[str, dict[int, Any]] = {}
+        self._beats = 0
+        self._met = self._closing = False
+        self._lost: str | None = None
+        self._selector = selectors.DefaultSelector()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, None)
+        self._thread = threading.Thread(target=self._serve, name="tinyarr-server", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Waits until rank 0's farewell has been passed on, which takes no longer than a few messages."""
+        self._thread.join(1.0)
+
+    def abandon(self) -> None:
+        """In a forked child: lets go of the sockets, which stay the parent's."""
+        for connection in [*(r.connection for r in self._ranks.values()), *self._strangers]:
+            connection.abandon()
+        self._listener.close()
+        self._selector.close()
+
+    def _serve(self) -> None:
+        interval = beat(self._timeout)
+        following = time.monotonic() + interval
+        while not self._closing:
+            for key, _ in self._selector.select(max(0.0, following - time.monotonic())):
+                if key.data is None:
+                    self._accept()
+                else:
+                    self._read(key.data)
+            if time.monotonic() >= following:
+                following = time.monotonic() + interval
+                self._beat()
+        self.abandon()
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:  # it left before it was let in
+            return
+        sock.settimeout(1.0)  # nobody who doesn't read may keep the others from being served
+        connection = Connection(sock)
+        self._strangers.append(connection)
+        self._selector.register(sock, selectors.EVENT_READ, connection)
+
+    def _read(self, connection: Connection) -> None:
+        try:
+            messages = connection.receive()
+        except (EOFError, ValueError):
+            self._selector.unregister(connection.socket)
+            connection.end()
+            if connection in self._strangers:
+                self._strangers.remove(connection)
+            for number, rank in self._ranks.items():
+                if rank.connection is connection and not rank.gone:
+                    rank.gone = True
+                    self._lose(f"{self._name(number)} has ended without a word: look for why in its output or, "
+                               "where it was killed, in the system's log (out of memory?)")
+            return
+        for message in messages:
+            self._handle(connection, message)
+
+    def _handle(self, connection: Connection, message: dict[str, Any]) -> None:
+        kind = message["kind"]
+        if connection in self._strangers:
+            if kind == "hello" and message.get("token") == self._token:
+                self._greet(connection, message)
+            return
+        number, rank = next((n, r) for n, r in self._ranks.items() if r.connection is connection)
+        rank.silent = 0
+        if kind == "state":
+            rank.begun, rank.waiting = message["begun"], message["waiting"]
+        elif kind == "value":
+            self._collect(number, message)
+        elif kind == "raised":
+            self._lose(f"{self._name(number)} raised {message['error']}: its traceback is in its output")
+        elif kind == "farewell":
+            rank.gone, rank.begun, rank.waiting = True, message["begun"], None
+            if number == 0:
+                self._tell("closing", gone={n: r.begun for n, r in self._ranks.items() if r.gone})
+                self._closing = True
+        self._judge()
+
+    def _greet(self, connection: Connection, message: dict[str, Any]) -> None:
+        number, process = message["rank"], message["process"]
+        if self._lost is not None:
+            connection.send("lost", why=self._lost)
+            return
+        if message["size"] != self._size or number in self._ranks:
+            what = f"rank {number} of {message['size']}"
+            has = f"rank {number} is {self._ranks[number].process}" if number in self._ranks else "rank 0 does not"
+            connection.send("lost", why=f"{process} came as {what}, where {has} of {self._size}: start every rank of "
+                                        "a run by one launcher, and each run at an address of its own")
+            return
+        self._strangers.remove(connection)
+        self._ranks[number] = _Rank(connection, process)
+        if len(self._ranks) == self._size:
+            self._met = True
+            self._tell("met", processes=[self._ranks[r].process for r in range(self._size)])
+
+    def _collect(self, number: int, message: dict[str, Any]) -> None:
+        """Takes in a value of an exchange; the last one answers all."""
+        key, ranks = message["key"], message["ranks"]
+        values = self._values.setdefault(key, {})
+        values[number] = message["value"]
+        if all(r in values for r in ranks):
+            del self._values[key]
+            for r in ranks:
+                self._ranks[r].connection.send("values", key=key, values=[values[n] for n in ranks])
+
+    def _beat(self) -> None:
+        self._tell("beat")
+        self._beats += 1
+        interval = beat(self._timeout)
+        if not self._met:
+            missing = [r for r in range(self._size) if r not in self._ranks]
+            if self._beats * interval >= self._timeout:
+                self._lose(f"{_listed(missing)} of {self._size} did not come within {self._timeout:g} s: see whether "
+                           "each was started and calls init, and whether it can reach this machine")
+            return
+        for number, rank in self._ranks.items():
+            rank.silent += 1
+            if rank.silent * interval >= self._timeout and not rank.gone:
+                self._lose(f"{self._name(number)} has not been heard of for {self._timeout:g} s: it is stopped, or "
+                           "its machine cannot be reached")
+        self._judge()
+
+    def _judge(self) -> None:
+        """Looks for a rank that waits for one that is gone, or has waited too long."""
+        for rank in self._ranks.values():
+            waiting = rank.waiting
+            if waiting is None or self._lost is not None:
+                continue
+            gone = [r for r in self._behind(waiting) if self._ranks[r].gone]
+            if gone:
+                names = ", ".join(map(self._name, gone))
+                self._lose(f"{names} has ended without reaching {_what(waiting)}: every rank must call the same "
+                           "collectives")
+            elif waiting["beats"] * beat(self._timeout) >= self._timeout + _FRESH * beat(self._timeout):
+                self._lose(self._hang(waiting))
+
+    def _behind(self, waiting: dict[str, Any]) -> list[int]:
+        """The ranks that have not begun what is waited for."""
+        if waiting["number"] is not None:
+            return left(waiting, {n: r.begun for n, r in self._ranks.items()})
+        values = self._values.get(waiting["group"])
+        return [] if values is None else [r for r in waiting["ranks"] if r not in values]
+
+    def _hang(self, waiting: dict[str, Any]) -> str:
+        behind = self._behind(waiting)
+        if behind:
+            has = "has" if len(behind) == 1 else "have"
+            names = ", ".join(self._progress(r, waiting) for r in behind)
+            return (f"{names} {has} not reached {_what(waiting)}, for {self._timeout:g} s: its output tells where it "
+                    "was; give init a longer timeout if that is no mistake")
+        all_of_them = "; ".join(self._progress(r, waiting) for r in waiting["ranks"])
+        return (f"{_what(waiting)}, does not end, though every rank has begun it, for {self._timeout:g} s: all must "
+                f"call the same collectives in the same order: {all_of_them}")
+
+    def _progress(self, number: int, waiting: dict[str, Any]) -> str:
+        rank = self._ranks[number]
+        last = rank.begun.get(waiting["group"])
+        begun = f"; its last was {last[1]}, collective {last[0]}" if last else ""
+        other = rank.waiting
+        elsewhere = f"; it waits for {_what(other)}" if other and other["group"] != waiting["group"] else ""
+        return f"rank {number} ({rank.process}{begun}{elsewhere})"
+
+    def _name(self, number: int) -> str:
+        return f"rank {number} ({self._ranks[number].process})"
+
+    def _lose(self, why: str) -> None:
+        """Tells all, once, that the run is lost; what comes of it afterwards is no news."""
+        if self._lost is None:
+            self._lost = why
+            self._tell("lost", why=why)
+
+    def _tell(self, kind: str, **values: Any) -> None:
+        for rank in self._ranks.values():
+            rank.connection.send(kind, **values)
+
+
+def _listed(ranks: list[int]) -> str:
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _what(waiting: dict[str, Any]) -> str:
+    if waiting["number"] is None:
+        return f"exchange {waiting['group']}"
+    return f"{waiting['operation']}, collective {waiting['number']} of group {waiting['group']}"
