@@ -102,7 +102,7 @@ def train(model_class: type, options: TrainOptions) -> None:
                         val_loss = validation_loss(model, programs, corpus.validation, device, pressed)
                         check_finite(run, step, val_loss=val_loss)
                     run.save(step, model, optimizer, parallel, generator)
-                    if stopping or (group.size == 1 and pressed.is_set()):
+                    if stopping or (due and val_loss is None):
                         raise Stop(
                             f"stopped at step {step}, saved {run.checkpoint}; to go on: {run.resume_command}", 130)
                 if step < options.steps:

@@ -190,8 +190,12 @@ class _ByMpi:
     def end(self) -> None:
         self._mpiexec.kill()
         self._mpiexec.wait()
-        for group in self._written("group").values():
+        groups = self._written("group").values()
+        for group in groups:
             _kill(os.killpg, group)
+        end = time.monotonic() + _TERMINATE
+        while any(map(_exists, groups)) and time.monotonic() < end:  # they still map what _clean would remove
+            time.sleep(0.01)
 
     def _written(self, kind: str) -> dict[int, int]:
         texts = {int(file.stem): file.read_text() for file in self._folder.glob(f"*.{kind}")}
@@ -248,6 +252,15 @@ def _status(code: int) -> int:
 def _kill(function, process: int, number: int = signal.SIGKILL) -> None:
     with contextlib.suppress(ProcessLookupError):
         function(process, number)
+
+
+def _exists(group: int) -> bool:
+    """Whether a group has processes, zombies among them."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _copy(rank: int, source: Path | IO[bytes], to: IO[bytes]) -> None:
