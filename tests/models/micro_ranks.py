@@ -5,8 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from models.options import main  # noqa: E402
-from tests.models.test_train import Micro  # noqa: E402
+from models.options import main
+from tests.models.test_train import Micro
 
 if __name__ == "__main__":
     main(Micro, sys.argv[1:])
