@@ -37,11 +37,11 @@ def say(text):
 class Rank:
     """A process whose output is read when it has ended."""
 
-    def __init__(self, code, variables):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=clean() | variables, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
+    def __init__(self, code, variables, before=()):
+        command = [*before, *([] if code is None else [sys.executable, "-c", code])]
+        environment = clean() | {"PYTHONPATH": str(ROOT)} | variables
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
     def end(self, limit=60):
         """Exit status, standard output and standard error."""
