@@ -1,5 +1,6 @@
 """The launcher: what the ranks say is told by whom, all end together, and nothing is left of them."""
 
+import mmap
 import os
 import re
 import signal
@@ -10,10 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import MEETING, ROOT, clean, is_alive, seconds, wait_for
+from tests.distributed.runs import MEETING, ROOT, clean, is_alive, seconds, slow, wait_for
 from tinyarr.distributed import launch
 
 ENDS = 5.0 + 5.0  # seconds for a death to end all, and for two Pythons to start on a busy machine
+
+FAILURES = {
+    "exit": ("sys.exit(3)", 3, "has ended without reaching all_reduce"),
+    "exception": ("raise ValueError('wrong')", 1, "raised ValueError: wrong"),
+    "kill": ("os.kill(os.getpid(), signal.SIGKILL)", 137, "has ended without a word"),
+}
+SLOW_FAILURES = [slow("tcp", "exception"), slow("mpi", "exit"), slow("tcp", "exit"), slow("mpi", "kill")]
 
 ways = pytest.mark.parametrize("by", ["mpi", "tcp"])
 
@@ -36,8 +44,12 @@ class Launcher:
 
     def pids(self):
         """The process ids that the ranks have written, once both have."""
-        return wait_for(lambda: [int(f.read_text()) for f in self._folder.glob("pid.*") if f.read_text()][1:] and [
-            int(f.read_text()) for f in sorted(self._folder.glob("pid.*"))])
+        texts = wait_for(lambda: all_of_two([file.read_text() for file in self._folder.glob("pid.*")]))
+        return [int(text) for text in texts]
+
+
+def all_of_two(texts):
+    return texts if len(texts) == 2 and all(texts) else None
 
 
 PIDS = """
@@ -71,6 +83,7 @@ print("an error", file=sys.stderr)
     assert len(out.splitlines()) == 8 and len(err.splitlines()) == 2
 
 
+@pytest.mark.slow
 @ways
 def test_lines_come_as_they_are_written(tmp_path, by):
     launcher = Launcher(tmp_path, by, "import time\nprint('now')\ntime.sleep(60)")
@@ -79,43 +92,34 @@ def test_lines_come_as_they_are_written(tmp_path, by):
     launcher.end()
 
 
-@ways
-def test_a_module_is_run_by_its_name(by):
-    command = [sys.executable, "-m", "tinyarr", "launch", "-n", "2", "--by", by, "-m", "calendar", "2026", "1"]
+def test_a_module_is_run_by_its_name():
+    command = [sys.executable, "-m", "tinyarr", "launch", "-n", "2", "--by", "mpi", "-m", "calendar", "2026", "1"]
     run = subprocess.run(command, cwd=ROOT, env=clean(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert "January 2026" in lines(run.stdout, 1)[0]
 
 
-@ways
-def test_ranks_share_the_cores_unless_the_user_says_otherwise(tmp_path, by):
+SHARE = str(max(len(os.sched_getaffinity(0)) // 2, 1))
+
+
+@pytest.mark.parametrize(
+    "chosen, options, expected",
+    [
+        slow({}, [], [SHARE, SHARE, None]),
+        ({"OMP_NUM_THREADS": "7"}, ["--timeout", "5"], ["7", "7", "5.0"]),
+        ({"OPENBLAS_NUM_THREADS": "6"}, [], [SHARE, "6", None]),
+    ],
+)
+def test_ranks_share_the_cores_unless_the_user_says_otherwise(tmp_path, chosen, options, expected):
     names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TINYARR_TIMEOUT"
     code = f"import os; print([os.environ.get(name) for name in {names}])"
-    unset = {name: value for name, value in os.environ.items() if name not in names}
-    share = str(max(len(os.sched_getaffinity(0)) // 2, 1))
-    for given, options, expected in (
-        ({}, [], [share, share, None]),
-        ({"OMP_NUM_THREADS": "7"}, ["--timeout", "5"], ["7", "7", "5.0"]),
-        ({"OPENBLAS_NUM_THREADS": "6"}, [], [share, "6", None]),
-    ):
-        both = {name: "" for name in names} | given
-        launcher = Launcher(tmp_path, by, code, options=options, variables={k: v for k, v in both.items() if v or k in unset})
-        _, out, _ = launcher.end()
-        if not set(names) & set(os.environ):
-            assert lines(out, 1) == [str(expected)]
+    _, out, _ = Launcher(tmp_path, "tcp", code, options=options, variables=chosen).end()
+    assert lines(out, 0) == lines(out, 1) == [str(expected)]
 
 
-@ways
-@pytest.mark.parametrize(
-    "fails, status, told",
-    [
-        ("sys.exit(3)", 3, "has ended without reaching all_reduce"),
-        ("raise ValueError('wrong')", 1, "raised ValueError: wrong"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", 137, "has ended without a word"),
-    ],
-    ids=["exit", "exception", "kill"],
-)
-def test_a_rank_that_fails_gives_its_status_and_the_others_say_why(tmp_path, by, fails, status, told):
+@pytest.mark.parametrize("by, kind", [("mpi", "exception"), ("tcp", "kill"), *SLOW_FAILURES])
+def test_a_rank_that_fails_gives_its_status_and_the_others_say_why(tmp_path, by, kind):
+    fails, status, told = FAILURES[kind]
     code = f"{MEETING}\nif place.rank == 1: {fails}\ncollective()"
     took, (found, _, err) = seconds(Launcher(tmp_path, by, code).end)
     assert found == status
@@ -155,8 +159,10 @@ control.wait(request.Test, everyone, 1, range(2))
     assert took < ENDS
 
 
-@ways
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "by, number",
+    [("mpi", signal.SIGINT), slow("mpi", signal.SIGTERM), slow("tcp", signal.SIGINT), ("tcp", signal.SIGTERM)],
+)
 def test_signals_reach_the_ranks_which_decide(tmp_path, by, number):
     code = f"""{PIDS}
 heard = []
@@ -191,6 +197,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(tmp_path, by):
     launcher.end()
 
 
+@pytest.mark.slow
 @ways
 def test_what_a_rank_has_started_ends_with_the_run(tmp_path, by):
     code = f"{PIDS}\nif os.fork() == 0: write_pid(); time.sleep(60)\ntime.sleep(0.5)"
@@ -201,7 +208,7 @@ def test_what_a_rank_has_started_ends_with_the_run(tmp_path, by):
 
 
 @pytest.mark.slow
-def test_shared_memory_of_killed_ranks_is_removed_and_no_other(tmp_path, monkeypatch):
+def test_shared_memory_of_killed_ranks_is_removed_and_no_other(tmp_path):
     shared = Path("/dev/shm")
     before = set(shared.glob("*"))
     code = "from mpi4py import MPI; import os; MPI.COMM_WORLD.barrier(); os.kill(os.getpid(), 9)"
@@ -217,8 +224,6 @@ def test_shared_memory_that_is_older_or_in_use_stays(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(bytes(4096))
     began = time.time() - 10
     os.utime(tmp_path / "mpich_shm_old", (began - 5, began - 5))
-    import mmap
-
     with open(tmp_path / "mpich_shm_mapped", "r+b") as file, mmap.mmap(file.fileno(), 0):
         launch._clean(began)
         assert {file.name for file in tmp_path.iterdir()} == set(names) - {"mpich_shm_left"}
@@ -235,10 +240,9 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-m", "tinyarr", *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
-def test_without_a_command_the_help_is_printed():
-    for arguments, status in ((["--help"], 0), ([], 2)):
-        found = run(*arguments)
-        assert found.returncode == status and "launch" in found.stdout and "cache" in found.stdout
+def test_without_a_command_that_is_known_the_help_is_printed():
+    found = run()
+    assert found.returncode == 2 and "launch" in found.stdout and "cache" in found.stdout
     unknown = run("fly")
     assert unknown.returncode == 2 and "invalid choice: 'fly'" in unknown.stderr
 

@@ -183,14 +183,15 @@ class Control:
         if self._lost is not None or self._ended.is_set():
             return
         self._lost = why
-        if not self._told.wait(_GRACE):
-            self._say_why()
+        if self._told.wait(_GRACE / 4):
+            return
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        self._say_why("It is here:\n" + "".join(traceback.format_stack(frame)))
+        if not self._told.wait(_GRACE * 3 / 4):
             os._exit(1)
 
-    def _say_why(self) -> None:
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        where = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        os.write(2, f"tinyarr: rank {self.rank} is ended: {self._lost}\nIt was here:\n{where}".encode())
+    def _say_why(self, more: str = "") -> None:
+        os.write(2, f"tinyarr: rank {self.rank} ends: {self._lost}\n{more}".encode())
 
     def _raised(self, error: BaseException) -> None:
         """The process is about to end by this exception."""
@@ -205,7 +206,7 @@ class Control:
             self.close()
             return
         if not self._told.is_set():
-            os.write(2, f"tinyarr: rank {self.rank} is ended: {self._lost}\n".encode())
+            self._say_why()
         end_failed()
 
     def _abandon(self) -> None:
