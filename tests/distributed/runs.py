@@ -1,13 +1,14 @@
 """Ranks as real processes, each running a piece of Python, and how their end is watched."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
 import textwrap
 import time
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,14 +35,19 @@ def say(text):
 """
 
 
+def slow(*values, **named):
+    """A parameter whose test takes too long for `make test`."""
+    return pytest.param(*values, marks=pytest.mark.slow, **named)
+
+
 class Rank:
     """A process whose output is read when it has ended."""
 
-    def __init__(self, code, variables):
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code], cwd=ROOT, env=clean() | variables, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )
+    def __init__(self, code, variables, before=()):
+        command = [*before, *([] if code is None else [sys.executable, "-c", code])]
+        environment = clean() | {"PYTHONPATH": str(ROOT)} | variables
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 
     def end(self, limit=60):
         """Exit status, standard output and standard error."""
@@ -55,7 +61,7 @@ class Rank:
 
 def clean():
     """The variables of this process without those of any launcher."""
-    theirs = ("TINYARR_", "RANK", "WORLD_", "LOCAL_", "MASTER_", "PMI", "MPI_", "OMPI_", "SLURM_")
+    theirs = ("TINYARR_", "RANK", "WORLD_", "LOCAL_", "MASTER_", "PMI", "MPI_", "OMPI_", "SLURM_", "OMP_", "OPENBLAS_")
     return {name: value for name, value in os.environ.items() if not name.startswith(theirs)}
 
 
@@ -96,7 +102,3 @@ def wait_for(condition, limit=20.0):
         assert time.monotonic() < end, "it did not come about"
         time.sleep(0.02)
     return found
-
-
-def stop(pid):
-    os.kill(pid, signal.SIGSTOP)

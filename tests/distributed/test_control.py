@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.distributed.runs import seconds, start, stop, wait_for
+from tests.distributed.runs import seconds, slow, start, wait_for
 from tinyarr.distributed.control import Control
 from tinyarr.distributed.server import Server
 from tinyarr.errors import RankError
@@ -155,10 +155,9 @@ def test_a_rank_of_another_run_is_refused(pair, rank, size):
     other.close()
 
 
-@pytest.mark.parametrize("waits", [WAIT, COMPUTE], ids=["waiting", "computing"])
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_killed_rank_ends_the_other_at_once(tmp_path, lost, waits):
-    codes = [waits, waits]
+@pytest.mark.parametrize("lost, other", [(0, "waits"), slow(1, "waits"), slow(0, "computes"), (1, "computes")])
+def test_a_killed_rank_ends_the_other_at_once(tmp_path, lost, other):
+    codes = [{"waits": WAIT, "computes": COMPUTE}[other]] * 2
     codes[lost] = "collective(); say('ready'); time.sleep(60)"
     ranks = start(tmp_path, *codes)
     ranks[1 - lost].process.stdout.readline()
@@ -166,24 +165,24 @@ def test_a_killed_rank_ends_the_other_at_once(tmp_path, lost, waits):
     took, (status, _, err) = seconds(ranks[1 - lost].end)
     assert status == 1 and f"rank {lost} (" in err and "has ended without a word" in err
     assert took < DEATH
-    assert ("RankError" in err) == (waits is WAIT)
-    assert ("sum(range(1000))" in err or "It was here" in err) == (waits is COMPUTE)
+    assert ("RankError" in err) == (other == "waits")
+    assert ("It is here" in err) == (other == "computes")
     ranks[lost].end()
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [slow(0), 1])
 def test_an_exception_ends_the_others_and_is_told_to_them(tmp_path, lost):
     codes = [WAIT, WAIT]
     codes[lost] = "collective(); raise ValueError('no such shape')"
     ranks = start(tmp_path, *codes)
     took, ends = seconds(lambda: [rank.end() for rank in ranks])
     assert [status for status, _, _ in ends] == [1, 1]
-    assert "ValueError: no such shape" in ends[lost][2] and "RankError" not in ends[lost][2]
+    assert ends[lost][2].startswith("Traceback") and ends[lost][2].endswith("\nValueError: no such shape\n")
     assert "RankError: wait: rank" in ends[1 - lost][2] and "raised ValueError: no such shape" in ends[1 - lost][2]
     assert took < 30
 
 
-@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("lost", [0, slow(1)])
 def test_a_rank_that_has_ended_is_not_waited_for(tmp_path, lost):
     codes = [WAIT, WAIT]
     codes[lost] = "collective()"
@@ -197,10 +196,9 @@ def test_a_rank_that_has_ended_is_not_waited_for(tmp_path, lost):
     assert (status, err) == (0, "")
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-@pytest.mark.parametrize("hang", HANGS)
+@pytest.mark.parametrize("hang, lost", [*(slow(hang, lost) for hang in HANGS[:2] for lost in range(2)), (HANGS[2], 1)])
 def test_a_rank_that_hangs_is_named_and_ends_with_the_others(tmp_path, lost, hang):
-    timeout = 2.0
+    timeout = 1.0
     codes = [WAIT, WAIT]
     codes[lost] = "collective(); say('hangs'); " + hang
     ranks = start(tmp_path, *codes, timeout=timeout)
@@ -208,11 +206,12 @@ def test_a_rank_that_hangs_is_named_and_ends_with_the_others(tmp_path, lost, han
     took, ends = seconds(lambda: [rank.end() for rank in ranks])
     assert [status for status, _, _ in ends] == [1, 1]
     assert f"rank {lost} (" in ends[1 - lost][2]
-    assert "has not reached all_gather, collective 2 of group 0,1, for 2 s" in ends[1 - lost][2]
-    assert "is ended" in ends[lost][2] and "It was here" in ends[lost][2]
+    assert "has not reached all_gather, collective 2 of group 0,1, for 1 s" in ends[1 - lost][2]
+    assert "tinyarr: rank" in ends[lost][2] and "It is here" in ends[lost][2]
     assert took < timeout + DEATH
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_frozen_rank_is_named(tmp_path, lost):
     timeout = 2.0
@@ -221,7 +220,7 @@ def test_a_frozen_rank_is_named(tmp_path, lost):
     ranks = start(tmp_path, *codes, timeout=timeout)
     for rank in ranks:
         rank.process.stdout.readline()
-    stop(ranks[lost].process.pid)
+    ranks[lost].process.send_signal(signal.SIGSTOP)
     took, (status, _, err) = seconds(ranks[1 - lost].end)
     assert status == 1 and f"rank {lost} (" in err
     assert "has not been heard of for 2 s" in err or "has not reached all_gather" in err
@@ -231,31 +230,33 @@ def test_a_frozen_rank_is_named(tmp_path, lost):
     assert status == 1 and took < DEATH
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_as_a_whole_goes_on(tmp_path):
     timeout = 1.5
-    code = "say('ready'); sys.stdin.read() if False else time.sleep(0.5); collective(); say('went on')"
+    code = "say('ready'); time.sleep(0.5); collective(); say('went on')"
     ranks = start(tmp_path, code, code, timeout=timeout)
     for rank in ranks:
         rank.process.stdout.readline()
     for rank in ranks:
-        stop(rank.process.pid)
+        rank.process.send_signal(signal.SIGSTOP)
     time.sleep(2 * timeout)
     for rank in ranks:
         rank.process.send_signal(signal.SIGCONT)
     assert [rank.end() for rank in ranks] == [(0, "went on\n", "")] * 2
 
 
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("first", [0, slow(1)])
 def test_ranks_end_in_any_order_in_silence_and_at_once(tmp_path, first):
-    codes = ["collective(); time.sleep(1.5); say('end')"] * 2
-    codes[first] = "collective()\nend = time.monotonic()\nimport atexit\nsay('end')"
+    codes = ["collective(); time.sleep(1); say('end')"] * 2
+    codes[first] = "collective(); say('end')"
     ranks = start(tmp_path, *codes)
     ranks[first].process.stdout.readline()
     took, end = seconds(ranks[first].end)
-    assert end == (0, "", "") and took < 1.0
+    assert end == (0, "", "") and took < 0.7
     assert ranks[1 - first].end() == (0, "end\n", "")
 
 
+@pytest.mark.slow
 def test_a_forked_child_is_no_rank(tmp_path):
     fork = """
     collective()
@@ -280,10 +281,3 @@ def test_a_forked_child_is_no_rank(tmp_path):
     assert status == 1 and "rank 1 (" in err and "has ended without a word" in err  # though its child has the socket
     os.kill(child, signal.SIGKILL)
     ranks[1].end()
-
-
-def test_a_control_does_not_change_what_python_prints_of_an_exception(tmp_path):
-    ranks = start(tmp_path, "raise KeyError('this one')", "time.sleep(60)")
-    status, out, err = ranks[0].end()
-    assert (status, out) == (1, "") and err.endswith("KeyError: 'this one'\n") and err.startswith("Traceback")
-    assert "raised KeyError: 'this one'" in ranks[1].end()[2]

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from ..errors import RankError
 from .connection import Connection
-from .server import Server, beat, left
+from .server import Server, beat, left, what, without_reaching
 
 _GRACE = 2.0  # seconds for the main thread to come to a wait and raise RankError there
 _LAST_WORDS = 1.0  # seconds a failed rank stays: mpiexec kills the others when one ends, and they have to say why
@@ -57,11 +57,8 @@ class Control:
 
     def meet(self, progress: Callable[[], None] = lambda: None) -> None:
         """Returns when all ranks have come, and calls `progress` meanwhile. Raises RankError that names who did not."""
-        end = time.monotonic() + self._timeout + _GRACE
         while not self._met.wait(0.01):
             progress()
-            if time.monotonic() > end:  # the server would have said so: it is rank 0 that hangs
-                self._lost = self._lost or f"rank 0 has not answered for {self._timeout:g} s: see what it does"
             self._raise_if_lost("init")
 
     def exchange(self, key: str, value: Any, ranks: Sequence[int]) -> list[Any]:
@@ -70,7 +67,7 @@ class Control:
         Values are what JSON can write; a tuple comes back as a list.
         """
         self._connection.send("value", key=key, value=value, ranks=list(ranks))
-        self._wait(lambda: key in self._values, key, None, ranks)
+        self.wait(lambda: key in self._values, key, None, ranks)
         return self._values.pop(key)
 
     def begin(self, group: str, number: int, operation: str) -> None:
@@ -79,22 +76,11 @@ class Control:
             self._begun[group] = deque(maxlen=_REMEMBERED)
         self._begun[group].append((number, operation))
 
-    def wait(self, done: Callable[[], bool], group: str, number: int, ranks: Sequence[int]) -> None:
-        """Returns once `done()` says that the collective has ended. Raises RankError where a rank is lost."""
-        self._wait(done, group, number, ranks)
+    def wait(self, done: Callable[[], bool], group: str, number: int | None, ranks: Sequence[int]) -> None:
+        """Returns once `done()` says that a collective has ended. Raises RankError where a rank is lost.
 
-    def close(self) -> None:
-        """Says farewell: this rank ends as it should."""
-        if self._ended.is_set():
-            return
-        self._ended.set()
-        self._connection.send("farewell", begun=self._progress())
-        if self._server is not None:
-            self._server.join()
-        self._connection.end()
-        _live.discard(self)
-
-    def _wait(self, done: Callable[[], bool], group: str, number: int | None, ranks: Sequence[int]) -> None:
+        number: which collective of the group it is; None is for exchange, whose keys are groups of their own.
+        """
         if done():
             return
         self._waiting = group, number, ranks
@@ -109,6 +95,18 @@ class Control:
                     os.sched_yield()
         finally:
             self._waiting = None
+
+    def close(self) -> None:
+        """Says farewell: this rank ends as it should."""
+        if self._ended.is_set():
+            return
+        self._ended.set()
+        self._lost = self._lost or "this rank has said farewell: call nothing of distributed any more"
+        self._connection.send("farewell", begun=self._progress())
+        if self._server is not None:
+            self._server.join()
+        self._connection.end()
+        _live.discard(self)
 
     def _raise_if_lost(self, operation: str) -> None:
         if self._lost is not None:
@@ -131,7 +129,7 @@ class Control:
                 messages = self._connection.receive()
             except EOFError:
                 if self._gone is None and not self._ended.is_set():
-                    self._lose(f"rank 0 ({self.processes[0]}) has ended without a word: look for why in its output")
+                    self._lose(f"{self._name(0)} has ended without a word: look for why in its output")
                 return
             self._silent = 0
             for message in messages:
@@ -159,38 +157,39 @@ class Control:
                 self._connection.send("state", begun=self._progress(), waiting=described)
                 self._silent += 1
                 if self._silent * interval >= self._timeout + _GRACE:
-                    self._lose(f"rank 0 ({self.processes[0]}) has not been heard of for {self._timeout:g} s: it is "
-                               "stopped, or its machine cannot be reached")
+                    self._lose(f"{self._name(0)} has not been heard of for {self._timeout:g} s: it is stopped, or "
+                               "its machine cannot be reached")
             elif described is not None:
                 self._judge_alone(described, beats * interval >= self._timeout)
 
     def _judge_alone(self, waiting: dict[str, Any], late: bool) -> None:
         """Rank 0 has ended as it should and the server with it: who has ended before is known, no more."""
         assert self._gone is not None
-        exchanges = waiting["number"] is None
-        gone = [0] if exchanges else left(waiting, self._gone)
-        what = "an exchange" if exchanges else f"{waiting['operation']}, collective {waiting['number']}"
+        gone = left(waiting, self._gone)
         if gone:
-            names = ", ".join(f"rank {r} ({self.processes[r]})" for r in gone)
-            self._lose(f"{names} has ended without reaching {what} of group {waiting['group']}: every rank must call "
-                       "the same collectives")
-        elif late:
-            self._lose(f"{what} of group {waiting['group']} has not ended for {self._timeout:g} s, and rank 0, which "
-                       "would know who is missing, has ended: let rank 0 end last")
+            self._lose(without_reaching(", ".join(map(self._name, gone)), waiting))
+        elif late or waiting["number"] is None:
+            self._lose(f"{what(waiting)}, has not ended, and {self._name(0)}, which keeps watch and passes values "
+                       "around, has: let rank 0 end last")
+
+    def _name(self, rank: int) -> str:
+        process = self.processes[rank]  # empty until all have met
+        return f"rank {rank} ({process})" if process else f"rank {rank}"
 
     def _lose(self, why: str) -> None:
         """The run is lost. Called in a thread of ours: ends the process where the main thread doesn't hear of it."""
         if self._lost is not None or self._ended.is_set():
             return
         self._lost = why
-        if not self._told.wait(_GRACE):
-            self._say_why()
+        if self._told.wait(_GRACE / 4):
+            return
+        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        self._say_why("It is here:\n" + "".join(traceback.format_stack(frame)))
+        if not self._told.wait(_GRACE * 3 / 4):
             os._exit(1)
 
-    def _say_why(self) -> None:
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
-        where = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        os.write(2, f"tinyarr: rank {self.rank} is ended: {self._lost}\nIt was here:\n{where}".encode())
+    def _say_why(self, more: str = "") -> None:
+        os.write(2, f"tinyarr: rank {self.rank} ends: {self._lost}\n{more}".encode())
 
     def _raised(self, error: BaseException) -> None:
         """The process is about to end by this exception."""
@@ -205,7 +204,7 @@ class Control:
             self.close()
             return
         if not self._told.is_set():
-            os.write(2, f"tinyarr: rank {self.rank} is ended: {self._lost}\n".encode())
+            self._say_why()
         end_failed()
 
     def _abandon(self) -> None:

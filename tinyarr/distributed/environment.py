@@ -164,6 +164,7 @@ def _slurm_address(variables: Mapping[str, str]) -> str:
 def first_host(hosts: str) -> str:
     """The first of Slurm's list of hosts.
 
+    >>> from tinyarr.distributed.environment import first_host
     >>> first_host("rack[2-3]-node[01-03,7],login")
     'rack2-node01'
     """

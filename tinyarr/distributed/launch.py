@@ -26,7 +26,7 @@ from .. import cuda
 from ..errors import ArgumentError
 
 _POLL = 0.05  # seconds between two looks at the ranks
-_EXPLAIN = 4.0  # seconds that the others have, once a rank has failed, to say what they know of it and end
+_EXPLAIN = 3.0  # seconds that the others have, once a rank has failed, to say what they know of it and end
 _TERMINATE = 5.0  # seconds from SIGTERM to SIGKILL
 _SHARED = Path("/dev/shm")
 _LEFTOVERS = "mpich_shm_*", "ucx_shm_*"  # what killed ranks leave there
@@ -115,6 +115,7 @@ def _supervise(ranks: Ranks, size: int) -> int:
             ultimatum = time.monotonic() + _EXPLAIN
         elif signals and time.monotonic() > ultimatum:
             ranks.send(signals.pop())
+            ranks.send(signal.SIGCONT)  # one that is stopped hears of it only now
             ultimatum += _TERMINATE
         time.sleep(_POLL)
     return failed or next(filter(None, statuses.values()), 0)

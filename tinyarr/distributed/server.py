@@ -36,10 +36,22 @@ def beat(timeout: float) -> float:
     return min(1.0, timeout / 4)
 
 
-def left(waiting: dict[str, Any], gone: dict[int, dict[str, tuple[int, str]]]) -> list[int]:
-    """The ranks of a collective that are gone, given what they had begun, without having begun it."""
-    last = {rank: gone[rank].get(waiting["group"], (0, ""))[0] for rank in waiting["ranks"] if rank in gone}
-    return [rank for rank, number in last.items() if number < waiting["number"]]
+def left(waiting: dict[str, Any], begun: dict[int, dict[str, tuple[int, str]]]) -> list[int]:
+    """The ranks in `begun` that have not begun what is waited for, and no exchange at all."""
+    last = {rank: begun[rank].get(waiting["group"], (0, ""))[0] for rank in waiting["ranks"] if rank in begun}
+    return [rank for rank, number in last.items() if waiting["number"] is None or number < waiting["number"]]
+
+
+def what(waiting: dict[str, Any]) -> str:
+    """How a message names what is waited for."""
+    if waiting["number"] is None:
+        return f"exchange {waiting['group']}"
+    return f"{waiting['operation']}, collective {waiting['number']} of group {waiting['group']}"
+
+
+def without_reaching(names: str, waiting: dict[str, Any]) -> str:
+    """What is said of ranks that have ended while they are waited for."""
+    return f"{names} has ended without reaching {what(waiting)}: every rank must call the same collectives"
 
 
 class Server:
@@ -141,10 +153,9 @@ class Server:
             connection.send("lost", why=self._lost)
             return
         if message["size"] != self._size or number in self._ranks:
-            what = f"rank {number} of {message['size']}"
-            has = f"rank {number} is {self._ranks[number].process}" if number in self._ranks else "rank 0 does not"
-            connection.send("lost", why=f"{process} came as {what}, where {has} of {self._size}: start every rank of "
-                                        "a run by one launcher, and each run at an address of its own")
+            known = f"{self._name(number)} is there already" if number in self._ranks else f"the run has {self._size}"
+            connection.send("lost", why=f"{process} came as rank {number} of {message['size']}, but {known}: start all "
+                                        "ranks of a run by one launcher, and each run at an address of its own")
             return
         self._strangers.remove(connection)
         self._ranks[number] = _Rank(connection, process)
@@ -187,9 +198,7 @@ class Server:
                 continue
             gone = [r for r in self._behind(waiting) if self._ranks[r].gone]
             if gone:
-                names = ", ".join(map(self._name, gone))
-                self._lose(f"{names} has ended without reaching {_what(waiting)}: every rank must call the same "
-                           "collectives")
+                self._lose(without_reaching(", ".join(map(self._name, gone)), waiting))
             elif waiting["beats"] * beat(self._timeout) >= self._timeout + _FRESH * beat(self._timeout):
                 self._lose(self._hang(waiting))
 
@@ -205,10 +214,10 @@ class Server:
         if behind:
             has = "has" if len(behind) == 1 else "have"
             names = ", ".join(self._progress(r, waiting) for r in behind)
-            return (f"{names} {has} not reached {_what(waiting)}, for {self._timeout:g} s: its output tells where it "
+            return (f"{names} {has} not reached {what(waiting)}, for {self._timeout:g} s: its output tells where it "
                     "was; give init a longer timeout if that is no mistake")
         all_of_them = "; ".join(self._progress(r, waiting) for r in waiting["ranks"])
-        return (f"{_what(waiting)}, does not end, though every rank has begun it, for {self._timeout:g} s: all must "
+        return (f"{what(waiting)}, does not end, though every rank has begun it, for {self._timeout:g} s: all must "
                 f"call the same collectives in the same order: {all_of_them}")
 
     def _progress(self, number: int, waiting: dict[str, Any]) -> str:
@@ -216,7 +225,7 @@ class Server:
         last = rank.begun.get(waiting["group"])
         begun = f"; its last was {last[1]}, collective {last[0]}" if last else ""
         other = rank.waiting
-        elsewhere = f"; it waits for {_what(other)}" if other and other["group"] != waiting["group"] else ""
+        elsewhere = f"; it waits for {what(other)}" if other and other["group"] != waiting["group"] else ""
         return f"rank {number} ({rank.process}{begun}{elsewhere})"
 
     def _name(self, number: int) -> str:
@@ -235,9 +244,3 @@ class Server:
 
 def _listed(ranks: list[int]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
-
-
-def _what(waiting: dict[str, Any]) -> str:
-    if waiting["number"] is None:
-        return f"exchange {waiting['group']}"
-    return f"{waiting['operation']}, collective {waiting['number']} of group {waiting['group']}"

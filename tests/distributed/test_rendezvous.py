@@ -1,0 +1,132 @@
+"""Ranks find each other in each of three ways, and a rank that does not come is named within the time-out."""
+
+import json
+import shutil
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import Rank, free_port, seconds, slow
+from tinyarr.distributed.launch import _mpiexec
+
+MEET = """
+import time
+from tinyarr.distributed import environment, rendezvous
+place = environment.find()
+control = rendezvous.meet(place, {timeout})
+print(control.exchange("key", 10 * place.rank, range(place.size)), len(control.processes))
+"""
+ABSENT = "import time; time.sleep(30)"
+MARGIN = 10.0  # seconds for two Pythons to start on a busy machine, and to end
+
+
+def variables(rank, size, rendezvous):
+    return {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank), "TINYARR_RENDEZVOUS": rendezvous}
+
+
+def address(way, folder):
+    return {"tcp": f"tcp://127.0.0.1:{free_port()}", "folder": f"folder:{folder}/a b"}[way]
+
+
+def under_mpiexec(*codes):
+    """All ranks as one process, that of mpiexec."""
+    choose = f"import os; exec({list(codes)!r}[int(os.environ['PMI_RANK'])])"
+    return Rank(choose, {}, before=[_mpiexec(), "-n", str(len(codes))])
+
+
+@pytest.mark.parametrize("way", ["tcp", "folder"])
+def test_ranks_meet(tmp_path, way):
+    where = address(way, tmp_path)
+    ranks = [Rank(MEET.format(timeout=30), variables(i, 2, where)) for i in range(2)]
+    assert [rank.end() for rank in ranks] == [(0, "[0, 10] 2\n", "")] * 2
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_ranks_meet_by_mpi():
+    status, out, err = under_mpiexec(MEET.format(timeout=30), MEET.format(timeout=30)).end()
+    assert (status, err) == (0, "")
+    assert sorted(out.replace("\n", "")) == sorted(2 * "[0, 10] 2")
+
+
+@pytest.mark.parametrize("way, first", [slow("tcp", 0), ("tcp", 1), ("folder", 0), slow("folder", 1)])
+def test_ranks_may_come_one_after_the_other(tmp_path, way, first):
+    where = address(way, tmp_path)
+    early = Rank(MEET.format(timeout=30), variables(first, 2, where))
+    time.sleep(0.5)
+    late = Rank(MEET.format(timeout=30), variables(1 - first, 2, where))
+    assert early.end() == late.end() == (0, "[0, 10] 2\n", "")
+
+
+@pytest.mark.parametrize("way", [slow("tcp"), "folder"])
+def test_every_rank_that_came_names_the_one_that_did_not(tmp_path, way):
+    where = address(way, tmp_path)
+    ranks = [Rank(MEET.format(timeout=1), variables(i, 3, where)) for i in range(2)]
+    took, ends = seconds(lambda: [rank.end() for rank in ranks])
+    for status, _, err in ends:
+        assert status == 1
+        assert "RankError: init: rank 2 of 3 did not come within 1 s" in err
+    assert took < 1 + MARGIN
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+@pytest.mark.parametrize("way, waited_for", [("tcp", "be reached at 127.0.0.1, port"), ("folder", "a b within 1 s")])
+def test_the_others_say_where_they_waited_for_rank_0(tmp_path, way, waited_for):
+    took, (status, _, err) = seconds(Rank(MEET.format(timeout=1), variables(1, 2, address(way, tmp_path))).end)
+    assert status == 1 and "RankError: init: rank 0 of 2 " in err and waited_for in err
+    assert took < 1 + MARGIN
+
+
+@pytest.mark.parametrize("absent, named", [(1, "1 of 2 did not come"), slow(0, "0 of 2 has not said where it is")])
+def test_a_rank_under_mpi_that_does_not_call_init_is_named(absent, named):
+    codes = [MEET.format(timeout=1)] * 2
+    codes[absent] = "from mpi4py import MPI\n" + ABSENT
+    took, (status, _, err) = seconds(under_mpiexec(*codes).end)
+    assert status == 1 and f"RankError: init: rank {named} within 1 s" in err
+    assert took < 1 + MARGIN
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_starts_mpi_ends_the_others():
+    took, (status, _, err) = seconds(under_mpiexec(ABSENT, MEET.format(timeout=2)).end)
+    assert status == 1 and "Timeout (0:00:02)!" in err and "_mpi_world" in err
+    assert took < 2 + MARGIN
+
+
+def test_mpi_of_another_kind_than_the_launcher_is_found_out():
+    status, _, err = Rank(MEET.format(timeout=5), variables(1, 2, "mpi")).end()
+    assert status == 1
+    assert "ArgumentError: init: mpi4py says rank 0 of 1, the launcher rank 1 of 2: use the mpiexec of" in err
+
+
+def test_what_an_earlier_run_left_in_the_folder_misleads_nobody(tmp_path):
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    stale = {"hosts": ["127.0.0.1"], "port": free_port(), "token": "old", "words": {"1": "old"}}
+    (folder / "meeting").write_text(json.dumps(stale))
+    (folder / "rank.1").write_text("old")
+    (folder / "rank.7").write_text("of a larger run")
+    where = f"folder:{folder}"
+    late = Rank(MEET.format(timeout=30), variables(1, 2, where))
+    time.sleep(0.7)
+    early = Rank(MEET.format(timeout=30), variables(0, 2, where))
+    assert early.end() == late.end() == (0, "[0, 10] 2\n", "")
+
+
+def test_a_port_that_is_taken_is_told(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, err = Rank(MEET.format(timeout=5), variables(0, 2, f"tcp://127.0.0.1:{port}")).end()
+    assert status == 1 and f"init: rank 0 cannot listen on port {port}" in err and "choose another address" in err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("torchrun", path=str(Path(sys.executable).parent)) is None, reason="no torchrun")
+def test_ranks_meet_under_torchrun(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(MEET.format(timeout=30))
+    torchrun = str(Path(sys.executable).parent / "torchrun")
+    status, out, _ = Rank(None, {}, before=[torchrun, "--nproc-per-node", "2", str(script)]).end()
+    assert status == 0 and out.count("[0, 10] 2") == 2
