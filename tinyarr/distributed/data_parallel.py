@@ -43,7 +43,8 @@ class DataParallel:
 
     def reduce(self) -> None:
         """Makes each gradient the mean over the ranks; where only some ranks have one, the others count as zero."""
-        average_gradients(self.parameters, group=self.group, bucket=self._bucket)
+        for options in self.groups:  # in each the last parameter's gradient is there first
+            average_gradients(options["parameters"], group=self.group, bucket=self._bucket)
 
     def gradient_norm(self) -> Tensor:
         """The joint Euclidean norm of the mean gradients, which reduce() has made: the same on every rank."""
