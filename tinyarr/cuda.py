@@ -123,7 +123,9 @@ class Event:
 
     def synchronize(self) -> None:
         """Waits until the point is reached."""
-        self._event.synchronize()
+        from .backends.cuda.collective import wait_for
+
+        wait_for(self._event)
 
     def elapsed_time(self, end: Event) -> float:
         """Milliseconds from this point to `end`, which is waited for."""

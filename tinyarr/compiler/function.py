@@ -18,6 +18,7 @@ from ..ops.primitive import executor
 from ..program import Graph, State
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
+from .agree import agree
 from .build import build
 from .effects import Before, Changes, filled, numbered, standing_in
 from .floats import Given, NeedsValue, TracedFloat, value_of
@@ -162,6 +163,7 @@ class Compiled:
                 for change in self._passes:
                     graph = change(graph)
                 clock.lap("passes")
+                agree(graph, self._name)
                 runner = _build(graph, clock) if self._build is None else self._build(graph)
                 clock.lap("compile")
                 self.seconds += clock.total

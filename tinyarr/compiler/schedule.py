@@ -25,7 +25,8 @@ def sink(graph: Graph) -> Graph:
     for position in reversed(range(len(graph.nodes))):
         node = graph.nodes[position]
         readers = {r for v in made_by(node) for r in lives.readers.get(v, ())}
-        if isinstance(node, Write) or not readers or not lives.kept.isdisjoint(made_by(node)):
+        moves = not isinstance(node, Write) and not is_collective(node)
+        if not moves or not readers or not lives.kept.isdisjoint(made_by(node)):
             continue
         first, _ = min(keys[r] for r in readers)
         if all(lives.ends(v) >= first and lives.overwritten(v) >= first for v in values_read(node)):
@@ -50,14 +51,24 @@ def lift(graph: Graph) -> Graph:
 
 
 def overlap(graph: Graph) -> Graph:
-    """Collectives become two nodes, with what can be computed meanwhile between them."""
+    """Collectives become two nodes, with what can be computed meanwhile between them.
+
+    They begin in the order in which they were traced, which is the same on all ranks, though what a rank computes
+    between them may differ.
+    """
     apart = _begun_and_waited_for(graph)
     lives = Lives(apart)
     early = _leading_to_collectives(apart, lives)
     keys: list[tuple[int, int]] = []
+    begun_last = (-1, 1)
     for position, node in enumerate(apart.nodes):
         makers = [keys[lives.maker[v]] for v in values_read(node) if v in lives.maker]
         keys.append((max(makers, default=(-1, 0))[0], 1) if position in early else (position, 0))
+        if is_collective(node):
+            keys[position] = begun_last = max(keys[position], begun_last)
+    for position in early:
+        if not values_read(apart.nodes[position]):  # made of nothing, as late as it can be
+            keys[position] = min(keys[r] for v in made_by(apart.nodes[position]) for r in lives.readers[v])
     begun = _ordered(apart, keys)
     lives = Lives(begun)
     keys = []
@@ -69,12 +80,12 @@ def overlap(graph: Graph) -> Graph:
 
 
 def _leading_to_collectives(graph: Graph, lives: Lives) -> set[int]:
-    """The positions of collectives, and of what only joins or casts their operands and nothing else reads."""
+    """The positions of collectives, and of what only joins, pads or casts their operands and nothing else reads."""
     early: set[int] = set()
     for position in reversed(range(len(graph.nodes))):
         node = graph.nodes[position]
         readers = {r for v in made_by(node) for r in lives.readers.get(v, ())}
-        arranges = isinstance(node, Node) and node.call.primitive.name in ("concat", "copy", "astype")
+        arranges = isinstance(node, Node) and node.call.primitive.name in ("concat", "copy", "astype", "full")
         if is_collective(node) or (arranges and readers and readers <= early and lives.kept.isdisjoint(made_by(node))):
             early.add(position)
     return early

@@ -90,7 +90,8 @@ class DataParallel(Alone):
         replicate(self.parameters, group=self.group)
 
     def reduce(self) -> None:
-        average_gradients(self.parameters, group=self.group, bucket=self._bucket)
+        for options in self.groups:  # in each the last parameter's gradient is there first
+            average_gradients(options["parameters"], group=self.group, bucket=self._bucket)
 
     def mean(self, *values: Tensor) -> tuple[Tensor, ...]:
         together = all_reduce(stack(values), "mean", group=self.group)

@@ -64,8 +64,10 @@ class Group:
 
     def begin(self, operation: str) -> int:
         """Counts a collective that begins; the number tells `wait` which it was."""
+        global _last_begun
         self._begun += 1
         if self._control is not None:
+            _last_begun = self
             self._control.begin(self.name, self._begun, operation)
         return self._begun
 
@@ -104,6 +106,7 @@ class Mesh:
 
 
 _world: Group | None = None
+_last_begun: Group | None = None
 
 
 def init(*, timeout: float | None = None) -> Group:
@@ -131,6 +134,11 @@ def world() -> Group:
 def rank() -> int:
     """This process' number among the ranks of the run; they need not have met."""
     return environment.find().rank
+
+
+def watching() -> Group | None:
+    """The group that began a collective last, of which a rank may be lost; None while only this process computes."""
+    return _last_begun
 
 
 def local_rank() -> int:

@@ -79,10 +79,11 @@ def _all_gather_gradient(g, *, group):
 
 
 def all_reduce(x: Tensor, op: str = "sum", *, group: Group | None = None) -> Tensor:
-    """On every rank the sum (or mean, max, min) of all ranks' x, element by element; half types add up in float32.
+    """On every rank the sum (or mean, max, min) of all ranks' x, element by element.
 
     x: the same shape and dtype on all ranks of the group, by default all there are. Integers have no mean, bool only
-    max and min. Raises DtypeError or ArgumentError for these, RankError where a rank is lost.
+    max and min. Half types add up in float32 over MPI; over NCCL each addition may round to them. Raises DtypeError or
+    ArgumentError for these, RankError where a rank is lost.
     """
     group = _checked("all_reduce", x, group)
     _check_operation("all_reduce", x, op, OPERATIONS)

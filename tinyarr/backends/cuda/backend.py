@@ -14,6 +14,7 @@ from ... import views
 from ...array import Array
 from ...cuda import warn_if_missing
 from ...device import Device
+from ...distributed.group import watching
 from ...dtypes import Dtype
 from ...program import Graph
 from ...program import Plan as ProgramPlan
@@ -21,6 +22,7 @@ from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
 from .arrivals import Arrivals
+from .collective import wait_for
 from .host_copies import HostCopies, HostCopy
 from .joining import join
 from .launch import Loader, bits
@@ -150,12 +152,14 @@ class CudaBackend:
     def to_numpy(self, array: Array) -> np.ndarray:
         begun = self._on_host.find(array)
         if begun is not None:
-            begun.event.synchronize()
+            wait_for(begun.event)
             if self._reports.any():
                 self.synchronize()
             return begun.values.copy()
         result = np.empty(array.shape, array.dtype.numpy)
         if result.size:
+            if watching() is not None:
+                self._wait()  # the copy would wait in the driver, where nothing tells of a lost rank
             with self.lock:
                 self.ready()
                 array = self._dense(array)
@@ -220,13 +224,19 @@ class CudaBackend:
         return join(Lowering(graph, plan), plan).scratch
 
     def synchronize(self) -> None:
-        """Waits for what was launched, and raises OutOfBounds where a kernel reported a bad index."""
+        """Waits for what was launched.
+
+        Raises OutOfBounds where a kernel reported a bad index, RankError where a collective waits for a lost rank.
+        """
+        self._wait()
+        self._reports.check()
+
+    def _wait(self) -> None:
         reached = cupy.cuda.Event(disable_timing=True)
         with self.lock:
             self.ready()
             reached.record(self.stream)
-        reached.synchronize()
-        self._reports.check()
+        wait_for(reached)
 
     def memory_stats(self) -> MemoryStats:
         """Blocks of the pool, rounded up to 512 bytes."""

@@ -15,7 +15,7 @@ from ... import eager, views
 from ...program import Copy, Graph, Group, Node, Place, Read, Value
 from ...program import Plan as ProgramPlan
 from ...views import View
-from . import elementwise, planning, shape
+from . import collective, elementwise, planning, shape
 from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Report
 
 SCRATCH_ALIGNMENT = 512  # bytes
@@ -81,6 +81,8 @@ class Lowering:
             pass
         elif step.call.primitive.name in ("concat", "unslice"):
             self._arrange(step)
+        elif "ticket" in step.call.params:
+            self._collective(step)
         else:
             call = step.call
             layouts = planning.layouts(call)
@@ -119,6 +121,19 @@ class Lowering:
         assert seen is not None, "a layout is chosen only where all views of the value can be had"
         between = self._fitted(_Placed(_seen_as(apart[0].operand, seen), apart[0].at), fit[0])
         self._launch(last.call.primitive.name, alone[1], [between, *others], results, _layouts(last.call))
+
+    def _collective(self, node: Node) -> None:
+        """Begins or ends one. Between the two it works where its operand and its result are, never in scratch."""
+        call = node.call
+        read, made = self._at(*node.inputs[0]), self._made(node.outputs[0], call.out_shapes[0])
+        if call.primitive.name != "wait":
+            planner = planning.planner(call)
+            assert planner is not None and _suits(read, "dense") and _suits(made, "dense")
+            self._add(call.primitive.name, collective.begun(planner([read.operand], [made.operand])), [read], [made])
+        elif 0 not in call.in_shapes[0]:
+            self._add("wait", collective.waiting(call.params["ticket"]), [read], [read])
+            if not self._is_there(node.inputs[0], node.outputs[0]):
+                self._copy(read, made)
 
     def _arrange(self, node: Node) -> None:
         """Joining, and placing in zeros, of what is not made in its place already."""

@@ -8,11 +8,12 @@ from typing import Any
 
 from ... import views
 from ...ops.typing import Typed, Value
-from . import attention, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
+from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .registry import KERNELS, Input, Operand, Output, Plan
 from .slots import Filling, fill
 
-FAMILIES = (attention, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)  # importing them fills KERNELS
+# Importing them fills KERNELS.
+FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)
 
 Planner = Callable[[Sequence[Operand], Sequence[Operand]], Plan]
 

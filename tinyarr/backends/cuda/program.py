@@ -22,6 +22,7 @@ from ...array import Array, empty
 from ...program import Graph, Place
 from ...program import Plan as ProgramPlan
 from . import cublaslt, guard
+from .collective import Begin
 from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
 from .lowering import Lowering, Task, rounded
@@ -48,6 +49,8 @@ class Program:
         self._launches = [(task, backend.loader.steps(task.plan)) for task in self.kernels]
         libraries = {s.name for t in self.kernels for s in t.plan.steps if isinstance(s, LibraryCall)}
         self._capturable = libraries.isdisjoint(UNCAPTURED)
+        specs = [s.spec for t in self.kernels for s in t.plan.steps if isinstance(s, LibraryCall)]
+        self._collectives = [spec for spec in specs if isinstance(spec, Begin)]
         self._constants = [_aligned(x) for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
         self._staged: dict[int, int] = {}  # where in the arena the copy of a state is
@@ -159,6 +162,8 @@ class Program:
         if self._timings is not None or diagnostics.asks("launches"):
             self._launch_timed(addresses)
         elif captured == key:
+            for spec in self._collectives:
+                spec.group.begin(spec.operation)
             graph.launch(stream)
         elif self._before == key and self._capturable:
             stream.begin_capture()

@@ -1,0 +1,102 @@
+"""Ranks whose programs hold different collectives find out before they run them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tinyarr as ta
+from tests.cuda.recorded import Control
+from tinyarr import Device
+from tinyarr.compiler.agree import agree
+from tinyarr.distributed import all_gather, all_reduce, broadcast
+from tinyarr.distributed.group import Group
+from tinyarr.errors import TraceError
+
+META = Device("meta", like="cuda:sm_90")
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+SCRIPT = r"""
+import sys
+
+import tinyarr as ta
+from tinyarr.distributed import all_reduce, world
+
+rank = world().rank
+
+@ta.compile
+def step(x):
+    y = all_reduce(x * 2)
+    if rank == 1:
+        y = y + all_reduce(x, "max")
+    return y
+
+@ta.compile
+def fine(x):
+    return all_reduce(x * (rank + 1)) + (x.sum() if rank else 0)
+
+sys.stdout.write(f"fine {fine(ta.ones((4,)))[0].item() - 4 * rank}\n")
+try:
+    step(ta.ones((4,)))
+except ta.errors.TraceError as error:
+    sys.stdout.write(str(error).replace("\n", " / ") + "\n")
+"""
+
+
+class Told(Control):
+    """The other ranks give what they are said to, else the same as this one."""
+
+    def __init__(self, *others):
+        super().__init__({})
+        self.others, self.given = list(others), []
+
+    def exchange(self, key, value, ranks):
+        self.given.append(value)
+        return [value, *[self.others.pop(0) if self.others else value] * (len(ranks) - 1)]
+
+
+def graph_of(function):
+    compiled = ta.compile(function)
+    compiled(ta.zeros((4,), device=META))
+    return compiled.graphs[0]
+
+
+def test_what_ranks_compute_alone_may_differ():
+    controls = Told(), Told()
+    one, other = (Group((0, 1), 0, control, {}) for control in controls)
+    graph_of(lambda x: all_reduce(x, group=one))
+    graph_of(lambda x: all_reduce(ta.exp(x) * 2, group=other) + x)
+    assert controls[0].given == controls[1].given and len(controls[0].given) == 1
+
+
+def test_the_error_names_ranks_and_the_first_collective_that_differs():
+    group = Group((0, 1), 0, Told(), {})
+    graph = graph_of(lambda x: all_gather(broadcast(all_reduce(x, group=group), group=group), group=group))
+    group._control = Told("other", ["a", "b"], "reduce(...)")
+    with pytest.raises(TraceError, match=r"rank 1 would run other collectives than rank 0.*number 1 is") as raised:
+        agree(graph, "step")
+    assert "rank 0: all_reduce(float32[4], group=Group(0,1), op=sum)" in str(raised.value)
+    assert "test_agree.py" in str(raised.value) and "rank 1: reduce(...)" in str(raised.value)
+
+
+def test_a_group_compares_what_all_of_its_ranks_take_part_in():
+    control = Told()
+    world = Group((0, 1, 2, 3), 0, control, {})
+    pair, other = world.subgroup([0, 1]), world.subgroup([0, 2])
+    graph_of(lambda x: all_reduce(x, group=world) + all_reduce(x, group=other) + all_reduce(x, group=pair))
+    assert len(control.given) == len(set(control.given)) == 3
+
+
+@pytest.mark.skipif(not MPIEXEC.exists(), reason="mpiexec is not installed")
+def test_ranks_of_mpi_with_different_programs_raise_and_those_with_equal_collectives_run(tmp_path):
+    script = tmp_path / "ranks.py"
+    script.write_text(SCRIPT)
+    command = [MPIEXEC, "-n", "2", sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines.count("fine 3.0") == 2
+    errors = [line for line in lines if line.startswith("compile: step")]
+    assert len(errors) == 2 and errors[0] == errors[1]
+    assert "rank 1 would run other collectives than rank 0" in errors[0]
+    assert "number 2 is /   rank 0: no more /   rank 1: all_reduce(float32[4], group=Group(0,1), op=max)" in errors[0]

@@ -1,0 +1,117 @@
+"""Collectives over NCCL, on a stream of their own beside that of kernels.
+
+Each begins when the kernels launched before it have run. A plan lets the kernels that come wait for it at once; a
+program leaves that out, and lets them wait where its node `wait` stands. What is only moved is moved as bytes, and what
+NCCL can't add up is added up in a wider dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from ... import dtypes, views
+from ...distributed.group import Group, watching
+from ...dtypes import Dtype
+from ...errors import RankError
+from . import elementwise
+from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, kernel, library
+
+REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
+WIDER = {
+    dtypes.int16: dtypes.int32, dtypes.uint16: dtypes.uint32,
+    dtypes.float8_e4m3fn: dtypes.float32, dtypes.float8_e5m2: dtypes.float32,
+}  # fmt: skip
+
+
+class Begin(NamedTuple):
+    """One call of NCCL.
+
+    elements: how many each rank gives, or gets from reduce_scatter. ticket: by which it is waited for; None where that
+    is done at once.
+    """
+
+    operation: str
+    group: Group
+    dtype: Dtype
+    elements: int
+    op: str
+    root: int
+    ticket: int | None
+
+
+@library("nccl")
+def prepare(spec: Begin) -> Callable[[int, int, int], None]:
+    from . import nccl
+
+    return nccl.prepare(spec)
+
+
+@library("nccl_wait")
+def prepare_wait(ticket: int | None) -> Callable[[int], None]:
+    from . import nccl
+
+    return nccl.prepare_wait(ticket)
+
+
+def waiting(ticket: int | None) -> Plan:
+    """Kernels launched from now on find what the collective of a ticket makes."""
+    return Plan([LibraryCall("nccl_wait", ticket, ())])
+
+
+def begun(plan: Plan) -> Plan:
+    """A collective's plan without the wait at its end, if it works on nothing but its operand and its result."""
+    waits = plan.steps and isinstance(plan.steps[-1], LibraryCall) and plan.steps[-1].name == "nccl_wait"
+    return replace(plan, steps=plan.steps[:-1]) if waits else plan
+
+
+def wait_for(event: Any) -> None:
+    """Returns when a CUDA event has come to pass. Raises RankError where it waits for a rank that is lost."""
+    group = watching()
+    if group is None:
+        event.synchronize()
+        return
+    try:
+        group.wait(lambda: event.done)
+    except RankError:
+        from . import nccl
+
+        nccl.abort()
+        raise
+
+
+def _register(name: str) -> None:
+    @kernel(name, layouts="dense")
+    def plan(inputs, outputs, *, group, op="sum", root=0, ticket=None):
+        (x,), (out,) = inputs, outputs
+        if 0 in x.shape:
+            return Plan([])
+        operands = (x, Input(0)), (out, Output(0))
+        if name not in REDUCTIONS:
+            nbytes = views.size(x.shape) * x.dtype.itemsize
+            return _planned(Begin(name, group, dtypes.uint8, nbytes, op, root, ticket), *operands)
+        count = views.size(out.shape)
+        if x.dtype not in WIDER:
+            return _planned(Begin(name, group, x.dtype, count, op, root, ticket), *operands)
+        wide = WIDER[x.dtype]
+        widened = [Operand(y.shape, views.contiguous_strides(y.shape), wide) for y in (x, out)]
+        given, made = (widened[0], Scratch(0)), (widened[1], Scratch(1))
+        call = _planned(Begin(name, group, wide, count, op, root, ticket), given, made)
+        steps = [*elementwise.cast(operands[0], given), *call.steps, *elementwise.cast(made, operands[1])]
+        return Plan(steps, tuple(views.size(y.shape) * wide.itemsize for y in widened))
+
+
+def _planned(spec: Begin, source: tuple[Operand, Any], target: tuple[Operand, Any]) -> Plan:
+    begin = LibraryCall("nccl", spec, (source[1], target[1]))
+    return Plan([begin, *waiting(spec.ticket).steps])
+
+
+for _name in (*REDUCTIONS, "broadcast", "all_gather"):
+    _register(_name)
+
+
+@kernel("wait", layouts="dense")
+def wait(inputs, outputs, *, ticket):
+    """In eager mode, where each collective has been waited for. Programs wait as `Lowering` says."""
+    return Plan(elementwise.copy((inputs[0], Input(0)), (outputs[0], Output(0))))
