@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from .. import views
 from ..ops.collective import Collective, wait
@@ -24,11 +24,11 @@ def is_elementwise(node: Any) -> bool:
     return isinstance(node, Node) and hasattr(node.call.primitive, "typed")
 
 
-def is_collective(node: Any) -> bool:
+def is_collective(node: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and isinstance(node.call.primitive, Collective)
 
 
-def is_wait(node: Any) -> bool:
+def is_wait(node: Any) -> TypeGuard[Node]:
     return isinstance(node, Node) and node.call.primitive is wait
 
 

@@ -3,7 +3,7 @@
 What is made of nothing, or of what lives on anyway, is made when it is first read. A reduction to little runs right
 behind what makes its operands, while those are in the cache; where a backend joins kernels that follow each other, only
 if then nothing needs the operands any more. A collective begins right behind what makes its operand, and is waited for
-when its result is first read.
+when its result is first read; collectives begin in the order in which they were traced, on all ranks the same one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sink(graph: Graph) -> Graph:
     for position in reversed(range(len(graph.nodes))):
         node = graph.nodes[position]
         readers = {r for v in made_by(node) for r in lives.readers.get(v, ())}
-        if isinstance(node, Write) or not readers or not lives.kept.isdisjoint(made_by(node)):
+        if isinstance(node, Write) or is_collective(node) or not readers or not lives.kept.isdisjoint(made_by(node)):
             continue
         first, _ = min(keys[r] for r in readers)
         if all(lives.ends(v) >= first and lives.overwritten(v) >= first for v in values_read(node)):
@@ -55,9 +55,12 @@ def overlap(graph: Graph) -> Graph:
     lives = Lives(apart)
     early = _leading_to_collectives(apart, lives)
     keys: list[tuple[int, int]] = []
+    last = -1, 1  # the key of the collective before
     for position, node in enumerate(apart.nodes):
         makers = [keys[lives.maker[v]] for v in values_read(node) if v in lives.maker]
         keys.append((max(makers, default=(-1, 0))[0], 1) if position in early else (position, 0))
+        if is_collective(node):
+            last = keys[-1] = max(keys[-1], last)
     begun = _ordered(apart, keys)
     lives = Lives(begun)
     keys = []

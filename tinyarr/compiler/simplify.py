@@ -1,11 +1,14 @@
-"""Two passes that shorten a graph: equal calls are made once, and what nothing needs is not made at all."""
+"""Two passes that shorten a graph: equal calls are made once, and what nothing needs is not made at all.
+
+But for collectives: they all stay, since another rank may bring two different operands, or need the result.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from ..program import Graph, Read, Step, Value, Write
-from .lives import made_by, reading, renamed, values_read
+from .lives import is_collective, made_by, reading, renamed, values_read
 
 
 def common_subexpressions(graph: Graph) -> Graph:
@@ -18,7 +21,7 @@ def common_subexpressions(graph: Graph) -> Graph:
     nodes: list[Step] = []
     for node in graph.nodes:
         node = reading(node, same)
-        if isinstance(node, Write):
+        if isinstance(node, Write) or is_collective(node):
             nodes.append(node)
             continue
         key = node.call, node.repetition, tuple(x if isinstance(x, Read) else (type(x), repr(x)) for x in node.inputs)
@@ -31,11 +34,11 @@ def common_subexpressions(graph: Graph) -> Graph:
 
 
 def dead_code(graph: Graph) -> Graph:
-    """Without the nodes that lead neither to a result nor to a state."""
+    """Without the nodes that lead neither to a result, nor to a state, nor to a collective."""
     needed = {read.value for read in graph.results} | {s.after for s in graph.states}
     nodes: list[Step] = []
     for node in reversed(graph.nodes):
-        if needed.isdisjoint(made_by(node)):
+        if needed.isdisjoint(made_by(node)) and not is_collective(node):
             continue
         nodes.append(node)
         needed.update(values_read(node))

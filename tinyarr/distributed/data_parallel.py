@@ -109,7 +109,8 @@ def buckets(parameters: Sequence[Tensor], nbytes: int) -> Iterator[list[Tensor]]
     """Runs of parameters with gradients of one dtype, the last first, each of at least so many bytes but the last."""
     run: list[Tensor] = []
     for p in reversed(parameters):
-        if run and (p.grad_dtype is not run[0].grad_dtype or sum(q.size * q.grad_dtype.itemsize for q in run) >= nbytes):
+        is_full = sum(q.size * q.grad_dtype.itemsize for q in run) >= nbytes
+        if run and (is_full or p.grad_dtype is not run[0].grad_dtype):
             yield run
             run = []
         run.append(p)

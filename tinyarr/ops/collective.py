@@ -16,9 +16,9 @@ from .. import dtypes
 from ..distributed.group import Group, world
 from ..errors import ArgumentError, DtypeError, GradientError, ShapeError
 from ..tensor import Tensor, require_tensors
+from ..views import is_contiguous
 from .create import copy
 from .primitive import Primitive, apply
-from ..views import is_contiguous
 
 OPERATIONS = ("sum", "mean", "max", "min")
 
@@ -143,6 +143,10 @@ def _check_operation(operation: str, x: Tensor, op: str, known: tuple[str, ...])
 
 
 def _root(operation: str, root: int, group: Group) -> int:
-    if not 0 <= operator.index(root) < group.size:
+    try:
+        number = operator.index(root)
+    except TypeError:
+        raise TypeError(f"{operation}: root is {type(root).__name__}: give the number of a rank") from None
+    if not 0 <= number < group.size:
         raise ArgumentError(f"{operation}: root is {root}: the group has ranks 0 to {group.size - 1}")
-    return root
+    return number

@@ -17,11 +17,26 @@ from ...dtypes import Dtype
 from ...program import Graph, Plan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
-from . import attention, c_compiler, collective, expression, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
+from . import (
+    attention,
+    c_compiler,
+    collective,
+    expression,
+    index,
+    loss,
+    matmul,
+    norm,
+    reduce,
+    scan,
+    shape,
+    softmax,
+    sort,
+)
 from .memory import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, Record, plan_scratch
 
-FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)  # importing them fills KERNELS
+# Importing them fills KERNELS.
+FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)
 
 _BYTES = np.dtype(np.uint8)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,7 @@ class Step:
         """Bytes of scratch."""
         return plan_scratch(widened(self.call))[0]
 
-    def run(self, addresses: list[int], scratch: int, begun: dict[int, Callable[[], None]]) -> None:
+    def run(self, addresses: Sequence[int], scratch: int, begun: dict[int, Callable[[], None]]) -> None:
         """addresses: of the buffers. scratch: of that of all collectives. begun: by ticket what ends each."""
         call, ticket = self.call, self.call.params.get("ticket")
         if call.primitive.name == "wait":

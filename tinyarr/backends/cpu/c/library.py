@@ -142,8 +142,8 @@ class _Generator:
     def _between(self, node: Node) -> None:
         """A collective begins or ends, when all before it has run."""
         (read,), (value,) = node.inputs, node.outputs
-        places = [self.where(read.value, read.view), self.where(value, views.contiguous(value.shape))]
-        step = collective.Step(node.call, *places, self.held)
+        made = self.where(value, views.contiguous(value.shape))
+        step = collective.Step(node.call, self.where(read.value, read.view), made, self.held)
         self.held += step.nbytes
         self.between.append(step)
         self.sections.append([])
