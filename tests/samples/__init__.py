@@ -6,6 +6,7 @@ named as in tinyarr/ops/.
 
 from tests.samples import (  # importing them fills SAMPLES
     attention,
+    collective,
     create,
     elementwise,
     index,

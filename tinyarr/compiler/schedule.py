@@ -3,7 +3,7 @@
 What is made of nothing, or of what lives on anyway, is made when it is first read. A reduction to little runs right
 behind what makes its operands, while those are in the cache; where a backend joins kernels that follow each other, only
 if then nothing needs the operands any more. A collective begins right behind what makes its operand, and is waited for
-when its result is first read.
+when its result is first read; collectives begin in the order in which they were traced, on all ranks the same one.
 """
 
 from __future__ import annotations

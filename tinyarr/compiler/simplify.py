@@ -34,7 +34,7 @@ def common_subexpressions(graph: Graph) -> Graph:
 
 
 def dead_code(graph: Graph) -> Graph:
-    """Without the nodes that lead neither to a result nor to a state."""
+    """Without the nodes that lead neither to a result, nor to a state, nor to a collective."""
     needed = {read.value for read in graph.results} | {s.after for s in graph.states}
     nodes: list[Step] = []
     for node in reversed(graph.nodes):

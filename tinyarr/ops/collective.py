@@ -144,6 +144,10 @@ def _check_operation(operation: str, x: Tensor, op: str, known: tuple[str, ...])
 
 
 def _root(operation: str, root: int, group: Group) -> int:
-    if not 0 <= operator.index(root) < group.size:
+    try:
+        number = operator.index(root)
+    except TypeError:
+        raise TypeError(f"{operation}: root is {type(root).__name__}: give the number of a rank") from None
+    if not 0 <= number < group.size:
         raise ArgumentError(f"{operation}: root is {root}: the group has ranks 0 to {group.size - 1}")
-    return root
+    return number

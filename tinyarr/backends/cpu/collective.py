@@ -55,7 +55,7 @@ def _all_reduce(comm: Any, sent: np.ndarray, received: np.ndarray, *, op: str, *
     from mpi4py import MPI
 
     same = sent.ctypes.data == received.ctypes.data  # a result in the place of its operand, which MPI must be told
-    return comm.Iallreduce(MPI.IN_PLACE if same else sent, received, _operation(op))
+    return comm.Iallreduce(MPI.IN_PLACE if same else sent, received, _operation(op, sent.dtype))
 
 
 def _reduce(comm: Any, sent: np.ndarray, received: np.ndarray, *, root: int, **_: Any) -> Any:
@@ -69,17 +69,29 @@ def _broadcast(comm: Any, sent: np.ndarray, received: np.ndarray, *, root: int, 
 
 
 def _reduce_scatter(comm: Any, sent: np.ndarray, received: np.ndarray, *, op: str, **_: Any) -> Any:
-    return comm.Ireduce_scatter_block(sent, received, _operation(op))
+    return comm.Ireduce_scatter_block(sent, received, _operation(op, sent.dtype))
 
 
 def _all_gather(comm: Any, sent: np.ndarray, received: np.ndarray, **_: Any) -> Any:
     return comm.Iallgather(_bytes(sent), _bytes(received))
 
 
-def _operation(op: str) -> Any:
+@functools.cache
+def _operation(op: str, dtype: np.dtype) -> Any:
+    """MPI's own operation; NumPy's max and min of floats, since MPI's lose a NaN."""
     from mpi4py import MPI
 
-    return {"sum": MPI.SUM, "mean": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}[op]
+    if op in ("sum", "mean"):
+        return MPI.SUM
+    if dtype.kind != "f":
+        return {"max": MPI.MAX, "min": MPI.MIN}[op]
+    function = {"max": np.maximum, "min": np.minimum}[op]
+
+    def combine(x: Any, y: Any, _: Any) -> None:
+        result = np.frombuffer(y, dtype)
+        function(np.frombuffer(x, dtype), result, out=result)
+
+    return MPI.Op.Create(combine, commute=True)
 
 
 def _bytes(x: np.ndarray) -> np.ndarray:
