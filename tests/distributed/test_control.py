@@ -109,6 +109,7 @@ def test_a_collective_that_all_have_begun_and_that_does_not_end_is_told_with_wha
         assert "every rank has begun it" in str(error)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_wait_for_each_other_in_different_groups_are_both_told(pair):
     a, b, c = pair(timeout=1.0, size=3)
     together(a.meet, b.meet, c.meet)
