@@ -109,6 +109,7 @@ def test_a_collective_that_all_have_begun_and_that_does_not_end_is_told_with_wha
         assert "every rank has begun it" in str(error)
 
 
+@pytest.mark.slow
 def test_two_ranks_that_wait_for_each_other_in_different_groups_are_both_told(pair):
     a, b, c = pair(timeout=1.0, size=3)
     together(a.meet, b.meet, c.meet)
@@ -213,17 +214,15 @@ def test_a_rank_that_hangs_is_named_and_ends_with_the_others(tmp_path, lost, han
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
-def test_a_frozen_rank_is_named(tmp_path, lost):
+def test_a_frozen_rank_is_named_though_nobody_waits_for_it(tmp_path, lost):
     timeout = 2.0
-    codes = [WAIT, WAIT]
-    codes[lost] = "collective(); say('ready'); time.sleep(60)"
-    ranks = start(tmp_path, *codes, timeout=timeout)
+    ranks = start(tmp_path, COMPUTE, COMPUTE, timeout=timeout)
     for rank in ranks:
         rank.process.stdout.readline()
     ranks[lost].process.send_signal(signal.SIGSTOP)
     took, (status, _, err) = seconds(ranks[1 - lost].end)
     assert status == 1 and f"rank {lost} (" in err
-    assert "has not been heard of for 2 s" in err or "has not reached all_gather" in err
+    assert "has not been heard of for 2 s" in err
     assert took < timeout + DEATH
     ranks[lost].process.send_signal(signal.SIGCONT)
     took, (status, _, err) = seconds(ranks[lost].end)
@@ -276,8 +275,10 @@ def test_a_forked_child_is_no_rank(tmp_path):
     collective()
     """
     ranks = start(tmp_path, quiet, fork)
+    ranks[0].process.stdout.readline()
     took, (status, out, err) = seconds(ranks[0].end)
     child = int(ranks[1].process.stdout.readline())
-    assert status == 1 and "rank 1 (" in err and "has ended without a word" in err  # though its child has the socket
+    assert status == 1 and "rank 1 (" in err and "has ended without a word" in err
+    assert took < DEATH  # though its child is alive
     os.kill(child, signal.SIGKILL)
     ranks[1].end()

@@ -51,7 +51,7 @@ def test_ranks_meet_by_mpi():
     assert sorted(out.replace("\n", "")) == sorted(2 * "[0, 10] 2")
 
 
-@pytest.mark.parametrize("way, first", [slow("tcp", 0), ("tcp", 1), ("folder", 0), slow("folder", 1)])
+@pytest.mark.parametrize("way, first", [slow("tcp", 0), slow("tcp", 1), ("folder", 0), slow("folder", 1)])
 def test_ranks_may_come_one_after_the_other(tmp_path, way, first):
     where = address(way, tmp_path)
     early = Rank(MEET.format(timeout=30), variables(first, 2, where))

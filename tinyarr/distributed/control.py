@@ -156,7 +156,7 @@ class Control:
             if self._gone is None:
                 self._connection.send("state", begun=self._progress(), waiting=described)
                 self._silent += 1
-                if self._silent * interval >= self._timeout + _GRACE:
+                if self._silent * interval > self._timeout:
                     self._lose(f"{self._name(0)} has not been heard of for {self._timeout:g} s: it is stopped, or "
                                "its machine cannot be reached")
             elif described is not None:

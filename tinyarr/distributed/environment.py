@@ -146,9 +146,10 @@ def _torchrun_address(variables: Mapping[str, str]) -> str:
     host = variables.get("MASTER_ADDR")
     if not host:
         raise ArgumentError(f"init: {_TORCHRUN.size} is set, MASTER_ADDR is not: set it to the host of rank 0")
-    port = _number(variables, "MASTER_PORT", 1, 65_535)
-    # torchrun itself may listen there, and says so; the next one was free when this one was chosen, as a rule.
-    return f"{host}:{port + (variables.get('TORCHELASTIC_USE_AGENT_STORE') == 'True')}"
+    port = _number(variables, "MASTER_PORT", 1, 65_536)
+    if variables.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun itself listens there
+        port = _PORTS[port % len(_PORTS)]
+    return f"{host}:{port}"
 
 
 def _slurm_address(variables: Mapping[str, str]) -> str:

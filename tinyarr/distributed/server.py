@@ -16,7 +16,7 @@ from typing import Any
 from .connection import Connection
 
 # After a wait has lasted the time-out, every rank's next beat is awaited, for what it has begun meanwhile.
-_FRESH = 2
+_FRESH = 1
 
 
 class _Rank:
