@@ -24,7 +24,7 @@ test: .venv/test.installed  ## the fast tests, without torch and transformers
 test-all: test lint .venv/parity.installed  ## everything but CUDA; a skipped parity test is a failure
 	TINYARR_REQUIRE_PARITY=1 $(PYTEST) -m "(parity or slow) and not cuda"
 
-test-cuda: .venv/test.installed .venv/cuda$(CUDA).installed  ## the tests that need an NVIDIA GPU; CUDA=12 for CUDA 12
+test-cuda: .venv/test.installed .venv/cuda$(CUDA).installed .venv/nccl$(CUDA).installed  ## the tests that need an NVIDIA GPU; CUDA=12 for CUDA 12
 	$(BIN)/python -m pytest -m cuda
 
 lint: .venv/dev.installed  ## ruff and mypy

@@ -16,6 +16,9 @@ counted: the plan's arena, scratch and state, and what PyTorch's allocator count
 MFU: (6 N + 6 L C T) FLOP a token, N the parameters of the products and causal attention at half, over the card's dense
     bfloat16 peak; for known cards.
 
+With --collectives the gradients go over NCCL (on the CPU MPI) among one rank, in the buckets of DataParallel: what
+that adds to a step of tinyarr is what data parallelism costs beside the time on the wire.
+
 With --profile a table of the kernels of tinyarr's step follows, measured in its last process (benchmarks/NOTES.md).
 
 The peer is benchmarks/peers.py under torch.compile (torch-eager: without it), with fused AdamW and, on CUDA, float32
@@ -83,7 +86,9 @@ class Tinyarr:
         model_class = model_classes()[job.model]
         model = model_class(
             model_class.sizes[job.size], dtype=getattr(tinyarr, job.dtype), device=job.device)
-        optimizer = tinyarr.optim.AdamW(model.parameter_groups(job.weight_decay), lr=job.lr, betas=job.betas)
+        groups = model.parameter_groups(job.weight_decay)
+        parallel = tinyarr.distributed.DataParallel(groups) if job.collectives else None
+        optimizer = tinyarr.optim.AdamW(groups, lr=job.lr, betas=job.betas)
         self.batches = [[tinyarr.Tensor(x, device=job.device) for x in (batch[:, :-1], batch[:, 1:])]
                         for batch in tokens]
         accumulate = len(tokens)
@@ -94,6 +99,8 @@ class Tinyarr:
             return loss
 
         def update():
+            if parallel is not None:
+                parallel.reduce()
             tinyarr.optim.clip_grad_norm(optimizer.parameters, job.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -304,6 +311,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="else float32, or bfloat16 on CUDA")
     parser.add_argument("--all-bf16", action="store_true", help="PyTorch's parameters and AdamW state in bfloat16")
     parser.add_argument("--checkpoint", action="store_true", help="PyTorch computes each block again in backward")
+    parser.add_argument("--collectives", action="store_true", help="tinyarr's gradients go over NCCL, of one rank")
     parser.add_argument("--memory-budget", type=float, help="GiB, of tinyarr.compile")
     parser.add_argument("--data", help="token shards in llm.c's format, as a quoted pattern; else random tokens")
     parser.add_argument("--profile", action="store_true", help="on CUDA: time each kernel of tinyarr's step, too")
