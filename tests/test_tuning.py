@@ -147,3 +147,19 @@ def test_a_damaged_or_missing_cache_costs_the_choice_alone(folder, monkeypatch):
     assert tuning.lookup("key") is None
     monkeypatch.setenv("TINYARR_CACHE", str(file / "no" / "folder"))
     assert tuning.record("key", "again") == tuning.lookup("key") == "again"
+
+
+def test_ranks_take_what_the_first_of_them_has_made_or_found(folder, monkeypatch):
+    firsts = {}
+
+    class Ranks:
+        def first(self, key, value):
+            return firsts.get(key) if value is None else firsts.setdefault(key, value)
+
+    monkeypatch.setattr(tuning.group, "met", Ranks)
+    tuning.record("found", "by this one")
+    firsts["found"] = firsts["made"] = "by another"
+    another_process(monkeypatch)
+    assert tuning.lookup("found") == tuning.lookup("made") == "by another"
+    assert tuning.lookup("new") is None
+    assert tuning.record("new", "here") == firsts["new"] == "here"

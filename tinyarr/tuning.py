@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from . import cache
+from .distributed import group
 from .errors import FileError
 
 _choices: dict[str, str] = {}  # of this process, by key
@@ -29,15 +30,16 @@ def lookup(key: str, *, eager: bool = False) -> str | None:
         return _eager.get(key)
     if key not in _choices:
         stored = cache.read(_file(key))
-        if stored is not None:
-            _choices.setdefault(key, stored.decode())
+        found = _agreed(key, None if stored is None else stored.decode())
+        if found is not None:
+            _choices.setdefault(key, found)
     return _choices.get(key)
 
 
 def record(key: str, value: str) -> str:
     """Keeps a choice, here and in the disk cache, and returns it; or one that another thread or process kept before."""
     if lookup(key) is None:
-        _choices.setdefault(key, value)
+        _choices.setdefault(key, _agreed(key, value) or value)
         cache.write(_file(key), _choices[key].encode())
     return _choices[key]
 
@@ -73,6 +75,11 @@ def load(path: str | Path, *, eager: bool = False) -> None:
     _choices.update(loaded)
     if eager:
         _eager.update(loaded)
+
+
+def _agreed(key: str, value: str | None) -> str | None:
+    ranks = group.met()
+    return value if ranks is None else ranks.first(key, value)
 
 
 def _file(key: str) -> Path:

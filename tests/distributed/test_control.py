@@ -87,6 +87,14 @@ def test_some_of_the_ranks_exchange_without_the_others(pair):
     assert b.exchange("b", 3, (1,)) == [3]
 
 
+def test_the_first_value_under_a_key_is_everyones_whoever_asks(pair):
+    a, b = pair()
+    together(a.meet, b.meet)
+    assert b.first("x", None) is None
+    assert [b.first("x", "b's"), a.first("x", "a's"), a.first("x", None), b.first("x", "more")] == ["b's"] * 4
+    assert a.first("y", "a's") == "a's"
+
+
 def test_an_exchange_names_the_rank_that_does_not_come(pair):
     a, b = pair(timeout=1.0)
     together(a.meet, b.meet)

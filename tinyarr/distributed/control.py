@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -45,6 +46,7 @@ class Control:
         self._begun: dict[str, deque[tuple[int, str]]] = {}
         self._waiting: tuple[str, int | None, Sequence[int]] | None = None
         self._values: dict[str, list[Any]] = {}
+        self._questions = itertools.count()
         self._gone: dict[int, dict[str, tuple[int, str]]] | None = None  # of those who ended before the server did
         self._silent = 0
         self._lost: str | None = None
@@ -69,6 +71,13 @@ class Control:
         self._connection.send("value", key=key, value=value, ranks=list(ranks))
         self.wait(lambda: key in self._values, key, None, ranks)
         return self._values.pop(key)
+
+    def first(self, key: str, value: Any) -> Any:
+        """Of all values that any rank has brought under a key the one that came first; None brings nothing."""
+        answer = f"first/{self.rank}/{next(self._questions)}"
+        self._connection.send("first", key=key, value=value, answer=answer)
+        self.wait(lambda: answer in self._values, answer, None, (0,))
+        return self._values.pop(answer)[0]
 
     def begin(self, group: str, number: int, operation: str) -> None:
         """Notes which collective of a group begins; the next beat tells the others."""

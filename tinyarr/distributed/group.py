@@ -62,6 +62,13 @@ class Group:
         key = f"{self.name}/{next(self._exchanges)}"
         return self._control.exchange(key, value, self.ranks)
 
+    def first(self, key: str, value: Any) -> Any:
+        """Of all values that ranks of the run bring under a key the one that came first; None brings nothing.
+
+        So a choice that each could make otherwise is made once. Ranks need not ask together, nor all of them.
+        """
+        return value if self._control is None else self._control.first(key, value)
+
     def begin(self, operation: str) -> int:
         """Counts a collective that begins; the number tells `wait` which it was."""
         global _last_begun
@@ -134,6 +141,11 @@ def world() -> Group:
 def rank() -> int:
     """This process' number among the ranks of the run; they need not have met."""
     return environment.find().rank
+
+
+def met() -> Group | None:
+    """The group of all ranks, if they have met."""
+    return _world
 
 
 def watching() -> Group | None:

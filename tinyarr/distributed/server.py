@@ -65,6 +65,7 @@ class Server:
         self._ranks: dict[int, _Rank] = {}
         self._strangers: list[Connection] = []
         self._values: dict[str, dict[int, Any]] = {}
+        self._firsts: dict[str, Any] = {}
         self._beats = 0
         self._met = self._closing = False
         self._lost: str | None = None
@@ -138,6 +139,10 @@ class Server:
             rank.begun, rank.waiting = message["begun"], message["waiting"]
         elif kind == "value":
             self._collect(number, message)
+        elif kind == "first":
+            if message["value"] is not None:
+                self._firsts.setdefault(message["key"], message["value"])
+            connection.send("values", key=message["answer"], values=[self._firsts.get(message["key"])])
         elif kind == "raised":
             self._lose(f"{self._name(number)} raised {message['error']}: its traceback is in its output")
         elif kind == "farewell":
