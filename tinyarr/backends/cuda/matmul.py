@@ -126,9 +126,11 @@ def product(
         return _raw(x, x_at, y, y_at, out, out_at, accumulate, batch, batch_strides)
     (x_transposed, x_ld), (y_transposed, y_ld) = _lie(x), _lie(y)
     x_stride, y_stride, out_stride = batch_strides
+    # In float64 the kernels that need no alignment serve all operands: others add up in another order.
+    aligned = x.aligned and y.aligned and out.aligned and x.dtype.itemsize < 8
     spec = cublaslt.Product(
         m, n, k, x.dtype, out.dtype, x_transposed, y_transposed, x_ld, y_ld, max(out.strides[0], n), batch, x_stride,
-        y_stride, out_stride, accumulate=accumulate, epilogue=epilogue, aligned=x.aligned and y.aligned and out.aligned,
+        y_stride, out_stride, accumulate=accumulate, epilogue=epilogue, aligned=aligned,
     )  # fmt: skip
     return LibraryCall("cublaslt", spec, (x_at, y_at, out_at, workspace, *more))
 

@@ -81,7 +81,9 @@ def prepare_wait(ticket: int | None) -> Callable[[int], None]:
 
 def _starting(spec: Begin, comm: Any, stream: int) -> Callable[[int, int], None]:
     """start(source, target): NCCL's call."""
-    count, dtype, op, root = spec.elements, _number(spec.dtype), getattr(nccl, _OPERATIONS[spec.op]), spec.root
+    # NCCL's own mean of a single rank has other numbers at its end (2.28.9).
+    op = getattr(nccl, _OPERATIONS["sum" if spec.group.size == 1 else spec.op])
+    count, dtype, root = spec.elements, _number(spec.dtype), spec.root
     nbytes, is_root = spec.elements * spec.dtype.itemsize, spec.group.rank == root
 
     def reduce(source: int, target: int) -> None:
@@ -120,7 +122,7 @@ def communicator(group: Group, device: int) -> Any:
     # While it captures, NCCL would tell the other ranks where buffers are. But each rank captures a program when its
     # own addresses stay the same, which needs not be at the same call.
     os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
-    identity = tuple(group.exchange(list(nccl.get_unique_id()) if group.rank == 0 else None)[0])
+    identity = bytes(group.exchange(list(nccl.get_unique_id()) if group.rank == 0 else None)[0])
     meeting: Future[Any] = Future()
 
     def meet() -> None:
