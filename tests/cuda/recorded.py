@@ -80,7 +80,7 @@ class Machine:
             memsetAsync=lambda to, byte, nbytes, stream: log.append(Entry("memset", stream, (to, byte, nbytes))),
         )
         nccl = SimpleNamespace(
-            available=True, get_unique_id=lambda: tuple(range(-64, 64)), NcclCommunicator=NcclCommunicator,
+            available=True, get_unique_id=lambda: bytes(range(128)), NcclCommunicator=NcclCommunicator,
             NcclError=RuntimeError, **{f"NCCL_{name}": name for name in NAMES},
         )  # fmt: skip
         cupy, inner = ModuleType("cupy"), ModuleType("cupy.cuda")
