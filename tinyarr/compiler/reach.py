@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..device import Device
+from ..distributed.group import Group
 from ..dtypes import Dtype
 from ..errors import TraceError
 from ..random import Generator
 from ..tensor import Tensor
 from ..views import Shape
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Dtype, Device, slice, range)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(...), Dtype, Device, slice, range, Group)
 FLOATS = (float, np.float64)
 _STANDARD = sys.stdlib_module_names - {"__main__"}
 
