@@ -54,13 +54,17 @@ def overlap(graph: Graph) -> Graph:
     apart = _begun_and_waited_for(graph)
     lives = Lives(apart)
     early = _leading_to_collectives(apart, lives)
+    of_nothing = {position for position in early if not values_read(apart.nodes[position])}
     keys: list[tuple[int, int]] = []
     last = -1, 1  # the key of the collective before
     for position, node in enumerate(apart.nodes):
-        makers = [keys[lives.maker[v]] for v in values_read(node) if v in lives.maker]
-        keys.append((max(makers, default=(-1, 0))[0], 1) if position in early else (position, 0))
+        makers = {lives.maker[v] for v in values_read(node) if v in lives.maker} - of_nothing
+        after = max((keys[maker] for maker in makers), default=(-1, 0))
+        keys.append((after[0], 1) if position in early else (position, 0))
         if is_collective(node):
             last = keys[-1] = max(keys[-1], last)
+    for position in sorted(of_nothing, reverse=True):
+        keys[position] = min(keys[r] for v in made_by(apart.nodes[position]) for r in lives.readers[v])
     begun = _ordered(apart, keys)
     lives = Lives(begun)
     keys = []
@@ -72,12 +76,12 @@ def overlap(graph: Graph) -> Graph:
 
 
 def _leading_to_collectives(graph: Graph, lives: Lives) -> set[int]:
-    """The positions of collectives, and of what only joins or casts their operands and nothing else reads."""
+    """The positions of collectives, and of what only joins, casts or fills their operands and nothing else reads."""
     early: set[int] = set()
     for position in reversed(range(len(graph.nodes))):
         node = graph.nodes[position]
         readers = {r for v in made_by(node) for r in lives.readers.get(v, ())}
-        arranges = isinstance(node, Node) and node.call.primitive.name in ("concat", "copy", "astype")
+        arranges = isinstance(node, Node) and node.call.primitive.name in ("concat", "copy", "astype", "full")
         if is_collective(node) or (arranges and readers and readers <= early and lives.kept.isdisjoint(made_by(node))):
             early.add(position)
     return early

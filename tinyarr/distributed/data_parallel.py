@@ -43,7 +43,9 @@ class DataParallel:
 
     def reduce(self) -> None:
         """Makes each gradient the mean over the ranks; where only some ranks have one, the others count as zero."""
-        average_gradients(self.parameters, group=self.group, bucket=self._bucket)
+        # The last are averaged first, but the last group last: matrices come first, and it is small beside them.
+        parameters = [p for g in reversed(self.groups) for p in g["parameters"]]
+        average_gradients(parameters, group=self.group, bucket=self._bucket)
 
     def gradient_norm(self) -> Tensor:
         """The joint Euclidean norm of the mean gradients, which reduce() has made: the same on every rank."""
