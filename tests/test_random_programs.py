@@ -223,13 +223,13 @@ class NotFound(Exception):
 
 
 @st.composite
-def programs(draw) -> Program:
+def programs(draw, kinds=KINDS) -> Program:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     inputs = [rng.normal(size=draw(shapes(max_ndim=3, max_side=3))) for _ in range(draw(st.integers(1, 3)))]
     values, steps = list(inputs), []
     for _ in range(draw(st.integers(1, 10))):
         try:
-            step = draw(st.sampled_from(KINDS))(draw, values)
+            step = draw(st.sampled_from(kinds))(draw, values)
         except NotFound:
             continue
         with np.errstate(all="ignore"):

@@ -6,7 +6,7 @@ import numpy as np
 
 from tinyarr import views
 from tinyarr.compiler.layout import is_copy
-from tinyarr.compiler.lives import is_elementwise, nbytes
+from tinyarr.compiler.lives import is_elementwise, is_wait, nbytes
 from tinyarr.compiler.plan import ROW_BY_ROW
 from tinyarr.program import Copy, Group, Node, Read, Write
 
@@ -55,7 +55,7 @@ def names(graph):
         if isinstance(node, Write):
             found[node.output] = found[node.old].copy()
             found[node.output][positions(node.view).reshape(-1)] = found[node.new]
-        elif is_copy(node):
+        elif is_copy(node) or is_wait(node):
             (x,), (value,) = node.inputs, node.outputs
             found[value] = found[x.value][positions(x.view)].reshape(-1)
         elif isinstance(node, Node) and node.call.primitive.name in ("concat", "unslice"):
@@ -151,7 +151,8 @@ class Follower:
                     found, expected = self.load(*x), self.names[asked.value][positions(asked.view)]
                     reads.append((part, i, x))
                 assert np.array_equal(found.reshape(-1), expected.reshape(-1)), title
-        if not (is_copy(node) and self.plan.places[node.outputs[0]] == self.plan.places[step.inputs[0].value]):
+        names_it = is_copy(node) or is_wait(node)
+        if not (names_it and self.plan.places[node.outputs[0]] == self.plan.places[step.inputs[0].value]):
             for value in step.outputs:
                 assert all(self.may_overwrite(value, *read) for read in reads), title
         if node.call.primitive.name in ("concat", "unslice"):
@@ -169,7 +170,8 @@ class Follower:
         if not self.overlap(operand, target):
             return True
         if not is_elementwise(part):
-            first = ROW_BY_ROW.get(part.call.primitive.name) == number and value is part.outputs[0]
+            name = part.call.primitive.name
+            first = (ROW_BY_ROW.get(name) == number or name == "all_reduce") and value is part.outputs[0]
             return first and np.array_equal(operand[1], target[1])
         shape = part.call.out_shapes[0]
         shown = views.reshape(self.layout(value), shape)

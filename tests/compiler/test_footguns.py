@@ -4,7 +4,7 @@ import contextvars
 import functools
 import sys
 import threading
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
 import pytest
@@ -121,6 +121,18 @@ def test_sets_and_deques_change_as_in_eager_mode():
         out = run(Tensor([float(i)]))
         assert names == {"a", "b"} and [values(t) for t in last] == [[2.0 * j] for j in range(max(i - 1, 0), i + 1)]
         assert values(out) == [2.0 * max(i - 1, 0) + 2]
+
+
+def test_a_counter_that_the_function_reaches_or_changes_counts_as_in_eager_mode():
+    reached, changed = Counter(a=3), Counter(a=1)
+
+    def step(x):
+        changed["a"] += 2
+        return x * reached["a"]
+
+    compiled = ta.compile(step)
+    assert compiled(ta.ones(1)).item() == compiled(ta.ones(1)).item() == 3
+    assert (reached, changed) == (Counter(a=3), Counter(a=5))
 
 
 def test_a_captured_tensor_that_is_replaced_or_written_is_used_as_it_is():

@@ -191,4 +191,4 @@ def put(x: Any, new: dict[Any, Any]) -> None:
     else:
         for key in x.keys() - new.keys():
             del x[key]
-        x.update(new)
+        dict.update(x, new)  # a Counter's own update adds

@@ -59,16 +59,17 @@ def overlap(graph: Graph) -> Graph:
     apart = _begun_and_waited_for(graph)
     lives = Lives(apart)
     early = _leading_to_collectives(apart, lives)
+    of_nothing = {position for position in early if not values_read(apart.nodes[position])}
     keys: list[tuple[int, int]] = []
     begun_last = (-1, 1)
     for position, node in enumerate(apart.nodes):
-        makers = [keys[lives.maker[v]] for v in values_read(node) if v in lives.maker]
-        keys.append((max(makers, default=(-1, 0))[0], 1) if position in early else (position, 0))
+        makers = {lives.maker[v] for v in values_read(node) if v in lives.maker} - of_nothing
+        after = max((keys[maker] for maker in makers), default=(-1, 0))
+        keys.append((after[0], 1) if position in early else (position, 0))
         if is_collective(node):
             keys[position] = begun_last = max(keys[position], begun_last)
-    for position in early:
-        if not values_read(apart.nodes[position]):  # made of nothing, as late as it can be
-            keys[position] = min(keys[r] for v in made_by(apart.nodes[position]) for r in lives.readers[v])
+    for position in sorted(of_nothing, reverse=True):  # as late as it can be
+        keys[position] = min(keys[r] for v in made_by(apart.nodes[position]) for r in lives.readers[v])
     begun = _ordered(apart, keys)
     lives = Lives(begun)
     keys = []
