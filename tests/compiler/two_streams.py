@@ -21,8 +21,16 @@ from tinyarr.program import Copy, Read, Write
 from tinyarr.program import Group as Joined
 
 WAYS = ("at once", "late", "rubbish")
-ALONE = Group((0,), 0, None, {})
-PAIR = Group((0, 1), 0, None, {})  # whose other rank brings what `of_two` says
+
+
+class Pair(Group):
+    """Two ranks, of which the other says what this one does, and brings to collectives what `of_two` says."""
+
+    def exchange(self, value):
+        return [value, value]
+
+
+ALONE, PAIR = Group((0,), 0, None, {}), Pair((0, 1), 0, None, {})
 
 
 def of_two(name: str, x: np.ndarray, n: int, op: str = "sum", root: int = 0) -> np.ndarray:

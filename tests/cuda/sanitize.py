@@ -22,7 +22,7 @@ RACE = """extern "C" __global__ void planted(float *out)
     together[threadIdx.x] = threadIdx.x;
     out[threadIdx.x] = together[63 - threadIdx.x];
 }"""
-# memcheck: NCCL asks for kernels that it has not been built with, and goes on. racecheck would show what it makes of the
+# memcheck: NCCL asks for kernels that it has not been built with, and goes on. racecheck would show what it makes of
 # hazards alone, and that is at times nothing where there are some.
 REPORT = {"memcheck": ["--report-api-errors", "no"], "racecheck": ["--racecheck-report", "all"]}
 

@@ -90,8 +90,9 @@ class DataParallel(Alone):
         replicate(self.parameters, group=self.group)
 
     def reduce(self) -> None:
-        for options in self.groups:  # in each the last parameter's gradient is there first
-            average_gradients(options["parameters"], group=self.group, bucket=self._bucket)
+        # The last are averaged first, but the last group last: matrices come first, and it is small beside them.
+        parameters = [p for g in reversed(self.groups) for p in g["parameters"]]
+        average_gradients(parameters, group=self.group, bucket=self._bucket)
 
     def mean(self, *values: Tensor) -> tuple[Tensor, ...]:
         together = all_reduce(stack(values), "mean", group=self.group)

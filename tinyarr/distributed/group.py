@@ -57,7 +57,7 @@ class Group:
 
         Raises RankError where a rank does not come.
         """
-        if self._control is None:
+        if self._control is None or self.size == 1:
             return [value]
         key = f"{self.name}/{next(self._exchanges)}"
         return self._control.exchange(key, value, self.ranks)
