@@ -4,6 +4,8 @@ import pytest
 
 from tests.distributed.ranks import run
 
+four = pytest.param(4, marks=pytest.mark.slow)
+
 
 def test_two_ranks_train_to_the_bits_of_one_process():
     assert run("schemes", 2, "few").count("trains as one process does") == 2
@@ -17,11 +19,11 @@ def test_every_scheme_trains_as_one_process_does(ranks, model, dtype):
     assert run("schemes", ranks, model, dtype, seconds=900).count("trains as one process does") == ranks
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, four])
 def test_parameters_without_gradient_frozen_written_by_hand_or_too_few_are_handled(ranks):
     assert run("parameters", ranks).count("parameters of every kind are right") == ranks
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, four])
 def test_bytes_sent_and_memory_held_are_those_of_theory(ranks):
     assert run("costs", ranks).count("costs are those of theory") == ranks
