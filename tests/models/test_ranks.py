@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,11 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_scheme():
     assert len(list(Path("part").glob("checkpoint*"))) == 5
     step = int(re.search("stopped at step ([0-9]+)", error)[1])
     assert [record["step"] for record in log("part")] == [*range(step)]
+    shutil.copytree("part", "alone")
+    status, out, error = command(1, "train --resume alone")
+    assert status == 0, error
+    assert [path.name for path in Path("alone").glob("checkpoint*")] == ["checkpoint.safetensors"]
+    assert_alike("whole", "alone")
     status, out, error = command(2, "train --resume part --zero 1")
     assert status == 0, error
     assert "note: ranks was 4, is 2" in out
@@ -165,12 +171,12 @@ def test_a_run_survives_any_rank_killed_at_any_moment(zero, folder):
     while kills < 25:
         has_checkpoint = Path("part/checkpoint.safetensors").exists()
         if not has_checkpoint and Path("part").exists():
-            subprocess.run(["rm", "-r", "part"], check=True)
+            shutil.rmtree("part")
         line = "train --resume part" if has_checkpoint else f"train {longer} --zero {zero} --out part"
         status, error, seconds = kill_one(2, line, chance.uniform(0, 2.5), chance.randrange(2))
         if status == 0:  # it was done before
             assert log("part") == log("whole") and checkpoint("part") == checkpoint("whole")
-            subprocess.run(["rm", "-r", "part"], check=True)
+            shutil.rmtree("part")
             continue
         kills, slowest = kills + 1, max(slowest, seconds)
         assert status == 128 + signal.SIGKILL, error
