@@ -131,10 +131,13 @@ def main(model_class: type, argv: Sequence[str] | None = None) -> None:
 
 
 def _train(model_class: type, given: dict[str, Any]) -> None:
+    from .ranks import agree
     from .run import saved_options
     from .train import train
 
-    train(model_class, TrainOptions(**(saved_options(model_class.name, given) if "resume" in given else given)))
+    if "resume" in given:
+        given = agree(lambda: saved_options(model_class.name, given))
+    train(model_class, TrainOptions(**given))
 
 
 def _generate(model_class: type, given: dict[str, Any]) -> None:

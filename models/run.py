@@ -100,8 +100,8 @@ class Run:
         """Replaces the checkpoint by the state before `step`. Raises Stop where that fails; the old one stays whole."""
         state = dict(step=step, generator=generator.state_dict())
         try:
-            if tuning.choices():  # before the state that they led to
-                on_first_rank(lambda: tuning.save(self.choices))
+            # Before the state that they led to. Another rank may have made none: all ask, whatever they have.
+            on_first_rank(lambda: tuning.save(self.choices) if tuning.choices() else None)
             checkpoint.write(self.checkpoint, state, model, optimizer, parallel)
         except Stop as stop:
             raise Stop(f"step {step}: {self.checkpoint} can't be written ({stop}): the checkpoint before it "

@@ -208,11 +208,7 @@ def open_run(
         data=corpus.fingerprint, environment=environment())
     if options.resume is None:
         return Run.start(options.out, config), 0
-    run = Run.open(options.resume)
-    if run.finished:
-        raise Stop(f"{run.folder} is finished: it has all its {options.steps} steps; start a new run for more")
-    if run.config["data"] != corpus.fingerprint:
-        raise Stop(f"{run.folder} was trained on other data than is there now: bring the old back, or start a new run")
+    run = agree(lambda: reopened(options.resume, corpus))
     for name, value in config["environment"].items():
         before = run.config["environment"].get(name)
         if value != before:
@@ -220,3 +216,14 @@ def open_run(
     first = agree(lambda: run.load(model, optimizer, parallel, generator))  # and then nobody reads the log any more
     run.back_to(first)
     return run, first
+
+
+def reopened(folder: str, corpus: Corpus) -> Run:
+    """A run to go on with. Raises Stop where it is finished, or was trained on other data."""
+    run = Run.open(folder)
+    if run.finished:
+        steps = run.config["options"]["steps"]
+        raise Stop(f"{run.folder} is finished: it has all its {steps} steps; start a new run for more")
+    if run.config["data"] != corpus.fingerprint:
+        raise Stop(f"{run.folder} was trained on other data than is there now: bring the old back, or start a new run")
+    return run

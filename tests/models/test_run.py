@@ -175,6 +175,17 @@ def test_a_run_keeps_the_choices_made_by_timing_and_brings_them_back(folder, mon
         run.load(Toy(0, 0))
 
 
+def test_ranks_ask_each_other_the_same_whatever_choices_they_have_made(monkeypatch):
+    counts = []
+    for folder, choices in (("without", {}), ("with", {"a product": "its algorithm"})):
+        asked = []
+        monkeypatch.setattr(tuning, "_choices", choices)
+        monkeypatch.setattr(distributed.Group, "exchange", lambda group, value, asked=asked: asked.append(0) or [value])
+        saved(folder)
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 1
+
+
 def test_a_run_is_finished_once_the_validation_after_all_steps_is_logged():
     run = saved(steps=3)
     assert not run.finished
