@@ -54,8 +54,10 @@ def _communicator(group: Any) -> Any:
 def _all_reduce(comm: Any, sent: np.ndarray, received: np.ndarray, *, op: str, **_: Any) -> Any:
     from mpi4py import MPI
 
-    same = sent.ctypes.data == received.ctypes.data  # a result in the place of its operand, which MPI must be told
-    return comm.Iallreduce(MPI.IN_PLACE if same else sent, received, _operation(op, sent.dtype))
+    # All ranks must sum in place or none, though only some of their plans may have one place for both.
+    if sent.ctypes.data != received.ctypes.data:
+        np.copyto(received, sent)
+    return comm.Iallreduce(MPI.IN_PLACE, received, _operation(op, sent.dtype))
 
 
 def _reduce(comm: Any, sent: np.ndarray, received: np.ndarray, *, root: int, **_: Any) -> Any:
