@@ -5,6 +5,8 @@ import pytest
 from tests.distributed.ranks import run
 
 four = pytest.param(4, marks=pytest.mark.slow)
+CASES = [(2, model, dtype) for model in ("gpt2", "llama3") for dtype in ("float32", "bfloat16")]
+CASES += [(4, "gpt2", "float32"), (4, "llama3", "bfloat16")]
 
 
 def test_two_ranks_train_to_the_bits_of_one_process():
@@ -12,9 +14,7 @@ def test_two_ranks_train_to_the_bits_of_one_process():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model", ["gpt2", "llama3"])
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(("ranks", "model", "dtype"), CASES)
 def test_every_scheme_trains_as_one_process_does(ranks, model, dtype):
     assert run("schemes", ranks, model, dtype, seconds=900).count("trains as one process does") == ranks
 

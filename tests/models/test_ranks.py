@@ -77,8 +77,7 @@ def test_two_ranks_learn_what_one_process_does(zero):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 1, 2])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("zero", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")])
 def test_the_same_number_of_ranks_gives_the_same_bits(zero, dtype):
     for out in ("a", "b"):
         status, _, error = command(4, f"train {SMALL} --zero {zero} --dtype {dtype} --out {out}")
@@ -173,7 +172,7 @@ def test_a_run_survives_any_rank_killed_at_any_moment(zero, folder):
         if not has_checkpoint and Path("part").exists():
             shutil.rmtree("part")
         line = "train --resume part" if has_checkpoint else f"train {longer} --zero {zero} --out part"
-        status, error, seconds = kill_one(2, line, chance.uniform(0, 2.5), chance.randrange(2))
+        status, error, seconds = kill_one(2, line, chance.uniform(0, 2), chance.randrange(2))
         if status == 0:  # it was done before
             assert log("part") == log("whole") and checkpoint("part") == checkpoint("whole")
             shutil.rmtree("part")
