@@ -19,8 +19,10 @@ from tests.test_primitives import in_tuple, operands
 from tests.test_random_programs import programs
 from tinyarr import Tensor, cache
 from tinyarr.backends.cpu import c_compiler
+from tinyarr.backends.cpu.c import collective
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.plan import plan
+from tinyarr.distributed import all_gather, all_reduce
 from tinyarr.errors import OutOfBounds, TinyarrError
 
 
@@ -228,6 +230,31 @@ def test_a_bad_index_names_operation_position_and_line():
     assert look_up(Tensor([0, 3])).shape == (2, 3)
     with pytest.raises(OutOfBounds, match=r"take: index 1 is 4.*test_library.py"):
         look_up(Tensor([0, 4]))
+
+
+def test_what_ranks_make_together_is_joined_as_it_is_read():
+    def function(x):
+        return ta.concat([all_reduce(x * 2), x, all_gather(x + 1)])
+
+    x = ta.randn(6, 3)
+    assert np.array_equal(ta.compile(function)(x).numpy(), function(x).numpy())
+
+
+def test_collectives_that_are_on_their_way_at_a_bad_index_are_waited_for(monkeypatch):
+    happened, begin = [], collective.begin
+
+    def noting(name, *given):
+        finish = begin(name, *given)
+        happened.append("begun")
+        return lambda: (happened.append("ended"), finish())
+
+    monkeypatch.setattr(collective, "begin", noting)
+    step = ta.compile(lambda x, rows: all_reduce(x * 2) + ta.take(x, rows, axis=0).sum())
+    x = ta.ones((8,))
+    step(x, ta.Tensor([1, 2]))
+    with pytest.raises(OutOfBounds):
+        step(x, ta.Tensor([1, 8]))
+    assert happened == ["begun", "ended"] * 2
 
 
 def test_what_is_written_before_a_bad_index_counts_as_written():

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from .... import views
+from ....ops.collective import wait
 from ....views import Shape
 from ..collective import begin, widened
 from ..registry import plan_scratch
-
-NAMES = ("all_reduce", "reduce", "broadcast", "reduce_scatter", "all_gather", "wait")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Step:
     def run(self, addresses: Sequence[int], scratch: int, begun: dict[int, Callable[[], None]]) -> None:
         """addresses: of the buffers. scratch: of that of all collectives. begun: by ticket what ends each."""
         call, ticket = self.call, self.call.params.get("ticket")
-        if call.primitive.name == "wait":
+        if call.primitive is wait:
             begun.pop(ticket)()
             return
         x = _array(addresses[self.read[0]] + self.read[1], call.in_shapes[0], call.in_dtypes[0].numpy)

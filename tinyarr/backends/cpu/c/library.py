@@ -16,7 +16,7 @@ import numpy as np
 from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
-from ....ops.collective import wait
+from ....ops.collective import Collective, wait
 from ....ops.typing import Typed
 from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import Shape, View
@@ -94,11 +94,13 @@ class _Generator:
 
     def _step(self, number: int, step: Node | Group | Copy) -> None:
         launch = _Launch(self)
-        if isinstance(step, Node) and step.call.primitive.name in collective.NAMES:
+        if isinstance(step, Node) and (isinstance(step.call.primitive, Collective) or step.call.primitive is wait):
             self._between(step)
-            if step.call.primitive is not wait or self._same(step.inputs[0], step.outputs[0]):
+            (read,), (value,) = step.inputs, step.outputs
+            if step.call.primitive is not wait or self._same(read, value):
                 return
-            site, title = launch.node(step), "wait"
+            view = self.plan.layouts.get(value, views.contiguous(value.shape))
+            site, title = launch.copy(Copy(read, value), view), "copy"
         elif isinstance(step, Copy):
             view = views.contiguous(step.read.view.shape) if step.part is None else step.part
             if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
@@ -323,8 +325,10 @@ class Library:
         for section, step in enumerate([*self._between, None]):
             self._library.run(memory, ctypes.byref(report), self.threads, section)
             if step is None or report.launch >= 0:
-                return
+                break
             step.run(addresses, addresses[0] + self._held, begun)
+        for finish in begun.values():  # after a bad index: until then they read and write the arena
+            finish()
 
     def _raise(self, report: _Report) -> None:
         step = self._plan.steps[report.launch]
