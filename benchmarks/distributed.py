@@ -2,7 +2,7 @@
 
     python -m benchmarks.distributed --ranks 1 2 4
 
-A step is that of benchmarks/train.py, on ranks that MPI connects. Of each scheme (the training command's --zero) and
+A step is that of the training command, on ranks that MPI connects. Of each scheme (the training command's --zero) and
 number of ranks it shows, beside what theory says:
 
 sent: bytes that a rank hands on in a step if collectives are rings: of an all-reduce of N bytes 2 (n-1)/n N, of a
@@ -56,6 +56,8 @@ def measure(job: argparse.Namespace) -> dict[str, float] | None:
     """What this rank finds; None but on the first."""
     import tinyarr
     from models.gpt2 import GPT2
+    from models.options import TrainOptions
+    from models.steps import make_programs
     from tinyarr import distributed, optim
     from tinyarr.backends.cpu import collective
 
@@ -63,42 +65,19 @@ def measure(job: argparse.Namespace) -> dict[str, float] | None:
     collective._communicator = lambda group: Counted(connect(group))
     group = distributed.world()
     model = GPT2(GPT2.sizes[job.size], generator=tinyarr.Generator(0))
-    groups = model.parameter_groups(0.1)
-    if group.size == 1:
-        parallel = distributed.Alone(groups)
-    else:
-        parallel = distributed.Zero(groups, stage=job.zero) if job.zero else distributed.DataParallel(groups)
+    parallel = distributed.share_out(model.parameter_groups(0.1), zero=job.zero)
     optimizer = optim.AdamW(parallel.groups, lr=1e-4)
-
-    def add_gradient(tokens, targets):
-        loss = model.loss(tokens, targets) / job.accumulate
-        loss.backward()
-        if parallel.reduces_each_batch:
-            parallel.reduce()
-        return loss.detach()
-
-    def step(tokens, targets):
-        loss = add_gradient(tokens, targets)
-        if not parallel.reduces_each_batch:
-            parallel.reduce()
-        optim.clip_grad_norm(optimizer.parameters, 1.0, norm=parallel.gradient_norm())
-        optimizer.step()
-        parallel.gather()
-        optimizer.zero_grad()
-        return loss
-
-    programs = tinyarr.compile(add_gradient), tinyarr.compile(step)
+    programs = make_programs(model, optimizer, parallel, TrainOptions(accumulate=job.accumulate))
     rng = np.random.default_rng(group.rank)
     shape = job.batch_size // group.size, job.seq_len
     batch = [tinyarr.Tensor(rng.integers(0, model.config.vocab_size, shape)) for _ in range(2)]
     seconds = []
     for _ in range(job.steps + 2):
         Counted.total, start = 0.0, time.perf_counter()
-        for _ in range(job.accumulate - 1):
-            programs[0](*batch)
-        programs[1](*batch)
+        losses = [programs.add_gradient(*batch) for _ in range(job.accumulate - 1)]
+        programs.step(*batch, losses, 0.0)
         seconds.append(time.perf_counter() - start)
-    plans = [plan for program in programs for plan in program.memory]
+    plans = [plan for program in (programs.add_gradient, programs.step) for plan in program.memory]
     return None if group.rank else {
         "parameters": sum(p.nbytes for p in model.parameters()),
         "sent": Counted.total,

@@ -85,10 +85,9 @@ def held(
     if optimizer is not None and parallel is not None:
         whole = optimizer.state_dict()
         found |= {f"optimizer.{name}": Held(whole[name], 0, True) for name in ("lr", "step")}
-        for parameter, start, stop, tensor in parallel.parts:
-            shared = stop - start == parameter.size and tensor is parameter
+        for parameter, start, _, tensor in parallel.parts:
             for kind, value in optimizer.state_of(tensor).items():
-                found[f"optimizer.{names[parameter]}.{kind}"] = Held(value, start, shared)
+                found[f"optimizer.{names[parameter]}.{kind}"] = Held(value, start, tensor is parameter)
     return found
 
 

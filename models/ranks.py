@@ -1,17 +1,22 @@
-"""What the ranks of a run settle among each other on the host, so that they go on, or end, together."""
+"""What the ranks of a run settle on the host: who speaks, on which device each is, and that all go on, or end."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
+import tinyarr
 from tinyarr import distributed
+from tinyarr.errors import DeviceError
 
 from .options import Stop
 
 
 def agree(work: Callable[[], Any]) -> Any:
-    """What `work` gives on this rank, once all have done it. A Stop or OSError on one is raised as Stop on all."""
+    """What `work` gives on this rank, once all have done it.
+
+    A Stop, OSError or DeviceError on one is raised as Stop on all.
+    """
     done, failed = _done(work)
     for rank, failure in enumerate(distributed.world().exchange(failed)):
         if failure is not None:
@@ -30,10 +35,24 @@ def on_first_rank(work: Callable[[], Any]) -> Any:
     return done
 
 
+def say(text: str) -> None:
+    """Prints, on the first rank."""
+    if distributed.world().rank == 0:
+        print(text)
+
+
+def own_device(name: str) -> tinyarr.Device:
+    """The device of this rank: where only `cuda` was said, a GPU for each rank of a machine."""
+    alone = distributed.world().size == 1
+    device = tinyarr.Device(name if alone or name != "cuda" else f"cuda:{distributed.local_rank()}")
+    tinyarr.memory_stats(device)  # a missing device is named before any work
+    return device
+
+
 def _done(work: Callable[[], Any]) -> tuple[Any, tuple[str, int] | None]:
     try:
         return work(), None
     except Stop as stop:
         return None, (str(stop), stop.status)
-    except OSError as error:
-        return None, (error.strerror or str(error), 2)
+    except (OSError, DeviceError) as error:
+        return None, (getattr(error, "strerror", None) or str(error), 2)

@@ -22,7 +22,7 @@ from .corpus import Corpus, open_corpus
 from .generate import write
 from .options import GenerateOptions, Stop, TrainOptions
 from .progress import Progress
-from .ranks import agree, on_first_rank
+from .ranks import agree, on_first_rank, own_device, say
 from .run import Run, check_free, environment
 from .steps import Programs, Steps, make_programs, one_ahead
 
@@ -57,7 +57,7 @@ def train(model_class: type, options: TrainOptions) -> None:
     generator = tinyarr.Generator(options.seed)
     model = model_class(replace(size, vocab_size=corpus.vocab_size, block_size=options.seq_len),
                         dtype=getattr(tinyarr, options.dtype), device=device, generator=generator)
-    parallel = share_out(model.parameter_groups(options.weight_decay), options)
+    parallel = distributed.share_out(model.parameter_groups(options.weight_decay), zero=options.zero)
     optimizer = optim.AdamW(parallel.groups, lr=options.lr, betas=BETAS)
     if options.dtype != "float32":  # the optimizer keeps the same draws unrounded
         wide = model_class(model.config, device=device, generator=tinyarr.Generator(options.seed))
@@ -123,27 +123,6 @@ def train(model_class: type, options: TrainOptions) -> None:
     if corpus.tokenizer is not None:
         say("a sample of what the model writes:\n")
         write(model, corpus.tokenizer, GenerateOptions(device=options.device))
-
-
-def say(text: str) -> None:
-    """Prints, on the first rank."""
-    if distributed.world().rank == 0:
-        print(text)
-
-
-def own_device(name: str) -> tinyarr.Device:
-    """The device of this rank: where only `cuda` was said, a GPU for each rank of a machine."""
-    alone = distributed.world().size == 1
-    device = tinyarr.Device(name if alone or name != "cuda" else f"cuda:{distributed.local_rank()}")
-    tinyarr.memory_stats(device)  # a missing device is named before any work
-    return device
-
-
-def share_out(groups: list[dict[str, Any]], options: TrainOptions) -> distributed.Alone:
-    """What the ranks share of parameters: nothing, the optimizer's state, or the gradients too."""
-    if distributed.world().size == 1:
-        return distributed.Alone(groups)
-    return distributed.Zero(groups, stage=options.zero) if options.zero else distributed.DataParallel(groups)
 
 
 def validation_loss(

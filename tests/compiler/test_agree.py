@@ -1,13 +1,10 @@
 """Ranks whose programs hold different collectives find out before they run them."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 import tinyarr as ta
 from tests.cuda.recorded import Control
+from tests.distributed.ranks import run
 from tinyarr import Device
 from tinyarr.compiler.agree import agree
 from tinyarr.distributed import all_gather, all_reduce, broadcast
@@ -15,32 +12,6 @@ from tinyarr.distributed.group import Group
 from tinyarr.errors import TraceError
 
 META = Device("meta", like="cuda:sm_90")
-MPIEXEC = Path(sys.executable).with_name("mpiexec")
-SCRIPT = r"""
-import sys
-
-import tinyarr as ta
-from tinyarr.distributed import all_reduce, world
-
-rank = world().rank
-
-@ta.compile
-def step(x):
-    y = all_reduce(x * 2)
-    if rank == 1:
-        y = y + all_reduce(x, "max")
-    return y
-
-@ta.compile
-def fine(x):
-    return all_reduce(x * (rank + 1)) + (x.sum() if rank else 0)
-
-sys.stdout.write(f"fine {fine(ta.ones((4,)))[0].item() - 4 * rank}\n")
-try:
-    step(ta.ones((4,)))
-except ta.errors.TraceError as error:
-    sys.stdout.write(str(error).replace("\n", " / ") + "\n")
-"""
 
 
 class Told(Control):
@@ -87,14 +58,8 @@ def test_a_group_compares_what_all_of_its_ranks_take_part_in():
     assert len(control.given) == len(set(control.given)) == 3
 
 
-@pytest.mark.skipif(not MPIEXEC.exists(), reason="mpiexec is not installed")
-def test_ranks_of_mpi_with_different_programs_raise_and_those_with_equal_collectives_run(tmp_path):
-    script = tmp_path / "ranks.py"
-    script.write_text(SCRIPT)
-    command = [MPIEXEC, "-n", "2", sys.executable, script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_ranks_of_mpi_with_different_programs_raise_and_those_with_equal_collectives_run():
+    lines = [line.partition(" ")[2] for line in run("disagreeing", 2).splitlines()]  # less the rank
     assert lines.count("fine 3.0") == 2
     errors = [line for line in lines if line.startswith("compile: step")]
     assert len(errors) == 2 and errors[0] == errors[1]

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.distributed.runs import seconds, slow, start, wait_for
+from tests.distributed.processes import seconds, slow, start, wait_for
 from tinyarr.distributed.control import Control
 from tinyarr.distributed.server import Server
 from tinyarr.errors import RankError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import Rank, free_port, seconds, slow
+from tests.distributed.processes import Rank, free_port, seconds, slow
 from tinyarr.distributed.launch import _mpiexec
 
 MEET = """
@@ -122,7 +122,7 @@ def test_a_port_that_is_taken_is_told(tmp_path):
     assert status == 1 and f"init: rank 0 cannot listen on port {port}" in err and "choose another address" in err
 
 
-@pytest.mark.slow
+@pytest.mark.parity  # torchrun comes with torch: where that must be there, a skip is a failure
 @pytest.mark.skipif(shutil.which("torchrun", path=str(Path(sys.executable).parent)) is None, reason="no torchrun")
 def test_ranks_meet_under_torchrun(tmp_path):
     script = tmp_path / "script.py"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.runs import clean, is_alive, wait_for
+from tests.distributed.processes import clean, is_alive, wait_for
 from tests.models.test_train import CLOCK, SMALL
 from tinyarr import distributed
 

@@ -3,4 +3,4 @@
 from .group import Group, Mesh, init, local_rank, rank, world  # isort: skip  # before what is built on it
 from ..ops.collective import all_gather, all_reduce, broadcast, reduce, reduce_scatter
 from .data_parallel import Alone, DataParallel, Part, average_gradients, replicate
-from .zero import Zero
+from .zero import Zero, share_out

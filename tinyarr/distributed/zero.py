@@ -18,8 +18,8 @@ from ..optim import grad_norm
 from ..segments import Segment, pack
 from ..tape import no_grad
 from ..tensor import Tensor
-from .data_parallel import BUCKET, DataParallel, Part, buckets, flat_gradient, having_gradients
-from .group import Group
+from .data_parallel import BUCKET, Alone, DataParallel, Part, buckets, flat_gradient, having_gradients
+from .group import Group, world
 
 
 class _Bucket:
@@ -33,8 +33,9 @@ class _Bucket:
         self.segment: Segment = pack(parameters, ranks=group.size)
         length = self.segment.flat.size // group.size
         self.low, self.high = group.rank * length, (group.rank + 1) * length
+        self.offsets = dict(zip(parameters, self.segment.offsets, strict=True))
         self.parts = []
-        for p, offset in zip(parameters, self.segment.offsets, strict=True):
+        for p, offset in self.offsets.items():
             start, stop = max(self.low - offset, 0), min(self.high - offset, p.size)
             if start < stop:
                 part = copy(reshape(p.detach(), (p.size,))[start:stop])
@@ -53,9 +54,6 @@ class _Bucket:
                 found.append(piece)
                 at = offset + piece.size
         return concat(found)
-
-    def offset(self, p: Tensor) -> int:
-        return self.segment.offsets[next(i for i, q in enumerate(self.parameters) if q is p)]
 
 
 class Zero(DataParallel):
@@ -93,12 +91,12 @@ class Zero(DataParallel):
             for bucket in self._buckets:
                 if present.isdisjoint(bucket.parameters):
                     continue
-                vectors = list(zip(bucket.segment.offsets, map(flat_gradient, bucket.parameters), strict=True))
+                vectors = [(offset, flat_gradient(p)) for p, offset in bucket.offsets.items()]
                 whole = bucket.joined(vectors, 0, bucket.segment.flat.size)
                 own = reduce_scatter(whole, "mean", group=self.group)
                 for p, start, stop, part in bucket.parts:
                     if p in present:
-                        at = bucket.offset(p) - bucket.low
+                        at = bucket.offsets[p] - bucket.low
                         g = own[at + start : at + stop]
                         part.grad = g if part.grad is None else add(part.grad, g, out=part.grad)
                 for p in bucket.parameters:
@@ -116,7 +114,7 @@ class Zero(DataParallel):
     def gather(self) -> None:
         with no_grad():
             for bucket in self._buckets:
-                pieces = [(bucket.offset(p) + start, part.detach()) for p, start, _, part in bucket.parts]
+                pieces = [(bucket.offsets[p] + start, part.detach()) for p, start, _, part in bucket.parts]
                 flat = bucket.segment.flat
                 if pieces:
                     own = bucket.joined(pieces, bucket.low, bucket.high)
@@ -128,3 +126,14 @@ class Zero(DataParallel):
         with no_grad():
             for p, start, stop, part in self.parts:
                 part.assign(reshape(p.detach(), (p.size,))[start:stop])
+
+
+def share_out(groups: Iterable[Any], group: Group | None = None, *, zero: int = 0) -> Alone:
+    """What the ranks of a group, by default all, share of parameters or groups of them.
+
+    zero: 0, nothing: DataParallel; 1 or 2, Zero of that stage. A single rank is Alone.
+    """
+    group = world() if group is None else group
+    if group.size == 1:
+        return Alone(groups)
+    return Zero(groups, group, stage=zero) if zero else DataParallel(groups, group)
