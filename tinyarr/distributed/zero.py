@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..dtypes import Dtype
 from ..errors import ArgumentError
 from ..ops.collective import all_gather, all_reduce, reduce_scatter
 from ..ops.create import copy, full, zeros
@@ -44,12 +45,12 @@ class _Bucket:
                     part.grad_dtype = p.grad_dtype
                 self.parts.append(Part(p, start, stop, part))
 
-    def joined(self, pieces: Sequence[tuple[int, Tensor]], begin: int, end: int) -> Tensor:
+    def joined(self, pieces: Sequence[tuple[int, Tensor]], begin: int, end: int, dtype: Dtype) -> Tensor:
         """The stretch of the segment from begin to end: vectors by where they start, and zeros between them."""
-        found, at, like = [], begin, pieces[0][1]
+        found, at = [], begin
         for offset, piece in [*pieces, (end, None)]:
             if at < offset:
-                found.append(zeros((offset - at,), dtype=like.dtype, device=like.device))
+                found.append(zeros((offset - at,), dtype=dtype, device=self.segment.flat.device))
             if piece is not None:
                 found.append(piece)
                 at = offset + piece.size
@@ -92,7 +93,7 @@ class Zero(DataParallel):
                 if present.isdisjoint(bucket.parameters):
                     continue
                 vectors = [(offset, flat_gradient(p)) for p, offset in bucket.offsets.items()]
-                whole = bucket.joined(vectors, 0, bucket.segment.flat.size)
+                whole = bucket.joined(vectors, 0, bucket.segment.flat.size, bucket.parameters[0].grad_dtype)
                 own = reduce_scatter(whole, "mean", group=self.group)
                 for p, start, stop, part in bucket.parts:
                     if p in present:
@@ -116,10 +117,7 @@ class Zero(DataParallel):
             for bucket in self._buckets:
                 pieces = [(bucket.offsets[p] + start, part.detach()) for p, start, _, part in bucket.parts]
                 flat = bucket.segment.flat
-                if pieces:
-                    own = bucket.joined(pieces, bucket.low, bucket.high)
-                else:
-                    own = zeros((bucket.high - bucket.low,), dtype=flat.dtype, device=flat.device)
+                own = bucket.joined(pieces, bucket.low, bucket.high, flat.dtype)
                 flat.assign(all_gather(own, group=self.group))
 
     def scatter(self) -> None:
