@@ -21,7 +21,7 @@ class Told(Control):
         super().__init__({})
         self.others, self.given = list(others), []
 
-    def exchange(self, key, value, ranks):
+    def exchange(self, key, value, ranks, begun=None):
         self.given.append(value)
         return [value, *[self.others.pop(0) if self.others else value] * (len(ranks) - 1)]
 

@@ -29,7 +29,7 @@ class Control:
     def __init__(self, values: dict):
         self.values, self.begun = values, []
 
-    def exchange(self, key, value, ranks):
+    def exchange(self, key, value, ranks, begun=None):
         return [self.values.setdefault(key, value)] * len(ranks)
 
     def begin(self, group, number, operation):

@@ -20,3 +20,8 @@ def test_gradients_are_those_of_one_process_with_a_replicated_loss_and_faults_ar
 @pytest.mark.parametrize("ranks", [2, four])
 def test_programs_that_differ_by_rank_keep_the_order_and_number_of_their_collectives(ranks):
     assert run("uneven", ranks, seconds=60).count("programs agree") == ranks
+
+
+@pytest.mark.parametrize("ranks", [2, four])
+def test_different_collectives_raise_on_all_ranks_before_they_run(ranks):
+    assert run("differing", ranks, seconds=60).count("differences are found") == ranks

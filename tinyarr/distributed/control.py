@@ -19,7 +19,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from ..errors import RankError
 from .connection import Connection
@@ -33,6 +33,18 @@ _SPINS, _YIELDS, _PAUSE = 200, 1000, 1e-5
 _REMEMBERED = 64  # collectives of a group whose names are kept
 
 
+class _Wait(NamedTuple):
+    """number: which collective of the group it is; None is for exchange, whose keys are groups of their own.
+
+    asks: whether what is waited for is an answer of the server.
+    """
+
+    group: str
+    number: int | None
+    ranks: list[int]
+    asks: bool = False
+
+
 class Control:
     """This rank's connection to the others, and whether all of them are still there.
 
@@ -44,7 +56,7 @@ class Control:
         self.rank, self.processes = rank, [""] * size
         self._timeout, self._server, self._connection = timeout, server, Connection(sock)
         self._begun: dict[str, deque[tuple[int, str]]] = {}
-        self._waiting: tuple[str, int | None, Sequence[int]] | None = None
+        self._waiting: _Wait | None = None
         self._values: dict[str, list[Any]] = {}
         self._questions = itertools.count()
         self._gone: dict[int, dict[str, tuple[int, str]]] | None = None  # of those who ended before the server did
@@ -63,21 +75,20 @@ class Control:
             progress()
             self._raise_if_lost("init")
 
-    def exchange(self, key: str, value: Any, ranks: Sequence[int]) -> list[Any]:
+    def exchange(self, key: str, value: Any, ranks: Sequence[int], begun: tuple[str, int] | None = None) -> list[Any]:
         """The value of each of `ranks`, in that order. All of them give theirs under the same key, used only once.
 
-        Values are what JSON can write; a tuple comes back as a list.
+        Values are what JSON can write; a tuple comes back as a list. begun: group and number of the collective that
+        messages name; else they name the key.
         """
         self._connection.send("value", key=key, value=value, ranks=list(ranks))
-        self.wait(lambda: key in self._values, key, None, ranks)
-        return self._values.pop(key)
+        return self._answer(key, ranks, begun)
 
     def first(self, key: str, value: Any) -> Any:
         """Of all values that any rank has brought under a key the one that came first; None brings nothing."""
         answer = f"first/{self.rank}/{next(self._questions)}"
         self._connection.send("first", key=key, value=value, answer=answer)
-        self.wait(lambda: answer in self._values, answer, None, (0,))
-        return self._values.pop(answer)[0]
+        return self._answer(answer, (0,))[0]
 
     def begin(self, group: str, number: int, operation: str) -> None:
         """Notes which collective of a group begins; the next beat tells the others."""
@@ -85,15 +96,21 @@ class Control:
             self._begun[group] = deque(maxlen=_REMEMBERED)
         self._begun[group].append((number, operation))
 
-    def wait(self, done: Callable[[], bool], group: str, number: int | None, ranks: Sequence[int]) -> None:
-        """Returns once `done()` says that a collective has ended. Raises RankError where a rank is lost.
+    def wait(self, done: Callable[[], bool], group: str, number: int, ranks: Sequence[int]) -> None:
+        """Returns once `done()` says that a collective has ended. Raises RankError where a rank is lost."""
+        self._wait(done, _Wait(group, number, list(ranks)), 0)
 
-        number: which collective of the group it is; None is for exchange, whose keys are groups of their own.
-        """
+    def _answer(self, key: str, ranks: Sequence[int], begun: tuple[str, int] | None = None) -> list[Any]:
+        """What the server answers to a question asked before, under its key."""
+        group, number = begun or (key, None)
+        # It comes by a thread, which needs us idle.
+        self._wait(lambda: key in self._values, _Wait(group, number, list(ranks), asks=True), _SPINS + _YIELDS)
+        return self._values.pop(key)
+
+    def _wait(self, done: Callable[[], bool], waiting: _Wait, polls: int) -> None:
         if done():
             return
-        self._waiting = group, number, ranks
-        polls = 0 if number is not None else _SPINS + _YIELDS  # a value comes by a thread, which needs us idle
+        self._waiting = waiting
         try:
             while not done():
                 self._raise_if_lost("wait")
@@ -125,11 +142,11 @@ class Control:
     def _progress(self) -> dict[str, tuple[int, str]]:
         return {group: recent[-1] for group, recent in list(self._begun.items()) if recent}
 
-    def _describe(self, waiting: tuple[str, int | None, Sequence[int]], beats: int) -> dict[str, Any]:
+    def _describe(self, waiting: _Wait, beats: int) -> dict[str, Any]:
         """A wait, as the server judges it."""
-        group, number, ranks = waiting
-        operation = next((name for n, name in tuple(self._begun.get(group, ())) if n == number), "something")
-        return {"group": group, "number": number, "operation": operation, "ranks": list(ranks), "beats": beats}
+        begun = tuple(self._begun.get(waiting.group, ()))
+        operation = next((name for n, name in begun if n == waiting.number), "something")
+        return {**waiting._asdict(), "operation": operation, "beats": beats}
 
     def _hear(self) -> None:
         """The thread that receives."""
@@ -176,8 +193,8 @@ class Control:
         assert self._gone is not None
         gone = left(waiting, self._gone)
         if gone:
-            self._lose(without_reaching(", ".join(map(self._name, gone)), waiting))
-        elif late or waiting["number"] is None:
+            self._lose(without_reaching([*map(self._name, gone)], waiting))
+        elif late or waiting["asks"]:
             self._lose(f"{what(waiting)}, has not ended, and {self._name(0)}, which keeps watch and passes values "
                        "around, has: let rank 0 end last")
 

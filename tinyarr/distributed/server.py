@@ -49,9 +49,10 @@ def what(waiting: dict[str, Any]) -> str:
     return f"{waiting['operation']}, collective {waiting['number']} of group {waiting['group']}"
 
 
-def without_reaching(names: str, waiting: dict[str, Any]) -> str:
+def without_reaching(names: list[str], waiting: dict[str, Any]) -> str:
     """What is said of ranks that have ended while they are waited for."""
-    return f"{names} has ended without reaching {what(waiting)}: every rank must call the same collectives"
+    ended = f"{', '.join(names)} {_has(names)} ended"
+    return f"{ended} without reaching {what(waiting)}: every rank must call the same collectives"
 
 
 class Server:
@@ -203,7 +204,7 @@ class Server:
                 continue
             gone = [r for r in self._behind(waiting) if self._ranks[r].gone]
             if gone:
-                self._lose(without_reaching(", ".join(map(self._name, gone)), waiting))
+                self._lose(without_reaching([*map(self._name, gone)], waiting))
             elif waiting["beats"] * beat(self._timeout) >= self._timeout + _FRESH * beat(self._timeout):
                 self._lose(self._hang(waiting))
 
@@ -217,10 +218,9 @@ class Server:
     def _hang(self, waiting: dict[str, Any]) -> str:
         behind = self._behind(waiting)
         if behind:
-            has = "has" if len(behind) == 1 else "have"
             names = ", ".join(self._progress(r, waiting) for r in behind)
-            return (f"{names} {has} not reached {what(waiting)}, for {self._timeout:g} s: its output tells where it "
-                    "was; give init a longer timeout if that is no mistake")
+            return (f"{names} {_has(behind)} not reached {what(waiting)}, for {self._timeout:g} s: output tells where "
+                    "each was; give init a longer timeout if that is no mistake")
         all_of_them = "; ".join(self._progress(r, waiting) for r in waiting["ranks"])
         return (f"{what(waiting)}, does not end, though every rank has begun it, for {self._timeout:g} s: all must "
                 f"call the same collectives in the same order: {all_of_them}")
@@ -245,6 +245,10 @@ class Server:
     def _tell(self, kind: str, **values: Any) -> None:
         for rank in self._ranks.values():
             rank.connection.send(kind, **values)
+
+
+def _has(subjects: list) -> str:
+    return "has" if len(subjects) == 1 else "have"
 
 
 def _listed(ranks: list[int]) -> str:

@@ -12,13 +12,13 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from .. import dtypes
+from .. import dtypes, eager
 from ..distributed.group import Group, world
 from ..errors import ArgumentError, DtypeError, GradientError, ShapeError
 from ..tensor import Tensor, require_tensors
 from ..views import is_contiguous
 from .create import copy
-from .primitive import Primitive, apply
+from .primitive import Primitive, apply, executor
 
 OPERATIONS = ("sum", "mean", "max", "min")
 
@@ -83,11 +83,12 @@ def all_reduce(x: Tensor, op: str = "sum", *, group: Group | None = None) -> Ten
 
     x: the same shape and dtype on all ranks of the group, by default all there are. Integers have no mean, bool only
     max and min. Half types add up in float32 over MPI; over NCCL each addition may round to them. Raises DtypeError or
-    ArgumentError for these, RankError where a rank is lost.
+    ArgumentError for these, ArgumentError on all ranks where they call different collectives, RankError where a rank is
+    lost.
     """
     group = _checked("all_reduce", x, group)
     _check_operation("all_reduce", x, op, OPERATIONS)
-    return apply(_all_reduce, _dense(x), op=op, group=group)
+    return _together(_all_reduce, x, group, op=op)
 
 
 def reduce_scatter(x: Tensor, op: str = "sum", *, group: Group | None = None) -> Tensor:
@@ -99,7 +100,7 @@ def reduce_scatter(x: Tensor, op: str = "sum", *, group: Group | None = None) ->
     _check_operation("reduce_scatter", x, op, OPERATIONS[:2])
     if x.ndim == 0 or x.shape[0] % group.size:
         raise ShapeError(f"reduce_scatter: x has shape {x.shape}: {group.size} ranks must divide its first axis evenly")
-    return apply(_reduce_scatter, _dense(x), op=op, group=group)
+    return _together(_reduce_scatter, x, group, op=op)
 
 
 def all_gather(x: Tensor, *, group: Group | None = None) -> Tensor:
@@ -107,24 +108,28 @@ def all_gather(x: Tensor, *, group: Group | None = None) -> Tensor:
     group = _checked("all_gather", x, group)
     if x.ndim == 0:
         raise ShapeError("all_gather: x is 0-d: give it an axis along which to join, with x.reshape((1,))")
-    return apply(_all_gather, _dense(x), group=group)
+    return _together(_all_gather, x, group)
 
 
 def broadcast(x: Tensor, root: int = 0, *, group: Group | None = None) -> Tensor:
     """On every rank the x of rank `root`; the others bring tensors of the same shape and dtype."""
     group = _checked("broadcast", x, group)
-    return apply(_broadcast, _dense(x), root=_root("broadcast", root, group), group=group)
+    return _together(_broadcast, x, group, root=_root("broadcast", root, group))
 
 
 def reduce(x: Tensor, root: int = 0, *, group: Group | None = None) -> Tensor:
     """On rank `root` the sum of all ranks' x, on the others zeros."""
     group = _checked("reduce", x, group)
     _check_operation("reduce", x, "sum", OPERATIONS[:1])
-    return apply(_reduce, _dense(x), root=_root("reduce", root, group), group=group)
+    return _together(_reduce, x, group, root=_root("reduce", root, group))
 
 
-def _dense(x: Tensor) -> Tensor:
-    return x if is_contiguous(x.array.view) else copy(x)
+def _together(collective: Collective, x: Tensor, group: Group, **params: Any) -> Tensor:
+    """Runs a collective once all ranks have said that they run the same; a program compares all of its own at once."""
+    if executor.get() is eager and x.device.kind != "meta":
+        given = ", ".join([f"{x.dtype.name}{list(x.shape)}", *(f"{name}={value}" for name, value in params.items())])
+        group.agree(collective.name, f"({given})")
+    return apply(collective, x if is_contiguous(x.array.view) else copy(x), group=group, **params)
 
 
 def _checked(operation: str, x: Any, group: Any) -> Group:
