@@ -13,6 +13,7 @@ from typing import Any
 
 from ..distributed.group import Group
 from ..errors import TraceError
+from ..ops.collective import describe
 from ..program import Graph
 from .lives import is_collective
 
@@ -28,7 +29,8 @@ def agree(graph: Graph, name: str) -> None:
 
 
 def _agree(group: Group, name: str, nodes: list[Any]) -> None:
-    lines = [_line(node) for node in nodes]
+    calls = [node.call for node in nodes]
+    lines = [describe(c.primitive, c.in_shapes[0], c.in_dtypes[0], **c.params) for c in calls]
     found = group.exchange(_digest(lines))
     different = [rank for rank, digest in zip(group.ranks, found, strict=True) if digest != found[0]]
     if not different:
@@ -42,13 +44,6 @@ def _agree(group: Group, name: str, nodes: list[Any]) -> None:
         f"compile: {name}: {ranks} would run other collectives than rank {group.ranks[0]}: call the same ones in the "
         f"same order on every rank. Of those that ranks {group.name} share, number {first + 1} is{told}"
     )
-
-
-def _line(node: Any) -> str:
-    """A collective without what has a name of its own on each rank."""
-    call = node.call
-    params = "".join(f", {k}={v}" for k, v in sorted(call.params.items()) if k != "ticket")
-    return f"{call.primitive.name}({call.in_dtypes[0].name}{list(call.in_shapes[0])}{params})"
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -78,19 +78,19 @@ class Group:
             self._control.begin(self.name, self._begun, operation)
         return self._begun
 
-    def agree(self, operation: str, details: str) -> None:
+    def agree(self, operation: str, call: str) -> None:
         """Returns once all ranks are about to run the same collective.
 
-        details: what its operands and parameters are. Raises ArgumentError, on all ranks, where these or the operation
-        differ; so the ranks stay together.
+        call: it and what it is given, in words. Raises ArgumentError, on all ranks, where it differs; so the ranks
+        stay together.
         """
         if self._control is None or self.size == 1:
             return
         number = self.begin(operation)
         key = f"{self.name}/collective {number}"
-        found = self._control.exchange(key, operation + details, self.ranks, (self.name, number))
+        found = self._control.exchange(key, call, self.ranks, (self.name, number))
         if len(set(found)) > 1:
-            told = "".join(f"\n  rank {rank}: {call}" for rank, call in zip(self.ranks, found, strict=True))
+            told = "".join(f"\n  rank {rank}: {its}" for rank, its in zip(self.ranks, found, strict=True))
             raise ArgumentError(
                 f"{operation}: ranks {self.name} would run different collectives: call the same ones in the same order "
                 f"on every rank, with operands of one shape and dtype:{told}"

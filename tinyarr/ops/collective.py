@@ -14,9 +14,10 @@ from typing import Any
 
 from .. import dtypes, eager
 from ..distributed.group import Group, world
+from ..dtypes import Dtype
 from ..errors import ArgumentError, DtypeError, GradientError, ShapeError
 from ..tensor import Tensor, require_tensors
-from ..views import is_contiguous
+from ..views import Shape, is_contiguous
 from .create import copy
 from .primitive import Primitive, apply, executor
 
@@ -127,9 +128,14 @@ def reduce(x: Tensor, root: int = 0, *, group: Group | None = None) -> Tensor:
 def _together(collective: Collective, x: Tensor, group: Group, **params: Any) -> Tensor:
     """Runs a collective once all ranks have said that they run the same; a program compares all of its own at once."""
     if executor.get() is eager and x.device.kind != "meta":
-        given = ", ".join([f"{x.dtype.name}{list(x.shape)}", *(f"{name}={value}" for name, value in params.items())])
-        group.agree(collective.name, f"({given})")
+        group.agree(collective.name, describe(collective, x.shape, x.dtype, group=group, **params))
     return apply(collective, x if is_contiguous(x.array.view) else copy(x), group=group, **params)
+
+
+def describe(collective: Primitive, shape: Shape, dtype: Dtype, *, ticket: int | None = None, **params: Any) -> str:
+    """A call as all ranks that take part in it have to make it."""
+    given = [f"{dtype.name}{list(shape)}", *(f"{name}={value}" for name, value in sorted(params.items()))]
+    return f"{collective.name}({', '.join(given)})"
 
 
 def _checked(operation: str, x: Any, group: Any) -> Group:
