@@ -220,6 +220,24 @@ def test_a_rank_that_hangs_is_named_and_ends_with_the_others(tmp_path, lost, han
     assert took < timeout + DEATH
 
 
+def test_a_rank_that_does_not_say_what_it_is_about_to_call_is_named(tmp_path):
+    asks = "control.begin(everyone, 1, 'reduce'); control.exchange('key', 'reduce', range(2), (everyone, 1))"
+    ranks = start(tmp_path, asks, "time.sleep(60)", timeout=1.0)
+    took, ends = seconds(lambda: [rank.end() for rank in ranks])
+    assert [status for status, _, _ in ends] == [1, 1]
+    assert "has not reached reduce, collective 1 of group 0,1, for 1 s" in ends[0][2]
+    assert took < 1 + DEATH
+
+
+def test_ranks_that_ask_once_rank_0_has_ended_are_told_at_once(tmp_path):
+    asks = "time.sleep(1); control.begin('1,2', 1, 'reduce'); control.exchange('key', 'reduce', (1, 2), ('1,2', 1))"
+    took, ends = seconds(lambda: [rank.end() for rank in start(tmp_path, "", asks, asks)])
+    assert [status for status, _, _ in ends] == [0, 1, 1]
+    assert all("reduce, collective 1 of group 1,2, has not ended" in err for _, _, err in ends[1:])
+    assert all("let rank 0 end last" in err for _, _, err in ends[1:])
+    assert took < 15  # half the time-out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_frozen_rank_is_named_though_nobody_waits_for_it(tmp_path, lost):

@@ -1,11 +1,9 @@
 """Ranks find each other in each of three ways, and a rank that does not come is named within the time-out."""
 
 import json
-import shutil
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -124,11 +122,11 @@ def test_a_port_that_is_taken_is_told(tmp_path):
     assert status == 1 and f"init: rank 0 cannot listen on port {port}" in err and "choose another address" in err
 
 
-@pytest.mark.parity  # torchrun comes with torch: where that must be there, a skip is a failure
-@pytest.mark.skipif(shutil.which("torchrun", path=str(Path(sys.executable).parent)) is None, reason="no torchrun")
+@pytest.mark.parity
 def test_ranks_meet_under_torchrun(tmp_path):
+    pytest.importorskip("torch")
     script = tmp_path / "script.py"
     script.write_text(MEET.format(timeout=30))
-    torchrun = str(Path(sys.executable).parent / "torchrun")
-    status, out, _ = Rank(None, {}, before=[torchrun, "--nproc-per-node", "2", str(script)]).end()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    status, out, _ = Rank(None, {}, before=[*torchrun, str(script)]).end()
     assert (status, out) == (0, 2 * MET)

@@ -133,7 +133,7 @@ def _together(collective: Collective, x: Tensor, group: Group, **params: Any) ->
 
 
 def describe(collective: Primitive, shape: Shape, dtype: Dtype, *, ticket: int | None = None, **params: Any) -> str:
-    """A call as all ranks that take part in it have to make it."""
+    """A call in words, the same on all ranks that take part in it: without its ticket, which each counts alone."""
     given = [f"{dtype.name}{list(shape)}", *(f"{name}={value}" for name, value in sorted(params.items()))]
     return f"{collective.name}({', '.join(given)})"
 
