@@ -18,8 +18,8 @@ from ..program import Graph, Node, Read, State, Value, Write
 from ..random import default_generator
 from ..tensor import Tensor
 from ..views import View
-from .floats import TracedFloat
-from .reach import Leaf
+from .symbolic_numbers import SymbolicFloat, SymbolicInt
+from .capture import Leaf
 from .trace import Drawn, Instruction, Trace, TracedStorage
 
 
@@ -167,7 +167,9 @@ class _Builder:
             return self._read(x)
         if type(x) is Drawn:
             return Read(self._drawn[x], View((), ()))
-        if type(x) is not TracedFloat:
+        if type(x) is SymbolicInt:
+            raise x.needed()
+        if type(x) is not SymbolicFloat:
             return x
         if x.trace is not self._trace:
             raise x.needed()

@@ -7,7 +7,9 @@ import os
 import threading
 import time
 import types
+import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from .. import diagnostics, random
@@ -17,24 +19,30 @@ from ..errors import ArgumentError, TraceError
 from ..ops.primitive import executor
 from ..program import Graph, State
 from ..tape import recording
-from ..tensor import Tensor, result_tensor
 from .agree import agree
 from .build import build
-from .effects import Before, Changes, filled, numbered, standing_in
-from .floats import Given, NeedsValue, TracedFloat, value_of
+from .capture import Capture, Leaf, Part, difference
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
+from .observed import Observed
+from .opaque import RunAsItIs, StandIn
+from .output import Output
 from .passes import PASSES, passes_within
 from .plan import plan
-from .reach import Reach, difference
-from .trace import Trace, TracedStorage
+from .side_effects import Changes, Snapshot, standing_in
+from .symbolic_numbers import Given, NeedsValue, symbolic, value_of
+from .templates import RETURNED, Filling, NotMadeAnew, Templates
+from .trace import Trace, TracedStorage, WatchedArray, kept_too_long
 
 GUARD = 512  # bytes, with TINYARR_GUARD=1
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
+MOST_SIGNATURES = 256  # kept for a faster look-up; each holds what it is made of
+_ARGUMENTS = "arguments[", "keywords["
+_PACKAGE = str(Path(__file__).parents[1])
 
 
-def compile(function: Callable, *, memory_budget: int | None = None) -> Compiled:
+def compile(function: Callable, *, memory_budget: int | None = None, max_programs: int = MOST_PROGRAMS) -> Compiled:
     """The function, run as a program: traced at the first call of each signature, replayed from then on.
 
     The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
@@ -52,7 +60,9 @@ def compile(function: Callable, *, memory_budget: int | None = None) -> Compiled
         raise TypeError(f"compile: function is {type(function).__name__}: pass a function, a method or a module")
     if memory_budget is not None and (type(memory_budget) is not int or memory_budget < 0):
         raise ArgumentError(f"compile: memory_budget is {memory_budget!r}: give a number of bytes, or None")
-    return Compiled(function, passes_within(memory_budget))
+    if type(max_programs) is not int or max_programs < 1:
+        raise ArgumentError(f"compile: max_programs is {max_programs!r}: give a positive number")
+    return Compiled(function, passes_within(memory_budget), max_programs=max_programs)
 
 
 class _Clock:
@@ -96,30 +106,39 @@ class Compiled:
     """A compiled function.
 
     passes: what is done to its graphs; passes.py names what little of it changes a result. build(graph): what runs one,
-    by default the device's own program; with Interpreter, the kernels of eager mode, and so its bits. seconds: spent on
-    making programs so far.
+    by default the device's own program; with Interpreter, the kernels of eager mode, and so its bits. max_programs: after
+    so many, a new signature runs as the function itself. seconds: spent on making programs so far.
     """
+
+    captured = ("function",)  # by the walk of another compiled function
 
     def __init__(
         self,
         function: Callable,
         passes: Sequence[Callable[[Graph], Graph]] = PASSES,
         build: Callable[[Graph], Any] | None = None,
+        max_programs: int = MOST_PROGRAMS,
     ):
         functools.update_wrapper(self, function)
         self.function = function
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._passes = passes
         self._build = build
-        self._programs: dict[tuple, _Program] = {}
-        self._needed: dict[str, str] = {}  # the float arguments that belong to the signature, and why
+        self._max_programs = max_programs
+        self._programs: list[_Program] = []
+        self._by_signature: dict[tuple, _Program] = {}
+        self._varying: set[str] = set()  # the numbers outside of the arguments that were seen to change
+        self._needed: dict[str, str] = {}  # the numbers that belong to the signature although they change, and why
+        self._ran: set[types.CodeType] = set()
+        self._has_given_up = False
+        self._warned: set[str] = set()
         self._lock = threading.RLock()
         self.seconds = 0.0
 
     @property
     def programs(self) -> list[Any]:
         """What runs each of them; of a C library, `source` and `kernels` show the code."""
-        return [program.runner for program in self._programs.values()]
+        return [program.runner for program in self._programs]
 
     @property
     def memory(self) -> list[Memory]:
@@ -133,55 +152,121 @@ class Compiled:
     @property
     def graphs(self) -> list[Graph]:
         """What was traced, one graph for each signature."""
-        return [program.graph for program in self._programs.values()]
+        return [program.graph for program in self._programs]
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> tuple:
+        """What copy and pickle keep: the function, and how it is compiled."""
+        return type(self), (self.function, self._passes, self._build, self._max_programs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(executor.get(), Trace):
             return self.function(*args, **kwargs)
         with self._lock:
-            reach = Reach(self.function, args, kwargs, self._needed)
-            key = reach.signature, recording.get(), default_device()
-            program = self._programs.get(key)
+            capture = self._capture(args, kwargs)
+            mode = recording.get(), default_device()
+            key = (*capture.signature, *mode)
+            program = self._by_signature.get(key)
             if program is None:
-                why = self._why(reach)
-                if len(self._programs) == MOST_PROGRAMS:
-                    raise TraceError(
-                        f"compile: {self._name} was traced for {MOST_PROGRAMS} signatures, and another "
-                        f"came: make what changes at each call a tensor\n{self.explain()}\nnow: {why}"
-                    )
-                clock = _Clock()
-                traced = _trace(self.function, reach, args, kwargs)
-                if isinstance(traced, dict):
-                    self._needed |= traced
-                    diagnostics.tell("trace", "\n".join(f"{self._name}: {path}: {why}" for path, why in traced.items()))
-                    return self(*args, **kwargs)
-                graph, returned, changes = traced
-                clock.lap("trace")
-                for change in self._passes:
-                    graph = change(graph)
-                clock.lap("passes")
-                agree(graph, self._name)
-                runner = _build(graph, clock) if self._build is None else self._build(graph)
-                clock.lap("compile")
-                self.seconds += clock.total
-                why = f"{why} ({len(graph.nodes)} nodes: {clock})"
-                diagnostics.tell("trace", f"{self._name}: traced: {why}")
-                program = self._programs[key] = _Program(runner, graph, returned, changes, reach.paths, why)
-            return program.run(reach)
+                program = next((p for p in self._programs if p.fits(capture, mode)), None)
+                if program is None:
+                    if self._vary(capture):
+                        return self(*args, **kwargs)
+                    if len(self._programs) >= self._max_programs:
+                        self._give_up(capture)
+                        return self.function(*args, **kwargs)
+                    made = self._make(capture, mode, args, kwargs)
+                    if made is None:
+                        return self(*args, **kwargs)
+                    if isinstance(made, str):
+                        self._warn(f"{self._name} runs as it is: {made}")
+                        return self.function(*args, **kwargs)
+                    program = made
+                    self._programs.append(program)
+                if len(self._by_signature) >= MOST_SIGNATURES:
+                    self._by_signature.clear()
+                self._by_signature[key] = program
+            return program.run(capture)
+
+    def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Capture:
+        return Capture(self.function, args, kwargs, self._varying, self._needed, self._ran)
+
+    def _vary(self, capture: Capture) -> bool:
+        """Makes inputs of numbers if all that is new about a signature is their values. Returns whether it did."""
+        for program in self._programs:
+            paths = program.numbers_that_differ(capture)
+            if paths and not paths & (self._varying | self._needed.keys()):
+                self._varying |= paths
+                return True
+        return False
+
+    def _make(self, capture: Capture, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> _Program | str | None:
+        """The program for a new signature, or why there can't be one; None where numbers turn out to be needed."""
+        why = self._why(capture)
+        clock = _Clock()
+        traced = _trace(self.function, capture, args, kwargs)
+        caches = [x for x in capture.objects.values() if isinstance(x, functools._lru_cache_wrapper)]
+        traced.trace.require_nothing_kept(caches)
+        if traced.trace.as_it_is:
+            return traced.trace.as_it_is
+        if traced.needed:
+            self._needed |= traced.needed
+            self._varying -= traced.needed.keys()
+            told = (f"{self._name}: {path}: {why}" for path, why in traced.needed.items())
+            diagnostics.tell("trace", "\n".join(told))
+            return None
+        if traced.ran - self._ran:  # code of packages, whose globals belong to the signature from now on
+            self._ran |= traced.ran
+            capture = self._capture(args, kwargs)
+        self._refuse_opaque(capture, traced.names)
+        graph = traced.graph
+        clock.lap("trace")
+        for change in self._passes:
+            graph = change(graph)
+        clock.lap("passes")
+        agree(graph, self._name)
+        runner = _build(graph, clock) if self._build is None else self._build(graph)
+        clock.lap("compile")
+        self.seconds += clock.total
+        why = f"{why} ({len(graph.nodes)} nodes: {clock})"
+        diagnostics.tell("trace", f"{self._name}: traced: {why}")
+        return _Program(runner, graph, traced, capture, mode, why)
+
+    def _refuse_opaque(self, capture: Capture, names: frozenset[str]) -> None:
+        for path, kind in capture.opaque.items():
+            if capture.slots[path] is None and not path.startswith(_ARGUMENTS) and names.issuperset(capture.names[path]):
+                raise TraceError(
+                    f"compile: {self._name} uses {path}, of type {kind}, whose state can't be seen, so a later call "
+                    "could not tell that it has changed: pass what is taken of it as an argument"
+                )
+
+    def _warn(self, what: str) -> None:
+        """Says once that the function is not compiled."""
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(f"compile: {what}", stacklevel=4)
+
+    def _give_up(self, capture: Capture) -> None:
+        if not self._has_given_up:
+            self._has_given_up = True
+            self._warn(
+                f"{self._name} was traced for {self._max_programs} signatures, and another came: where the signature is a "
+                "new one it runs as it is from now on. Make what changes at each call a tensor, or raise max_programs"
+                f"\n{self.explain()}\nnow: {self._why(capture)}"
+            )
 
     def explain(self) -> str:
         """Why the function was traced, a line for each time: what was different from the most similar signature.
 
-        Below, the floats among the arguments that belong to the signature, and why.
+        Below, the numbers that belong to the signature, and why.
         """
-        traced = [f"{i + 1}: {program.why}" for i, program in enumerate(self._programs.values())]
+        traced = [f"{i + 1}: {program.why}" for i, program in enumerate(self._programs)]
         return "\n".join(traced + [f"{path}: {why}" for path, why in self._needed.items()])
 
-    def _why(self, reach: Reach) -> str:
-        found = [difference(reach, key[0], program.paths) for key, program in self._programs.items()]
+    def _why(self, capture: Capture) -> str:
+        found = [program.difference(capture) for program in self._programs]
         if not found:
             return "the first call"
         least = min(found, key=len)
@@ -191,58 +276,122 @@ class Compiled:
 class _Program:
     """What runs a graph, and where its results go: to what the function returns, and to what it changes."""
 
-    def __init__(self, runner: Any, graph: Graph, returned: Any, changes: Changes, paths: Sequence[str], why: str):
+    def __init__(self, runner: Any, graph: Graph, traced: _Traced, capture: Capture, mode: tuple, why: str):
         self.graph = graph
-        self.paths = paths
         self.why = why
-        self._returned = returned
-        self._changes = changes
         self.runner = runner
+        self._traced = traced
+        self._mode = mode
+        self._parts = self._used(capture)
 
-    def run(self, reach: Reach) -> Any:
-        leaves = reach.leaves
-        memory = [_memory(leaves[state.leaf].object.array, state) for state in self.graph.states]
-        draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
-        given = list(reach.floats.values())
-        floats = [float(value_of(x, given)) for x, _ in self.graph.floats]
-        results = [result_tensor(x) for x in self.runner.run(memory, draws, floats)]
-        self._changes.repeat(reach, results, given)
-        return filled(self._returned, results, given)
+    def fits(self, capture: Capture, mode: tuple) -> bool:
+        """Whether all that the trace depended on is in a call as it was then."""
+        return mode == self._mode and self._used(capture) == self._parts
+
+    def difference(self, capture: Capture) -> list[str]:
+        return difference(self._used(capture), self._parts)
+
+    def numbers_that_differ(self, capture: Capture) -> set[str]:
+        """The paths of the ints and floats that have other values, if nothing else is different."""
+        now = self._used(capture)
+        if now.keys() != self._parts.keys():
+            return set()
+        paths = {path for path, part in now.items() if part != self._parts[path]}
+        kinds = [(type(x), x[0], self._parts[path][0]) for path in paths if isinstance(x := now[path], tuple) and x
+                 and isinstance(self._parts[path], tuple) and self._parts[path]]  # fmt: skip
+        plain = all(kind is tuple and a is b and a in (int, float) for kind, a, b in kinds) and len(kinds) == len(paths)
+        return paths if plain else set()
+
+    def _used(self, capture: Capture) -> dict[str, Part]:
+        return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
+
+    def run(self, capture: Capture) -> Any:
+        objects = [capture.objects[path] if path else None for path in self._traced.leaves]
+        memory = [_memory(objects[state.leaf].array, state) for state in self.graph.states]
+        numbers = capture.numbers
+        floats = [float(value_of(x, numbers)) for x, _ in self.graph.floats]
+        draws = [(objects[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
+        filling = Filling(capture.objects, self.runner.run(memory, draws, floats), numbers)
+        self._traced.changes.repeat(capture, filling)
+        self._traced.output.repeat(filling)
+        return filling.fill(self._traced.returned)
 
 
 def _memory(leaf: Array, state: State) -> Array:
     return Array(leaf.storage, leaf.dtype, state.before.shape, (1,), leaf.offset + state.start)
 
 
-def _trace(
-    function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]
-) -> tuple[Graph, Any, Changes] | dict[str, str]:
-    """The graph, what is returned and what changes; or, by path, why float arguments are needed as they are."""
-    for path, x in reach.leaves:
-        if isinstance(x, Tensor) and x.node is not None:
+class _Traced:
+    """What a trace found.
+
+    names: that code named which ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
+    tensors of which more than that they are there was asked. ran: code of installed packages. leaves: the paths to which
+    numbers in the graph refer. needed: why numbers are needed as they are, by path; then there is nothing else.
+    """
+
+    graph: Graph
+    returned: Any
+    changes: Changes
+    output: Output
+    names: frozenset[str]
+    is_plain: bool
+    looked_at: set[str]
+    ran: set[types.CodeType]
+    leaves: list[str]
+    needed: dict[str, str]
+    trace: Trace
+
+
+def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, Any]) -> _Traced:
+    """Runs the function on traced values. Raises TraceError for what would not be as if it had run at each call."""
+    for path, x in capture.tensors.items():
+        if x.node is not None:
             raise TraceError(f"compile: {path} is the result of recorded operations: detach() it, or compile those too")
-        if isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage):
-            raise TraceError(f"compile: {path} was kept by an earlier trace where it can't be replaced: return it")
-    trace, tensors = Trace(), []  # type: ignore[var-annotated]
-    floats = {path: TracedFloat(trace, Given(number)) for number, path in enumerate(reach.floats)}
-    with standing_in(floats, args, kwargs) as (args, kwargs):
-        before = Before(reach)
+        if isinstance(x.array.storage, TracedStorage):
+            raise kept_too_long(x.array.storage)
+    found, trace = _Traced(), Trace()
+    found.trace, found.needed = trace, trace.needed
+    numbers = {path: symbolic(trace, Given(path), type(x)) for path, x in capture.numbers.items()}
+    opaque = {path: StandIn(trace, path, kind) for path, kind in capture.opaque.items()}
+    templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()})
+    found.output = Output(trace, templates)
+    observed = Observed(_PACKAGE)
+    with standing_in({**numbers, **opaque}, capture, args, kwargs) as (args, kwargs):
+        snapshot = Snapshot(capture)
+        watched = {path: WatchedArray(x.array) for path, x in capture.tensors.items()}
         tokens = executor.set(trace), random.drawing.set(trace)
         try:
-            result = function(*args, **kwargs)
-            changes = before.changes(tensors)
-            returned = numbered(result, tensors)
-            graph = build(trace, reach.leaves, tensors)
-        except (Exception, NeedsValue) as error:
-            if isinstance(error, TypeError):  # perhaps what takes nothing but Python's own floats
-                trace.needed |= dict.fromkeys(range(len(floats)), f"without its value came: {error}")
-            if not trace.needed:
+            for path, array in watched.items():
+                capture.tensors[path].array = array
+            with found.output, observed:
+                result = function(*args, **kwargs)
+            for path, array in watched.items():
+                if capture.tensors[path].array is array:
+                    capture.tensors[path].array = array.watched
+            found.looked_at = {path for path, array in watched.items() if array.was_looked_at}
+            if observed.refused is not None:
+                raise observed.refused
+            found.changes = snapshot.changes(templates)
+            found.returned = templates.template(result, RETURNED)
+            templates.share()
+            leaves = [Leaf(path, x) for path, x in (*capture.tensors.items(), *capture.generators.items())]
+            found.leaves = [leaf.path for leaf in leaves]
+            found.graph = build(trace, leaves, templates.tensors)
+            found.names, found.is_plain = observed.names()
+            found.ran = observed.code_of_packages()
+            if observed.asks_for_types and numbers:
+                trace.needed |= dict.fromkeys(numbers, "type() was asked for, which tells it from Python's own")
+        except (Exception, NeedsValue, RunAsItIs) as error:
+            if isinstance(error, NotMadeAnew):
+                trace.as_it_is = str(error)
+            if isinstance(error, TypeError):  # perhaps what takes nothing but Python's own numbers
+                trace.needed |= dict.fromkeys(numbers, f"without its value came: {error}")
+            if not (trace.needed or trace.as_it_is) or error is observed.refused:
                 raise
         finally:
             executor.reset(tokens[0])
             random.drawing.reset(tokens[1])
-            before.restore()
+            snapshot.restore()
             trace.restore()
-    if trace.needed:
-        return {path: trace.needed[n] for n, path in enumerate(floats) if n in trace.needed}
-    return graph, returned, changes
+            templates.forget()
+    return found

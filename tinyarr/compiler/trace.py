@@ -6,7 +6,9 @@ the middle of a trace raises. `build` then turns what was written down into a gr
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,18 +27,30 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class TracedStorage(Storage):
-    """Memory that a program will have."""
+    """Memory that a program will have. line: where what is in it is computed."""
 
-    __slots__ = ()
+    __slots__ = ("line", "trace")
 
-    def __init__(self, nbytes: int, device: Device):
+    def __init__(self, nbytes: int, device: Device, trace: Trace, line: str):
         self.nbytes = nbytes
         self.device = device
         self.version = 0
+        self.trace = trace
+        self.line = line
 
     @property
     def memory(self) -> Any:
+        if self.trace.ended:
+            raise kept_too_long(self)
         raise TraceError(f"a tensor of {self.nbytes} bytes was asked for its elements {ADVICE}")
+
+
+def kept_too_long(storage: TracedStorage) -> TraceError:
+    """Returns the error for a tensor that a trace made and that something kept beyond it."""
+    return TraceError(
+        f"compile: {storage.line}: the tensor that is computed here was kept beyond the call where compile can't replace "
+        "it by the result, as in a cache, an exception or a variable of a thread: return it, or keep it in an attribute"
+    )
 
 
 ADVICE = (
@@ -62,21 +76,26 @@ class Instruction(NamedTuple):
 class Trace:
     """What one run of a function did. draws: for each random draw its generator and what stands for key and counter.
 
-    needed: the float arguments, by number, that must be there as they are, and why.
+    needed: the numbers, by path, that must be there as they are, and why. as_it_is: why the function can't be compiled.
     """
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
         self.constants: list[Array] = []
         self.draws: list[tuple[Generator, Drawn, Drawn]] = []
-        self.needed: dict[int, str] = {}
+        self.needed: dict[str, str] = {}
+        self.as_it_is = ""
         self.ended = False
+        self._made_here: weakref.WeakSet[TracedStorage] = weakref.WeakSet()
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
         self._has_kernel: dict[Any, bool] = {}
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
         """As eager.run, but for the elements."""
+        for x in operands:
+            if isinstance(x, Array):
+                self._check(x)
         if call.primitive.view is not None:
             if outs is not None:
                 raise ArgumentError(f"{call.primitive.name}: out= came, but the result is a view: assign it instead")
@@ -91,14 +110,38 @@ class Trace:
                 storage = out.storage
                 self._versions.setdefault(id(storage), (storage, storage.version))
                 storage.version += 1
-            self._record(call, operands, outs, writes=True)
+            self._record(call, operands, outs, line(), writes=True)
             return outs
-        made = [traced(call.device, s, d) for s, d in zip(call.out_shapes, call.out_dtypes, strict=True)]
-        self._record(call, operands, made, writes=False)
+        where = line()
+        made = [self._traced(call.device, s, d, where) for s, d in zip(call.out_shapes, call.out_dtypes, strict=True)]
+        self._record(call, operands, made, where, writes=False)
         return made
 
-    def _record(self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], *, writes: bool) -> None:
-        self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, line(), repetition.get()))
+    def _record(self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], where: str, *, writes: bool) -> None:
+        self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, where, repetition.get()))
+
+    def _check(self, x: Array) -> None:
+        if isinstance(x.storage, TracedStorage) and x.storage.trace is not self:
+            raise kept_too_long(x.storage)
+
+    def _traced(self, device: Device, shape: Shape, dtype: Dtype, where: str) -> Array:
+        """A dense array without memory."""
+        storage = TracedStorage(views.size(shape) * dtype.itemsize, device, self, where)
+        self._made_here.add(storage)
+        return Array(storage, dtype, shape, views.contiguous_strides(shape), 0)
+
+    def require_nothing_kept(self, caches: Sequence[Any]) -> None:
+        """Raises TraceError where something still holds a tensor that the trace made, once its graph is built.
+
+        caches: what functools.lru_cache made; they forget what they know where they may be what holds it.
+        """
+        self.instructions.clear()
+        if self._made_here:
+            for cache in caches:
+                cache.cache_clear()
+            gc.collect()  # an exception and its frames hold each other
+        for storage in self._made_here:
+            raise kept_too_long(storage)
 
     def _view(self, call: Any, x: Array) -> Sequence[Array]:
         from ..ops.create import copy
@@ -110,7 +153,7 @@ class Trace:
         return [x.through(view) for view in ([found] if isinstance(found, View) else found)]
 
     def empty(self, device: Device, shape: Shape, dtype: Dtype) -> Array:
-        return traced(device, shape, dtype)
+        return self._traced(device, shape, dtype, line())
 
     def observe(self, x: Array) -> None:
         raise TraceError(f"a tensor of shape {x.shape} was asked for its elements {ADVICE}")
@@ -148,10 +191,27 @@ class Drawn:
 dtypes.SCALARS[Drawn] = "signed"
 
 
-def traced(device: Device, shape: Shape, dtype: Dtype) -> Array:
-    """A dense array without memory."""
-    storage = TracedStorage(views.size(shape) * dtype.itemsize, device)
-    return Array(storage, dtype, shape, views.contiguous_strides(shape), 0)
+class WatchedArray(Array):
+    """Stands for an array of a tensor from outside during a trace, and tells whether anything of it was asked for."""
+
+    __slots__ = ("watched",)
+
+    def __init__(self, watched: Array):
+        self.watched = watched
+
+    def __getattr__(self, name: str) -> Any:
+        """What Array's slots hold, once any of it is needed."""
+        for slot in Array.__slots__:
+            setattr(self, slot, getattr(self.watched, slot))
+        return getattr(self.watched, name)
+
+    @property
+    def was_looked_at(self) -> bool:
+        try:
+            object.__getattribute__(self, "storage")
+        except AttributeError:
+            return False
+        return True
 
 
 def is_traced(x: Any) -> bool:

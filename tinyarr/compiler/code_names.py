@@ -1,0 +1,79 @@
+"""Names that the bytecode of a function reads and writes: its globals, what it takes of them, and its attributes.
+
+`step.count` and `count` look alike in `co_names`. The instructions tell them apart, and so a global variable whose name is
+only an attribute somewhere is none of a function's business.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+from types import CodeType
+from typing import NamedTuple
+
+_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
+_ATTRIBUTES = {"LOAD_ATTR", "LOAD_METHOD", "STORE_ATTR", "DELETE_ATTR", "LOAD_SUPER_ATTR", "IMPORT_FROM"}
+_LOCALS = {"LOAD_DEREF", "LOAD_CLOSURE", "LOAD_CLASSDEREF", "DELETE_FAST", "DELETE_DEREF"}
+
+
+class Chain(NamedTuple):
+    """A global variable and the attributes taken of it at once: `settings.model.width`.
+
+    attributes: without the global's own name. end: the offset in the bytecode of the instruction that takes the last.
+    """
+
+    name: str
+    attributes: tuple[str, ...]
+    end: int
+
+
+class Names(NamedTuple):
+    """What a code object names, each name once and in order.
+
+    chains: one for each place where a global is read or written. attributes: of whatever object. imports: modules that
+    it imports itself. locals: parameters and variables whose value is read. all: every name, and every string constant,
+    which getattr may take for one.
+    """
+
+    chains: tuple[Chain, ...]
+    attributes: tuple[str, ...]
+    imports: tuple[str, ...]
+    locals: frozenset[str]
+    all: frozenset[str]
+
+
+@functools.cache
+def names_of(code: CodeType) -> Names:
+    """Returns the names in a code object, without those of functions that are defined in it.
+
+    >>> names_of((lambda x: x.mean() * settings.width).__code__).chains
+    (Chain(name='settings', attributes=('width',), end=...),)
+    """
+    chains: list[Chain] = []
+    attributes: dict[str, None] = {}
+    imports: dict[str, None] = {}
+    read: set[str] = set()
+    chain: Chain | None = None
+    for instruction in dis.get_instructions(code):
+        operation, name = instruction.opname, instruction.argval
+        if operation in _ATTRIBUTES:
+            attributes[name] = None
+            if chain is not None:
+                chain = Chain(chain.name, (*chain.attributes, name), instruction.offset)
+            continue
+        if chain is not None:
+            chains.append(chain)
+        chain = Chain(name, (), instruction.offset) if operation in _GLOBALS else None
+        if operation == "IMPORT_NAME":
+            imports[name] = None
+        elif operation in _LOCALS or operation.startswith("LOAD_FAST"):
+            read.update(name if isinstance(name, tuple) else (name,))
+    strings = (x for x in code.co_consts if isinstance(x, str))
+    named = frozenset((*code.co_names, *code.co_freevars, *code.co_cellvars, *strings))
+    return Names(tuple(chains), tuple(attributes), tuple(imports), frozenset(read), named)
+
+
+@functools.cache
+def with_inner(code: CodeType) -> tuple[CodeType, ...]:
+    """The code object, and all of functions and classes that are defined in it."""
+    return (code, *(y for x in code.co_consts if isinstance(x, CodeType) for y in with_inner(x)))

@@ -1,0 +1,221 @@
+"""Holders: whatever holds Python values and can be changed, read and written in one way.
+
+A list, a dict, the attributes of an object in its `__dict__` or its slots, those of a class, the cell of a closure, one name
+among globals, the elements of a NumPy array. `contents` gives what is held, by key and in order; `put` makes that what
+is held. What a trace changes is found by comparing contents before and after, put back, and put anew at each call.
+"""
+
+from __future__ import annotations
+
+import array
+import types
+from collections import OrderedDict, deque
+from typing import Any
+
+import numpy as np
+
+GONE: Any = type("Gone", (), {"__repr__": lambda self: "nothing"})()
+
+
+class Holder:
+    """object: what holds. Two holders of one object hold the same."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, x: Any):
+        self.object = x
+
+    @property
+    def identity(self) -> Any:
+        return id(self.object)
+
+    def contents(self) -> dict[Any, Any]:
+        raise AssertionError("each kind of holder has its own")
+
+    def put(self, new: dict[Any, Any]) -> None:
+        raise AssertionError("each kind of holder has its own")
+
+
+class Items(Holder):
+    """A list or deque, by position."""
+
+    __slots__ = ()
+
+    def contents(self) -> dict[Any, Any]:
+        return dict(enumerate(self.object))
+
+    def put(self, new: dict[Any, Any]) -> None:
+        kind = deque if isinstance(self.object, deque) else list
+        kind.clear(self.object)
+        kind.extend(self.object, new.values())
+
+
+class Members(Holder):
+    """A set."""
+
+    __slots__ = ()
+
+    def contents(self) -> dict[Any, Any]:
+        return {_Member(x): x for x in self.object}
+
+    def put(self, new: dict[Any, Any]) -> None:
+        set.clear(self.object)
+        set.update(self.object, new.values())
+
+
+class _Member:
+    """A key for a member of a set that is another's only if both are one object."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, x: Any):
+        self.object = x
+
+    def __hash__(self) -> int:
+        return id(self.object)
+
+    def __eq__(self, other: Any) -> bool:
+        return self.object is other.object
+
+
+class Entries(Holder):
+    """A dict, among them an object's attributes: in the order in which the keys came."""
+
+    __slots__ = ()
+
+    def contents(self) -> dict[Any, Any]:
+        return dict(self.object)
+
+    def put(self, new: dict[Any, Any]) -> None:
+        held = self.object
+        kind: Any = OrderedDict if isinstance(held, OrderedDict) else dict  # past what a Counter makes of update
+        for key in [key for key in held if key not in new]:
+            kind.__delitem__(held, key)
+        if list(new)[: len(held)] != list(held):
+            kind.clear(held)
+        for key, x in new.items():
+            kind.__setitem__(held, key, x)
+
+
+class Cell(Holder):
+    """The variable of a closure."""
+
+    __slots__ = ()
+
+    def contents(self) -> dict[Any, Any]:
+        try:
+            return {0: self.object.cell_contents}
+        except ValueError:
+            return {}
+
+    def put(self, new: dict[Any, Any]) -> None:
+        if new:
+            self.object.cell_contents = new[0]
+        elif self.contents():
+            del self.object.cell_contents
+
+
+class Variable(Holder):
+    """One name in a module."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, names: dict[str, Any], name: str):
+        super().__init__(names)
+        self.name = name
+
+    @property
+    def identity(self) -> Any:
+        return id(self.object), self.name
+
+    def contents(self) -> dict[Any, Any]:
+        return {self.name: self.object[self.name]} if self.name in self.object else {}
+
+    def put(self, new: dict[Any, Any]) -> None:
+        if new:
+            self.object.update(new)
+        else:
+            self.object.pop(self.name, None)
+
+
+class Slots(Holder):
+    """An object's slots."""
+
+    __slots__ = ()
+
+    @property
+    def identity(self) -> Any:
+        return id(self.object), "slots"
+
+    def contents(self) -> dict[Any, Any]:
+        found = {}
+        for name, slot in slots_of(type(self.object)).items():
+            try:
+                found[name] = slot.__get__(self.object)
+            except AttributeError:  # it holds nothing
+                continue
+        return found
+
+    def put(self, new: dict[Any, Any]) -> None:
+        old = self.contents()
+        for name, slot in slots_of(type(self.object)).items():
+            if name in new:
+                slot.__set__(self.object, new[name])
+            elif name in old:
+                slot.__delete__(self.object)
+
+
+def slots_of(kind: type) -> dict[str, Any]:
+    """Returns the descriptors of the slots of a class and its bases, by name."""
+    found: dict[str, Any] = {}
+    for owner in reversed(kind.__mro__):
+        for name, x in vars(owner).items():
+            if type(x) is types.MemberDescriptorType:
+                found[name] = x
+    return found
+
+
+class ClassAttributes(Holder):
+    """The attributes of a class of the user's, but for what Python itself keeps there."""
+
+    __slots__ = ()
+
+    def contents(self) -> dict[Any, Any]:
+        return {name: x for name, x in vars(self.object).items() if not _is_pythons(name, x)}
+
+    def put(self, new: dict[Any, Any]) -> None:
+        old = self.contents()
+        for name in old.keys() - new.keys():
+            type.__delattr__(self.object, name)
+        for name, x in new.items():
+            if x is not old.get(name, GONE):
+                type.__setattr__(self.object, name, x)
+
+
+def _is_pythons(name: str, x: Any) -> bool:
+    if isinstance(x, types.MemberDescriptorType | types.GetSetDescriptorType):
+        return True
+    return name.startswith("__") and name.endswith("__") and not isinstance(x, types.FunctionType)
+
+
+class Elements(Holder):
+    """The elements of a NumPy array, a bytearray or an array.array, as one value under key 0."""
+
+    __slots__ = ()
+
+    def contents(self) -> dict[Any, Any]:
+        return {0: bytes_of(self.object)}
+
+    def put(self, new: dict[Any, Any]) -> None:
+        x = self.object
+        if isinstance(x, np.ndarray):
+            x[...] = np.frombuffer(new[0], x.dtype).reshape(x.shape)
+        elif isinstance(x, array.array):
+            x[:] = array.array(x.typecode, new[0])
+        else:
+            x[:] = new[0]
+
+
+def bytes_of(x: Any) -> bytes:
+    """Returns a copy of what a NumPy array, bytearray or array.array holds."""
+    return bytes(x) if isinstance(x, bytearray) else x.tobytes()

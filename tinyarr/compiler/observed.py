@@ -1,0 +1,163 @@
+"""Watches a traced function run: which code runs, and whether it asks what differs from call to call.
+
+A trace is replayed, so it may depend on nothing that Python takes from elsewhere at each call: the time, random numbers
+of other libraries, the environment, files. These raise where they are asked for.
+"""
+
+from __future__ import annotations
+
+import builtins
+import datetime
+import functools
+import os
+import random
+import secrets
+import sys
+import time
+import uuid
+from types import CodeType, FrameType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..errors import TraceError
+from .code_names import names_of
+
+_CLOCKS = """time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time process_time_ns thread_time
+    thread_time_ns localtime gmtime ctime sleep""".split()
+_SYSTEM = "environ getenv urandom listdir scandir stat open getpid getcwd getloadavg system popen".split()
+_TELLS = "print(), warnings.warn() and logging are repeated at each call"
+_ADVICE = {
+    "time": "measure outside of it",
+    "random": "draw with tinyarr's generators, or pass the number as an argument",
+    "os": "read it outside of it, and pass what was read as an argument",
+    "sys": f"{_TELLS}, writing to a stream is not",
+}
+# What takes attributes by names that are in no code, and of tinyarr's own functions what does.
+_READERS = frozenset("getattr hasattr vars __dict__ dir locals eval exec asdict astuple fields attrgetter copy deepcopy".split())
+_OUR_READERS = frozenset(("vars",))
+# Whole modules of Python's library whose functions, written in Python, may not run.
+_MODULES = {"random": "random", "secrets": "random", "uuid": "random", "tempfile": "os", "subprocess": "os"}
+
+
+@functools.cache
+def _impure() -> dict[Any, str]:
+    """The key of each function or object that may not be named where code runs, and the kind of advice."""
+    found: dict[Any, str] = {}
+    found |= {_key(getattr(time, name)): "time" for name in _CLOCKS}
+    found |= {_key(getattr(os, name)): "os" for name in _SYSTEM}
+    found |= {_key(f): "os" for f in (builtins.open, builtins.input)}
+    found |= {_key(f): "time" for f in (datetime.datetime.now, datetime.datetime.utcnow, datetime.date.today)}
+    found |= {_key(f): "time" for f in (datetime.datetime.today,)}
+    for module in (random, secrets, uuid):
+        found |= {_key(x): "random" for name, x in vars(module).items() if callable(x) and not name.startswith("_")
+                  and not isinstance(x, type)}  # fmt: skip
+    found |= {_key(getattr(np.random, name)): "random" for name in np.random.__all__ if name[0].islower()}
+    return found
+
+
+def _key(x: Any) -> Any:
+    """What tells one function from another: a built-in method is made anew each time that it is asked for."""
+    owner = getattr(x, "__self__", None)
+    return id(x) if owner is None or isinstance(owner, ModuleType) else (id(owner), x.__name__)
+
+
+class Observed:
+    """The code that ran under it, by the dict of its globals: a context manager around a trace.
+
+    refused: the error for the first thing that may not be asked for, once something was.
+    """
+
+    def __init__(self, package: str):
+        self.ran: dict[CodeType, dict[str, Any]] = {}
+        self.refused: TraceError | None = None
+        self._package = package
+        self._suspects: dict[CodeType, dict[int, tuple[str, str]]] = {}
+        self._before: Any = None
+
+    def __enter__(self) -> Observed:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        sys.settrace(self._before)
+
+    def names(self) -> tuple[frozenset[str], bool]:
+        """All names in the code that ran, and whether attributes were taken by those names alone."""
+        found: set[str] = set()
+        is_plain = True
+        for code in self.ran:
+            names = names_of(code).all
+            found |= names
+            is_ours = code.co_filename.startswith(self._package)
+            is_plain &= not names & (_OUR_READERS if is_ours else _READERS)
+        return frozenset(found), is_plain
+
+    @property
+    def asks_for_types(self) -> bool:
+        """Whether code of the user's, or of a package, names `type`."""
+        return any(
+            chain.name == "type" and not self._is_library(code)
+            for code in self.ran
+            for chain in names_of(code).chains
+        )
+
+    def code_of_packages(self) -> set[CodeType]:
+        return {code for code in self.ran if "-packages" in code.co_filename and not self._is_library(code)}
+
+    def _is_library(self, code: CodeType) -> bool:
+        name = self.ran[code].get("__name__", "").split(".")[0]
+        return name != "__main__" and (name in sys.stdlib_module_names or name in ("tinyarr", "numpy", "ml_dtypes"))
+
+    def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        if code not in self.ran:
+            self.ran[code] = frame.f_globals
+            self._suspects[code] = self._find_suspects(frame)
+        if self._suspects[code]:
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+            return self._opcode
+        return None if self._before is None else self._before(frame, event, argument)
+
+    def _find_suspects(self, frame: FrameType) -> dict[int, tuple[str, str]]:
+        """By offset in the bytecode what is impure there, and the kind of advice. Offset -1 stands for all of it."""
+        code, name = frame.f_code, frame.f_globals.get("__name__", "")
+        if code.co_filename.startswith(self._package):
+            return {}
+        if name in _MODULES:
+            return {-1: (f"{name}.{code.co_name}", _MODULES[name])}
+        if name == "pathlib" and code.co_name in ("open", "stat", "exists", "read_text", "read_bytes", "iterdir"):
+            return {-1: (f"Path.{code.co_name}", "os")}
+        if name.split(".")[0] in sys.stdlib_module_names and name != "__main__":
+            return {}
+        found = {}
+        for chain in names_of(code).chains:
+            x: Any = frame.f_globals.get(chain.name, getattr(builtins, chain.name, None))
+            for i, attribute in enumerate((*chain.attributes, None)):
+                kind = _impure().get(_key(x))
+                if kind is None and any(x is stream for stream in (sys.stdout, sys.stderr, sys.stdin)) and x is not None:
+                    kind = "sys"
+                if kind is not None:
+                    found[chain.end] = ".".join((chain.name, *chain.attributes[:i])), kind
+                    break
+                if attribute is None or not isinstance(x, ModuleType | type):
+                    break
+                x = getattr(x, attribute, None)
+        return found
+
+    def _opcode(self, frame: FrameType, event: str, argument: Any) -> Any:
+        suspects = self._suspects[frame.f_code]
+        what = suspects.get(frame.f_lasti) or suspects.get(-1)
+        if what is not None:
+            while frame.f_back is not None and -1 in self._suspects.get(frame.f_code, {}):
+                frame = frame.f_back
+            self.refused = TraceError(
+                f"compile: {frame.f_code.co_filename}:{frame.f_lineno}: {what[0]} was asked for, which later calls of "
+                f"the function would not do again: {_ADVICE[what[1]]}"
+            )
+            raise self.refused
+        return self._opcode
+
+

@@ -1,0 +1,151 @@
+"""Side effects of a function in Python's memory: noticed after its trace, put back, and done again at each call."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from ..errors import TraceError
+from .capture import Capture, is_rebuilt, item_path
+from .symbolic_numbers import SymbolicNumber
+from .holders import GONE, Elements, Holder
+from .templates import Filling, Templates
+from .trace import is_traced
+
+
+class Unchanged(NamedTuple):
+    """Stands for what a holder held under a key before the call."""
+
+    key: Any
+
+
+class Snapshot:
+    """What holders, tensors and generators are before a trace."""
+
+    def __init__(self, capture: Capture):
+        self._capture = capture
+        self._contents = {path: holder.contents() for path, holder in capture.holders.items()}
+        self._tensors = {
+            path: (x, x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node)
+            for path, x in capture.tensors.items()
+        }
+        self._generators = {path: (g.key, g.counter) for path, g in capture.generators.items()}
+
+    def changes(self, templates: Templates) -> Changes:
+        """What is different now. Raises TraceError for what can't be done again at each call."""
+        gradients: dict[str, Any] = {}
+        for path, (x, gradient, _, array, *flags, node) in self._tensors.items():
+            if x.array is not array or [x._requires_grad, x._has_wide_grad] != flags or x.node is not node:
+                raise TraceError(
+                    f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
+                )
+            if x.grad is not gradient:
+                if x.grad is not None and not is_traced(x.grad):
+                    raise TraceError(f"compile: {path}.grad was set to a tensor from outside: copy it")
+                gradients[path] = templates.template(x.grad, f"{path}.grad")
+            if x._hooks is not None and self._tensors[path][2] is None and x._hooks:
+                raise TraceError(f"compile: {path} got a hook: register it outside of it")
+        for path, state in self._generators.items():
+            g = self._capture.generators[path]
+            if (g.key, g.counter) != state:
+                raise TraceError(f"compile: {path}, a generator, was set: do that outside of it")
+        held: dict[str, dict[Any, Any]] = {}
+        for path, old in self._contents.items():
+            holder = self._capture.holders[path]
+            new = holder.contents()
+            if not _is_same(holder, new, old):
+                held[path] = self._difference(path, new, old, templates)
+        return Changes(gradients, held)
+
+    def _difference(self, path: str, new: dict, old: dict, templates: Templates) -> dict[Any, Any]:
+        """All that a holder now holds, in order, with what it held before by its key then."""
+        before = {id(x): key for key, x in old.items() if not isinstance(x, int)}
+        found: dict[Any, Any] = {}
+        for key, x in new.items():
+            if x is old.get(key, GONE):
+                found[key] = Unchanged(key)
+            elif id(x) in before:
+                found[key] = Unchanged(before[id(x)])
+            else:
+                found[key] = templates.template(x, path if key == 0 else item_path(path, key))
+        return found
+
+    def restore(self) -> None:
+        for path, old in self._contents.items():
+            holder = self._capture.holders[path]
+            if not _is_same(holder, holder.contents(), old):
+                holder.put(old)
+        for x, *state in self._tensors.values():
+            x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = state
+        for path, state in self._generators.items():
+            g = self._capture.generators[path]
+            g.key, g.counter = state
+
+
+def _is_same(holder: Holder, new: dict, old: dict) -> bool:
+    """Whether two contents of a holder are the same objects under the same keys in the same order."""
+    if isinstance(holder, Elements):
+        return new == old
+    return len(new) == len(old) and all(
+        a is b and x is y for (a, x), (b, y) in zip(new.items(), old.items(), strict=True)
+    )
+
+
+class Changes:
+    """What is different after a call: gradients by path, and what each holder then holds, as templates."""
+
+    def __init__(self, gradients: dict[str, Any], held: dict[str, dict[Any, Any]]):
+        self._gradients = gradients
+        self._held = held
+
+    def repeat(self, capture: Capture, filling: Filling) -> None:
+        for path, gradient in self._gradients.items():
+            capture.tensors[path].grad = filling.fill(gradient)
+        # Read all before any is written: what one holder gets may be what another held.
+        held = {path: capture.holders[path].contents() for path in self._held}
+        for path, changed in self._held.items():
+            old = held[path]
+            capture.holders[path].put(
+                {key: old[x.key] if type(x) is Unchanged else filling.fill(x) for key, x in changed.items()}
+            )
+
+
+@contextlib.contextmanager
+def standing_in(instead: dict[str, Any], capture: Capture, args: tuple, kwargs: dict[str, Any]) -> Iterator:
+    """The arguments with what stands for objects, by path; those elsewhere are replaced where they are meanwhile.
+
+    Lists and dicts among the arguments are changed in place and put back, tuples made anew.
+    """
+    placed = [(*capture.slots[path], x) for path, x in instead.items() if capture.slots[path] is not None]
+    before = {holder: holder.contents() for holder, _, _ in placed}
+    known: dict[int, Any] = {}
+
+    def changed(path: str, x: Any) -> Any:
+        """A tuple with what stands in it, which no holder can be given."""
+        if path in instead and capture.slots[path] is None:
+            return instead[path]
+        if not is_rebuilt(x) or id(x) in known:
+            return known.get(id(x), x)
+        known[id(x)] = x
+        keys = list(x) if isinstance(x, dict) else range(len(x))
+        parts = [changed(item_path(path, key), x[key]) for key in keys]
+        if isinstance(x, tuple) and any(new is not old for new, old in zip(parts, x)):
+            known[id(x)] = type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+        elif isinstance(x, list | dict):
+            for key, new, in zip(keys, parts):
+                if new is not x[key]:
+                    tuples.append((x, key, x[key]))
+                    x[key] = new
+        return known[id(x)]
+
+    tuples: list[tuple[Any, Any, Any]] = []
+    try:
+        for holder, key, x in placed:
+            holder.put({**holder.contents(), key: x})
+        yield changed("arguments", args), changed("keywords", kwargs)
+    finally:
+        for x, key, old in reversed(tuples):
+            x[key] = old
+        for holder, contents in before.items():
+            holder.put(contents)

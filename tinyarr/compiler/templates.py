@@ -1,0 +1,223 @@
+"""Templates: what a traced function returns or keeps, to be made anew at each call.
+
+Of the objects in it, those that were there before the call stand for themselves, whatever they are at that call; those
+that the function made are made again; tensors of the trace are results of the program. One object in two places is one
+object in two places again, and tensors that are kept and share memory still do. A tensor that is returned is a new one.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import enum
+import functools
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from ..errors import TraceError
+from ..ops.primitive import Primitive
+from ..tensor import Tensor, result_tensor
+from ..views import View
+from .symbolic_numbers import Computed, Given, SymbolicNumber, value_of
+from .trace import TracedStorage
+
+RETURNED = "the result"  # in errors, the place of what the function returns
+
+_ATOMS = (
+    bool, int, float, complex, str, bytes, type(None), type(...), range, slice, type, enum.Enum, types.ModuleType,
+    types.FunctionType, types.BuiltinFunctionType, types.CodeType, Primitive,
+)  # fmt: skip
+
+
+class NotMadeAnew(Exception):
+    """An object that can't be copied, as a generator."""
+
+
+class Existing(NamedTuple):
+    """An object that this path of the capture leads to."""
+
+    path: str
+
+
+class Result:
+    """A tensor that the program makes. number: of the result; view: of it, where more than one tensor shares it."""
+
+    __slots__ = ("grad", "has_wide_grad", "kind", "number", "requires_grad", "view")
+
+    def __init__(self, x: Tensor, number: int):
+        is_leaf = x.node is None
+        self.kind = type(x)
+        self.requires_grad = is_leaf and x._requires_grad
+        self.has_wide_grad = is_leaf and x._has_wide_grad
+        self.number = number
+        self.view: View | None = None
+        self.grad: Any = None
+
+
+class Built:
+    """An object that the function made: `make(*arguments)`, then its state, items and entries."""
+
+    __slots__ = ("arguments", "entries", "items", "make", "state")
+
+    def __init__(self, make: Callable, arguments: Any = (), items: Any = (), entries: Any = (), state: Any = None):
+        self.make, self.arguments, self.items, self.entries, self.state = make, arguments, items, entries, state
+
+
+class Templates:
+    """Makes the templates of one trace. tensors: the results, in the order of their numbers."""
+
+    def __init__(self, paths: dict[int, str]):
+        self.tensors: list[Tensor] = []
+        self._paths = paths
+        self._made: dict[int, Any] = {}
+        self._kept: dict[int, list[Result]] = {}  # by their storage
+        self._alive: list[Any] = []  # what an id stands for must not go away meanwhile
+
+    def template(self, x: Any, where: str) -> Any:
+        """The template of x. where: how to name it in an error."""
+        if isinstance(x, SymbolicNumber):  # first, as it passes for a number
+            return x.expression
+        if isinstance(x, _ATOMS):
+            return x
+        if isinstance(x, Tensor) and where == RETURNED:
+            return self._result(x, where)
+        if id(x) in self._made:
+            return self._made[id(x)]
+        if id(x) in self._paths:
+            return Existing(self._paths[id(x)])
+        self._alive.append(x)
+        if isinstance(x, Tensor):
+            made: Any = self._result(x, where)
+        elif type(x) in (list, dict, set):  # which may hold themselves
+            made = self._made[id(x)] = Built(type(x))
+            self._fill(made, x, where)
+        elif type(x) in (tuple, frozenset) or (isinstance(x, tuple) and hasattr(x, "_fields")):
+            parts = [self.template(part, where) for part in x]
+            make: Callable = type(x)._make if hasattr(x, "_fields") else type(x)  # type: ignore[attr-defined]
+            made = Built(make, (Built(list, items=parts),))
+        else:
+            made = self._object(x, where)
+        self._made[id(x)] = made
+        return made
+
+    def forget(self) -> None:
+        """Lets go of what the trace made."""
+        self.tensors.clear()
+        self._made.clear()
+        self._kept.clear()
+        self._alive.clear()
+
+    def _result(self, x: Tensor, where: str) -> Result:
+        if not isinstance(x.array.storage, TracedStorage) and where != RETURNED:
+            raise TraceError(f"compile: {where} was set to a tensor from outside: copy it")
+        made = Result(x, len(self.tensors))
+        self.tensors.append(x)
+        if where != RETURNED:
+            self._kept.setdefault(id(x.array.storage), []).append(made)
+        if x.grad is not None:
+            made.grad = self.template(x.grad, f"{where}.grad")
+        return made
+
+    def share(self) -> None:
+        """Makes views of one result of the tensors that are kept and share memory."""
+        for results in self._kept.values():
+            if len(results) > 1:
+                a = self.tensors[results[0].number].array
+                size = a.storage.nbytes // a.dtype.itemsize
+                whole = result_tensor(a.through(View((size,), (1,))))
+                for result in results:
+                    result.view = self.tensors[result.number].array.view
+                    self.tensors[result.number] = whole
+                    result.number = results[0].number
+
+    def _fill(self, made: Built, x: Any, where: str) -> None:
+        if isinstance(x, dict):
+            made.entries = [(self.template(key, where), self.template(part, where)) for key, part in x.items()]
+        else:
+            made.items = [self.template(part, where) for part in x]
+
+    def _object(self, x: Any, where: str) -> Any:
+        """By the protocol of copy and pickle."""
+        reduce = copyreg.dispatch_table.get(type(x))
+        try:
+            found = reduce(x) if reduce is not None else x.__reduce_ex__(4)
+        except Exception as error:
+            raise NotMadeAnew(f"{where} holds a {type(x).__qualname__}, which can't be made anew ({error})") from None
+        if isinstance(found, str):  # a name in its module
+            return x
+        make, arguments, state, items, entries = (*found, None, None, None)[:5]
+        if make is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
+            kind, arguments, keywords = arguments
+            make, arguments = functools.partial(kind.__new__, kind, **keywords), tuple(arguments)
+        made = Built(make)
+        cyclic = make is copyreg.__newobj__ and not arguments[1:]  # type: ignore[attr-defined]
+        if cyclic:  # it is there before its state is, and may be a part of it
+            self._made[id(x)] = made
+        made.arguments = tuple(self.template(part, where) for part in arguments)
+        made.state = None if state is None else self.template(state, where)
+        made.items = [self.template(part, where) for part in items or ()]
+        made.entries = [(self.template(key, where), self.template(part, where)) for key, part in entries or ()]
+        return made
+
+
+class Filling:
+    """One call's objects of templates."""
+
+    def __init__(self, objects: dict[str, Any], results: Sequence[Any], numbers: dict[str, Any]):
+        self._objects = objects
+        self._results = results
+        self._numbers = numbers
+        self._made: dict[int, Any] = {}
+
+    def fill(self, x: Any) -> Any:
+        """The object of a template."""
+        kind = type(x)
+        if kind is Result:
+            return self._tensor(x)
+        if kind is Built:
+            return self._made[id(x)] if id(x) in self._made else self._build(x)
+        if kind is Existing:
+            return self._objects[x.path]
+        if kind is Given or kind is Computed:
+            return value_of(x, self._numbers)
+        return x
+
+    def _tensor(self, x: Result) -> Tensor:
+        if id(x) not in self._made:
+            array = self._results[x.number]
+            if x.view is not None:
+                array = array.through(x.view._replace(offset=array.offset + x.view.offset))
+            t = self._made[id(x)] = result_tensor(array, x.kind)
+            t._requires_grad, t._has_wide_grad = x.requires_grad, x.has_wide_grad
+            if x.grad is not None:
+                t.grad = self.fill(x.grad)
+        return self._made[id(x)]
+
+    def _build(self, x: Built) -> Any:
+        made = x.make(*map(self.fill, x.arguments))
+        self._made[id(x)] = made
+        if x.state is not None:
+            _set_state(made, self.fill(x.state))
+        if isinstance(made, set):
+            made.update(map(self.fill, x.items))
+        else:
+            for part in x.items:
+                made.append(self.fill(part))
+        for key, part in x.entries:
+            made[self.fill(key)] = self.fill(part)
+        return made
+
+
+def _set_state(made: Any, state: Any) -> None:
+    """As copy does it."""
+    if hasattr(made, "__setstate__"):
+        made.__setstate__(state)
+        return
+    slots = {}
+    if isinstance(state, tuple) and len(state) == 2:
+        state, slots = state
+    for name, part in (slots or {}).items():
+        object.__setattr__(made, name, part)
+    if state:
+        made.__dict__.update(state)
+
