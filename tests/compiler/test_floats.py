@@ -210,18 +210,17 @@ def test_what_a_given_up_trace_has_changed_is_put_back():
 
 
 def test_a_float_that_is_kept_where_no_call_can_replace_it_raises_when_it_is_used():
-    kept = type("Kept", (), {"__slots__": ("rate",)})()
-
     @interpreted
     def run(x, rate):
-        kept.rate = rate * 2
+        json.kept = rate * 2  # no walk looks for variables of the user's there
         return x * rate
 
     run(Tensor([1.0]), 0.5)
     for use in (float, lambda rate: rate + 1 > 2, lambda rate: Tensor([1.0]) * rate,
-                interpreted(lambda rate: ta.ones(1) * kept.rate)):  # fmt: skip
+                interpreted(lambda rate: ta.ones(1) * json.kept)):  # fmt: skip
         with pytest.raises(TraceError, match="float was kept by a trace where it can't be replaced: return it"):
-            use(kept.rate)
+            use(json.kept)
+    del json.kept
 
 
 def test_errors_are_those_of_eager_mode_and_leave_floats_as_they_are():

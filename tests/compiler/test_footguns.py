@@ -2,8 +2,11 @@
 
 import contextvars
 import functools
+import json
+import logging
 import sys
 import threading
+import warnings
 from collections import Counter, deque
 
 import numpy as np
@@ -14,7 +17,7 @@ from tests.compiler import settings
 from tests.compiler.devices import exact
 from tinyarr import Tensor, nn
 from tinyarr.compiler import Compiled
-from tinyarr.errors import OutOfBounds, ShapeError, TraceError
+from tinyarr.errors import ArgumentError, OutOfBounds, ShapeError, TraceError
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -198,24 +201,27 @@ def test_other_shapes_and_dtypes_are_traced_anew():
     assert len(double.graphs) == 4
 
 
-def test_a_function_whose_signature_always_changes_is_refused():
-    scaled = ta.compile(lambda x, i: x * i)
-    with pytest.raises(TraceError, match=r"(?s)traced for 8 signatures.*tensor\n1: the first call.*now: .*8") as caught:
-        for i in range(20):
-            scaled(Tensor([1.0]), i)
-    assert "arguments[1]: 0, then 8" in str(caught.value)
+def test_a_function_whose_signature_always_changes_runs_as_it_is_and_says_so_once():
+    scaled = ta.compile(lambda x, i: x * i, max_programs=4)
+    match = r"(?s)traced for 4 signatures.*tensor.*max_programs\n1: the first call.*now: arguments\[1\]: .*then 4"
+    with pytest.warns(UserWarning, match=match) as caught:
+        assert [scaled(Tensor([1.0]), i).item() for i in range(12)] == list(range(12))
+    assert len(caught) == 1 and caught[0].filename == __file__ and len(scaled.graphs) == 4
+    assert scaled(Tensor([1.0]), 2).item() == 2  # one of those that are known
+    with pytest.raises(ArgumentError, match="compile: max_programs is 0: give a positive number"):
+        ta.compile(lambda x: x, max_programs=0)
 
 
 def test_why_a_call_was_traced_can_be_asked():
-    model = nn.Linear(2, 2)
+    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))
     run = ta.compile(lambda x: model(x))
     run(ta.ones((1, 2)))
     run(ta.ones((3, 2)))
-    model.eval()
+    model[1].eval()
     run(ta.ones((3, 2)))
     first, second, third = run.explain().split("\n")
     assert first.startswith("1: the first call (") and "2: arguments[0]: shape (1, 2), " in second
-    assert "then shape (3, 2)" in second and "model.training: nothing, then False" in third
+    assert "then shape (3, 2)" in second and "training" in third
 
 
 def test_a_hook_that_is_added_is_called():
@@ -281,17 +287,47 @@ def test_asking_for_elements_in_a_trace_raises_and_says_what_to_do(read):
             ta.compile(function)(Tensor(1.0))
 
 
-def test_printing_in_a_trace_shows_the_shape(device, capsys):
-    ta.compile(lambda x: print(x * 2))(ta.ones((2, 3)))
+def test_what_is_printed_logged_and_warned_of_comes_at_each_call_with_its_values(capsys, caplog, recwarn):
+    logger = logging.getLogger("test")
+
+    def run(x, rate):
+        print("twice", x * 2, rate, sep="; ")
+        logger.warning("of %s elements", x.size)
+        warnings.warn("careful", RuntimeWarning, stacklevel=1)
+        return x
+
+    found = []
+    for f in (run, ta.compile(run)):
+        for value in (1.0, 3.0):
+            f(ta.full((2,), value), value)
+        found.append((capsys.readouterr().out, caplog.messages.copy(), [(str(w.message), w.lineno) for w in recwarn]))
+        caplog.clear()
+        recwarn.clear()
+        globals().pop("__warningregistry__", None)
+    assert found[0] == found[1] and "6." in found[0][0] and len(found[0][1]) == 2
+
+
+def test_printing_the_text_of_a_traced_tensor_shows_its_shape(device, capsys):
+    ta.compile(lambda x: print(f"{x * 2}"))(ta.ones((2, 3)))
     on_gpu = f", device='{ta.default_device()}'" if device == "cuda" else ""
     assert capsys.readouterr().out == f"Tensor(shape=(2, 3){on_gpu})\n"
 
 
-def test_a_tensor_that_nothing_leads_to_is_refused():
-    hidden = type("Hidden", (), {"__slots__": ("w",)})()
-    hidden.w = Tensor([1.0])
+def hide(x):
+    """Puts x where no walk from a user's function comes to: among the names of one of Python's modules."""
+    json.hidden = x
+
+
+@pytest.fixture
+def hidden():
+    yield json
+    vars(json).pop("hidden", None)
+
+
+def test_a_tensor_that_nothing_leads_to_is_refused(hidden):
+    hide(Tensor([1.0]))
     with pytest.raises(TraceError, match=r"test_footguns.py:\d+: a tensor of shape \(1,\).*pass it as an argument"):
-        ta.compile(lambda x: x + hidden.w)(Tensor([1.0]))
+        ta.compile(lambda x: x + json.hidden)(Tensor([1.0]))
     with pytest.raises(TraceError, match="comes from outside"):
         ta.compile(lambda x: x + Tensor(np.ones(1)))(Tensor([1.0]))
 
@@ -315,16 +351,15 @@ def test_random_numbers_are_fresh_at_each_call_and_those_of_eager_mode():
     assert values(found[0][1]) != values(found[1][1]) and len(compiled.graphs) == 1
 
 
-def test_a_generator_of_ones_own_goes_on():
+def test_a_generator_of_ones_own_goes_on(hidden):
     generator = ta.Generator(5)
     compiled = ta.compile(lambda: ta.rand(2, generator=generator))
     found = [values(compiled()) for _ in range(2)]
     again = ta.Generator(5)
     assert found == [values(ta.rand(2, generator=again)) for _ in range(2)] and generator.counter == again.counter
-    hidden = type("Hidden", (), {"__slots__": ("generator",)})()
-    hidden.generator = generator
+    hide(generator)
     with pytest.raises(TraceError, match=r"Generator\(key=5.*pass it as an argument"):
-        ta.compile(lambda: ta.rand(2, generator=hidden.generator))()
+        ta.compile(lambda: ta.rand(2, generator=json.hidden))()
 
 
 def test_a_generator_made_in_the_function_is_the_same_at_each_call():

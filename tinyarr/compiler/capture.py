@@ -45,6 +45,7 @@ from .code_names import names_of, with_inner
 from .holders import Cell, ClassAttributes, Elements, Entries, Holder, Items, Members, Slots, Variable, bytes_of, slots_of
 
 Part = Any  # what is compared of two calls
+GRADIENT = "'s gradient"
 MANY = 64  # more plain values in a list are one part of the signature, so that a long list costs no path for each
 
 _CONSTANT = (bool, int, str, bytes, type(None), type(...), Dtype, Device, Group, range)
@@ -248,7 +249,7 @@ class Capture:
         first, start = self._storages.setdefault(id(a.storage), (path, a.offset))
         self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, (first, a.offset - start)), names)
         kept = x.grad is None, x._hooks is None
-        self._note(f"{path}'s gradient", GradientKind(type(x), x._requires_grad, x.grad_dtype, x.is_leaf, *kept), names)
+        self._note(path + GRADIENT, GradientKind(type(x), x._requires_grad, x.grad_dtype, x.is_leaf, *kept), names)
         if x.grad is not None:
             self._push([Task(f"{path}.grad", x.grad, names)])
         if x._hooks is not None:
@@ -301,7 +302,7 @@ class Capture:
             self._note(path, Identical(x), names)
             self._push([Task(f"{path}.{name}", vars(x)[name], names) for name in captured])
             return
-        if _hides_state(kind):
+        if _hides_state(kind) and not hasattr(kind, "__get__"):  # a descriptor or function of an extension has none
             self.opaque[path], self.slots[path] = kind.__qualname__, task.slot
             self._note(path, kind, names)
             return
@@ -358,7 +359,7 @@ class Capture:
                 held = self._hold(owner_path, ClassAttributes(owner))
                 self._note(owner_path, owner, names)
                 for name, x in held.contents().items():
-                    x = getattr(x, "__func__", x)
+                    x = _function_of(x)
                     labels = names if name.startswith("__") else (*names, name)
                     found.append(Task(f"{owner_path}.{name}", x, labels, False, (held, name)))
         return found
@@ -421,8 +422,7 @@ class Capture:
             if owner is None:
                 return []
             held, key = self._hold(f"class {owner.__qualname__}", ClassAttributes(owner)), name
-            part = vars(owner)[name]
-            part = getattr(part, "__func__", part)
+            part = _function_of(vars(owner)[name])
         else:
             held, key = self._hold(path, Variable(vars(x), name)), name
             if name not in vars(x):
@@ -520,6 +520,11 @@ def _all_exactly(x: Iterable[Any]) -> Part:
     return tuple(map(exactly, x))
 
 
+def _function_of(x: Any) -> Any:
+    """The function of a static or class method; anything else as it is."""
+    return x.__func__ if type(x) in (staticmethod, classmethod) else x
+
+
 def is_rebuilt(x: Any) -> bool:
     """Whether x is a list, dict, tuple or named tuple, which can be made anew of other parts."""
     return type(x) in (list, tuple, dict) or (isinstance(x, tuple) and hasattr(x, "_fields"))
@@ -576,7 +581,7 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by a C
 
 @functools.cache
 def _slot_count(kind: type) -> int:
-    return 0 if not any(o.__flags__ & _HEAP_TYPE for o in kind.__mro__) else len(slots_of(kind))
+    return len(slots_of(kind))
 
 
 def _is_value(x: Any) -> bool:
@@ -599,14 +604,14 @@ def difference(now: dict[str, Part], then: dict[str, Part]) -> list[str]:
     for path in [*then, *(path for path in now if path not in then)]:
         a, b = then.get(path, "nothing"), now.get(path, "nothing")
         if a != b:
-            found.append(f"{path}: {_shown(a, b)}, then {_shown(b, a)}")
+            found.append(f"{path.removesuffix(GRADIENT)}: {_shown(a, b)}, then {_shown(b, a)}")
     return found
 
 
 def _shown(part: Part, other: Part) -> str:
-    if isinstance(part, TensorKind):
-        if not isinstance(other, TensorKind):
-            return f"a tensor of shape {part.shape}"
+    if isinstance(part, TensorKind | GradientKind):
+        if type(other) is not type(part):
+            return f"a tensor of shape {part.shape}" if isinstance(part, TensorKind) else "a tensor"
         return ", ".join(f"{k} {v}" for k, v, w in zip(part._fields, part, other) if v != w)
     if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], type):
         return str(part[1])[:80]

@@ -351,8 +351,8 @@ def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, 
             raise kept_too_long(x.array.storage)
     found, trace = _Traced(), Trace()
     found.trace, found.needed = trace, trace.needed
-    numbers = {path: symbolic(trace, Given(path), type(x)) for path, x in capture.numbers.items()}
-    opaque = {path: StandIn(trace, path, kind) for path, kind in capture.opaque.items()}
+    numbers = {path: symbolic(trace, Given(path), x) for path, x in capture.numbers.items()}
+    opaque = {path: StandIn(trace, path, capture.objects[path]) for path in capture.opaque}
     templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()})
     found.output = Output(trace, templates)
     observed = Observed(_PACKAGE)

@@ -167,12 +167,10 @@ class Slots(Holder):
 
 def slots_of(kind: type) -> dict[str, Any]:
     """Returns the descriptors of the slots of a class and its bases, by name."""
-    found: dict[str, Any] = {}
-    for owner in reversed(kind.__mro__):
-        for name, x in vars(owner).items():
-            if type(x) is types.MemberDescriptorType:
-                found[name] = x
-    return found
+    owners = [owner for owner in reversed(kind.__mro__) if "__slots__" in vars(owner)]
+    return {
+        name: x for owner in owners for name, x in vars(owner).items() if type(x) is types.MemberDescriptorType
+    }
 
 
 class ClassAttributes(Holder):
@@ -193,9 +191,9 @@ class ClassAttributes(Holder):
 
 
 def _is_pythons(name: str, x: Any) -> bool:
-    if isinstance(x, types.MemberDescriptorType | types.GetSetDescriptorType):
+    if type(x) in (types.MemberDescriptorType, types.GetSetDescriptorType):
         return True
-    return name.startswith("__") and name.endswith("__") and not isinstance(x, types.FunctionType)
+    return name.startswith("__") and name.endswith("__") and type(x) is not types.FunctionType
 
 
 class Elements(Holder):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import datetime
 import functools
+import gc
 import os
 import random
 import secrets
@@ -33,9 +34,8 @@ _ADVICE = {
     "os": "read it outside of it, and pass what was read as an argument",
     "sys": f"{_TELLS}, writing to a stream is not",
 }
-# What takes attributes by names that are in no code, and of tinyarr's own functions what does.
+# What takes attributes by names that are in no code.
 _READERS = frozenset("getattr hasattr vars __dict__ dir locals eval exec asdict astuple fields attrgetter copy deepcopy".split())
-_OUR_READERS = frozenset(("vars",))
 # Whole modules of Python's library whose functions, written in Python, may not run.
 _MODULES = {"random": "random", "secrets": "random", "uuid": "random", "tempfile": "os", "subprocess": "os"}
 
@@ -90,8 +90,8 @@ class Observed:
         for code in self.ran:
             names = names_of(code).all
             found |= names
-            is_ours = code.co_filename.startswith(self._package)
-            is_plain &= not names & (_OUR_READERS if is_ours else _READERS)
+            module = self.ran[code].get("__name__", "")  # of tinyarr, only modules look at attributes of the user's
+            is_plain &= not names & _READERS or (module.startswith("tinyarr.") and not module.startswith("tinyarr.nn."))
         return frozenset(found), is_plain
 
     @property
@@ -124,7 +124,8 @@ class Observed:
     def _find_suspects(self, frame: FrameType) -> dict[int, tuple[str, str]]:
         """By offset in the bytecode what is impure there, and the kind of advice. Offset -1 stands for all of it."""
         code, name = frame.f_code, frame.f_globals.get("__name__", "")
-        if code.co_filename.startswith(self._package):
+        of_the_collector = any(getattr(f, "__code__", None) is code for f in gc.callbacks)
+        if code.co_filename.startswith(self._package) or of_the_collector:
             return {}
         if name in _MODULES:
             return {-1: (f"{name}.{code.co_name}", _MODULES[name])}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+from ..ops.primitive import executor
 from .trace import Trace
 
 _OBJECTS = {
@@ -25,32 +26,36 @@ class RunAsItIs(BaseException):
 
 
 class StandIn:
-    """Stands for an opaque object."""
+    """Stands for an opaque object; for other threads, it is that object."""
 
-    __slots__ = ("_kind", "_path", "_trace")
+    __slots__ = ("_instead_of", "_path", "_trace")
 
-    def __init__(self, trace: Trace, path: str, kind: str):
-        for name, x in zip(StandIn.__slots__, (kind, path, trace)):
-            object.__setattr__(self, name, x)
+    def __init__(self, trace: Trace, path: str, x: Any):
+        for name, part in zip(StandIn.__slots__, (x, path, trace)):
+            object.__setattr__(self, name, part)
 
-    def _refuse(self) -> BaseException:
-        kind, path, trace = (object.__getattribute__(self, name) for name in StandIn.__slots__)
-        trace.as_it_is = f"it uses {path}, a {kind}, whose state can't be seen"
-        return RunAsItIs()
-
-    __class__ = property(lambda self: _raise(self))  # type: ignore[assignment]
+    __class__ = property(lambda self: type(_object_behind(self)))  # type: ignore[assignment]
 
     def __getattr__(self, name: str) -> Any:
-        raise StandIn._refuse(self)
+        return getattr(_object_behind(self), name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise StandIn._refuse(self)
+    def __setattr__(self, name: str, x: Any) -> None:
+        setattr(_object_behind(self), name, x)
 
 
-def _raise(x: StandIn, *_: Any, **__: Any) -> Any:
-    raise StandIn._refuse(x)
+def _object_behind(stand_in: StandIn) -> Any:
+    """The object where it is asked for outside of the trace. Inside, ends the trace."""
+    x, path, trace = (object.__getattribute__(stand_in, name) for name in StandIn.__slots__)
+    if executor.get() is not trace:
+        return x
+    trace.as_it_is = f"it uses {path}, a {type(x).__qualname__}, whose state can't be seen"
+    raise RunAsItIs
+
+
+def _method(name: str) -> Any:
+    return lambda self, *args, **kwargs: getattr(_object_behind(self), name)(*args, **kwargs)
 
 
 _operators = {name for name, x in vars(operator).items() if name.startswith("__") and type(x) is type(len)}
 for _name in {*dir(object), *_operators, *_PROTOCOLS} - _OBJECTS:
-    setattr(StandIn, _name, _raise)
+    setattr(StandIn, _name, _method(_name))

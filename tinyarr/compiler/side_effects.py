@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..errors import TraceError
 from .capture import Capture, is_rebuilt, item_path
 from .symbolic_numbers import SymbolicNumber
-from .holders import GONE, Elements, Holder
+from .holders import GONE, Cell, Elements, Holder, Variable
 from .templates import Filling, Templates
 from .trace import is_traced
 
@@ -55,10 +55,12 @@ class Snapshot:
             holder = self._capture.holders[path]
             new = holder.contents()
             if not _is_same(holder, new, old):
-                held[path] = self._difference(path, new, old, templates)
+                held[path] = self._difference(holder, path, new, old, templates)
         return Changes(gradients, held)
 
-    def _difference(self, path: str, new: dict, old: dict, templates: Templates) -> dict[Any, Any]:
+    def _difference(
+        self, holder: Holder, path: str, new: dict, old: dict, templates: Templates
+    ) -> dict[Any, Any]:
         """All that a holder now holds, in order, with what it held before by its key then."""
         before = {id(x): key for key, x in old.items() if not isinstance(x, int)}
         found: dict[Any, Any] = {}
@@ -68,7 +70,7 @@ class Snapshot:
             elif id(x) in before:
                 found[key] = Unchanged(before[id(x)])
             else:
-                found[key] = templates.template(x, path if key == 0 else item_path(path, key))
+                found[key] = templates.template(x, path if isinstance(holder, Cell | Variable) else item_path(path, key))
         return found
 
     def restore(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from .. import dtypes
 from ..errors import TraceError
+from ..ops.primitive import executor
 from .trace import Trace, line
 
 _SIGNS = {"__neg__": operator.neg, "__pos__": operator.pos, "__abs__": operator.abs}
@@ -61,12 +62,13 @@ def value_of(x: Any, numbers: Mapping[str, Any]) -> Any:
 class SymbolicNumber:
     """A number that each call brings: of its own kind for isinstance, though no subclass, whose value C reads."""
 
-    __slots__ = ("expression", "kind", "trace")
+    __slots__ = ("expression", "kind", "trace", "value")
 
-    def __init__(self, trace: Trace, expression: Given | Computed, kind: type):
+    def __init__(self, trace: Trace, expression: Given | Computed, kind: type, value: Any):
         self.trace = trace
         self.expression = expression
         self.kind = kind
+        self.value = value  # in the call that is traced, for other threads, which may come upon it meanwhile
 
     __class__ = property(lambda self: self.kind)  # type: ignore[assignment]
 
@@ -97,9 +99,10 @@ class SymbolicInt(SymbolicNumber):
     __slots__ = ()
 
 
-def symbolic(trace: Trace, expression: Given | Computed, kind: type) -> SymbolicNumber:
-    """Returns what stands for a number of this kind."""
-    return (SymbolicInt if kind is int else SymbolicFloat)(trace, expression, kind)
+def symbolic(trace: Trace, expression: Given | Computed, value: Any) -> SymbolicNumber:
+    """Returns what stands for a number, of the kind of its value in the call that is traced."""
+    kind = type(value)
+    return (SymbolicInt if kind is int else SymbolicFloat)(trace, expression, kind, value)
 
 
 def _paths(x: Any) -> Iterator[str]:
@@ -119,6 +122,8 @@ def _kind(x: Any) -> type:
 
 def _method(name: str) -> Any:
     def method(self: SymbolicNumber, *operands: Any) -> Any:
+        if executor.get() is not self.trace and not self.trace.ended:
+            return getattr(self.value, name)(*operands)
         if name in _PAIRS and not isinstance(operands[0], int | float | complex):
             return NotImplemented
         kinds = {_kind(x) for x in (self, *operands)}
@@ -129,7 +134,8 @@ def _method(name: str) -> Any:
                 if isinstance(x, SymbolicNumber) and x.trace is not self.trace:
                     raise x.needed()
             parts = tuple(x.expression if isinstance(x, SymbolicNumber) else x for x in (self, *operands))
-            return symbolic(self.trace, Computed(name, parts), float if is_division or float in kinds else int)
+            values = (x.value if isinstance(x, SymbolicNumber) else x for x in (self, *operands))
+            return symbolic(self.trace, Computed(name, parts), _EVALUATED[name](*values))
         raise self.needed()
 
     return method
