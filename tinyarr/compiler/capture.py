@@ -16,48 +16,32 @@ all of them. What is not used belongs to no program.
 
 from __future__ import annotations
 
-import array
-import dataclasses
-import enum
+import copy
 import functools
 import logging
-import re
 import sys
-import threading
 import types
 import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Container, Iterable
+from collections import deque
+from collections.abc import Callable, Container
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..array import Array
-from ..device import Device
-from ..distributed.group import Group
-from ..dtypes import Dtype
 from ..errors import TraceError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
-from ..views import Shape
-from .code_names import names_of, with_inner
-from .holders import Cell, ClassAttributes, Elements, Entries, Holder, Items, Members, Slots, Variable, bytes_of, slots_of
-
-Part = Any  # what is compared of two calls
-GRADIENT = "'s gradient"
-MANY = 64  # more plain values in a list are one part of the signature, so that a long list costs no path for each
-
-_CONSTANT = (bool, int, str, bytes, type(None), type(...), Dtype, Device, Group, range)
-_PLAIN = frozenset((*_CONSTANT, float, complex, slice))
-_BUFFERS = (np.ndarray, bytearray, array.array)
-_UNCHANGING = (
-    types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType,
-    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType, enum.Enum,
-    re.Pattern, re.Match, np.generic, np.dtype, np.ufunc, type(len), type(NotImplemented),
+from .assumptions import (
+    BUFFERS, LOCKS, PLAIN, UNCHANGING, hides_state, is_library, is_users, is_value, slot_count,
 )  # fmt: skip
-_LOCKS = ("lock", "RLock")  # of module _thread; who holds one changes no number
-_LIBRARIES = frozenset((*(sys.stdlib_module_names - {"__main__"}), "tinyarr", "numpy", "ml_dtypes"))
+from .code_names import names_of, with_inner
+from .holders import Cell, ClassAttributes, Elements, Entries, Holder, Items, Members, Slots, Variable, bytes_of
+from .parts import GRADIENT, GradientKind, Identical, Keys, Part, Same, TensorKind, all_exactly, exactly
+
+MANY = 64  # more plain values in a list are one part of the signature, so that a long list costs no path for each
+_NUMBERS = (int, float, np.float64)
 
 
 class Leaf(NamedTuple):
@@ -65,33 +49,6 @@ class Leaf(NamedTuple):
 
     path: str
     object: Any
-
-
-class TensorKind(NamedTuple):
-    """What a program depends on of a tensor. place: which of the storages it lies in, and how far from the first."""
-
-    shape: Shape
-    dtype: Dtype
-    device: Device
-    strides: Shape
-    place: tuple[str, int]
-
-
-class GradientKind(NamedTuple):
-    """What a program depends on of a tensor's part in gradients."""
-
-    type: type
-    requires_grad: bool
-    grad_dtype: Dtype
-    is_leaf: bool
-    has_no_grad: bool
-    has_no_hooks: bool
-
-
-class Keys(tuple):
-    """The names of an object's attributes, of which those count that code names."""
-
-    __slots__ = ()
 
 
 class Task(NamedTuple):
@@ -109,8 +66,9 @@ class Capture:
 
     objects: by path, each of them once. paths: the same by id. tensors: among them. holders: what can be changed, by path.
     parts: what is compared, by path; signature: the same to look a program up by. names: of each part's path what code
-    must name to come there. numbers: Python numbers that are inputs instead, by path, with the holder and key where each is
-    (None among the arguments). opaque: by path what can't be seen into.
+    must name to come there. numbers: Python numbers that are inputs instead, by path. opaque: the kind of what can't be seen
+    into, by path. slots: of both the holder and the key where each is, None for a part of a tuple. storages: by id where each
+    was met first, and the offset there. is_lasting: whether a look at the holders and tensors tells that nothing has changed.
     """
 
     def __init__(
@@ -136,9 +94,10 @@ class Capture:
         self.numbers: dict[str, Any] = {}
         self.opaque: dict[str, str] = {}
         self.slots: dict[str, tuple[Holder, Any] | None] = {}
+        self.is_lasting = True
         self._varying, self._needed, self._ran = varying, needed, ran
         self._held: set[Any] = set()  # the identities of the holders
-        self._storages: dict[int, tuple[str, int]] = {}
+        self.storages: dict[int, tuple[str, int]] = {}
         self._attributes: dict[str, None] = {}  # that any code met so far names
         self._open: list[tuple[str, Any, tuple[str, ...], set[str]]] = []  # classes and modules, and what was looked at
         self._stack: list[Task] = []
@@ -168,6 +127,15 @@ class Capture:
                 found[path] = Keys(key for key in part if key in ran) if is_narrowed else part
         return found
 
+    def with_others(self, objects: dict[str, Any]) -> Capture:
+        """Returns a capture that differs in these tensors and numbers, by path, which are of the same kinds."""
+        other = copy.copy(self)
+        tensors = {path: x for path, x in objects.items() if path in self.tensors}
+        other.objects = self.objects | tensors
+        other.tensors = self.tensors | tensors
+        other.numbers = self.numbers | {path: x for path, x in objects.items() if path in self.numbers}
+        return other
+
     def _note(self, path: str, part: Part, names: tuple[str, ...]) -> None:
         self.parts[path] = part
         self.names[path] = names
@@ -178,22 +146,31 @@ class Capture:
     def _visit(self, task: Task) -> None:
         path, x, names, is_argument, slot = task
         kind: Any = type(x)
-        while path in self.parts:  # keys of a dict that print alike
-            path += "'"
-        if kind in _PLAIN or kind is np.float64:
-            is_input = is_argument and kind in (float, np.float64) and path not in self._needed
-            if is_input or (path in self._varying and kind in (int, float)):
-                self._note(path, f"a {kind.__name__}", names)
-                self.numbers[path], self.slots[path] = x, slot
-            else:
-                self._note(path, exactly(x), names)
-            return
-        if id(x) in self.paths:
+        if path in self.parts:
+            while path in self.parts:  # keys of a dict that print alike
+                path += "'"
+            task = task._replace(path=path)
+        if kind in _NUMBERS and self._is_input(path, kind, is_argument):
+            self._note(path, f"a {kind.__name__}", names)
+            self.numbers[path], self.slots[path] = x, slot
+        elif kind in PLAIN:
+            self._note(path, exactly(x), names)
+        elif id(x) in self.paths:
             self._note(path, Same(self.paths[id(x)]), names)
-            return
-        self.paths[id(x)] = path
-        self.objects[path] = x
-        task = task._replace(path=path)
+        else:
+            self.paths[id(x)] = path
+            self.objects[path] = x
+            self._enter(task)
+
+    def _is_input(self, path: str, kind: type, is_argument: bool) -> bool:
+        if is_argument and kind is not int:
+            return path not in self._needed
+        return path in self._varying and kind is not np.float64
+
+    def _enter(self, task: Task) -> None:
+        """Notes what an object is, met for the first time, and pushes its parts."""
+        path, x, names, is_argument, slot = task
+        kind: Any = type(x)
         if isinstance(x, Tensor):
             self._tensor(task)
         elif isinstance(x, Generator):
@@ -223,21 +200,24 @@ class Capture:
             self._note(path, x, names)
             self._open.append((path, x, names, set()))
         elif isinstance(x, weakref.ref):
+            self.is_lasting = False
             self._note(path, kind, names)
             self._push([Task(f"{path}()", x(), names)])
-        elif isinstance(x, _BUFFERS) and getattr(x, "dtype", None) != object:
+        elif isinstance(x, BUFFERS) and getattr(x, "dtype", None) != object:
             self._buffer(task)
-        elif isinstance(x, _UNCHANGING) or (kind.__module__ == "_thread" and kind.__name__ in _LOCKS):
+        elif isinstance(x, UNCHANGING) or (kind.__module__ == "_thread" and kind.__name__ in LOCKS):
             self._note(path, exactly(x), names)
         elif isinstance(x, functools._lru_cache_wrapper):
             self._note(path, kind, names)
             self._push([Task(f"{path}.__wrapped__", x.__wrapped__, names)])
         elif isinstance(x, ContextVar):
+            self.is_lasting = False
             self._note(path, kind, names)
             self._push([Task(f"{path}.get()", x.get(None), names)])
         elif isinstance(x, logging.Logger):
+            self.is_lasting = False
             self._note(path, (Identical(x), x.getEffectiveLevel()), names)
-        elif _is_value(x):
+        elif is_value(x):
             self._note(path, exactly(x), names)
         else:
             self._object(task)
@@ -246,10 +226,9 @@ class Capture:
         path, x, names = task.path, task.object, task.names
         self.tensors[path] = x
         a: Array = x.array
-        first, start = self._storages.setdefault(id(a.storage), (path, a.offset))
-        self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, (first, a.offset - start)), names)
-        kept = x.grad is None, x._hooks is None
-        self._note(path + GRADIENT, GradientKind(type(x), x._requires_grad, x.grad_dtype, x.is_leaf, *kept), names)
+        first, start = self.storages.setdefault(id(a.storage), (path, a.offset))
+        self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, first, a.offset - start), names)
+        self._note(path + GRADIENT, GradientKind.of(x), names)
         if x.grad is not None:
             self._push([Task(f"{path}.grad", x.grad, names)])
         if x._hooks is not None:
@@ -262,8 +241,8 @@ class Capture:
         if not isinstance(x, tuple):
             holder = self._hold(path, Items(x))
         whole = (kind, len(x), getattr(x, "maxlen", None))
-        if len(x) > MANY and _PLAIN.issuperset(map(type, x)):
-            self._note(path, (*whole, _all_exactly(x)), names)
+        if len(x) > MANY and PLAIN.issuperset(map(type, x)):
+            self._note(path, (*whole, all_exactly(x)), names)
             self._push(self._fields(task))
             return
         self._note(path, whole, names)
@@ -278,7 +257,7 @@ class Capture:
         path, x, names = task.path, task.object, task.names
         if isinstance(x, set):
             self._hold(path, Members(x))
-        if all(type(part) in _PLAIN or type(part) is tuple or _is_value(part) for part in x):
+        if all(type(part) in PLAIN or type(part) is tuple or is_value(part) for part in x):
             self._note(path, (type(x), frozenset(map(exactly, x))), names)
             self._push(self._fields(task))
             return
@@ -297,12 +276,12 @@ class Capture:
         """An object of a class that none of the above knows: its attributes, if those are all that it is."""
         path, x, names = task.path, task.object, task.names
         kind: Any = type(x)
-        captured = getattr(kind, "captured", None) if _is_library(kind.__module__) else None
+        captured = getattr(kind, "captured", None) if is_library(kind.__module__) else None
         if captured is not None:  # tinyarr's own, whose other attributes are caches
             self._note(path, Identical(x), names)
             self._push([Task(f"{path}.{name}", vars(x)[name], names) for name in captured])
             return
-        if _hides_state(kind) and not hasattr(kind, "__get__"):  # a descriptor or function of an extension has none
+        if hides_state(kind) and not hasattr(kind, "__get__"):  # a descriptor or function of an extension has none
             self.opaque[path], self.slots[path] = kind.__qualname__, task.slot
             self._note(path, kind, names)
             return
@@ -313,7 +292,7 @@ class Capture:
         """The attributes of an object, in its `__dict__` and in its slots."""
         x, path = task.object, task.path
         found = []
-        if _slot_count(type(x)):
+        if slot_count(type(x)):
             held = Slots(x)
             found += self._named(task, self._hold(path + "'s slots", held), held.contents())
         try:
@@ -338,8 +317,8 @@ class Capture:
         found = []
         for key, part in x.items():
             names = (*task.names, key) if named else task.names
-            found.append(Task(path_of(key), part, names, is_argument and type(key) in _PLAIN, (holder, key)))
-            if not named and not isinstance(key, str) and type(key) not in _PLAIN and not _is_value(key):
+            found.append(Task(path_of(key), part, names, is_argument and type(key) in PLAIN, (holder, key)))
+            if not named and not isinstance(key, str) and type(key) not in PLAIN and not is_value(key):
                 found.append(Task(f"{path_of(key)}'s key", key, names))
         return found
 
@@ -353,7 +332,7 @@ class Capture:
         """The attributes of a class that is not a library's: values that its instances share, and methods."""
         found = []
         for owner in kind.__mro__:
-            if id(owner) not in self.paths and not _is_library(owner.__module__):
+            if id(owner) not in self.paths and not is_library(owner.__module__):
                 self.paths[id(owner)] = owner_path = f"class {owner.__qualname__}"
                 self.objects[owner_path] = owner
                 held = self._hold(owner_path, ClassAttributes(owner))
@@ -369,7 +348,7 @@ class Capture:
         path, f, names = task.path, task.object, task.names
         self._note(path, f, names)
         self._note(f"{path}'s code", f.__code__, names)
-        if _is_library(f.__module__) or not (_is_users(f.__module__) or f.__code__ in self._ran):
+        if is_library(f.__module__) or not (is_users(f.__module__) or f.__code__ in self._ran):
             return
         prefix = f"{path}." if path else ""
         tasks = []
@@ -384,7 +363,8 @@ class Capture:
             for name in names_of(code).attributes:
                 self._attributes[name] = None
             for module in names_of(code).imports:
-                if module in sys.modules and not _is_library(module):
+                if module in sys.modules and not is_library(module):
+                    self.is_lasting = False
                     tasks.append(Task(module, sys.modules[module], names))
             for name, attributes, _ in names_of(code).chains:
                 tasks += self._global(f.__globals__, name, attributes, names)
@@ -413,7 +393,7 @@ class Capture:
 
     def _attribute(self, path: str, x: Any, attributes: tuple[str, ...], names: tuple[str, ...]) -> list[Task]:
         """What code takes of a class or module by a chain of names: `settings.model.width`."""
-        if _is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
+        if is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
             return []
         name, *rest = attributes
         names, path = (*names, name), f"{path}.{name}"
@@ -437,9 +417,9 @@ class Capture:
     def _look_further(self) -> bool:
         """Visits the attributes of classes and modules that no chain leads to, and that some code names. True if any."""
         for path, x, names, done in self._open:
-            if _is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
+            if is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
                 continue
-            if isinstance(x, types.ModuleType) and not _is_users(x.__name__):
+            if isinstance(x, types.ModuleType) and not is_users(x.__name__):
                 continue
             tasks = []
             for name in self._attributes:
@@ -450,12 +430,6 @@ class Capture:
                 self._push(tasks)
                 return True
         return False
-
-
-class Same(NamedTuple):
-    """Stands in the signature for an object that an earlier path leads to."""
-
-    path: str
 
 
 def _arguments(function: Callable, arguments: tuple, keywords: dict[str, Any]) -> list[Task]:
@@ -480,46 +454,6 @@ def _arguments(function: Callable, arguments: tuple, keywords: dict[str, Any]) -
     ]
 
 
-def exactly(x: Any) -> Part:
-    """What tells a value from all others, 1 from 1.0 and True, and 0.0 from -0.0."""
-    kind = type(x)
-    if kind in (float, complex, slice) or isinstance(x, np.generic):
-        return kind, repr(x)
-    if kind is tuple:
-        return kind, tuple(map(exactly, x))
-    if kind in _PLAIN or isinstance(x, enum.Enum) or _is_value(x):
-        return kind, x
-    return kind, Identical(x)
-
-
-class Identical:
-    """Equal to another of the same object alone."""
-
-    __slots__ = ("object",)
-
-    def __init__(self, x: Any):
-        self.object = x
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-    def __eq__(self, other: Any) -> bool:
-        return type(other) is Identical and self.object is other.object
-
-    def __repr__(self) -> str:
-        return f"{type(self.object).__name__} at {id(self.object):#x}"
-
-
-def _all_exactly(x: Iterable[Any]) -> Part:
-    """As `exactly` of each, made fast for many of one kind."""
-    kinds = set(map(type, x))
-    if kinds == {float}:
-        return float, array.array("d", x).tobytes()
-    if len(kinds) == 1 and not kinds & {complex, slice}:
-        return *kinds, tuple(x)
-    return tuple(map(exactly, x))
-
-
 def _function_of(x: Any) -> Any:
     """The function of a static or class method; anything else as it is."""
     return x.__func__ if type(x) in (staticmethod, classmethod) else x
@@ -531,88 +465,6 @@ def is_rebuilt(x: Any) -> bool:
 
 
 def item_path(path: str, key: Any) -> str:
-    return f"{path}[{key!r}]" if type(key) in _PLAIN or _is_value(key) else f"{path}[{type(key).__name__}]"
+    return f"{path}[{key!r}]" if type(key) in PLAIN or is_value(key) else f"{path}[{type(key).__name__}]"
 
 
-@functools.cache
-def _is_library(module: str | None) -> bool:
-    """Whether a module is Python's own, tinyarr or NumPy, whose functions and classes don't change."""
-    return (module or "").split(".")[0] in _LIBRARIES
-
-
-@functools.cache
-def _is_users(module: str | None) -> bool:
-    """Whether a module is the user's, so that what its code names may change: no library, and not installed."""
-    if module == "__main__":  # whose file may be a tool's that runs the user's code: python -m pytest
-        return True
-    return not _is_library(module) and "-packages" not in (
-        getattr(sys.modules.get(module or ""), "__file__", None) or ""
-    )
-
-
-_KNOWN = (
-    object, list, tuple, dict, set, frozenset, deque, OrderedDict, int, float, str, bytes, BaseException,
-    types.SimpleNamespace, functools.partial, threading.local, Tensor, enum.Enum,
-)  # fmt: skip
-
-
-@functools.cache
-def _hides_state(kind: type) -> bool:
-    """Whether instances hold more than attributes: some class among its bases is written in C and none of those known.
-
-    A class written in Python adds slots, a `__dict__` and a list of weak references to its base, and no other bytes.
-    """
-    if issubclass(kind, BaseException) or kind in _KNOWN:
-        return False
-    for owner in kind.__mro__:
-        if owner in _KNOWN or owner.__base__ is None:
-            continue
-        if not owner.__flags__ & _HEAP_TYPE:
-            return True
-        members = [name for name, x in vars(owner).items() if type(x) is types.MemberDescriptorType]
-        words = len(members) + ("__weakref__" in vars(owner)) + ("__dict__" in vars(owner))
-        if owner.__basicsize__ - owner.__base__.__basicsize__ > words * np.dtype(np.intp).itemsize:
-            return True
-    return False
-
-
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by a C extension that does as much
-
-
-@functools.cache
-def _slot_count(kind: type) -> int:
-    return len(slots_of(kind))
-
-
-def _is_value(x: Any) -> bool:
-    """Whether x never changes and equals what has equal contents: fractions, dates and paths of Python's library."""
-    kind = type(x)
-    if kind.__hash__ in (None, object.__hash__) or dataclasses.is_dataclass(kind):
-        return False
-    if kind.__module__.split(".")[0] not in sys.stdlib_module_names or kind.__module__ == "__main__":
-        return False
-    try:
-        hash(x)
-    except TypeError:
-        return False
-    return True
-
-
-def difference(now: dict[str, Part], then: dict[str, Part]) -> list[str]:
-    """Returns what is different between the parts of two signatures, by path."""
-    found = []
-    for path in [*then, *(path for path in now if path not in then)]:
-        a, b = then.get(path, "nothing"), now.get(path, "nothing")
-        if a != b:
-            found.append(f"{path.removesuffix(GRADIENT)}: {_shown(a, b)}, then {_shown(b, a)}")
-    return found
-
-
-def _shown(part: Part, other: Part) -> str:
-    if isinstance(part, TensorKind | GradientKind):
-        if type(other) is not type(part):
-            return f"a tensor of shape {part.shape}" if isinstance(part, TensorKind) else "a tensor"
-        return ", ".join(f"{k} {v}" for k, v, w in zip(part._fields, part, other) if v != w)
-    if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], type):
-        return str(part[1])[:80]
-    return str(part)[:80]

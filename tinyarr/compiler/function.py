@@ -21,15 +21,18 @@ from ..program import Graph, State
 from ..tape import recording
 from .agree import agree
 from .build import build
-from .capture import Capture, Leaf, Part, difference
+from .capture import Capture, Leaf
+from .fingerprint import Fingerprint
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
 from .observed import Observed
 from .opaque import RunAsItIs, StandIn
 from .output import Output
+from .parts import Part, difference
 from .passes import PASSES, passes_within
 from .plan import plan
+from .recent import Recent
 from .side_effects import Changes, Snapshot, standing_in
 from .symbolic_numbers import Given, NeedsValue, symbolic, value_of
 from .templates import RETURNED, Filling, NotMadeAnew, Templates
@@ -132,6 +135,7 @@ class Compiled:
         self._ran: set[types.CodeType] = set()
         self._has_given_up = False
         self._warned: set[str] = set()
+        self._recent: Recent | None = None
         self._lock = threading.RLock()
         self.seconds = 0.0
 
@@ -165,30 +169,44 @@ class Compiled:
         if isinstance(executor.get(), Trace):
             return self.function(*args, **kwargs)
         with self._lock:
-            capture = self._capture(args, kwargs)
             mode = recording.get(), default_device()
-            key = (*capture.signature, *mode)
-            program = self._by_signature.get(key)
+            capture = None if self._recent is None else self._recent.again(mode, args, kwargs)
+            if capture is not None:
+                return self._recent.program.run(capture)
+            self._recent = None
+            capture, program = self._find(mode, args, kwargs)
             if program is None:
-                program = next((p for p in self._programs if p.fits(capture, mode)), None)
-                if program is None:
-                    if self._vary(capture):
-                        return self(*args, **kwargs)
-                    if len(self._programs) >= self._max_programs:
-                        self._give_up(capture)
-                        return self.function(*args, **kwargs)
-                    made = self._make(capture, mode, args, kwargs)
-                    if made is None:
-                        return self(*args, **kwargs)
-                    if isinstance(made, str):
-                        self._warn(f"{self._name} runs as it is: {made}")
-                        return self.function(*args, **kwargs)
-                    program = made
-                    self._programs.append(program)
-                if len(self._by_signature) >= MOST_SIGNATURES:
-                    self._by_signature.clear()
-                self._by_signature[key] = program
-            return program.run(capture)
+                return self.function(*args, **kwargs)
+            fingerprint = Fingerprint(capture)
+            result = program.run(capture)
+            self._recent = Recent(capture, fingerprint, program, mode, args, kwargs)
+            return result
+
+    def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Capture, _Program | None]:
+        """What a call captures, and its program; None where the function is to run as it is."""
+        capture = self._capture(args, kwargs)
+        key = (*capture.signature, *mode)
+        program = self._by_signature.get(key)
+        if program is None:
+            program = next((p for p in self._programs if p.fits(capture, mode)), None)
+        if program is None:
+            if self._vary(capture):
+                return self._find(mode, args, kwargs)
+            if len(self._programs) >= self._max_programs:
+                self._give_up(capture)
+                return capture, None
+            made = self._make(capture, mode, args, kwargs)
+            if made is None:
+                return self._find(mode, args, kwargs)
+            if isinstance(made, str):
+                self._warn(f"{self._name} runs as it is: {made}")
+                return capture, None
+            program = made
+            self._programs.append(program)
+        if len(self._by_signature) >= MOST_SIGNATURES:
+            self._by_signature.clear()
+        self._by_signature[key] = program
+        return capture, program
 
     def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Capture:
         return Capture(self.function, args, kwargs, self._varying, self._needed, self._ran)

@@ -1,0 +1,128 @@
+"""Parts of a signature: what is compared of two calls of a compiled function, by the path that leads to it."""
+
+from __future__ import annotations
+
+import array
+import enum
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..device import Device
+from ..dtypes import Dtype
+from ..tensor import Tensor
+from ..views import Shape
+from .assumptions import PLAIN, is_value
+
+Part = Any
+GRADIENT = "'s gradient"  # ends the path of a tensor's GradientKind
+
+
+class TensorKind(NamedTuple):
+    """What a program depends on of a tensor. storage: the path of the first one over it. apart: how far from that."""
+
+    shape: Shape
+    dtype: Dtype
+    device: Device
+    strides: Shape
+    storage: str
+    apart: int
+
+
+class GradientKind(NamedTuple):
+    """What a program depends on of a tensor's part in gradients."""
+
+    type: type
+    requires_grad: bool
+    grad_dtype: Dtype
+    is_leaf: bool
+    has_grad: bool
+    has_hooks: bool
+
+    @classmethod
+    def of(cls, x: Tensor) -> GradientKind:
+        has_grad, has_hooks = x.grad is not None, x._hooks is not None
+        if x._has_wide_grad or x.node is not None:
+            return cls(type(x), x._requires_grad, x.grad_dtype, x.is_leaf, has_grad, has_hooks)
+        return _usual(cls, type(x), x._requires_grad, x.array.dtype, True, has_grad, has_hooks)
+
+
+@functools.cache
+def _usual(cls: type, *fields: Any) -> GradientKind:
+    """One object for the many tensors of one kind."""
+    return cls(*fields)
+
+
+class Keys(tuple):
+    """The names of an object's attributes, of which those count that code names."""
+
+    __slots__ = ()
+
+
+class Same(NamedTuple):
+    """Stands in the signature for an object that an earlier path leads to."""
+
+    path: str
+
+
+def exactly(x: Any) -> Part:
+    """What tells a value from all others, 1 from 1.0 and True, and 0.0 from -0.0."""
+    kind = type(x)
+    if kind in (float, complex, slice) or isinstance(x, np.generic):
+        return kind, repr(x)
+    if kind is tuple:
+        return kind, tuple(map(exactly, x))
+    if kind in PLAIN or isinstance(x, enum.Enum) or is_value(x):
+        return kind, x
+    return kind, Identical(x)
+
+
+class Identical:
+    """Equal to another of the same object alone."""
+
+    __slots__ = ("object",)
+
+    def __init__(self, x: Any):
+        self.object = x
+
+    def __hash__(self) -> int:
+        return id(self.object)
+
+    def __eq__(self, other: Any) -> bool:
+        return type(other) is Identical and self.object is other.object
+
+    def __repr__(self) -> str:
+        return f"{type(self.object).__name__} at {id(self.object):#x}"
+
+
+def all_exactly(x: Iterable[Any]) -> Part:
+    """As `exactly` of each, made fast for many of one kind."""
+    kinds = set(map(type, x))
+    if kinds == {float}:
+        return float, array.array("d", x).tobytes()
+    if len(kinds) == 1 and not kinds & {complex, slice}:
+        return *kinds, tuple(x)
+    return tuple(map(exactly, x))
+
+
+
+def difference(now: dict[str, Part], then: dict[str, Part]) -> list[str]:
+    """Returns what is different between the parts of two signatures, by path."""
+    found = []
+    for path in [*then, *(path for path in now if path not in then)]:
+        a, b = then.get(path, "nothing"), now.get(path, "nothing")
+        if a != b:
+            found.append(f"{path.removesuffix(GRADIENT)}: {_shown(a, b)}, then {_shown(b, a)}")
+    return found
+
+
+def _shown(part: Part, other: Part) -> str:
+    if isinstance(part, TensorKind | GradientKind):
+        if type(other) is not type(part):
+            return f"a tensor of shape {part.shape}" if isinstance(part, TensorKind) else "a tensor"
+        return ", ".join(f"{k} {v}" for k, v, w in zip(part._fields, part, other) if v != w)
+    if isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], type):
+        return str(part[1])[:80]
+    return str(part)[:80]
