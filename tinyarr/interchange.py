@@ -15,7 +15,7 @@ from .ops.create import copy, target
 from .ops.elementwise import astype
 from .ops.primitive import executor
 from .ops.typing import dtype_constant
-from .tape import recording
+from .tape import no_grad, recording
 from .tensor import Tensor, method, result_tensor
 
 DLPACK = {"cpu": 1, "cuda": 2}  # the standard's numbers of the kinds of devices
@@ -215,6 +215,17 @@ def _reduce(self: Tensor) -> tuple:
     return _restore, (type(self), to_numpy(self), self.device, self.requires_grad, self._has_wide_grad)
 
 
+def _copied(self: Tensor, memo: dict | None = None) -> Tensor:
+    """What copy.copy and copy.deepcopy make: the same elements in memory of their own, without history or `.grad`."""
+    if self.node is not None:
+        raise GradientError("copy, pickle: the tensor is a result of recorded operations: use x.detach()")
+    with no_grad():
+        result = result_tensor(copy(self).array, type(self))
+    result.requires_grad = self.requires_grad
+    result._has_wide_grad = self._has_wide_grad
+    return result
+
+
 def _restore(
     kind: type[Tensor], values: np.ndarray, device: Device, requires_grad: bool, has_wide_grad: bool = False
 ) -> Tensor:
@@ -248,6 +259,8 @@ Tensor.__dlpack_device__ = _dlpack_device
 Tensor.to_device = _to_device
 Tensor.__array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
 Tensor.__init__ = _initialize  # type: ignore[method-assign]
+Tensor.__copy__ = _copied
+Tensor.__deepcopy__ = _copied
 Tensor.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
 Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
 Tensor.__float__ = lambda self: float(self.item())

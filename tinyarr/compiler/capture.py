@@ -20,10 +20,11 @@ import copy
 import functools
 import logging
 import sys
+import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -42,6 +43,7 @@ from .parts import GRADIENT, GradientKind, Identical, Keys, Part, Same, TensorKi
 
 MANY = 64  # more plain values in a list are one part of the signature, so that a long list costs no path for each
 _NUMBERS = (int, float, np.float64)
+_NO_CODE: Mapping[types.CodeType, dict[str, Any]] = types.MappingProxyType({})
 
 
 class Leaf(NamedTuple):
@@ -78,11 +80,11 @@ class Capture:
         keywords: dict[str, Any],
         varying: Container[str] = (),
         needed: Container[str] = (),
-        ran: Container[types.CodeType] = (),
+        more_code: Mapping[types.CodeType, dict[str, Any]] = _NO_CODE,
     ):
         """varying: paths of numbers outside of the arguments that are to be inputs. needed: of floats that are not.
 
-        ran: code of installed packages that ran, and whose globals are looked at like those of the user's.
+        more_code: code that is known to run although no walk comes to it, and its globals.
         """
         self.objects: dict[str, Any] = {}
         self.paths: dict[int, str] = {}
@@ -95,7 +97,8 @@ class Capture:
         self.opaque: dict[str, str] = {}
         self.slots: dict[str, tuple[Holder, Any] | None] = {}
         self.is_lasting = True
-        self._varying, self._needed, self._ran = varying, needed, ran
+        self._varying, self._needed = varying, needed
+        self.code: set[types.CodeType] = set()  # of the functions met
         self._held: set[Any] = set()  # the identities of the holders
         self.storages: dict[int, tuple[str, int]] = {}
         self._attributes: dict[str, None] = {}  # that any code met so far names
@@ -105,6 +108,8 @@ class Capture:
         if not isinstance(function, types.FunctionType | types.MethodType):
             name = type(function).__name__
         self._push([Task(name, function, ()), *_arguments(function, arguments, keywords)])
+        for code, variables in more_code.items():
+            self._push(self._globals(code, variables, ()))
         while self._stack or self._look_further():
             self._visit(self._stack.pop())
         default = default_generator()
@@ -296,7 +301,7 @@ class Capture:
             held = Slots(x)
             found += self._named(task, self._hold(path + "'s slots", held), held.contents())
         try:
-            attributes = object.__getattribute__(x, "__dict__")
+            attributes = (threading.local if isinstance(x, threading.local) else object).__getattribute__(x, "__dict__")
         except AttributeError:
             return found
         if attributes or not isinstance(x, list | tuple | set | frozenset | dict | deque):
@@ -348,7 +353,7 @@ class Capture:
         path, f, names = task.path, task.object, task.names
         self._note(path, f, names)
         self._note(f"{path}'s code", f.__code__, names)
-        if is_library(f.__module__) or not (is_users(f.__module__) or f.__code__ in self._ran):
+        if not is_users(f.__module__):
             return
         prefix = f"{path}." if path else ""
         tasks = []
@@ -360,15 +365,22 @@ class Capture:
         for name in ("__defaults__", "__kwdefaults__"):
             tasks.append(Task(f"{prefix}{name}", getattr(f, name), names))
         for code in with_inner(f.__code__):
-            for name in names_of(code).attributes:
-                self._attributes[name] = None
-            for module in names_of(code).imports:
-                if module in sys.modules and not is_library(module):
-                    self.is_lasting = False
-                    tasks.append(Task(module, sys.modules[module], names))
-            for name, attributes, _ in names_of(code).chains:
-                tasks += self._global(f.__globals__, name, attributes, names)
+            tasks += self._globals(code, f.__globals__, names)
         self._push(tasks + self._fields(task))
+
+    def _globals(self, code: types.CodeType, variables: dict[str, Any], names: tuple[str, ...]) -> list[Task]:
+        """What code names beside its own variables."""
+        self.code.add(code)
+        tasks = []
+        found = names_of(code)
+        self._attributes |= dict.fromkeys(found.attributes)
+        for module in found.imports:
+            if module in sys.modules and not is_library(module):
+                self.is_lasting = False
+                tasks.append(Task(module, sys.modules[module], names))
+        for name, attributes, _ in found.chains:
+            tasks += self._global(variables, name, attributes, names)
+        return tasks
 
     def _global(self, module: dict[str, Any], name: str, attributes: tuple[str, ...], names: tuple) -> list[Task]:
         """A global variable; of a class or module that code takes an attribute of, the attribute alone."""

@@ -132,7 +132,7 @@ class Compiled:
         self._by_signature: dict[tuple, _Program] = {}
         self._varying: set[str] = set()  # the numbers outside of the arguments that were seen to change
         self._needed: dict[str, str] = {}  # the numbers that belong to the signature although they change, and why
-        self._ran: set[types.CodeType] = set()
+        self._more_code: dict[types.CodeType, dict[str, Any]] = {}  # that ran although no walk comes to it
         self._has_given_up = False
         self._warned: set[str] = set()
         self._recent: Recent | None = None
@@ -209,7 +209,7 @@ class Compiled:
         return capture, program
 
     def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Capture:
-        return Capture(self.function, args, kwargs, self._varying, self._needed, self._ran)
+        return Capture(self.function, args, kwargs, self._varying, self._needed, self._more_code)
 
     def _vary(self, capture: Capture) -> bool:
         """Makes inputs of numbers if all that is new about a signature is their values. Returns whether it did."""
@@ -235,9 +235,9 @@ class Compiled:
             told = (f"{self._name}: {path}: {why}" for path, why in traced.needed.items())
             diagnostics.tell("trace", "\n".join(told))
             return None
-        if traced.ran - self._ran:  # code of packages, whose globals belong to the signature from now on
-            self._ran |= traced.ran
-            capture = self._capture(args, kwargs)
+        if traced.more_code:  # what it names belongs to the signature too
+            self._more_code |= traced.more_code
+            return None
         self._refuse_opaque(capture, traced.names)
         graph = traced.graph
         clock.lap("trace")
@@ -343,7 +343,7 @@ class _Traced:
     """What a trace found.
 
     names: that code named which ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
-    tensors of which more than that they are there was asked. ran: code of installed packages. leaves: the paths to which
+    tensors of which more than that they are there was asked. more_code: ran although the walk did not come to it. leaves: the paths to which
     numbers in the graph refer. needed: why numbers are needed as they are, by path; then there is nothing else.
     """
 
@@ -354,7 +354,7 @@ class _Traced:
     names: frozenset[str]
     is_plain: bool
     looked_at: set[str]
-    ran: set[types.CodeType]
+    more_code: dict[types.CodeType, dict[str, Any]]
     leaves: list[str]
     needed: dict[str, str]
     trace: Trace
@@ -396,11 +396,11 @@ def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, 
             found.leaves = [leaf.path for leaf in leaves]
             found.graph = build(trace, leaves, templates.tensors)
             found.names, found.is_plain = observed.names()
-            found.ran = observed.code_of_packages()
+            found.more_code = observed.code_beyond(capture.code)
             if observed.asks_for_types and numbers:
                 trace.needed |= dict.fromkeys(numbers, "type() was asked for, which tells it from Python's own")
         except (Exception, NeedsValue, RunAsItIs) as error:
-            if isinstance(error, NotMadeAnew):
+            if isinstance(error, NotMadeAnew | RecursionError):
                 trace.as_it_is = str(error)
             if isinstance(error, TypeError):  # perhaps what takes nothing but Python's own numbers
                 trace.needed |= dict.fromkeys(numbers, f"without its value came: {error}")

@@ -62,6 +62,11 @@ def _key(x: Any) -> Any:
     return id(x) if owner is None or isinstance(owner, ModuleType) else (id(owner), x.__name__)
 
 
+def _of_the_collector() -> set[CodeType]:
+    """The code that Python's garbage collector calls, whenever it comes."""
+    return {f.__code__ for f in gc.callbacks if hasattr(f, "__code__")}
+
+
 class Observed:
     """The code that ran under it, by the dict of its globals: a context manager around a trace.
 
@@ -98,13 +103,18 @@ class Observed:
     def asks_for_types(self) -> bool:
         """Whether code of the user's, or of a package, names `type`."""
         return any(
-            chain.name == "type" and not self._is_library(code)
+            chain.name == "type" and not chain.attributes and not self._is_library(code)
             for code in self.ran
             for chain in names_of(code).chains
         )
 
-    def code_of_packages(self) -> set[CodeType]:
-        return {code for code in self.ran if "-packages" in code.co_filename and not self._is_library(code)}
+    def code_beyond(self, known: set[CodeType]) -> dict[CodeType, dict[str, Any]]:
+        """The code that ran and is none of the known, of libraries or of the garbage collector, with its globals."""
+        return {
+            code: variables
+            for code, variables in self.ran.items()
+            if code not in known and not self._is_library(code) and code not in _of_the_collector()
+        }
 
     def _is_library(self, code: CodeType) -> bool:
         name = self.ran[code].get("__name__", "").split(".")[0]
@@ -124,8 +134,7 @@ class Observed:
     def _find_suspects(self, frame: FrameType) -> dict[int, tuple[str, str]]:
         """By offset in the bytecode what is impure there, and the kind of advice. Offset -1 stands for all of it."""
         code, name = frame.f_code, frame.f_globals.get("__name__", "")
-        of_the_collector = any(getattr(f, "__code__", None) is code for f in gc.callbacks)
-        if code.co_filename.startswith(self._package) or of_the_collector:
+        if code.co_filename.startswith(self._package) or code in _of_the_collector():
             return {}
         if name in _MODULES:
             return {-1: (f"{name}.{code.co_name}", _MODULES[name])}

@@ -135,7 +135,7 @@ def standing_in(instead: dict[str, Any], capture: Capture, args: tuple, kwargs: 
         if isinstance(x, tuple) and any(new is not old for new, old in zip(parts, x)):
             known[id(x)] = type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
         elif isinstance(x, list | dict):
-            for key, new, in zip(keys, parts):
+            for key, new in zip(keys, parts):
                 if new is not x[key]:
                     tuples.append((x, key, x[key]))
                     x[key] = new
@@ -145,7 +145,9 @@ def standing_in(instead: dict[str, Any], capture: Capture, args: tuple, kwargs: 
     try:
         for holder, key, x in placed:
             holder.put({**holder.contents(), key: x})
-        yield changed("arguments", args), changed("keywords", kwargs)
+        if len(placed) < len(instead):
+            args, kwargs = changed("arguments", args), changed("keywords", kwargs)
+        yield args, kwargs
     finally:
         for x, key, old in reversed(tuples):
             x[key] = old

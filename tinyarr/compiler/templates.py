@@ -25,7 +25,7 @@ RETURNED = "the result"  # in errors, the place of what the function returns
 
 _ATOMS = (
     bool, int, float, complex, str, bytes, type(None), type(...), range, slice, type, enum.Enum, types.ModuleType,
-    types.FunctionType, types.BuiltinFunctionType, types.CodeType, Primitive,
+    types.BuiltinFunctionType, types.CodeType, Primitive,
 )  # fmt: skip
 
 
@@ -88,6 +88,8 @@ class Templates:
         self._alive.append(x)
         if isinstance(x, Tensor):
             made: Any = self._result(x, where)
+        elif type(x) is types.FunctionType:
+            made = self._function(x, where) if x.__closure__ else x
         elif type(x) in (list, dict, set):  # which may hold themselves
             made = self._made[id(x)] = Built(type(x))
             self._fill(made, x, where)
@@ -129,6 +131,15 @@ class Templates:
                     result.view = self.tensors[result.number].array.view
                     self.tensors[result.number] = whole
                     result.number = results[0].number
+
+    def _function(self, f: types.FunctionType, where: str) -> Built:
+        """A function that was defined in the trace: with what it closes over."""
+        for cell in f.__closure__ or ():
+            if id(cell) not in self._made and id(cell) not in self._paths:
+                self._alive.append(cell)
+                self._made[id(cell)] = Built(types.CellType, (self.template(cell.cell_contents, where),))
+        cells = [self.template(cell, where) for cell in f.__closure__ or ()]
+        return Built(functools.partial(_make_function, f.__code__, f.__globals__, f.__name__, f.__defaults__), tuple(cells))
 
     def _fill(self, made: Built, x: Any, where: str) -> None:
         if isinstance(x, dict):
@@ -206,6 +217,10 @@ class Filling:
         for key, part in x.entries:
             made[self.fill(key)] = self.fill(part)
         return made
+
+
+def _make_function(code: types.CodeType, variables: dict, name: str, defaults: Any, *cells: Any) -> types.FunctionType:
+    return types.FunctionType(code, variables, name, defaults, cells)
 
 
 def _set_state(made: Any, state: Any) -> None:
