@@ -18,8 +18,8 @@ from ..program import Graph, Node, Read, State, Value, Write
 from ..random import default_generator
 from ..tensor import Tensor
 from ..views import View
-from .symbolic_numbers import SymbolicFloat, SymbolicInt
 from .capture import Leaf
+from .symbolic_numbers import SymbolicFloat, SymbolicInt
 from .trace import Drawn, Instruction, Trace, TracedStorage
 
 

@@ -8,10 +8,10 @@ kind promises, and nothing else:
 - a container, and an object whose class is written in Python, is the sum of its parts, which are walked;
 - a function is its code, its closure, its defaults and the globals that its code names;
 - of a class or module are looked at the attributes that code names;
-- anything else is *opaque*: its state can't be seen, as that of an iterator or of a file. It raises once it is used.
+- anything else is *opaque*: its state can't be seen, as that of an iterator or of a file.
 
-Every part has the names that lead to it (of globals, attributes, variables). A part is *used* by a trace if code that ran names
-all of them. What is not used belongs to no program.
+Every part has the names that lead to it, of globals, attributes and variables. A part is *used* by a trace if code that
+ran names all of them. What is not used belongs to no program.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -35,7 +35,15 @@ from ..errors import TraceError
 from ..random import Generator, default_generator
 from ..tensor import Tensor
 from .assumptions import (
-    BUFFERS, LOCKS, PLAIN, UNCHANGING, hides_state, is_library, is_users, is_value, slot_count,
+    BUFFERS,
+    LOCKS,
+    PLAIN,
+    UNCHANGING,
+    hides_state,
+    is_library,
+    is_users,
+    is_value,
+    slot_count,
 )  # fmt: skip
 from .code_names import names_of, with_inner
 from .holders import Cell, ClassAttributes, Elements, Entries, Holder, Items, Members, Slots, Variable, bytes_of
@@ -64,13 +72,13 @@ class Task(NamedTuple):
 
 
 class Capture:
-    """One walk.
+    """One walk. All but `paths` and `storages` is by path.
 
-    objects: by path, each of them once. paths: the same by id. tensors: among them. holders: what can be changed, by path.
-    parts: what is compared, by path; signature: the same to look a program up by. names: of each part's path what code
-    must name to come there. numbers: Python numbers that are inputs instead, by path. opaque: the kind of what can't be seen
-    into, by path. slots: of both the holder and the key where each is, None for a part of a tuple. storages: by id where each
-    was met first, and the offset there. is_lasting: whether a look at the holders and tensors tells that nothing has changed.
+    objects: each of them once; tensors and generators: those among them. holders: what can be changed. parts: what is
+    compared; signature: the same, to look a program up by. names: what code must name to come to each part. numbers:
+    Python numbers that are inputs of a program. opaque: the class of what can't be seen into. slots: of these two the
+    holder and the key where each is, None for a part of a tuple. paths: by id. storages: by id, where each was first
+    met and the offset there. code: of the functions met. is_lasting: whether a Fingerprint tells that nothing has changed.
     """
 
     def __init__(
@@ -126,10 +134,10 @@ class Capture:
         for path, part in self.parts.items():
             names = self.names[path]
             if names not in verdicts:
-                verdicts[names] = ran is None or all(name in ran for name in names)
-            if verdicts[names] and (type(part) is not TensorKind or path in looked_at):
-                is_narrowed = type(part) is Keys and ran is not None
-                found[path] = Keys(key for key in part if key in ran) if is_narrowed else part
+                verdicts[names] = ran is None or all(map(ran.__contains__, names))
+            if not verdicts[names] or (type(part) is TensorKind and path not in looked_at):
+                continue
+            found[path] = part if type(part) is not Keys or ran is None else Keys(key for key in part if key in ran)
         return found
 
     def with_others(self, objects: dict[str, Any]) -> Capture:
@@ -208,7 +216,7 @@ class Capture:
             self.is_lasting = False
             self._note(path, kind, names)
             self._push([Task(f"{path}()", x(), names)])
-        elif isinstance(x, BUFFERS) and getattr(x, "dtype", None) != object:
+        elif isinstance(x, BUFFERS) and not (isinstance(x, np.ndarray) and x.dtype.hasobject):
             self._buffer(task)
         elif isinstance(x, UNCHANGING) or (kind.__module__ == "_thread" and kind.__name__ in LOCKS):
             self._note(path, exactly(x), names)
@@ -297,7 +305,8 @@ class Capture:
         """The attributes of an object, in its `__dict__` and in its slots."""
         x, path = task.object, task.path
         found = []
-        if slot_count(type(x)):
+        kind: Any = type(x)
+        if slot_count(kind):
             held = Slots(x)
             found += self._named(task, self._hold(path + "'s slots", held), held.contents())
         try:
@@ -427,7 +436,7 @@ class Capture:
         return [] if path in self.parts else [Task(path, part, names, False, (held, key))]
 
     def _look_further(self) -> bool:
-        """Visits the attributes of classes and modules that no chain leads to, and that some code names. True if any."""
+        """Visits attributes of classes and modules that no chain leads to, but that some code names. True if any."""
         for path, x, names, done in self._open:
             if is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
                 continue
@@ -446,24 +455,27 @@ class Capture:
 
 def _arguments(function: Callable, arguments: tuple, keywords: dict[str, Any]) -> list[Task]:
     """The arguments, less those that the function's code never reads."""
-    read: Callable[[str], bool] = lambda name: True
-    names: list[str] = []
-    code = getattr(function, "__code__", None)
-    if isinstance(function, types.FunctionType | types.MethodType) and isinstance(code, types.CodeType):
-        inner = [names_of(c) for c in with_inner(code)]
-        if not any(n.all & {"locals", "vars", "eval", "exec", "dir"} for n in inner):
-            read = lambda name: any(name in n.locals for n in inner)
-            names = list(code.co_varnames[isinstance(function, types.MethodType) : code.co_argcount])
+    names, unread = _parameters(function)
     tasks = [
         Task(f"arguments[{i}]", x, (), True)
         for i, x in enumerate(arguments)
-        if i >= len(names) or read(names[i])
+        if i >= len(names) or names[i] not in unread
     ]
-    return tasks + [
-        Task(item_path("keywords", key), x, (), True)
-        for key, x in keywords.items()
-        if code is None or key not in code.co_varnames or read(key)
-    ]
+    return tasks + [Task(item_path("keywords", key), x, (), True) for key, x in keywords.items() if key not in unread]
+
+
+def _parameters(function: Callable) -> tuple[Sequence[str], set[str]]:
+    """The names of a function's positional parameters, and of all parameters those that its code never reads."""
+    code = getattr(function, "__code__", None)
+    is_method = isinstance(function, types.MethodType)
+    if not (is_method or isinstance(function, types.FunctionType)) or not isinstance(code, types.CodeType):
+        return (), set()
+    inner = [names_of(c) for c in with_inner(code)]
+    if any(n.all & {"locals", "vars", "eval", "exec", "dir"} for n in inner):
+        return (), set()
+    parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    unread = {name for name in parameters if not any(name in n.locals for n in inner)}
+    return code.co_varnames[is_method : code.co_argcount], unread
 
 
 def _function_of(x: Any) -> Any:

@@ -1,7 +1,7 @@
 """Names that the bytecode of a function reads and writes: its globals, what it takes of them, and its attributes.
 
-`step.count` and `count` look alike in `co_names`. The instructions tell them apart, and so a global variable whose name is
-only an attribute somewhere is none of a function's business.
+`step.count` and `count` look alike in `co_names`. The instructions tell them apart, and so a global variable whose name
+is only an attribute somewhere is none of a function's business.
 """
 
 from __future__ import annotations

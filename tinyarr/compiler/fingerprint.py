@@ -8,20 +8,24 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
-from ..tensor import Tensor
 from .capture import Capture
 from .holders import ClassAttributes, Entries, Holder, Items, Members
 
-_FIELDS: Sequence[Callable] = [operator.attrgetter(name) for name in ("array", "grad", "_hooks", "_requires_grad", "node")]
+_FIELDS: Sequence[Callable] = tuple(map(operator.attrgetter, ("array", "grad", "_hooks", "_requires_grad", "node")))
 _FUNCTION = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 
+_LONG = 1000  # elements of a list that is compared by itself
+
+
 class Fingerprint:
-    """What the holders, tensors and functions of a capture hold, gathered into a few long lists to be compared at once."""
+    """The objects that a capture's holders, tensors and functions hold, in a few lists that are compared at once."""
 
     def __init__(self, capture: Capture):
         self._dicts = [h.object for h in capture.holders.values() if type(h) is Entries]
-        self._sequences = [h.object for h in capture.holders.values() if type(h) in (Items, Members)]
+        sequences = [h.object for h in capture.holders.values() if type(h) in (Items, Members)]
+        self._sequences = [x for x in sequences if len(x) < _LONG]
+        self._long = [(x, tuple(x)) for x in sequences if len(x) >= _LONG]
         self._classes = [vars(h.object) for h in capture.holders.values() if type(h) is ClassAttributes]
         gathered = (Entries, Items, Members, ClassAttributes)
         self._others: list[Holder] = [h for h in capture.holders.values() if type(h) not in gathered]
@@ -51,6 +55,7 @@ class Fingerprint:
             and len(keys) == len(self._keys)
             and all(map(_is_one_key, keys, self._keys))
             and all(map(_are_one, contents, self._contents))
+            and all(len(x) == len(then) and all(map(operator.is_, x, then)) for x, then in self._long)
         )
 
 

@@ -109,8 +109,8 @@ class Compiled:
     """A compiled function.
 
     passes: what is done to its graphs; passes.py names what little of it changes a result. build(graph): what runs one,
-    by default the device's own program; with Interpreter, the kernels of eager mode, and so its bits. max_programs: after
-    so many, a new signature runs as the function itself. seconds: spent on making programs so far.
+    by default the device's own program; with Interpreter, the kernels of eager mode, and so its bits. max_programs:
+    after so many, a new signature runs as the function itself. seconds: spent on making programs so far.
     """
 
     captured = ("function",)  # by the walk of another compiled function
@@ -170,10 +170,11 @@ class Compiled:
             return self.function(*args, **kwargs)
         with self._lock:
             mode = recording.get(), default_device()
-            capture = None if self._recent is None else self._recent.again(mode, args, kwargs)
-            if capture is not None:
-                return self._recent.program.run(capture)
-            self._recent = None
+            if self._recent is not None:
+                again = self._recent.again(mode, args, kwargs)
+                if again is not None:
+                    return self._recent.program.run(again)
+                self._recent = None
             capture, program = self._find(mode, args, kwargs)
             if program is None:
                 return self.function(*args, **kwargs)
@@ -254,7 +255,8 @@ class Compiled:
 
     def _refuse_opaque(self, capture: Capture, names: frozenset[str]) -> None:
         for path, kind in capture.opaque.items():
-            if capture.slots[path] is None and not path.startswith(_ARGUMENTS) and names.issuperset(capture.names[path]):
+            is_replaced = capture.slots[path] is not None or path.startswith(_ARGUMENTS)
+            if not is_replaced and names.issuperset(capture.names[path]):
                 raise TraceError(
                     f"compile: {self._name} uses {path}, of type {kind}, whose state can't be seen, so a later call "
                     "could not tell that it has changed: pass what is taken of it as an argument"
@@ -270,8 +272,8 @@ class Compiled:
         if not self._has_given_up:
             self._has_given_up = True
             self._warn(
-                f"{self._name} was traced for {self._max_programs} signatures, and another came: where the signature is a "
-                "new one it runs as it is from now on. Make what changes at each call a tensor, or raise max_programs"
+                f"{self._name} was traced for {self._max_programs} signatures, and another came: from now on it runs as "
+                "it is where the signature is a new one. Make what changes at each call a tensor, or raise max_programs"
                 f"\n{self.explain()}\nnow: {self._why(capture)}"
             )
 
@@ -324,7 +326,7 @@ class _Program:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
     def run(self, capture: Capture) -> Any:
-        objects = [capture.objects[path] if path else None for path in self._traced.leaves]
+        objects = [capture.objects[path] for path in self._traced.leaves]
         memory = [_memory(objects[state.leaf].array, state) for state in self.graph.states]
         numbers = capture.numbers
         floats = [float(value_of(x, numbers)) for x, _ in self.graph.floats]
@@ -342,9 +344,10 @@ def _memory(leaf: Array, state: State) -> Array:
 class _Traced:
     """What a trace found.
 
-    names: that code named which ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
-    tensors of which more than that they are there was asked. more_code: ran although the walk did not come to it. leaves: the paths to which
-    numbers in the graph refer. needed: why numbers are needed as they are, by path; then there is nothing else.
+    names: in the code that ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
+    tensors of which more than that they are there was asked. more_code: ran although the walk did not come to it.
+    leaves: the paths to which numbers in the graph refer. needed: why numbers are needed as they are, by path; then
+    there is nothing else.
     """
 
     graph: Graph

@@ -1,8 +1,8 @@
 """Holders: whatever holds Python values and can be changed, read and written in one way.
 
-A list, a dict, the attributes of an object in its `__dict__` or its slots, those of a class, the cell of a closure, one name
-among globals, the elements of a NumPy array. `contents` gives what is held, by key and in order; `put` makes that what
-is held. What a trace changes is found by comparing contents before and after, put back, and put anew at each call.
+A list, a dict, the attributes of an object in its `__dict__` or its slots, those of a class, the cell of a closure, one
+name among globals, the elements of a NumPy array. `contents` gives what is held, by key and in order; `put` makes that
+what is held. What a trace changes is found by comparing contents before and after, put back, and put anew at each call.
 """
 
 from __future__ import annotations

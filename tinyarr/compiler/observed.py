@@ -35,7 +35,8 @@ _ADVICE = {
     "sys": f"{_TELLS}, writing to a stream is not",
 }
 # What takes attributes by names that are in no code.
-_READERS = frozenset("getattr hasattr vars __dict__ dir locals eval exec asdict astuple fields attrgetter copy deepcopy".split())
+_READERS = frozenset("""getattr hasattr vars __dict__ dir locals eval exec asdict astuple fields attrgetter copy
+    deepcopy""".split())
 # Whole modules of Python's library whose functions, written in Python, may not run.
 _MODULES = {"random": "random", "secrets": "random", "uuid": "random", "tempfile": "os", "subprocess": "os"}
 
@@ -147,7 +148,7 @@ class Observed:
             x: Any = frame.f_globals.get(chain.name, getattr(builtins, chain.name, None))
             for i, attribute in enumerate((*chain.attributes, None)):
                 kind = _impure().get(_key(x))
-                if kind is None and any(x is stream for stream in (sys.stdout, sys.stderr, sys.stdin)) and x is not None:
+                if any(x is stream for stream in (sys.stdout, sys.stderr, sys.stdin) if stream is not None):
                     kind = "sys"
                 if kind is not None:
                     found[chain.end] = ".".join((chain.name, *chain.attributes[:i])), kind

@@ -1,7 +1,7 @@
 """Opaque objects: what a trace can't see into, as an iterator, a file or another library's array.
 
-In a trace something else stands where they are. As soon as anything is asked of it the trace is given up, before the object
-itself was touched, and the function runs as it is.
+In a trace something else stands where they are. As soon as anything is asked of it the trace is given up, before the
+object itself was touched, and the function runs as it is.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class StandIn:
         for name, part in zip(StandIn.__slots__, (x, path, trace)):
             object.__setattr__(self, name, part)
 
-    __class__ = property(lambda self: type(_object_behind(self)))  # type: ignore[assignment]
+    __class__ = property(lambda self: type(_object_behind(self)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(_object_behind(self), name)

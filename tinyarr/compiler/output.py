@@ -66,9 +66,9 @@ class Output:
                 return copy(x)
         return x if isinstance(x, SymbolicNumber) else str(x)
 
-    def _warn(self, message: Any, category: Any = None, stacklevel: int = 1, source: Any = None, **_: Any) -> None:
+    def _warn(self, message: Any, category: Any = None, stacklevel: int = 1, **_: Any) -> None:
         frame = sys._getframe(1)
-        for _ in range(stacklevel):
+        for _level in range(stacklevel):
             frame = frame.f_back or frame
         names, line = frame.f_globals, frame.f_lineno
         registry = names.setdefault("__warningregistry__", {})

@@ -46,13 +46,14 @@ class GradientKind(NamedTuple):
         has_grad, has_hooks = x.grad is not None, x._hooks is not None
         if x._has_wide_grad or x.node is not None:
             return cls(type(x), x._requires_grad, x.grad_dtype, x.is_leaf, has_grad, has_hooks)
-        return _usual(cls, type(x), x._requires_grad, x.array.dtype, True, has_grad, has_hooks)
+        kind: Any = type(x)
+        return _usual(kind, x._requires_grad, x.array.dtype, True, has_grad, has_hooks)
 
 
 @functools.cache
-def _usual(cls: type, *fields: Any) -> GradientKind:
+def _usual(*fields: Any) -> GradientKind:
     """One object for the many tensors of one kind."""
-    return cls(*fields)
+    return GradientKind(*fields)
 
 
 class Keys(tuple):

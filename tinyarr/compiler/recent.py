@@ -1,7 +1,7 @@
 """The last call of a compiled function, and a quick way to see that the next one is like it.
 
-A whole walk costs milliseconds for a model. What the last one found still holds if each holder still holds the very same
-objects, each tensor the same memory, and the arguments are the same objects or tensors of the same kinds.
+A whole walk costs milliseconds for a model. What the last one found still holds if each holder still holds the very
+same objects, each tensor the same memory, and the arguments are the same objects or tensors of the same kinds.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from ..errors import TraceError
 from .capture import Capture, is_rebuilt, item_path
-from .symbolic_numbers import SymbolicNumber
 from .holders import GONE, Cell, Elements, Holder, Variable
 from .templates import Filling, Templates
 from .trace import is_traced
@@ -35,7 +34,7 @@ class Snapshot:
     def changes(self, templates: Templates) -> Changes:
         """What is different now. Raises TraceError for what can't be done again at each call."""
         gradients: dict[str, Any] = {}
-        for path, (x, gradient, _, array, *flags, node) in self._tensors.items():
+        for path, (x, gradient, hooks, array, *flags, node) in self._tensors.items():
             if x.array is not array or [x._requires_grad, x._has_wide_grad] != flags or x.node is not node:
                 raise TraceError(
                     f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
@@ -44,11 +43,11 @@ class Snapshot:
                 if x.grad is not None and not is_traced(x.grad):
                     raise TraceError(f"compile: {path}.grad was set to a tensor from outside: copy it")
                 gradients[path] = templates.template(x.grad, f"{path}.grad")
-            if x._hooks is not None and self._tensors[path][2] is None and x._hooks:
+            if x._hooks and hooks is None:
                 raise TraceError(f"compile: {path} got a hook: register it outside of it")
-        for path, state in self._generators.items():
+        for path, drawn in self._generators.items():
             g = self._capture.generators[path]
-            if (g.key, g.counter) != state:
+            if (g.key, g.counter) != drawn:
                 raise TraceError(f"compile: {path}, a generator, was set: do that outside of it")
         held: dict[str, dict[Any, Any]] = {}
         for path, old in self._contents.items():
@@ -70,7 +69,8 @@ class Snapshot:
             elif id(x) in before:
                 found[key] = Unchanged(before[id(x)])
             else:
-                found[key] = templates.template(x, path if isinstance(holder, Cell | Variable) else item_path(path, key))
+                where = path if isinstance(holder, Cell | Variable) else item_path(path, key)
+                found[key] = templates.template(x, where)
         return found
 
     def restore(self) -> None:
@@ -78,11 +78,10 @@ class Snapshot:
             holder = self._capture.holders[path]
             if not _is_same(holder, holder.contents(), old):
                 holder.put(old)
-        for x, *state in self._tensors.values():
-            x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = state
-        for path, state in self._generators.items():
-            g = self._capture.generators[path]
-            g.key, g.counter = state
+        for x, *fields in self._tensors.values():
+            x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = fields
+        for path, (key, counter) in self._generators.items():
+            self._capture.generators[path].load_state_dict({"key": key, "counter": counter})
 
 
 def _is_same(holder: Holder, new: dict, old: dict) -> bool:
@@ -119,7 +118,7 @@ def standing_in(instead: dict[str, Any], capture: Capture, args: tuple, kwargs: 
 
     Lists and dicts among the arguments are changed in place and put back, tuples made anew.
     """
-    placed = [(*capture.slots[path], x) for path, x in instead.items() if capture.slots[path] is not None]
+    placed = [(*slot, x) for path, x in instead.items() if (slot := capture.slots[path]) is not None]
     before = {holder: holder.contents() for holder, _, _ in placed}
     known: dict[int, Any] = {}
 

@@ -1,13 +1,13 @@
 """Symbolic numbers: stand in a trace for Python floats and ints that each call brings.
 
-A float beside a tensor is an input of the program, and sums and products of such numbers are computed anew at each call.
-All else that Python asks of one needs its value, which then belongs to the signature.
+A float beside a tensor is an input of the program, and sums and products of such numbers are computed anew at each
+call. All else that Python asks of one needs its value, which then belongs to the signature.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from .. import dtypes
@@ -15,10 +15,16 @@ from ..errors import TraceError
 from ..ops.primitive import executor
 from .trace import Trace, line
 
-_SIGNS = {"__neg__": operator.neg, "__pos__": operator.pos, "__abs__": operator.abs}
-_SUMS = {"__add__": operator.add, "__sub__": operator.sub, "__mul__": operator.mul}
-_SUMS |= {f"__r{name[2:]}": lambda x, y, f=f: f(y, x) for name, f in _SUMS.items()}  # type: ignore[misc]
-_EVALUATED = _SIGNS | _SUMS | {"__truediv__": operator.truediv}
+
+
+def _swapped(f: Callable) -> Callable:
+    return lambda x, y: f(y, x)
+
+
+_SIGNS: dict[str, Callable] = {"__neg__": operator.neg, "__pos__": operator.pos, "__abs__": operator.abs}
+_SUMS: dict[str, Callable] = {"__add__": operator.add, "__sub__": operator.sub, "__mul__": operator.mul}
+_SUMS.update({f"__r{name[2:]}": _swapped(f) for name, f in _SUMS.items()})
+_EVALUATED: dict[str, Callable] = _SIGNS | _SUMS | {"__truediv__": operator.truediv}
 _PAIRS = {f"__{side}{name}__" for name in "add sub mul truediv floordiv mod divmod pow lshift rshift and or xor".split()
           for side in ("", "r")} | {f"__{name}__" for name in "eq ne lt le gt ge".split()}  # fmt: skip
 _OBJECTS = {
@@ -70,7 +76,7 @@ class SymbolicNumber:
         self.kind = kind
         self.value = value  # in the call that is traced, for other threads, which may come upon it meanwhile
 
-    __class__ = property(lambda self: self.kind)  # type: ignore[assignment]
+    __class__ = property(lambda self: self.kind)
 
     def __getattr__(self, name: str) -> Any:
         raise self.needed()
@@ -81,7 +87,8 @@ class SymbolicNumber:
     def needed(self) -> BaseException:
         """Returns what to raise where the value is asked for, which the trace remembers whoever catches it."""
         if self.trace.ended:
-            return TraceError(f"a Python {self.kind.__name__} was kept by a trace where it can't be replaced: return it")
+            what = f"a Python {self.kind.__name__} was kept by a trace where it can't be replaced"
+            return TraceError(f"compile: {what}: return it")
         for path in _paths(self.expression):
             self.trace.needed.setdefault(path, f"its value was needed at {line()}")
         return NeedsValue()

@@ -95,7 +95,7 @@ class Templates:
             self._fill(made, x, where)
         elif type(x) in (tuple, frozenset) or (isinstance(x, tuple) and hasattr(x, "_fields")):
             parts = [self.template(part, where) for part in x]
-            make: Callable = type(x)._make if hasattr(x, "_fields") else type(x)  # type: ignore[attr-defined]
+            make: Callable = type(x)._make if hasattr(x, "_fields") else type(x)
             made = Built(make, (Built(list, items=parts),))
         else:
             made = self._object(x, where)
@@ -139,7 +139,8 @@ class Templates:
                 self._alive.append(cell)
                 self._made[id(cell)] = Built(types.CellType, (self.template(cell.cell_contents, where),))
         cells = [self.template(cell, where) for cell in f.__closure__ or ()]
-        return Built(functools.partial(_make_function, f.__code__, f.__globals__, f.__name__, f.__defaults__), tuple(cells))
+        make = functools.partial(_make_function, f.__code__, f.__globals__, f.__name__, f.__defaults__)
+        return Built(make, tuple(cells))
 
     def _fill(self, made: Built, x: Any, where: str) -> None:
         if isinstance(x, dict):
@@ -228,7 +229,7 @@ def _set_state(made: Any, state: Any) -> None:
     if hasattr(made, "__setstate__"):
         made.__setstate__(state)
         return
-    slots = {}
+    slots: Any = {}
     if isinstance(state, tuple) and len(state) == 2:
         state, slots = state
     for name, part in (slots or {}).items():

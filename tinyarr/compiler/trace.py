@@ -48,8 +48,8 @@ class TracedStorage(Storage):
 def kept_too_long(storage: TracedStorage) -> TraceError:
     """Returns the error for a tensor that a trace made and that something kept beyond it."""
     return TraceError(
-        f"compile: {storage.line}: the tensor that is computed here was kept beyond the call where compile can't replace "
-        "it by the result, as in a cache, an exception or a variable of a thread: return it, or keep it in an attribute"
+        f"compile: {storage.line}: the tensor that is computed here was kept beyond the call where compile can't "
+        "replace it by the result, as in a cache or an exception: return it, or keep it in an attribute"
     )
 
 
@@ -117,7 +117,9 @@ class Trace:
         self._record(call, operands, made, where, writes=False)
         return made
 
-    def _record(self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], where: str, *, writes: bool) -> None:
+    def _record(
+        self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], where: str, *, writes: bool
+    ) -> None:
         self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, where, repetition.get()))
 
     def _check(self, x: Array) -> None:
