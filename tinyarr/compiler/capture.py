@@ -77,8 +77,8 @@ class Capture:
     objects: each of them once; tensors and generators: those among them. holders: what can be changed. parts: what is
     compared; signature: the same, to look a program up by. names: what code must name to come to each part. numbers:
     Python numbers that are inputs of a program. opaque: the class of what can't be seen into. slots: of these two the
-    holder and the key where each is, None for a part of a tuple. paths: by id. storages: by id, where each was first
-    met and the offset there. code: of the functions met. is_lasting: whether a Fingerprint tells that nothing has changed.
+    holder and the key where each is, None for a part of a tuple. paths: by id. storages: by id, path and offset of the
+    first tensor over each. code: of the functions met. is_lasting: whether a Fingerprint tells that all is as it was.
     """
 
     def __init__(

@@ -273,8 +273,8 @@ class Compiled:
             self._has_given_up = True
             self._warn(
                 f"{self._name} was traced for {self._max_programs} signatures, and another came: from now on it runs as "
-                "it is where the signature is a new one. Make what changes at each call a tensor, or raise max_programs"
-                f"\n{self.explain()}\nnow: {self._why(capture)}"
+                "it is where the signature is a new one. Make what changes at each call a tensor, or raise "
+                f"max_programs\n{self.explain()}\nnow: {self._why(capture)}"
             )
 
     def explain(self) -> str:

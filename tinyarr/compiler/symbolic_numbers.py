@@ -16,7 +16,6 @@ from ..ops.primitive import executor
 from .trace import Trace, line
 
 
-
 def _swapped(f: Callable) -> Callable:
     return lambda x, y: f(y, x)
 

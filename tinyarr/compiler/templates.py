@@ -89,7 +89,7 @@ class Templates:
         if isinstance(x, Tensor):
             made: Any = self._result(x, where)
         elif type(x) is types.FunctionType:
-            made = self._function(x, where) if x.__closure__ else x
+            made = self._function(x, where)
         elif type(x) in (list, dict, set):  # which may hold themselves
             made = self._made[id(x)] = Built(type(x))
             self._fill(made, x, where)
@@ -132,15 +132,17 @@ class Templates:
                     self.tensors[result.number] = whole
                     result.number = results[0].number
 
-    def _function(self, f: types.FunctionType, where: str) -> Built:
-        """A function that was defined in the trace: with what it closes over."""
+    def _function(self, f: types.FunctionType, where: str) -> Any:
+        """A function that was defined in the trace: with what it closes over, and its defaults."""
+        if not f.__closure__ and not any(isinstance(x, Tensor) for x in f.__defaults__ or ()):
+            return f
         for cell in f.__closure__ or ():
             if id(cell) not in self._made and id(cell) not in self._paths:
                 self._alive.append(cell)
                 self._made[id(cell)] = Built(types.CellType, (self.template(cell.cell_contents, where),))
         cells = [self.template(cell, where) for cell in f.__closure__ or ()]
-        make = functools.partial(_make_function, f.__code__, f.__globals__, f.__name__, f.__defaults__)
-        return Built(make, tuple(cells))
+        make = functools.partial(_make_function, f.__code__, f.__globals__, f.__name__)
+        return Built(make, (self.template(f.__defaults__, where), *cells))
 
     def _fill(self, made: Built, x: Any, where: str) -> None:
         if isinstance(x, dict):
@@ -220,7 +222,9 @@ class Filling:
         return made
 
 
-def _make_function(code: types.CodeType, variables: dict, name: str, defaults: Any, *cells: Any) -> types.FunctionType:
+def _make_function(
+    code: types.CodeType, variables: dict[str, Any], name: str, defaults: tuple | None, *cells: types.CellType
+) -> types.FunctionType:
     return types.FunctionType(code, variables, name, defaults, cells)
 
 
