@@ -11,7 +11,9 @@ from typing import Any
 from .capture import Capture
 from .holders import ClassAttributes, Entries, Holder, Items, Members
 
-_FIELDS: Sequence[Callable] = tuple(map(operator.attrgetter, ("array", "grad", "_hooks", "_requires_grad", "node")))
+_FIELDS: Sequence[Callable] = tuple(
+    map(operator.attrgetter, ("array", "grad", "node", "_hooks", "_requires_grad", "_has_wide_grad"))
+)
 _FUNCTION = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import time
 import types
@@ -266,14 +267,17 @@ class Compiled:
         """Says once that the function is not compiled."""
         if what not in self._warned:
             self._warned.add(what)
-            warnings.warn(f"compile: {what}", stacklevel=4)
+            level, frame = 1, sys._getframe()
+            while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+                level, frame = level + 1, frame.f_back
+            warnings.warn(f"compile: {what}", stacklevel=level)
 
     def _give_up(self, capture: Capture) -> None:
         if not self._has_given_up:
             self._has_given_up = True
             self._warn(
-                f"{self._name} was traced for {self._max_programs} signatures, and another came: from now on it runs as "
-                "it is where the signature is a new one. Make what changes at each call a tensor, or raise "
+                f"{self._name} was traced for {self._max_programs} signatures, and another came: from now on it runs "
+                "as it is where the signature is a new one. Make what changes at each call a tensor, or raise "
                 f"max_programs\n{self.explain()}\nnow: {self._why(capture)}"
             )
 
