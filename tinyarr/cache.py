@@ -47,7 +47,7 @@ def read(name: str) -> bytes | None:
         return None
     try:
         # The descriptor is judged and read, so nothing comes between; nor does opening a pipe wait for a writer.
-        with open(parent / name, "rb", opener=lambda path, flags: os.open(path, flags | _OPEN)) as stream:
+        with open(parent / name, "rb", opener=_open) as stream:
             stored = stream.read() if _is_trusted(os.fstat(stream.fileno())) else b""
     except OSError:
         return None
@@ -85,7 +85,8 @@ def files() -> list[Path]:
     return sorted(found)
 
 
-_OPEN = os.O_NOFOLLOW | os.O_NONBLOCK
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _digest(name: str, content: bytes) -> bytes:
