@@ -154,13 +154,14 @@ def _serve(place: Place, timeout: float, listener: socket.socket, secret: str) -
     """Rank 0's control, and the server for all."""
     host, port = listener.getsockname()[:2]
     server = Server(listener, place.size, timeout, secret)
-    own = socket.create_connection(({"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host), port), timeout)
-    connection = handshake.join(own, secret, 0, place.size, time.monotonic() + timeout)
-    return Control(0, place.size, timeout, connection, server)
+    where = {"hosts": [{"0.0.0.0": _LOOPBACK, "::": "::1"}.get(host, host)], "port": port}
+    return _join(place, timeout, where, secret, time.monotonic() + timeout, server)
 
 
-def _join(place: Place, timeout: float, where: dict[str, Any], secret: str, end: float) -> Control:
-    """Another rank's control: connected with rank 0's server, at the first of its hosts that can be reached."""
+def _join(
+    place: Place, timeout: float, where: dict[str, Any], secret: str, end: float, server: Server | None = None
+) -> Control:
+    """A rank's control: connected with rank 0's server, at the first of its hosts that can be reached."""
     connections: list[Connection] = []
     others: list[str] = []  # hosts at which somebody else listens
 
@@ -190,7 +191,7 @@ def _join(place: Place, timeout: float, where: dict[str, Any], secret: str, end:
             f"of {place.size}: see whether all ranks have the same TINYARR_SECRET, and whether the port is another "
             "program's"
         ) from None
-    return Control(place.rank, place.size, timeout, connections[0], None)
+    return Control(place.rank, place.size, timeout, connections[0], server)
 
 
 def _poll(done: Callable[[], bool], end: float, timeout: float, missing: str, advice: str) -> None:

@@ -156,7 +156,7 @@ class Server:
         number, rank = next((n, r) for n, r in self._ranks.items() if r.connection is connection)
         rank.silent = 0
         if kind == "state":
-            rank.begun, rank.waiting = message["begun"], message["waiting"]
+            rank.begun, rank.waiting = _begun(message["begun"]), self._wait(message["waiting"])
         elif kind == "value":
             self._collect(number, message)
         elif kind == "first":
@@ -166,7 +166,7 @@ class Server:
         elif kind == "raised":
             self._lose(f"{self._name(number)} raised {message['error']}: its traceback is in its output")
         elif kind == "farewell":
-            rank.gone, rank.begun, rank.waiting = True, message["begun"], None
+            rank.gone, rank.begun, rank.waiting = True, _begun(message["begun"]), None
             if number == 0:
                 self._tell("closing", gone={n: r.begun for n, r in self._ranks.items() if r.gone})
                 self._closing = True
@@ -193,6 +193,15 @@ class Server:
         if len(self._ranks) == self._size:
             self._met = True
             self._tell("met", processes=[self._ranks[r].process for r in range(self._size)])
+
+    def _wait(self, said: Any) -> dict[str, Any] | None:
+        """A wait as a rank describes it. Raises where it is none, before others are judged by it."""
+        if said is None:
+            return None
+        number = None if said["number"] is None else int(said["number"])
+        ranks = [rank for rank in said["ranks"] if self._ranks[rank]]
+        texts = {name: str(said[name]) for name in ("group", "operation")}
+        return {"number": number, "ranks": ranks, "beats": float(said["beats"]), **texts}
 
     def _collect(self, number: int, message: dict[str, Any]) -> None:
         """Takes in a value of an exchange; the last one answers all."""
@@ -275,6 +284,11 @@ class Server:
     def _tell(self, kind: str, **values: Any) -> None:
         for rank in self._ranks.values():
             rank.connection.send(kind, **values)
+
+
+def _begun(said: Any) -> dict[str, tuple[int, str]]:
+    """What a rank has begun, as it describes it. Raises where it is nothing of the kind."""
+    return {group: (int(number), str(operation)) for group, (number, operation) in said.items()}
 
 
 def _has(subjects: list) -> str:
