@@ -1,6 +1,7 @@
 """The cache on disk gives what this user has put there under that name, or nothing; what is amiss costs time alone."""
 
 import os
+import pwd
 import stat
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tinyarr import cache
+from tinyarr.__main__ import main
 
 NAME = cache.name_of("choice", "key")
 CONTENT = b"content"
@@ -133,16 +135,14 @@ def test_the_folder_is_in_the_users_cache_folder_where_none_is_chosen(tmp_path, 
         assert str(cache.folder()) == (folder or "/home/user/.cache/tinyarr")
 
 
-def without_home(monkeypatch):
-    for name in ("TINYARR_CACHE", "XDG_CACHE_HOME"):
+def test_without_a_home_folder_nothing_is_kept(monkeypatch, capsys):
+    for name in ("HOME", "TINYARR_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-
-
-def test_without_a_home_folder_nothing_is_kept(monkeypatch):
-    without_home(monkeypatch)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # nor has /etc/passwd this user
     assert cache.folder() is None and cache.files() == []
     assert not cache.write(NAME, CONTENT) and cache.read(NAME) is None
+    monkeypatch.setattr(sys, "argv", ["tinyarr", "cache", "--clear"])
+    assert main() == 0 and "there is no home folder" in capsys.readouterr().out
 
 
 def command(*arguments, **variables):

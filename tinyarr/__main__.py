@@ -33,7 +33,8 @@ def main() -> int:
 def _cache(chosen: argparse.Namespace) -> int:
     folder = cache.folder()
     if folder is None:
-        raise ArgumentError("cache: there is no home folder, so nothing is kept: set TINYARR_CACHE to a folder")
+        print("there is no home folder, so nothing is kept: set TINYARR_CACHE to a folder")
+        return 0
     try:
         found = cache.files()
         size = sum(f.stat().st_size for f in found)

@@ -179,13 +179,17 @@ def test_the_version_in_the_key_is_that_of_the_whole_command(entry, monkeypatch)
 
 
 @pytest.mark.slow
-def test_file_systems_that_forbid_to_execute_cost_nothing(tmp_path):
-    mount = f'mount -t tmpfs -o noexec tmpfs {tmp_path} && exec "$@"'
-    inside = ["unshare", "-m", "sh", "-c", mount, "sh"]
+@pytest.mark.parametrize("options", ["noexec", "ro", "size=4k", "size=64k", "size=256k"])
+@pytest.mark.parametrize("variable", ["TMPDIR", "TINYARR_CACHE"])
+def test_a_file_system_that_forbids_to_execute_or_to_write_or_is_full_costs_time_alone(tmp_path, variable, options):
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    inside = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs {folder} && exec "$@"', "sh"]
     if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
-    program = f"from tinyarr.backends.cpu.c_compiler import load_cached; print(load_cached({ANSWER!r}).answer())"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
+    variables = {"TINYARR_CACHE": str(tmp_path / "cache"), variable: str(folder)}
+    program = "import tinyarr as ta; print(ta.compile(lambda x: x * 7)(ta.ones(1)).item(), len(ta.rand(1 << 20)))"
     twice = [*inside, "sh", "-c", '"$@"; "$@"', "sh", sys.executable, "-c", program]
-    run = subprocess.run(twice, env=env | {"TINYARR_CACHE": str(tmp_path / "cache")}, capture_output=True, text=True)
-    assert run.stdout == "42\n42\n", run.stderr
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    run = subprocess.run(twice, env=env, capture_output=True, text=True)
+    assert run.stdout == 2 * "7.0 1048576\n", run.stderr
