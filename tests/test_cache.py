@@ -3,7 +3,6 @@
 import os
 import pwd
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -135,24 +134,19 @@ def test_the_folder_is_in_the_users_cache_folder_where_none_is_chosen(tmp_path, 
         assert str(cache.folder()) == (folder or "/home/user/.cache/tinyarr")
 
 
-def test_without_a_home_folder_nothing_is_kept(monkeypatch, capsys):
-    for name in ("HOME", "TINYARR_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # nor has /etc/passwd this user
-    assert cache.folder() is None and cache.files() == []
-    assert not cache.write(NAME, CONTENT) and cache.read(NAME) is None
-    monkeypatch.setattr(sys, "argv", ["tinyarr", "cache", "--clear"])
-    assert main() == 0 and "there is no home folder" in capsys.readouterr().out
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """What `python -m tinyarr cache` prints."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["tinyarr", "cache", *arguments])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    return run
 
 
-def command(*arguments, **variables):
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])} | variables
-    return subprocess.run(
-        [sys.executable, "-m", "tinyarr", "cache", *arguments], env=env, capture_output=True, text=True
-    )
-
-
-def test_clear_removes_entries_and_what_a_killed_writer_left_and_no_other_file(folder):
+def test_clear_removes_entries_and_what_a_killed_writer_left_and_no_other_file(folder, command):
     written(folder)
     (folder / f"{cache.name_of('so', 1)}.k1lled_x").touch()
     foreign = {"notes.txt", "writing-thesis", "0123.so", f"{'0' * 64}.json", f"{'0' * 64}.so.backup", "library.so"}
@@ -160,15 +154,32 @@ def test_clear_removes_entries_and_what_a_killed_writer_left_and_no_other_file(f
         (folder / name).touch()
     (folder / cache.name_of("so", 2)).mkdir()
     (folder / cache.name_of("so", 3)).symlink_to("notes.txt")
-    shown = command("--clear", TINYARR_CACHE=str(folder))
-    assert shown.returncode == 0 and "2 files" in shown.stdout and shown.stdout.endswith("cleared\n")
+    shown = command("--clear")
+    assert "2 files" in shown and shown.endswith("cleared\n")
     left = {file.name for file in folder.iterdir()}
     assert left == foreign | {cache.name_of("so", 2), cache.name_of("so", 3)}
 
 
 @pytest.mark.parametrize("chosen", ["missing", "file"])
-def test_clear_of_what_is_no_folder_removes_nothing(tmp_path, chosen):
+def test_clear_of_what_is_no_folder_removes_nothing(tmp_path, monkeypatch, command, chosen):
     (tmp_path / "file").touch()
-    shown = command("--clear", TINYARR_CACHE=str(tmp_path / chosen))
-    assert (shown.returncode, shown.stderr) == (0, "") and "0 files" in shown.stdout
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path / chosen))
+    assert "0 files" in command("--clear")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_seen_is_told(tmp_path, monkeypatch, command, capsys):
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path / "loop"))
+    with pytest.raises(SystemExit):
+        command()
+    assert "loop can't be read or emptied" in capsys.readouterr().err
+
+
+def test_without_a_home_folder_nothing_is_kept(monkeypatch, command):
+    for name in ("HOME", "TINYARR_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # nor has /etc/passwd this user
+    assert cache.folder() is None and cache.files() == []
+    assert not cache.write(NAME, CONTENT) and cache.read(NAME) is None
+    assert "there is no home folder" in command("--clear")

@@ -186,6 +186,7 @@ def test_ranks_that_meet_over_tcp_without_a_secret_are_warned_once(monkeypatch, 
     assert len(warned) == 1 and all(isinstance(control, Control) for control in found)
 
 
+@pytest.mark.slow
 def test_ranks_whose_secrets_differ_are_told_on_either_side():
     where = address("tcp", None)
     ranks = [Rank(MEET.format(timeout=2), variables(i, 2, where) | {"TINYARR_SECRET": f"{i}"}) for i in range(2)]

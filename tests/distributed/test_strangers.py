@@ -202,13 +202,19 @@ def test_of_many_strangers_the_first_are_sent_away_and_ranks_come_in(start_run):
         stranger.close()
 
 
-def test_a_rank_that_sends_nonsense_is_named_and_ends_the_run(start_run):
+@pytest.mark.parametrize("line", [
+    b"[" * 60_000, b"{}", b'{"kind": "value", "key": []}', b'{"kind": "raised"}', b'{"kind": "farewell", "begun": [1]}',
+    b'{"kind": "state", "begun": [], "waiting": null}', b'{"kind": "state", "begun": {"0,1": 1}, "waiting": null}',
+    b'{"kind": "state", "begun": {}, "waiting": {"group": "0,1", "number": 1, "ranks": [7]}}',
+    b'{"kind": "state", "begun": {}, "waiting": {"group": "0", "number": {}, "ranks": [0], "operation": "", "beats": 0}}',
+])
+def test_a_rank_that_sends_nonsense_is_named_and_ends_the_run(start_run, line):
     run = start_run()
     a, b = run.join(0), run.join(1)
     together(a.meet, b.meet)
     a._told.set()
     b._told.set()
-    b._connection.socket.sendall(b"[" * 60_000 + b"\n")
+    b._connection.socket.sendall(line + b"\n")
     error = together(lambda: a.exchange("x", 1, (0, 1)))[0]
     assert isinstance(error, RankError) and "rank 1 (" in str(error) and "what cannot be understood" in str(error)
 
