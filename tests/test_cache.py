@@ -136,7 +136,7 @@ def test_the_folder_is_in_the_users_cache_folder_where_none_is_chosen(tmp_path, 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
-    """What `python -m tinyarr cache` prints."""
+    """A call of `python -m tinyarr cache`, which returns what that prints."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["tinyarr", "cache", *arguments])

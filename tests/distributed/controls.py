@@ -61,7 +61,7 @@ def together(*calls):
 
 
 def exchanges(*controls):
-    """Whether ranks hear one another."""
+    """Says that ranks hear one another."""
     everyone, key = range(len(controls)), str(time.monotonic_ns())
     results = together(*(lambda c=c: c.exchange(key, c.rank, everyone) for c in controls))
     return results == [list(everyone)] * len(controls)

@@ -145,7 +145,7 @@ def listeners(monkeypatch):
 
 
 def meet_here(*places):
-    """What comes of it where ranks meet in this process."""
+    """The controls of ranks that meet in this process, or their errors."""
     found = together(*(lambda place=place: rendezvous.meet(place, 10.0) for place in places))
     for control in found:
         if isinstance(control, Control):

@@ -52,7 +52,7 @@ LINES = {
 
 
 def is_ended(sock):
-    """Whether the server has ended a connection, within the time-out of the socket."""
+    """Waits for the server to end a connection, for the time-out of the socket."""
     with contextlib.suppress(ConnectionError):
         while sock.recv(65536):
             pass
@@ -206,7 +206,7 @@ def test_of_many_strangers_the_first_are_sent_away_and_ranks_come_in(start_run):
     b"[" * 60_000, b"{}", b'{"kind": "value", "key": []}', b'{"kind": "raised"}', b'{"kind": "farewell", "begun": [1]}',
     b'{"kind": "state", "begun": [], "waiting": null}', b'{"kind": "state", "begun": {"0,1": 1}, "waiting": null}',
     b'{"kind": "state", "begun": {}, "waiting": {"group": "0,1", "number": 1, "ranks": [7]}}',
-    b'{"kind": "state", "begun": {}, "waiting": {"group": "0", "number": {}, "ranks": [0], "operation": "", "beats": 0}}',
+    b'{"kind": "state", "begun": {}, "waiting": {"group": "", "number": {}, "ranks": [], "operation": "", "beats": 0}}',
 ])
 def test_a_rank_that_sends_nonsense_is_named_and_ends_the_run(start_run, line):
     run = start_run()

@@ -104,7 +104,7 @@ def timeout(default: float, variables: Mapping[str, str] = os.environ, *, given:
 
 
 def secret(variables: Mapping[str, str] = os.environ) -> str:
-    """What only the ranks of a run know that meet over TCP; empty where nobody has set it."""
+    """Returns the secret of a run that meets over TCP; empty where nobody has set one."""
     return variables.get("TINYARR_SECRET", "")
 
 

@@ -26,7 +26,7 @@ class Refused(ValueError):
 
 
 def challenge() -> str:
-    """Returns what only this connection will have asked."""
+    """Returns random text, which is asked on one connection alone."""
     return secrets.token_hex(32)
 
 
@@ -72,5 +72,5 @@ def _proof(secret: str, side: str, asked: str, said: Any) -> str:
 
 
 def _is_equal(given: Any, expected: str) -> bool:
-    """Whether a proof is right, in a time that tells nothing of how much of it is."""
+    """Compares proofs in a time that tells nothing of how much of a wrong one is right."""
     return type(given) is str and hmac.compare_digest(given.encode(errors="replace"), expected.encode())

@@ -211,7 +211,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _is_inside(place: Place) -> bool:
-    """Whether all ranks are known to be on this machine."""
+    """Says that all ranks are known to be on this machine."""
     return place.local_size == place.size
 
 

@@ -195,7 +195,7 @@ class Server:
             self._tell("met", processes=[self._ranks[r].process for r in range(self._size)])
 
     def _wait(self, said: Any) -> dict[str, Any] | None:
-        """A wait as a rank describes it. Raises where it is none, before others are judged by it."""
+        """A wait as a rank describes it. Raises where that is none, before others are judged by it."""
         if said is None:
             return None
         number = None if said["number"] is None else int(said["number"])
@@ -287,7 +287,7 @@ class Server:
 
 
 def _begun(said: Any) -> dict[str, tuple[int, str]]:
-    """What a rank has begun, as it describes it. Raises where it is nothing of the kind."""
+    """The collectives a rank has begun, as it describes them. Raises where that is nothing of the kind."""
     return {group: (int(number), str(operation)) for group, (number, operation) in said.items()}
 
 
