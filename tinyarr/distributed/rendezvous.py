@@ -33,7 +33,7 @@ from .server import Server
 _RETRY = 0.05  # seconds between two looks
 _LOOPBACK = "127.0.0.1"
 _PLAINLY = os.O_NOFOLLOW | os.O_NONBLOCK  # no link is followed, and no pipe's writer awaited
-_MOST = 1 << 20  # bytes of a file: 80 a rank, and another's may have no end
+_MOST = 1 << 24  # bytes read of a file: one has 80 a rank, and a foreign one may have no end
 
 
 def meet(place: Place, timeout: float) -> Control:
