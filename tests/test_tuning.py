@@ -84,7 +84,7 @@ def test_a_choice_made_first_stands(monkeypatch):
 
 def test_a_process_keeps_its_choice_whatever_others_write(monkeypatch):
     tuning.record("key", "own")
-    cache.write(cache.file_of("choice", "key"), b"another's")
+    cache.write(cache.name_of("choice", "key"), b"another's")
     assert tuning.lookup("key") == "own"
 
 

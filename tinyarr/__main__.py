@@ -7,7 +7,7 @@ import sys
 
 from . import cache
 from .distributed import launch
-from .errors import TinyarrError
+from .errors import ArgumentError, TinyarrError
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
     launch.add_arguments(start)
     start.set_defaults(run=launch.run)
     show = commands.add_parser("cache", help="show the cache of compiled kernels and tuned choices")
-    show.add_argument("--clear", action="store_true", help="remove all of it")
+    show.add_argument("--clear", action="store_true", help="remove all of it, and no other file")
     show.set_defaults(run=_cache)
     chosen = parser.parse_args()
     if chosen.run is None:
@@ -31,13 +31,20 @@ def main() -> int:
 
 
 def _cache(chosen: argparse.Namespace) -> int:
-    found = cache.files()
-    size = sum(f.stat().st_size for f in found)
-    print(f"{cache.folder()}: {len(found)} files, {size / 2**20:.1f} MiB")
-    if chosen.clear:
-        for file in found:
-            file.unlink(missing_ok=True)
-        print("cleared")
+    folder = cache.folder()
+    if folder is None:
+        print("there is no home folder, so nothing is kept: set TINYARR_CACHE to a folder")
+        return 0
+    try:
+        found = cache.files()
+        size = sum(f.stat().st_size for f in found)
+        print(f"{folder}: {len(found)} files, {size / 2**20:.1f} MiB")
+        if chosen.clear:
+            for file in found:
+                file.unlink(missing_ok=True)
+            print("cleared")
+    except OSError as error:
+        raise ArgumentError(f"cache: {folder} can't be read or emptied ({error}): see who owns it") from None
     return 0
 
 

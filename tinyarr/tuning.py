@@ -29,7 +29,7 @@ def lookup(key: str, *, eager: bool = False) -> str | None:
     if eager:
         return _eager.get(key)
     if key not in _choices:
-        stored = cache.read(_file(key))
+        stored = cache.read(_name(key))
         found = _agreed(key, None if stored is None else stored.decode())
         if found is not None:
             _choices.setdefault(key, found)
@@ -40,7 +40,7 @@ def record(key: str, value: str) -> str:
     """Keeps a choice, here and in the disk cache, and returns it; or one that another thread or process kept before."""
     if lookup(key) is None:
         _choices.setdefault(key, _agreed(key, value) or value)
-        cache.write(_file(key), _choices[key].encode())
+        cache.write(_name(key), _choices[key].encode())
     return _choices[key]
 
 
@@ -82,5 +82,5 @@ def _agreed(key: str, value: str | None) -> str | None:
     return value if ranks is None else ranks.first(key, value)
 
 
-def _file(key: str) -> Path:
-    return cache.file_of("choice", key)
+def _name(key: str) -> str:
+    return cache.name_of("choice", key)

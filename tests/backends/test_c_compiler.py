@@ -1,12 +1,17 @@
 import ctypes
 import os
+import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 
+import tinyarr as ta
+from tinyarr import cache
 from tinyarr.backends.cpu import c_compiler
-from tinyarr.backends.cpu.c_compiler import CompilerError, find_compiler, load
+from tinyarr.backends.cpu.c import library
+from tinyarr.backends.cpu.c_compiler import CompilerError, SourceError, find_compiler, load, load_cached
 
 ANSWER = "int answer(void) { return 42; }\n"
 
@@ -58,3 +63,133 @@ print(load({ANSWER!r}).answer())
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", program], process_group=0, capture_output=True, text=True, env=env)
     assert run.stdout == "later\n42\n", run.stderr
+
+
+@pytest.mark.parametrize("chosen", ["'unclosed", " ", "{folder}", "{folder}/text"])
+def test_a_tinyarr_cc_that_is_no_program_is_named(monkeypatch, tmp_path, chosen):
+    (tmp_path / "text").touch()
+    chosen = chosen.format(folder=tmp_path)
+    monkeypatch.setenv("TINYARR_CC", chosen)
+    with pytest.raises(CompilerError, match=re.escape(f"TINYARR_CC is {chosen!r}, which is not a program")):
+        find_compiler()
+
+
+BROKEN = {
+    "a text": ("", "does not run .*Exec format error"),
+    "makes nothing": ("#!/bin/sh\n", "makes no library that loads here .*kernels.so"),
+    "makes no library": ("#!/bin/sh\nwhile [ $1 != -o ]; do shift; done; echo > $2\n", "makes no library that loads"),
+    "does not say why": ("#!/bin/sh\nprintf '\\377' >&2; exit 1\n", "rejected the source:\n\ufffd"),
+    "is killed": ("#!/bin/sh\nfor x; do [ $x = -fsyntax-only ] && exit; done; kill -9 $$\n", "fails on a valid source"),
+    "reads": ("#!/bin/sh\ncat; exit 1\n", "rejected the source"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_compiler_that_does_not_work_is_named_and_numpy_serves(monkeypatch, tmp_path, kind):
+    script, message = BROKEN[kind]
+    (tmp_path / "broken").write_text(script)
+    (tmp_path / "broken").chmod(0o755)
+    monkeypatch.setenv("TINYARR_CC", str(tmp_path / "broken"))
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(CompilerError, match=f"C compiler: .*broken {message}"):
+        load(ANSWER)
+    with pytest.warns(UserWarning, match=f"NumPy's kernels.*broken {message}"):
+        assert ta.compile(lambda x: x * 7)(ta.ones(1)).item() == 7.0
+
+
+def test_where_nothing_temporary_can_be_written_numpy_serves(monkeypatch, tmp_path):
+    monkeypatch.setattr(c_compiler.tempfile, "tempdir", str(tmp_path / "missing"))
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match="NumPy's kernels.*no folder to work in.*TMPDIR"):
+        assert ta.compile(lambda x: x * 7)(ta.ones(1)).item() == 7.0
+
+
+def test_a_disk_that_is_full_for_the_code_of_a_program_has_numpy_serve(monkeypatch, tmp_path):
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    c_compiler.check_openmp()
+    monkeypatch.setattr(c_compiler.tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.warns(UserWarning, match="no folder to work in"):
+        assert ta.compile(lambda x: x * 7)(ta.ones(1)).item() == 7.0
+
+
+def test_a_program_whose_code_is_rejected_is_an_error(monkeypatch):
+    monkeypatch.setattr(library._Generator, "source", lambda self: "no C")
+    with pytest.raises(SourceError, match="rejected the source"):
+        ta.compile(lambda x: x * 7)(ta.ones(1))
+
+
+@pytest.fixture
+def entry(monkeypatch, tmp_path):
+    """The file of the only library in the cache, from which it is loaded."""
+    monkeypatch.setenv("TINYARR_CACHE", str(tmp_path))
+    assert load_cached(ANSWER).answer() == 42
+    (file,) = tmp_path.iterdir()
+    return file
+
+
+def test_a_library_is_loaded_from_memory_and_not_from_a_file_that_may_change(entry, monkeypatch):
+    loaded, load = [], ctypes.CDLL
+    monkeypatch.setattr(c_compiler.ctypes, "CDLL", lambda path: loaded.append(path) or load(path))
+    answer = load_cached(ANSWER).answer
+    entry.write_bytes(bytes(len(entry.read_bytes())))
+    assert answer() == 42 and [path.startswith("/proc/self/fd/") for path in loaded] == [True]
+
+
+def test_where_memory_cannot_be_loaded_a_private_file_is(entry, monkeypatch):
+    loaded, load = [], ctypes.CDLL
+
+    def only_files(path):
+        if path.startswith("/proc"):
+            raise OSError("failed to map segment from shared object")
+        loaded.append(path)
+        return load(path)
+
+    monkeypatch.setattr(c_compiler.ctypes, "CDLL", only_files)
+    assert load_cached(ANSWER).answer() == 42
+    assert len(loaded) == 1 and not os.path.exists(loaded[0]) and str(entry.parent) not in loaded[0]
+
+
+def test_each_of_many_libraries_is_loaded_and_none_holds_a_descriptor(tmp_path):
+    binaries = []
+    for i in range(2):
+        load(f"int answer(void) {{ return {i}; }}\n", tmp_path)
+        binaries.append((tmp_path / "kernels.so").read_bytes())
+    before = len(os.listdir("/proc/self/fd"))
+    libraries = [c_compiler._loaded(binaries[i % 2]) for i in range(30)]
+    assert [x.answer() for x in libraries] == [0, 1] * 15
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_library_of_another_machine_is_compiled_anew(entry):
+    assert cache.write(entry.name, b"\x7fELF of another C library")
+    assert load_cached(ANSWER).answer() == 42
+    assert b"another" not in cache.read(entry.name)
+
+
+def test_a_pipe_in_the_place_of_a_library_is_replaced(entry):
+    entry.unlink()
+    os.mkfifo(entry)
+    assert load_cached(ANSWER).answer() == 42 and entry.is_file()
+
+
+def test_the_version_in_the_key_is_that_of_the_whole_command(entry, monkeypatch):
+    for wrapper in ("env", "env A=1"):  # as ccache is one
+        monkeypatch.setenv("TINYARR_CC", f"{wrapper} cc")
+        assert "env" not in c_compiler._version(tuple(find_compiler()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["noexec", "ro", "size=4k", "size=64k", "size=256k"])
+@pytest.mark.parametrize("variable", ["TMPDIR", "TINYARR_CACHE"])
+def test_a_file_system_that_forbids_to_execute_or_to_write_or_is_full_costs_time_alone(tmp_path, variable, options):
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    inside = ["unshare", "-m", "sh", "-c", f'mount -t tmpfs -o {options} tmpfs {folder} && exec "$@"', "sh"]
+    if shutil.which("unshare") is None or subprocess.run([*inside, "true"], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    variables = {"TINYARR_CACHE": str(tmp_path / "cache"), variable: str(folder)}
+    program = "import tinyarr as ta; print(ta.compile(lambda x: x * 7)(ta.ones(1)).item(), len(ta.rand(1 << 20)))"
+    twice = [*inside, "sh", "-c", '"$@"; "$@"', "sh", sys.executable, "-c", program]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | variables
+    run = subprocess.run(twice, env=env, capture_output=True, text=True)
+    assert run.stdout == 2 * "7.0 1048576\n", run.stderr

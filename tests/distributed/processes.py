@@ -41,11 +41,11 @@ def slow(*values, **named):
 
 
 class Rank:
-    """A process whose output is read when it has ended."""
+    """A process whose output is read when it has ended. It knows a secret, unless `variables` has another or none."""
 
     def __init__(self, code, variables, before=()):
         command = [*before, *([] if code is None else [sys.executable, "-c", code])]
-        environment = clean() | {"PYTHONPATH": str(ROOT)} | variables
+        environment = clean() | {"PYTHONPATH": str(ROOT), "TINYARR_SECRET": "secret"} | variables
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **pipes)
 

@@ -3,14 +3,12 @@
 import os
 import signal
 import socket
-import threading
 import time
 
 import pytest
 
+from tests.distributed.controls import together
 from tests.distributed.processes import seconds, slow, start, wait_for
-from tinyarr.distributed.control import Control
-from tinyarr.distributed.server import Server
 from tinyarr.errors import RankError
 
 DEATH = 5.0  # seconds within which a death ends all, or, after the time-out, a hang
@@ -27,44 +25,6 @@ WAIT = """
     say("waiting")
     collective("all_gather")
 """
-
-
-@pytest.fixture
-def pair():
-    """Two ranks in this process, their controls and the time-out."""
-    made = []
-
-    def make(timeout=30.0, size=2):
-        listener = socket.create_server(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        server = Server(listener, size, timeout, "token")
-        for rank in range(size):
-            sock = socket.create_connection(("127.0.0.1", port))
-            made.append(Control(rank, size, timeout, sock, "token", server if rank == 0 else None))
-        return made
-
-    yield make
-    for control in made:
-        control._told.set()  # no loss may end this process
-        control.close()
-
-
-def together(*calls):
-    """The results of calls, or their errors, each in a thread of its own."""
-    results = [None] * len(calls)
-
-    def run(i, call):
-        try:
-            results[i] = call()
-        except Exception as error:
-            results[i] = error
-
-    threads = [threading.Thread(target=run, args=(i, call), daemon=True) for i, call in enumerate(calls)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    return results
 
 
 def test_exchange_returns_the_values_in_the_order_of_the_ranks(pair):
@@ -141,27 +101,6 @@ def test_what_is_done_is_no_loss_though_a_rank_is_lost(pair):
     a.wait(lambda: True, "0,1", 1, (0, 1))
     with pytest.raises(RankError, match=r"wait: rank 1 \(.*\) has ended without a word"):
         a.wait(lambda: False, "0,1", 2, (0, 1))
-
-
-@pytest.mark.parametrize("message", [b"GET / HTTP/1.1\r\n\r\n", b'{"kind": "hello", "token": "other"}\n', b"[]\n", b""])
-def test_a_stranger_at_the_port_disturbs_nobody(pair, message):
-    a, b = pair()
-    with socket.create_connection(a._connection.socket.getpeername()) as stranger:
-        stranger.sendall(message)
-        together(a.meet, b.meet)
-    assert together(lambda: a.exchange("x", 1, (0, 1)), lambda: b.exchange("x", 2, (0, 1))) == [[1, 2], [1, 2]]
-
-
-@pytest.mark.parametrize("rank, size", [(1, 3), (0, 2)])
-def test_a_rank_of_another_run_is_refused(pair, rank, size):
-    a, b = pair()
-    together(a.meet, b.meet)
-    sock = socket.create_connection(a._connection.socket.getpeername())
-    other = Control(rank, size, 30.0, sock, "token", None)
-    with pytest.raises(RankError, match=f"came as rank {rank} of {size}"):
-        other.meet()
-    assert together(lambda: a.exchange("x", 1, (0, 1)), lambda: b.exchange("x", 2, (0, 1))) == [[1, 2], [1, 2]]
-    other.close()
 
 
 @pytest.mark.parametrize("lost, other", [(0, "waits"), slow(1, "waits"), slow(0, "computes"), (1, "computes")])

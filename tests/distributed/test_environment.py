@@ -45,7 +45,7 @@ def test_a_variable_that_is_missing_or_no_number_is_named(launcher, place, data)
     if data.draw(st.booleans()) or name in ("MASTER_ADDR", "SLURM_STEP_NODELIST"):
         del given_ones[name]
     else:
-        given_ones[name] = data.draw(st.sampled_from(["", "-1", "one", "1.5", "²", " 1"]))
+        given_ones[name] = data.draw(st.sampled_from(["", "-1", "one", "1.5", "²", " 1", "9" * 5000]))
     with pytest.raises(ArgumentError, match=name):
         find(given_ones)
 
@@ -108,7 +108,8 @@ def test_the_user_chooses_how_the_ranks_of_any_launcher_meet(names, other, _, ch
 
 
 @pytest.mark.parametrize(
-    "chosen", ["", "MPI", "tcp://host", "tcp://host:x", "tcp://:80", "tcp://h:1/a", "folder:", "/a", "tcp://[::1:80"]
+    "chosen", ["", "MPI", "tcp://host", "tcp://host:x", "tcp://:80", "tcp://h:1/a", "folder:", "/a", "tcp://[::1:80",
+               "tcp://h:0", "tcp://h:65536", "tcp://h:1?a", "tcp://h:1#a", "tcp://u@h:1", "tcp://a b:1", "tcp://[h]:1"]
 )
 def test_a_choice_that_is_none_is_an_error(chosen):
     with pytest.raises(ArgumentError, match=r"TINYARR_RENDEZVOUS is .*give mpi, tcp://host:port, or folder:/path"):
@@ -159,9 +160,41 @@ def test_the_first_host_of_a_list_is_found(parts):
     assert first_host(",".join(hosts)) == hosts[0]
 
 
+@pytest.mark.parametrize("names, other, _", LAUNCHERS[:3])
+@pytest.mark.parametrize("text", ["", "0", "3", "x", "9" * 5000])
+def test_a_number_of_ranks_here_that_cannot_be_is_an_error(names, other, _, text):
+    with pytest.raises(ArgumentError, match=f"{names[3]} is '{text}': it must be a number from 1 to 2"):
+        find(variables(names, (0, 2, 0, text), other))
+
+
+@pytest.mark.parametrize("names, other, _", LAUNCHERS)
+def test_more_ranks_than_there_can_be_are_an_error(names, other, _):
+    with pytest.raises(ArgumentError, match=f"{names[1]} is '1048577': it must be a number from 1 to 1048576"):
+        find(variables(names, (0, 1048577, 0, 1), other))
+
+
+@pytest.mark.parametrize("hosts", ["", ",", "[", ",node1"])
+def test_a_list_of_hosts_that_begins_with_none_is_an_error(hosts):
+    with pytest.raises(ArgumentError, match="SLURM_STEP_NODELIST names no host"):
+        find(variables(SLURM, (0, 2, 0, 1), STEP | {"SLURM_STEP_NODELIST": hosts}))
+
+
+@pytest.mark.parametrize("text", ["x", "4(x", "4()", "(x2)", "9" * 5000, "٣"])
+def test_what_slurm_says_of_its_nodes_may_be_anything(text):
+    assert find(variables(SLURM, (0, 8, 0, text), STEP)).local_size is None
+
+
 def test_the_timeout_is_the_users_or_the_default():
     assert environment.timeout(60.0, {}) == 60.0
     assert environment.timeout(60.0, {"TINYARR_TIMEOUT": "2.5"}) == 2.5
-    for text in ("", "0", "-1", "nan", "inf", "soon"):
+    assert environment.timeout(60.0, {"TINYARR_TIMEOUT": "2.5"}, given=3) == 3.0
+    for text in ("", "0", "-1", "nan", "inf", "1e300", "soon"):
         with pytest.raises(ArgumentError, match=f"TINYARR_TIMEOUT is '{text}'"):
             environment.timeout(60.0, {"TINYARR_TIMEOUT": text})
+    for seconds in (0, -1.0, float("nan"), 1e300, 10**400, "soon", []):
+        with pytest.raises(ArgumentError, match="init: timeout is "):
+            environment.timeout(60.0, {}, given=seconds)
+
+
+def test_the_secret_is_what_the_user_has_set():
+    assert environment.secret({}) == "" and environment.secret({"TINYARR_SECRET": "s"}) == "s"

@@ -234,6 +234,19 @@ def test_shared_memory_that_is_older_or_in_use_stays(tmp_path, monkeypatch):
         assert {file.name for file in tmp_path.iterdir()} == set(names) - {"mpich_shm_left"}
 
 
+@pytest.mark.parametrize("by", ["tcp", slow("mpi")])
+def test_ranks_have_a_secret_of_this_run_which_no_command_shows(tmp_path, by):
+    code = """
+import os
+from pathlib import Path
+commands = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline")]
+secret = os.environ["TINYARR_SECRET"]
+print(secret, any(secret.encode() in command for command in commands))
+"""
+    _, out, _ = Launcher(tmp_path, by, code, variables={"TINYARR_SECRET": "of an earlier run"}).end()
+    assert re.fullmatch("[0-9a-f]{64} False", lines(out, 0)[0]) and lines(out, 0) == lines(out, 1)
+
+
 def test_a_missing_mpiexec_is_told_with_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -1,14 +1,22 @@
 """Ranks find each other in each of three ways, and a rank that does not come is named within the time-out."""
 
 import json
+import os
 import socket
+import stat
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.distributed.controls import together
 from tests.distributed.processes import Rank, free_port, seconds, slow
+from tinyarr.distributed import rendezvous
+from tinyarr.distributed.control import Control
+from tinyarr.distributed.environment import Place
 from tinyarr.distributed.launch import _mpiexec
+from tinyarr.errors import ArgumentError, RankError
 
 # A line is written at once: two ranks may share a pipe, and Python's unbuffered print writes it in pieces.
 MEET = """
@@ -104,7 +112,7 @@ def test_mpi_of_another_kind_than_the_launcher_is_found_out():
 def test_what_an_earlier_run_left_in_the_folder_misleads_nobody(tmp_path):
     folder = tmp_path / "a b"
     folder.mkdir()
-    stale = {"hosts": ["127.0.0.1"], "port": free_port(), "token": "old", "words": {"1": "old"}}
+    stale = {"hosts": ["127.0.0.1"], "port": free_port(), "secret": "old", "words": {"1": "old"}}
     (folder / "meeting").write_text(json.dumps(stale))
     (folder / "rank.1").write_text("old")
     (folder / "rank.7").write_text("of a larger run")
@@ -120,6 +128,125 @@ def test_a_port_that_is_taken_is_told(tmp_path):
         port = taken.getsockname()[1]
         status, _, err = Rank(MEET.format(timeout=5), variables(0, 2, f"tcp://127.0.0.1:{port}")).end()
     assert status == 1 and f"init: rank 0 cannot listen on port {port}" in err and "choose another address" in err
+
+
+@pytest.fixture
+def listeners(monkeypatch):
+    """The addresses at which rank 0 listens."""
+    found, listen = [], rendezvous._listen
+
+    def recorded(host, port):
+        listener = listen(host, port)
+        found.append(listener.getsockname()[0])
+        return listener
+
+    monkeypatch.setattr(rendezvous, "_listen", recorded)
+    return found
+
+
+def meet_here(*places):
+    """The controls of ranks that meet in this process, or their errors."""
+    found = together(*(lambda place=place: rendezvous.meet(place, 10.0) for place in places))
+    for control in found:
+        if isinstance(control, Control):
+            control._told.set()
+            control.close()
+    return found
+
+
+@pytest.mark.parametrize("host, local_size, expected", [
+    ("no-such-host.invalid", 2, "127.0.0.1"), ("LOCALHOST", None, "127.0.0.1"), ("127.0.0.1", 1, "127.0.0.1"),
+    ("127.0.0.2", None, "127.0.0.2"), ("0.0.0.0", None, "0.0.0.0"), ("::1", None, "::1"), ("::", None, "::"),
+])
+def test_rank_0_listens_to_the_network_only_where_a_rank_may_be_elsewhere(
+    listeners, monkeypatch, host, local_size, expected
+):
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("there is no IPv6 here")
+    monkeypatch.setenv("TINYARR_SECRET", "secret")
+    address = f"{host}:{free_port()}"
+    found = meet_here(*(Place(rank, 2, rank, local_size, "tcp", address) for rank in range(2)))
+    assert all(isinstance(control, Control) for control in found), found
+    assert listeners == [expected]
+
+
+@pytest.mark.parametrize("local_size, expected", [(2, "127.0.0.1"), (1, "0.0.0.0"), (None, "0.0.0.0")])
+def test_a_run_that_meets_in_a_folder_listens_where_it_must(tmp_path, listeners, local_size, expected):
+    found = meet_here(*(Place(rank, 2, rank, local_size, "folder", str(tmp_path)) for rank in range(2)))
+    assert all(isinstance(control, Control) for control in found), found
+    assert listeners == [expected]
+
+
+@pytest.mark.parametrize("host, who", [("localhost", "every user of this"), ("0.0.0.0", "whoever can reach 0.0.0.0")])
+def test_ranks_that_meet_over_tcp_without_a_secret_are_warned_once(monkeypatch, host, who):
+    monkeypatch.delenv("TINYARR_SECRET", raising=False)
+    address = f"{host}:{free_port()}"
+    with pytest.warns(UserWarning, match=f"TINYARR_SECRET is not set, so {who}") as warned:
+        found = meet_here(*(Place(rank, 2, rank, None, "tcp", address) for rank in range(2)))
+    assert len(warned) == 1 and all(isinstance(control, Control) for control in found)
+
+
+@pytest.mark.slow
+def test_ranks_whose_secrets_differ_are_told_on_either_side():
+    where = address("tcp", None)
+    ranks = [Rank(MEET.format(timeout=2), variables(i, 2, where) | {"TINYARR_SECRET": f"{i}"}) for i in range(2)]
+    (status, _, err), (other, _, told) = [rank.end() for rank in ranks]
+    assert status == other == 1
+    assert "rank 1 of 2 did not come" in err and "some came with another TINYARR_SECRET" in err
+    assert "has not shown within 2 s to be rank 0 of 2: see whether all ranks have the same TINYARR_SECRET" in told
+
+
+def test_a_host_that_can_be_none_is_told_as_one_that_is_not_there():
+    with pytest.raises(RankError, match=r"rank 0 of 2 cannot be reached at a\.\.b, port 80"):
+        rendezvous.meet(Place(1, 2, 1, None, "tcp", "a..b:80"), 0.1)
+
+
+FOREIGN = {
+    "a pipe": os.mkfifo,
+    "a folder": os.mkdir,
+    "a link to nothing": lambda file: os.symlink("missing", file),
+    "a link to what has no end": lambda file: os.symlink("/dev/zero", file),
+    "nothing": lambda file: open(file, "w").close(),
+    "binary": lambda file: Path(file).write_bytes(bytes(range(256))),
+    "brackets": lambda file: Path(file).write_text("[" * 100_000),
+    "a list": lambda file: Path(file).write_text("[1]"),
+    "words that are none": lambda file: Path(file).write_text('{"words": [1]}'),
+    "no words": lambda file: Path(file).write_text('{"words": {}, "hosts": 1}'),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_files_in_the_folder_keep_no_rank_from_coming(tmp_path, kind):
+    for name in ("rank.2", "rank.x", "rank.", *(["meeting", "rank.1"] if kind != "a folder" else [])):
+        FOREIGN[kind](tmp_path / name)
+    found = meet_here(*(Place(rank, 2, rank, 2, "folder", str(tmp_path)) for rank in range(2)))
+    assert all(isinstance(control, Control) for control in found), found
+    assert {file.name for file in tmp_path.iterdir()} == {"rank.2", "rank.x", "rank."}
+
+
+def test_no_other_user_can_read_what_ranks_write_to_the_folder(tmp_path):
+    before, folder, modes = os.umask(0), tmp_path / "new", {}
+
+    def look(file, text):
+        write(file, text)
+        modes[file.name] = stat.S_IMODE(file.stat().st_mode)
+
+    write = rendezvous._write
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rendezvous, "_write", look)
+            meet_here(*(Place(rank, 2, rank, 2, "folder", str(folder)) for rank in range(2)))
+    finally:
+        os.umask(before)
+    assert modes == {"meeting": 0o600, "rank.1": 0o600} and stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("rank, where", [(0, "file"), (1, "file"), (0, "file/below"), (1, "taken")])
+def test_a_folder_that_does_not_serve_is_told(tmp_path, rank, where):
+    (tmp_path / "file").touch()
+    (tmp_path / "taken" / "rank.1").mkdir(parents=True)
+    with pytest.raises(ArgumentError, match=r"init: the ranks cannot meet in .*: give TINYARR_RENDEZVOUS a folder"):
+        rendezvous.meet(Place(rank, 2, rank, 2, "folder", str(tmp_path / where)), 5.0)
 
 
 @pytest.mark.parity

@@ -6,15 +6,24 @@ import contextlib
 import json
 import socket
 import threading
+import time
 from typing import Any
+
+# Longest line of who is not known, in bytes. It bounds the brackets that JSON's parser, which recurses, can be made to
+# open: a script may have raised Python's own bound on that.
+_LINE = 4096
 
 
 class Connection:
-    """One end of a TCP connection. Any thread may send, one receives."""
+    """One end of a TCP connection. Any thread may send, one receives.
+
+    is_known: whether who is at the other end has proved to be of this run, and may send lines of any length.
+    """
 
     def __init__(self, sock: socket.socket):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket = sock
+        self.is_known = False
         self._sending = threading.Lock()
         self._rest = b""
 
@@ -29,21 +38,37 @@ class Connection:
         return True
 
     def receive(self) -> list[dict[str, Any]]:
-        """Waits for bytes; returns the messages that are whole then.
+        """Waits for bytes, unless messages are there; returns those that are whole then.
 
         Raises EOFError at the end of the connection, ValueError where what comes is no message.
         """
+        if b"\n" not in self._rest:
+            self._fill()
+        *lines, self._rest = self._rest.split(b"\n")
+        return [_message(line) for line in lines]
+
+    def first(self, end: float) -> dict[str, Any]:
+        """Returns the next message alone, which must be there before `end` by the monotonic clock.
+
+        Raises EOFError at the end of the connection or of the time, ValueError where what comes is no message.
+        """
+        while b"\n" not in self._rest:
+            self.socket.settimeout(max(end - time.monotonic(), 1e-3))
+            self._fill()
+        line, _, self._rest = self._rest.partition(b"\n")
+        return _message(line)
+
+    def _fill(self) -> None:
+        most = 65536 if self.is_known else _LINE - len(self._rest)
+        if most <= 0:
+            raise ValueError(f"this is a line of more than {_LINE} bytes")
         try:
-            arrived = self.socket.recv(65536)
+            arrived = self.socket.recv(most)
         except OSError:
             arrived = b""
         if not arrived:
             raise EOFError
-        *lines, self._rest = (self._rest + arrived).split(b"\n")
-        messages = [json.loads(line) for line in lines]
-        if not all(isinstance(message, dict) and "kind" in message for message in messages):
-            raise ValueError("this is no message of a rank")
-        return messages
+        self._rest += arrived
 
     def end(self) -> None:
         """Closes both ends, also where a thread is receiving."""
@@ -54,3 +79,13 @@ class Connection:
     def abandon(self) -> None:
         """Closes it in this process alone: another has it too since a fork."""
         self.socket.close()
+
+
+def _message(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        message = None
+    if not isinstance(message, dict) or not isinstance(message.get("kind"), str):
+        raise ValueError("this is no message of a rank")
+    return message

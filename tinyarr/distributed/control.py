@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import itertools
 import os
-import socket
 import sys
 import threading
 import time
@@ -48,13 +47,13 @@ class _Wait(NamedTuple):
 class Control:
     """This rank's connection to the others, and whether all of them are still there.
 
+    connection: with the server, to which `handshake` has introduced this rank. server: the server itself, on rank 0.
     processes: host and process id of each rank, as messages name them.
     """
 
-    def __init__(self, rank: int, size: int, timeout: float, sock: socket.socket, token: str, server: Server | None):
-        sock.settimeout(None)
+    def __init__(self, rank: int, size: int, timeout: float, connection: Connection, server: Server | None):
         self.rank, self.processes = rank, [""] * size
-        self._timeout, self._server, self._connection = timeout, server, Connection(sock)
+        self._timeout, self._server, self._connection = timeout, server, connection
         self._begun: dict[str, deque[tuple[int, str]]] = {}
         self._waiting: _Wait | None = None
         self._values: dict[str, list[Any]] = {}
@@ -63,8 +62,6 @@ class Control:
         self._silent = 0
         self._lost: str | None = None
         self._met, self._told, self._ended = threading.Event(), threading.Event(), threading.Event()
-        process = f"{socket.gethostname()}, pid {os.getpid()}"
-        self._connection.send("hello", token=token, rank=rank, size=size, process=process)
         _watch(self)
         for work in (self._hear, self._beat):
             threading.Thread(target=work, name=f"tinyarr-{work.__name__.strip('_')}", daemon=True).start()
@@ -153,7 +150,7 @@ class Control:
         while True:
             try:
                 messages = self._connection.receive()
-            except EOFError:
+            except (EOFError, ValueError):
                 if self._gone is None and not self._ended.is_set():
                     self._lose(f"{self._name(0)} has ended without a word: look for why in its output")
                 return
@@ -215,7 +212,8 @@ class Control:
             os._exit(1)
 
     def _say_why(self, more: str = "") -> None:
-        os.write(2, f"tinyarr: rank {self.rank} ends: {self._lost}\n{more}".encode())
+        text = f"tinyarr: rank {self.rank} ends: {self._lost}\n{more}"
+        os.write(2, text.encode(errors="backslashreplace"))  # an exception's text may hold half a surrogate pair
 
     def _raised(self, error: BaseException) -> None:
         """The process is about to end by this exception."""

@@ -7,12 +7,10 @@ variables of an outer one are still there and speak of other processes.
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
 from ..errors import ArgumentError
 
@@ -52,6 +50,9 @@ _OPEN_MPI = _Launcher(
 )
 _SLURM = _Launcher("srun", "tcp", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
 
+_LONGEST = 1e9  # seconds; what waits for much longer no clock of the system takes
+_MOST_RANKS = 1 << 20
+_DIGITS = 20  # of a number that no launcher sets, and at thousands of which Python gives up
 _PORTS = range(10_000, 30_000)  # below those that systems hand out themselves
 
 
@@ -66,16 +67,18 @@ def find(variables: Mapping[str, str] = os.environ) -> Place:
                 "with `python -m tinyarr launch` or mpiexec, or set RANK, WORLD_SIZE and LOCAL_RANK"
             )
         return Place(0, 1, 0, 1, "none", "")
-    size = _number(variables, launcher.size, 1, None)
+    size = _number(variables, launcher.size, 1, _MOST_RANKS + 1)
     rank = _number(variables, launcher.rank, 0, size)
     local = launcher.local_rank
     if launcher is _MPICH and local not in variables and variables.get(_SLURM.rank) == variables[launcher.rank]:
         local = _SLURM.local_rank  # srun starts MPICH's programs too, and leaves this variable out
     local_rank = _number(variables, local, 0, size)
-    local_size = variables.get(launcher.local_size, "")
-    if launcher is _SLURM:
-        local_size = local_size.partition("(")[0] if "," not in local_size else ""  # 4(x2): four on each of two
-    told = int(local_size) if local_size.isdecimal() else None
+    told = None
+    if launcher is _SLURM:  # 4(x2): four on each of two; 4,2(x2) has not as many on each
+        tasks = re.fullmatch(r"([0-9]{1,7})(\(x[0-9]+\))?", variables.get(launcher.local_size, ""))
+        told = int(tasks[1]) if tasks else None
+    elif launcher.local_size in variables:
+        told = _number(variables, launcher.local_size, 1, size + 1)
     how, address = (launcher.how, "") if chosen is None else _chosen(chosen)
     if size == 1:
         how, address = "none", ""
@@ -84,18 +87,25 @@ def find(variables: Mapping[str, str] = os.environ) -> Place:
     return Place(rank, size, local_rank, told, how, address)
 
 
-def timeout(default: float, variables: Mapping[str, str] = os.environ) -> float:
-    """Seconds that ranks wait for one another: what the user has set, else the default."""
-    text = variables.get("TINYARR_TIMEOUT")
-    if text is None:
+def timeout(default: float, variables: Mapping[str, str] = os.environ, *, given: float | None = None) -> float:
+    """Seconds that ranks wait for one another: what init is given, else what the user has set, else the default."""
+    name, value = ("timeout", given) if given is not None else ("TINYARR_TIMEOUT", variables.get("TINYARR_TIMEOUT"))
+    if value is None:
         return default
     try:
-        seconds = float(text)
-    except ValueError:
+        seconds = float(value)
+    except (TypeError, ValueError, OverflowError):
         seconds = 0.0
-    if not 0.0 < seconds < math.inf:
-        raise ArgumentError(f"init: TINYARR_TIMEOUT is {text!r}: it must be a number of seconds above 0")
+    if not 0.0 < seconds <= _LONGEST:
+        raise ArgumentError(
+            f"init: {name} is {value!r}: it must be a number of seconds above 0 and at most {_LONGEST:g}"
+        )
     return seconds
+
+
+def secret(variables: Mapping[str, str] = os.environ) -> str:
+    """Returns the secret of a run that meets over TCP; empty where nobody has set one."""
+    return variables.get("TINYARR_SECRET", "")
 
 
 def _launcher(variables: Mapping[str, str]) -> _Launcher | None:
@@ -119,7 +129,7 @@ def _number(variables: Mapping[str, str], name: str, least: int, end: int | None
     text = variables.get(name)
     if text is None:
         raise ArgumentError(f"init: {name} is not set, though others of its kind are: set it, or unset the others")
-    number = int(text) if text.isascii() and text.isdecimal() else -1
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < _DIGITS else -1
     if number < least or (end is not None and number >= end):
         expected = f"at least {least}" if end is None else f"from {least} to {end - 1}"
         raise ArgumentError(f"init: {name} is {text!r}: it must be a number {expected}")
@@ -132,13 +142,9 @@ def _chosen(text: str) -> tuple[str, str]:
         return "mpi", ""
     if text.startswith("folder:") and text != "folder:":
         return "folder", text.removeprefix("folder:")
-    if text.startswith("tcp://"):
-        try:
-            parts = urlsplit(text)
-            if parts.hostname and parts.port and not parts.path:
-                return "tcp", f"{parts.hostname}:{parts.port}"
-        except ValueError:  # of a port that is no number, or brackets that do not close
-            pass
+    address = re.fullmatch(r"tcp://(\[[0-9A-Fa-f:.]+\]|[^\s:/?#@[\]]+):([0-9]{1,5})", text)
+    if address and 0 < int(address[2]) < 65_536:
+        return "tcp", f"{address[1].strip('[]')}:{address[2]}"
     raise ArgumentError(f"init: TINYARR_RENDEZVOUS is {text!r}: give mpi, tcp://host:port, or folder:/path")
 
 
@@ -154,12 +160,12 @@ def _torchrun_address(variables: Mapping[str, str]) -> str:
 
 def _slurm_address(variables: Mapping[str, str]) -> str:
     """Task 0 runs on the first host of a step; other jobs and steps on that host meet at other ports."""
-    hosts = variables.get("SLURM_STEP_NODELIST")
-    if not hosts:
-        raise ArgumentError(f"init: {_SLURM.size} is set, SLURM_STEP_NODELIST is not: set TINYARR_RENDEZVOUS")
+    host = first_host(variables.get("SLURM_STEP_NODELIST", ""))
+    if not host:
+        raise ArgumentError(f"init: {_SLURM.size} is set, SLURM_STEP_NODELIST names no host: set TINYARR_RENDEZVOUS")
     job = _number(variables, "SLURM_JOB_ID", 0, None)
     step = _number(variables, "SLURM_STEP_ID", 0, None)
-    return f"{first_host(hosts)}:{_PORTS[(job * 100 + step) % len(_PORTS)]}"
+    return f"{host}:{_PORTS[(job * 100 + step) % len(_PORTS)]}"
 
 
 def first_host(hosts: str) -> str:

@@ -139,13 +139,14 @@ def init(*, timeout: float | None = None) -> Group:
 
     timeout: seconds to wait for the others, here and in every collective; else TINYARR_TIMEOUT, or 60. Which ranks
     there are is told by the launcher (`python -m tinyarr launch`, mpiexec, srun or torchrun); without one this process
-    is the only rank. Raises RankError that names who did not come, and ArgumentError if the run has met already.
+    is the only rank. Raises RankError that names who did not come, and ArgumentError if the run has met already, or for
+    variables and seconds that can't be understood.
     """
     global _world
     if _world is not None:
         raise ArgumentError("init: the ranks have met already: call it once, before anything else of distributed")
     place = environment.find()
-    timeout = environment.timeout(HANG) if timeout is None else timeout
+    timeout = environment.timeout(HANG, given=timeout)
     control = None if place.size == 1 else rendezvous.meet(place, timeout)
     _world = Group(tuple(range(place.size)), place.rank, control, {})
     return _world

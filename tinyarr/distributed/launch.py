@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import ctypes
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -234,7 +235,8 @@ def _variables(size: int, timeout: float | None) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = inherited.get("OMP_NUM_THREADS", str(max(cores // size, 1)))
     chosen = {} if timeout is None else {"TINYARR_TIMEOUT": str(timeout)}
-    return {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, **inherited, "PYTHONUNBUFFERED": "1", **chosen}
+    own = {"PYTHONUNBUFFERED": "1", "TINYARR_SECRET": secrets.token_hex(32), **chosen}
+    return {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads, **inherited, **own}
 
 
 def _gpus() -> int:

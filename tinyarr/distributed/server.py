@@ -13,10 +13,21 @@ import threading
 import time
 from typing import Any
 
+from . import handshake
 from .connection import Connection
 
 # After a wait has lasted the time-out, every rank's next beat is awaited, for what it has begun meanwhile.
 _FRESH = 1
+
+_STRANGERS = 64  # at once, besides the ranks that have not come
+
+
+class _Stranger:
+    """Somebody who is connected and has not been let in."""
+
+    def __init__(self) -> None:
+        self.challenge = handshake.challenge()
+        self.beats = 0
 
 
 class _Rank:
@@ -58,17 +69,18 @@ def without_reaching(names: list[str], waiting: dict[str, Any]) -> str:
 class Server:
     """Listens for all ranks of a run, rank 0's own connection included.
 
-    token: what a rank must say to belong to this run; another run's may come to the same port.
+    secret: what a rank must know to belong to this run; anybody else may come to the same port. Whatever they send, or
+    keep to themselves, ends their own connection and changes nothing else.
     """
 
-    def __init__(self, listener: socket.socket, size: int, timeout: float, token: str):
-        self._listener, self._size, self._timeout, self._token = listener, size, timeout, token
+    def __init__(self, listener: socket.socket, size: int, timeout: float, secret: str):
+        self._listener, self._size, self._timeout, self._secret = listener, size, timeout, secret
         self._ranks: dict[int, _Rank] = {}
-        self._strangers: list[Connection] = []
+        self._strangers: dict[Connection, _Stranger] = {}  # who came first is first
         self._values: dict[str, dict[int, Any]] = {}
         self._firsts: dict[str, Any] = {}
         self._beats = 0
-        self._met = self._closing = False
+        self._refused = self._met = self._closing = False
         self._lost: str | None = None
         self._selector = selectors.DefaultSelector()
         listener.setblocking(False)
@@ -94,7 +106,7 @@ class Server:
             for key, _ in self._selector.select(max(0.0, following - time.monotonic())):
                 if key.data is None:
                     self._accept()
-                else:
+                elif key.data.socket.fileno() >= 0:  # else the one before has ended it
                     self._read(key.data)
             if time.monotonic() >= following:
                 following = time.monotonic() + interval
@@ -104,40 +116,47 @@ class Server:
     def _accept(self) -> None:
         try:
             sock, _ = self._listener.accept()
-        except OSError:  # it left before it was let in
+            sock.settimeout(1.0)  # nobody who doesn't read may keep the others from being served
+            connection = Connection(sock)
+        except OSError:  # it left before it was let in, or this process may open no more: it is then to be asked again
+            time.sleep(0.01)
             return
-        sock.settimeout(1.0)  # nobody who doesn't read may keep the others from being served
-        connection = Connection(sock)
-        self._strangers.append(connection)
+        if len(self._strangers) >= _STRANGERS + self._size - len(self._ranks):
+            self._end(next(iter(self._strangers)))
+        self._strangers[connection] = stranger = _Stranger()
         self._selector.register(sock, selectors.EVENT_READ, connection)
+        connection.send("challenge", challenge=stranger.challenge)
 
     def _read(self, connection: Connection) -> None:
         try:
-            messages = connection.receive()
-        except (EOFError, ValueError):
-            self._selector.unregister(connection.socket)
-            connection.end()
-            if connection in self._strangers:
-                self._strangers.remove(connection)
-            for number, rank in self._ranks.items():
-                if rank.connection is connection and not rank.gone:
-                    rank.gone = True
-                    self._lose(f"{self._name(number)} has ended without a word: look for why in its output or, "
-                               "where it was killed, in the system's log (out of memory?)")
-            return
-        for message in messages:
-            self._handle(connection, message)
+            for message in connection.receive():
+                self._handle(connection, message)
+        except EOFError:
+            self._end(connection, "has ended without a word: look for why in its output or, where it was killed, in "
+                                  "the system's log (out of memory?)")
+        except Exception as error:  # whatever can be wrong with what another process has sent
+            self._end(connection, f"has sent what cannot be understood ({type(error).__name__}: {error}): see whether "
+                                  "all ranks run the same version")
+
+    def _end(self, connection: Connection, why: str = "") -> None:
+        """Ends a connection; where it is a rank's that has not said farewell, the run is lost."""
+        self._strangers.pop(connection, None)
+        self._selector.unregister(connection.socket)
+        connection.end()
+        for number, rank in self._ranks.items():
+            if rank.connection is connection and not rank.gone:
+                rank.gone = True
+                self._lose(f"{self._name(number)} {why}")
 
     def _handle(self, connection: Connection, message: dict[str, Any]) -> None:
         kind = message["kind"]
         if connection in self._strangers:
-            if kind == "hello" and message.get("token") == self._token:
-                self._greet(connection, message)
+            self._greet(connection, message)
             return
         number, rank = next((n, r) for n, r in self._ranks.items() if r.connection is connection)
         rank.silent = 0
         if kind == "state":
-            rank.begun, rank.waiting = message["begun"], message["waiting"]
+            rank.begun, rank.waiting = _begun(message["begun"]), self._wait(message["waiting"])
         elif kind == "value":
             self._collect(number, message)
         elif kind == "first":
@@ -147,27 +166,42 @@ class Server:
         elif kind == "raised":
             self._lose(f"{self._name(number)} raised {message['error']}: its traceback is in its output")
         elif kind == "farewell":
-            rank.gone, rank.begun, rank.waiting = True, message["begun"], None
+            rank.gone, rank.begun, rank.waiting = True, _begun(message["begun"]), None
             if number == 0:
                 self._tell("closing", gone={n: r.begun for n, r in self._ranks.items() if r.gone})
                 self._closing = True
         self._judge()
 
     def _greet(self, connection: Connection, message: dict[str, Any]) -> None:
-        number, process = message["rank"], message["process"]
+        try:
+            handshake.greet(connection, self._secret, self._strangers[connection].challenge, message)
+        except handshake.Refused:
+            self._refused = True
+            raise
+        number, size, process = message["rank"], message["size"], message["process"]
         if self._lost is not None:
             connection.send("lost", why=self._lost)
             return
-        if message["size"] != self._size or number in self._ranks:
+        if size != self._size or number not in range(size) or number in self._ranks:
             known = f"{self._name(number)} is there already" if number in self._ranks else f"the run has {self._size}"
-            connection.send("lost", why=f"{process} came as rank {number} of {message['size']}, but {known}: start all "
-                                        "ranks of a run by one launcher, and each run at an address of its own")
+            connection.send("lost", why=f"{process} came as rank {number} of {size}, but {known}: start all ranks of a "
+                                        "run by one launcher, and each run at an address of its own")
             return
-        self._strangers.remove(connection)
+        del self._strangers[connection]
+        connection.is_known = True
         self._ranks[number] = _Rank(connection, process)
         if len(self._ranks) == self._size:
             self._met = True
             self._tell("met", processes=[self._ranks[r].process for r in range(self._size)])
+
+    def _wait(self, said: Any) -> dict[str, Any] | None:
+        """A wait as a rank describes it. Raises where that is none, before others are judged by it."""
+        if said is None:
+            return None
+        number = None if said["number"] is None else int(said["number"])
+        ranks = [rank for rank in said["ranks"] if self._ranks[rank]]
+        texts = {name: str(said[name]) for name in ("group", "operation")}
+        return {"number": number, "ranks": ranks, "beats": float(said["beats"]), **texts}
 
     def _collect(self, number: int, message: dict[str, Any]) -> None:
         """Takes in a value of an exchange; the last one answers all."""
@@ -183,11 +217,16 @@ class Server:
         self._tell("beat")
         self._beats += 1
         interval = beat(self._timeout)
+        for connection, stranger in list(self._strangers.items()):
+            stranger.beats += 1
+            if stranger.beats * interval > handshake.PATIENCE:
+                self._end(connection)
         if not self._met:
             missing = [r for r in range(self._size) if r not in self._ranks]
             if self._beats * interval >= self._timeout:
+                refused = "; some came with another TINYARR_SECRET" if self._refused else ""
                 self._lose(f"{_listed(missing)} of {self._size} did not come within {self._timeout:g} s: see whether "
-                           "each was started and calls init, and whether it can reach this machine")
+                           f"each was started and calls init, and whether it can reach this machine{refused}")
             return
         for number, rank in self._ranks.items():
             rank.silent += 1
@@ -245,6 +284,11 @@ class Server:
     def _tell(self, kind: str, **values: Any) -> None:
         for rank in self._ranks.values():
             rank.connection.send(kind, **values)
+
+
+def _begun(said: Any) -> dict[str, tuple[int, str]]:
+    """The collectives a rank has begun, as it describes them. Raises where that is nothing of the kind."""
+    return {group: (int(number), str(operation)) for group, (number, operation) in said.items()}
 
 
 def _has(subjects: list) -> str:

@@ -105,16 +105,21 @@ class CpuBackend:
         return run
 
     def program(self, graph: Graph, plan: Plan) -> Any | None:
-        """The plan as a C library; None, with a warning, where there is no C compiler with OpenMP."""
+        """The plan as a C library; None, with a warning, where there is no C compiler with OpenMP, or it can't work.
+
+        Raises SourceError where it rejects the plan's code.
+        """
         from .c import library  # here: who compiles nothing needs none of it
 
         try:
             c_compiler.check_openmp()
+            self._pool.give_back()  # a program works in an arena of its own
+            return library.Library(graph, plan, self._pool)
+        except c_compiler.SourceError:
+            raise
         except c_compiler.CompilerError as error:
             _warn_of_numpy(str(error))
             return None
-        self._pool.give_back()  # a program works in an arena of its own
-        return library.Library(graph, plan, self._pool)
 
     def out_layouts(self, call: Any) -> Sequence[str]:
         return ("any",) * len(call.out_shapes)

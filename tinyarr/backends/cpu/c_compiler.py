@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+import itertools
 import os
 import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ... import cache
@@ -25,15 +28,22 @@ FLAGS = (
 
 
 class CompilerError(TinyarrError, RuntimeError):
-    """There is no C compiler, or it rejected a source."""
+    """There is no C compiler that works here."""
+
+
+class SourceError(CompilerError):
+    """The C compiler rejected a source."""
 
 
 def find_compiler() -> list[str]:
     """The command of the C compiler: $TINYARR_CC, else the first of cc, gcc and clang. Raises CompilerError."""
     chosen = os.environ.get("TINYARR_CC")
     if chosen:
-        command = shlex.split(chosen)
-        if shutil.which(command[0]) is None:
+        try:
+            command = shlex.split(chosen)
+        except ValueError:  # of a quotation mark that does not close
+            command = []
+        if not command or shutil.which(command[0]) is None:
             raise CompilerError(f"C compiler: TINYARR_CC is {chosen!r}, which is not a program: set it to a C compiler")
         return command
     for name in ("cc", "gcc", "clang"):
@@ -46,23 +56,73 @@ def load_cached(source: str, *, openmp: bool = True) -> ctypes.CDLL:
     """The library of a source, from the disk cache where it is; a compiler of this name is still needed."""
     command = find_compiler()
     header = HEADER.read_text(encoding="utf-8")
-    file = cache.file_of("so", source, header, command, _version(command[0]), FLAGS, openmp, _processor())
-    if cache.read(file) is None:
-        with tempfile.TemporaryDirectory(prefix="tinyarr-") as temporary:
-            library = load(source, Path(temporary), openmp=openmp)
-            cache.write(file, (Path(temporary) / "kernels.so").read_bytes())
-            return library
-    return ctypes.CDLL(str(file))
+    version = _version(tuple(command))
+    name = cache.name_of("so", source, header, command, version, FLAGS, openmp, _processor())
+    binary = cache.read(name)
+    if binary is not None:
+        with contextlib.suppress(OSError):  # of one that needs what another machine has: a newer libc, say
+            return _loaded(binary)
+    with _temporary_folder() as folder:
+        library = load(source, folder, openmp=openmp)
+        cache.write(name, (folder / "kernels.so").read_bytes())
+        return library
 
 
 def check_openmp() -> None:
     """Raises CompilerError where there is no compiler, or one without OpenMP."""
-    load_cached("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
+    try:
+        load_cached("#include <omp.h>\nint threads(void) { return omp_get_max_threads(); }\n")
+    except SourceError as error:
+        raise CompilerError(str(error)) from None
+
+
+def load(source: str, folder: Path | None = None, *, openmp: bool = False) -> ctypes.CDLL:
+    """Compiles C source, which may include scalar.h, to a shared library and loads it.
+
+    `folder` keeps the source and the library; without it they are removed at once, and the library lives on in memory.
+    Raises CompilerError where there is no compiler that works, SourceError with the message of one that rejects the
+    source.
+    """
+    command = find_compiler()
+    if folder is None:
+        with _temporary_folder() as temporary:
+            return load(source, temporary, openmp=openmp)
+    text, library = folder / "kernels.c", folder / "kernels.so"
+    text.write_text(source, encoding="utf-8")
+    arguments = [*FLAGS, *(["-fopenmp"] if openmp else []), f"-I{HEADER.parent}", str(text)]
+    run = _run(command, *arguments, "-o", str(library), "-lm")
+    if run.returncode:
+        is_valid = _run(command, *arguments, "-fsyntax-only").returncode == 0  # the disk may be full
+        kind, what = (CompilerError, "fails on a valid source") if is_valid else (SourceError, "rejected the source")
+        raise kind(f"C compiler: {shlex.join(command)} {what}:\n{run.stderr.strip()}")
+    try:
+        return _loaded(library.read_bytes())
+    except OSError as error:
+        raise CompilerError(
+            f"C compiler: {shlex.join(command)} makes no library that loads here ({error}): set TINYARR_CC to one that "
+            "compiles for this machine"
+        ) from None
 
 
 @functools.cache
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+def _version(command: tuple[str, ...]) -> str:
+    return _run(command, "--version").stdout
+
+
+def _run(command: Sequence[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            [*command, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            process_group=0,  # a Ctrl-C that Python puts off must not end the compiler
+        )
+    except OSError as error:
+        raise CompilerError(
+            f"C compiler: {shlex.join(command)} does not run ({error}): set TINYARR_CC to one that does"
+        ) from None
 
 
 @functools.cache
@@ -75,25 +135,32 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
-def load(source: str, folder: Path | None = None, *, openmp: bool = False) -> ctypes.CDLL:
-    """Compiles C source, which may include scalar.h, to a shared library and loads it.
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """A folder that only this user can enter. Raises CompilerError where it can't be made or filled."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="tinyarr-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise CompilerError(
+            f"C compiler: it has no folder to work in ({error}): set TMPDIR to one that can be written and has space"
+        ) from None
 
-    `folder` keeps the source and the library; without it they are removed at once, and the library lives on in memory.
-    Raises CompilerError where there is no compiler, or with the compiler's message.
-    """
-    command = find_compiler()
-    if folder is None:
-        with tempfile.TemporaryDirectory(prefix="tinyarr-") as temporary:
-            return load(source, Path(temporary), openmp=openmp)
-    text, library = folder / "kernels.c", folder / "kernels.so"
-    text.write_text(source, encoding="utf-8")
-    flags = ["-fopenmp"] if openmp else []
-    run = subprocess.run(
-        [*command, *FLAGS, *flags, f"-I{HEADER.parent}", str(text), "-o", str(library), "-lm"],
-        capture_output=True,
-        text=True,
-        process_group=0,  # a Ctrl-C that Python puts off must not end the compiler
-    )
-    if run.returncode:
-        raise CompilerError(f"C compiler: {shlex.join(command)} rejected the source:\n{run.stderr.strip()}")
-    return ctypes.CDLL(str(library))
+
+_loads = itertools.count(1)
+
+
+def _loaded(binary: bytes) -> ctypes.CDLL:
+    """Loads a library from memory: these very bytes, on whatever file systems forbid to execute. Raises OSError."""
+    if hasattr(os, "memfd_create"):  # Linux alone has it
+        with contextlib.suppress(OSError), open(os.memfd_create("tinyarr"), "wb") as memory:
+            memory.write(binary)
+            memory.flush()
+            # The loader takes a path that it has met for the library that was there. So each gets a spelling of its
+            # own: the number of the load in binary, "/." for 1 and "/" for 0.
+            number = f"{next(_loads):b}".replace("1", "/.").replace("0", "/")
+            return ctypes.CDLL(f"/proc/self/fd{number}/{memory.fileno()}")
+    with tempfile.TemporaryDirectory(prefix="tinyarr-") as folder:
+        file = Path(folder) / "kernels.so"
+        file.write_bytes(binary)
+        return ctypes.CDLL(str(file))

@@ -62,7 +62,7 @@ def _kernel(typed: Typed) -> Callable | None:
     """
     try:
         kernel = c_compiler.load_cached(source(typed), openmp=False).draw
-    except (c_compiler.CompilerError, OSError):
+    except c_compiler.CompilerError:
         return None
     kernel.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     kernel.restype = None

@@ -38,11 +38,11 @@ def compile_source(source: Source, arch: str) -> bytes:
     from cupy.cuda import nvrtc
 
     text = text_of(source)
-    file = cache.file_of("cubin", text, FLAGS, arch, nvrtc.getVersion())
-    code = cache.read(file)
+    name = cache.name_of("cubin", text, FLAGS, arch, nvrtc.getVersion())
+    code = cache.read(name)
     if code is None:
         code = _compile(text, arch)
-        cache.write(file, code)
+        cache.write(name, code)
     return code
 
 

@@ -81,11 +81,11 @@ class _Graph:
         from cupy.cuda import runtime
 
         card = runtime.getDeviceProperties(_device())["name"]
-        file = cache.file_of("cudnn", spec, card, _library().__version__, _library().backend_version())
-        stored = cache.read(file)
+        name = cache.name_of("cudnn", spec, card, _library().__version__, _library().backend_version())
+        stored = cache.read(name)
         if stored is None:
             self.graph = _built(spec)
-            cache.write(file, bytes(self.graph.serialize()))
+            cache.write(name, bytes(self.graph.serialize()))
         else:
             self.graph = _library().pygraph(handle=_handle())
             self.graph.deserialize(_handle(), list(stored))
