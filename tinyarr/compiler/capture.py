@@ -140,10 +140,20 @@ class Capture:
             found[path] = part if type(part) is not Keys or ran is None else Keys(key for key in part if key in ran)
         return found
 
-    def with_others(self, objects: dict[str, Any]) -> Capture:
-        """Returns a capture that differs in these tensors and numbers, by path, which are of the same kinds."""
+    def without(self, paths: Sequence[str]) -> Capture:
+        """Returns a capture that lacks these tensors."""
         other = copy.copy(self)
-        tensors = {path: x for path, x in objects.items() if path in self.tensors}
+        gone = {id(self.objects[path]) for path in paths}
+        other.objects = {path: x for path, x in self.objects.items() if path not in paths}
+        other.tensors = {path: x for path, x in self.tensors.items() if path not in paths}
+        other.paths = {key: path for key, path in self.paths.items() if key not in gone}
+        other.storages = {key: place for key, place in self.storages.items() if place[0] not in paths}
+        return other
+
+    def with_others(self, objects: dict[str, Any]) -> Capture:
+        """Returns a capture that has, or differs in, these tensors and numbers, by path."""
+        other = copy.copy(self)
+        tensors = {path: x for path, x in objects.items() if path not in self.numbers}
         other.objects = self.objects | tensors
         other.tensors = self.tensors | tensors
         other.numbers = self.numbers | {path: x for path, x in objects.items() if path in self.numbers}

@@ -23,7 +23,6 @@ from ..tape import recording
 from .agree import agree
 from .build import build
 from .capture import Capture, Leaf
-from .fingerprint import Fingerprint
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
@@ -41,6 +40,7 @@ from .trace import Trace, TracedStorage, WatchedArray, kept_too_long
 
 GUARD = 512  # bytes, with TINYARR_GUARD=1
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
+MOST_TRACES = 20  # for one signature: each finds what the ones before did not know
 MOST_SIGNATURES = 256  # kept for a faster look-up; each holds what it is made of
 _ARGUMENTS = "arguments[", "keywords["
 _PACKAGE = str(Path(__file__).parents[1])
@@ -179,36 +179,37 @@ class Compiled:
             capture, program = self._find(mode, args, kwargs)
             if program is None:
                 return self.function(*args, **kwargs)
-            fingerprint = Fingerprint(capture)
+            recent = Recent(capture, program, mode, args, kwargs)
             result = program.run(capture)
-            self._recent = Recent(capture, fingerprint, program, mode, args, kwargs)
+            self._recent = recent
             return result
 
     def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Capture, _Program | None]:
         """What a call captures, and its program; None where the function is to run as it is."""
-        capture = self._capture(args, kwargs)
-        key = (*capture.signature, *mode)
-        program = self._by_signature.get(key)
-        if program is None:
-            program = next((p for p in self._programs if p.fits(capture, mode)), None)
-        if program is None:
-            if self._vary(capture):
-                return self._find(mode, args, kwargs)
-            if len(self._programs) >= self._max_programs:
-                self._give_up(capture)
-                return capture, None
-            made = self._make(capture, mode, args, kwargs)
-            if made is None:
-                return self._find(mode, args, kwargs)
-            if isinstance(made, str):
-                self._warn(f"{self._name} runs as it is: {made}")
-                return capture, None
-            program = made
-            self._programs.append(program)
-        if len(self._by_signature) >= MOST_SIGNATURES:
-            self._by_signature.clear()
-        self._by_signature[key] = program
-        return capture, program
+        for _ in range(MOST_TRACES):
+            capture = self._capture(args, kwargs)
+            key = (*capture.signature, *mode)
+            program = self._by_signature.get(key) or next((p for p in self._programs if p.fits(capture, mode)), None)
+            if program is None:
+                if self._vary(capture):
+                    continue
+                if len(self._programs) >= self._max_programs:
+                    self._give_up(capture)
+                    return capture, None
+                made = self._make(capture, mode, args, kwargs)
+                if made is None:
+                    continue
+                if isinstance(made, str):
+                    self._warn(f"{self._name} runs as it is: {made}")
+                    return capture, None
+                self._programs.append(made)
+                program = made
+            if len(self._by_signature) >= MOST_SIGNATURES:
+                self._by_signature.clear()
+            self._by_signature[key] = program
+            return capture, program
+        self._warn(f"{self._name} runs as it is: each of {MOST_TRACES} traces ran other code or needed other numbers")
+        return capture, None
 
     def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Capture:
         return Capture(self.function, args, kwargs, self._varying, self._needed, self._more_code)

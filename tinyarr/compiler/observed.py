@@ -16,7 +16,7 @@ import secrets
 import sys
 import time
 import uuid
-from types import CodeType, FrameType, ModuleType
+from types import BuiltinFunctionType, CodeType, FrameType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def _impure() -> dict[Any, str]:
 
 def _key(x: Any) -> Any:
     """What tells one function from another: a built-in method is made anew each time that it is asked for."""
-    owner = getattr(x, "__self__", None)
+    owner = x.__self__ if type(x) in (MethodType, BuiltinFunctionType) else None
     return id(x) if owner is None or isinstance(owner, ModuleType) else (id(owner), x.__name__)
 
 

@@ -10,60 +10,66 @@ from typing import Any
 
 from ..random import default_generator
 from ..tensor import Tensor
-from .capture import Capture
+from .capture import Capture, item_path
 from .fingerprint import Fingerprint
+from .holders import GONE
 from .parts import GRADIENT, GradientKind, TensorKind
 
 
 class Recent:
-    """The last call: its capture and its program."""
+    """The last call: what it captured, less the tensors among its arguments, and its program.
 
-    def __init__(
-        self, capture: Capture, fingerprint: Fingerprint, program: Any, mode: tuple, args: tuple, kwargs: dict[str, Any]
-    ):
+    It must be made before the program runs, which may change what was captured.
+    """
+
+    def __init__(self, capture: Capture, program: Any, mode: tuple, args: tuple, kwargs: dict[str, Any]):
         self.program = program
-        self._capture = capture
         self._mode = mode
-        self._args = args
-        self._kwargs = kwargs
         self._default = default_generator()
-        self._fingerprint = fingerprint
+        self._parts = capture.parts
+        given = {f"arguments[{i}]": x for i, x in enumerate(args)}
+        given |= {item_path("keywords", key): x for key, x in kwargs.items()}
+        passing = [path for path, x in given.items() if isinstance(x, Tensor) and self._may_be_another(path)]
+        self._given = {path: None if path in passing else x for path, x in given.items()}
+        self._capture = capture.without(passing)
+        self._fingerprint = Fingerprint(self._capture)
 
     def again(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> Capture | None:
         """Returns the capture of a call that is like the last one, or None for another."""
-        if mode != self._mode or len(args) != len(self._args) or kwargs.keys() != self._kwargs.keys():
+        if mode != self._mode or default_generator() is not self._default or not self._capture.is_lasting:
             return None
-        if default_generator() is not self._default or not self._capture.is_lasting:
+        if len(args) + len(kwargs) != len(self._given):
             return None
-        changed: dict[str, Any] = {}
-        for i, (x, before) in enumerate(zip(args, self._args, strict=True)):
-            if x is not before and not self._is_like(f"arguments[{i}]", x, changed):
+        others: dict[str, Any] = {}
+        for i, x in enumerate(args):
+            if not self._is_like(f"arguments[{i}]", x, others):
                 return None
         for key, x in kwargs.items():
-            if x is not self._kwargs[key] and not self._is_like(f"keywords[{key!r}]", x, changed):
+            if not self._is_like(item_path("keywords", key), x, others):
                 return None
         if not self._fingerprint.holds():
             return None
-        return self._capture.with_others(changed) if changed else self._capture
+        return self._capture.with_others(others) if others else self._capture
 
-    def _is_like(self, path: str, x: Any, changed: dict[str, Any]) -> bool:
-        """Whether an argument is another of the same kind, which then joins what has changed."""
-        capture = self._capture
-        if path not in capture.parts:  # no code reads it
-            return True
-        if isinstance(x, Tensor):
-            part, a = capture.parts[path], x.array
-            if type(part) is not TensorKind or x.grad is not None or x._hooks is not None or id(x) in capture.paths:
-                return False
-            if (a.shape, a.dtype, a.device, a.strides) != part[:4] or part.storage != path:
-                return False
-            if id(a.storage) in capture.storages or any(a.storage is y.array.storage for y in changed.values()
-                                                        if isinstance(y, Tensor)):  # fmt: skip
-                return False
-            changed[path] = x
-            return GradientKind.of(x) == capture.parts[path + GRADIENT]
-        if path in capture.numbers and type(x) is type(capture.numbers[path]):
-            changed[path] = x
-            return True
-        return False
+    def _may_be_another(self, path: str) -> bool:
+        """Whether another tensor of the same kind may come here: one that shares nothing with what was captured."""
+        part, gradient = self._parts.get(path), self._parts.get(path + GRADIENT)
+        if type(part) is not TensorKind or type(gradient) is not GradientKind:
+            return False
+        return part.storage == path and not (gradient.has_grad or gradient.has_hooks)
 
+    def _is_like(self, path: str, x: Any, others: dict[str, Any]) -> bool:
+        """Whether an argument is the same as last time or another of its kind, which then joins the others."""
+        before = self._given.get(path, GONE)
+        if before is None and isinstance(x, Tensor):
+            part, a = self._parts[path], x.array
+            shares = any(isinstance(y, Tensor) and y.array.storage is a.storage for y in others.values())
+            if shares or id(x) in self._capture.paths or id(a.storage) in self._capture.storages:
+                return False
+            others[path] = x
+            is_like = (a.shape, a.dtype, a.device, a.strides) == part[:4]
+            return is_like and GradientKind.of(x) == self._parts[path + GRADIENT]
+        if path in self._capture.numbers and type(x) is type(before):
+            others[path] = x
+            return True
+        return x is before or (before is not GONE and path not in self._parts)  # which no code reads
