@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import tinyarr
 from tinyarr import distributed
@@ -35,10 +35,10 @@ def on_first_rank(work: Callable[[], Any]) -> Any:
     return done
 
 
-def say(text: str) -> None:
-    """Prints, on the first rank."""
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints to a file, by default standard output, on the first rank."""
     if distributed.world().rank == 0:
-        print(text)
+        print(text, file=file)
 
 
 def own_device(name: str) -> tinyarr.Device:
