@@ -25,8 +25,8 @@ from .options import Stop, TrainOptions
 from .ranks import agree, on_first_rank
 
 RUNS = Path("runs")
-FILES = ("config.json", "log.jsonl", "tuning.json", "loss.png")  # besides those of checkpoints
-UNFINISHED = ".checkpoint*", ".model*", ".config*", ".log*", ".tuning*", ".loss*"  # what killed writers leave
+FILES = ("config.json", "log.jsonl", "tuning.json", "loss.png", "hugging_face")  # besides those of checkpoints
+UNFINISHED = ".tinyarr-*.unfinished", ".*.safetensors.[0-9]*"  # what killed writers leave
 FULL = {os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
@@ -64,7 +64,8 @@ class Run:
             _replace(path / "config.json", json.dumps(config, indent=2) + "\n")
             durable.flush(path.parent)
         except OSError as error:
-            raise Stop(f"{path} can't be written ({error.strerror}): see to that, then start again") from error
+            why = error.strerror
+            raise Stop(f"{path} can't be written ({why}): {_remedy(why)}, then start again") from error
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -189,8 +190,7 @@ class Run:
         except (OSError, Stop) as error:
             why = str(getattr(error, "strerror", None) or error)
             whole = f"the checkpoint of step {self.saved.state['step']} is whole; " if self.saved else ""
-            remedy = "make room" if any(words in why for words in FULL) else "see to that"
-            advice = f"{whole}{remedy}, then: {self.resume_command}"
+            advice = f"{whole}{_remedy(why)}, then: {self.resume_command}"
             if not self.folder.is_dir():
                 advice = f"{self.folder} is gone, so bring it back, or train anew"
             raise Stop(f"{what} can't be written ({why}): {advice}", 1) from error
@@ -307,6 +307,10 @@ def environment() -> dict[str, Any]:
         "blas": os.environ.get("OPENBLAS_CORETYPE"), "threads": int(threads), "ranks": distributed.world().size}
 
 
+def _remedy(why: str) -> str:
+    return "make room" if any(words in why for words in FULL) else "see to that"
+
+
 def _make(path: Path) -> bool:
     """Makes a folder, unless it exists: two runs that start at once get one each."""
     try:
@@ -340,7 +344,7 @@ def _record(line: bytes) -> dict[str, Any] | None:
     """A line of the log, None where it is no record."""
     try:
         record = json.loads(line)
-        sound = type(record["step"]) is int and type(record["seconds"]) is float
+        sound = type(record["step"]) is int and type(record["seconds"]) in (int, float)
         sound &= all(value is None or type(value) in (int, float) for value in record.values())
         return record if sound and record.keys() >= {"loss", "val_loss"} else None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

@@ -14,10 +14,10 @@ from typing import BinaryIO
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the block ends; until then, or where it raises, an older one stays.
 
-    Contents and name are on disk afterwards. A process that is killed meanwhile leaves `.NAME.TOKEN.tmp` behind.
-    Raises OSError where it can't be written.
+    Contents and name are on disk afterwards. A process that is killed meanwhile leaves `.tinyarr-TOKEN.unfinished`
+    behind. Raises OSError where it can't be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = path.with_name(f".tinyarr-{secrets.token_hex(8)}.unfinished")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with open(descriptor, "wb") as file:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import resource
 import shutil
 import signal
@@ -306,24 +305,37 @@ def test_files_that_are_no_checkpoints_stay_where_they_are():
 def test_whatever_led_to_a_checkpoint_is_on_disk_before_it_and_it_before_the_one_that_goes(monkeypatch):
     run, happened = twice_saved(), []
     monkeypatch.setattr(tuning, "_choices", {"a product": "its algorithm"})
-    monkeypatch.setattr(os, "fsync", lambda descriptor: happened.append(name_of(descriptor)))
-    unlink = Path.unlink
+    replace, unlink = os.replace, Path.unlink
+
+    def fsync(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        happened.append("unfinished" if path.name.startswith(".") else path.name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda path, to: happened.append(Path(to).name) or replace(path, to))
     monkeypatch.setattr(Path, "unlink", lambda path, **kw: happened.append(f"less {path.name}") or unlink(path, **kw))
     run.save(3, *state(0), tinyarr.Generator(0))
     assert happened == [
-        "log.jsonl", "tuning.json", "run", "checkpoint.3.step3.0of1.safetensors", "run", "checkpoint.3.step3.json",
-        "run", "less checkpoint.1.step1.json", "less checkpoint.1.step1.0of1.safetensors"]
+        "log.jsonl", "unfinished", "tuning.json", "run", "unfinished", "checkpoint.3.step3.0of1.safetensors", "run",
+        "unfinished", "checkpoint.3.step3.json", "run", "less checkpoint.1.step1.json",
+        "less checkpoint.1.step1.0of1.safetensors"]
     happened.clear()
     run.log(record(3, loss=None))
     assert happened == ["log.jsonl"]
     Run.start("other", CONFIG)
-    assert happened[2:] == ["log.jsonl", "other", "config.json", "other", run.folder.resolve().parent.name]
+    assert happened[2:] == [
+        "unfinished", "log.jsonl", "other", "unfinished", "config.json", "other", Path.cwd().name]
 
 
-def name_of(descriptor):
-    """Of an open file, less what a name has until the file is whole."""
-    name = Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
-    return re.sub(r"^\.(.*)\.[0-9a-f]+(\.tmp)?$", r"\1", name)
+@pytest.mark.parametrize("name", [".tinyarr-0123456789abcdef.unfinished", ".checkpoint.safetensors.4711"])
+@pytest.mark.parametrize("place", ["run", "run/hugging_face"])
+def test_what_a_killed_writer_has_left_is_removed_when_the_run_goes_on(name, place):
+    run = twice_saved()
+    Path(place).mkdir(exist_ok=True)
+    left = Path(place, name)
+    left.touch()
+    run.back_to(2)
+    assert not left.exists() and run.load(*state(0)) == 2
 
 
 def test_a_run_keeps_the_choices_made_by_timing_and_brings_them_back(folder, monkeypatch):
