@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import tinyarr
 from tinyarr import Tensor, distributed, durable, optim, saving
+from tinyarr.dtypes import Dtype
 from tinyarr.errors import FileError
 
 from .options import Stop
@@ -121,12 +122,17 @@ def read(
 ) -> None:
     """Sets a model, and the optimizer if given, to a checkpoint.
 
-    Raises FileError for one that lacks something, OSError where a file can't be read.
+    Raises FileError for one that lacks something, or has it in another size or dtype; OSError where a file can't be
+    read.
     """
     found = _parts_in(checkpoint.files)
-    for name, (tensor, start, _) in held(model, optimizer, parallel).items():
+    for name, (tensor, start, shared) in held(model, optimizer, parallel).items():
         if name not in found:
             raise FileError(f"{checkpoint.index} has no {name}: it is of another model or an older version")
+        last = max(found[name], key=lambda piece: piece.stop)
+        if last.dtype is not tensor.dtype or (shared and last.stop != tensor.size):
+            raise FileError(f"{checkpoint.index}: {name} has {last.stop} elements of {last.dtype.name}, the model's "
+                            f"{tensor.size} of {tensor.dtype.name}: bring back the config.json it was trained with")
         _fill(name, tensor, start, found[name])
     if parallel is not None:
         parallel.scatter()
@@ -230,6 +236,7 @@ def _number(path: Path) -> int:
 class _Piece(NamedTuple):
     file: Path
     name: str
+    dtype: Dtype
     start: int
     stop: int
 
@@ -238,10 +245,10 @@ def _parts_in(files: Sequence[Path]) -> dict[str, list[_Piece]]:
     """By the name of a tensor where the parts of it are."""
     found: dict[str, list[_Piece]] = {}
     for file in files:
-        for stored, (_, shape) in saving.contents(file).items():
+        for stored, (dtype, shape) in saving.contents(file).items():
             part = re.fullmatch(r"(.*)\[(\d+):(\d+)\]", stored)
             name, start, stop = part.groups() if part else (stored, 0, math.prod(shape))
-            found.setdefault(name, []).append(_Piece(file, stored, int(start), int(stop)))
+            found.setdefault(name, []).append(_Piece(file, stored, dtype, int(start), int(stop)))
     return found
 
 

@@ -95,6 +95,17 @@ def test_a_step_that_the_run_does_not_have_is_told():
         Run.open("run").load(*state(0))
 
 
+@pytest.mark.parametrize(("values", "dtype", "message"), [
+    ([0, 0], tinyarr.float32, "model.x has 1 elements of float32, the model's 2 of float32: bring back the config"),
+    ([0], tinyarr.bfloat16, "model.x has 1 elements of float32, the model's 1 of bfloat16: bring back the config"),
+])
+def test_a_checkpoint_of_another_size_or_dtype_is_told(values, dtype, message):
+    run, model = twice_saved(), Toy(*values)
+    model.x = tinyarr.nn.Parameter(model.x.detach().astype(dtype))
+    with pytest.raises(Stop, match=message):
+        run.load(model)
+
+
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_checkpoint_without_digests_is_read_and_gives_way_to_those_that_have_them(parts):
     run = Run.start("run", CONFIG)
