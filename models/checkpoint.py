@@ -111,7 +111,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 
 def indices(folder: Path) -> list[Path]:
-    """What makes checkpoints of the files in a folder, the newest first."""
+    """The indices in a folder, the newest first."""
     files = _files(folder)
     return sorted((path for path in files if path == files[path]), key=_number, reverse=True)
 
@@ -183,8 +183,9 @@ def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, str | None], str 
     try:
         if path.name == UNNUMBERED:
             _, metadata = saving.load(path, [])
+            state = json.loads(metadata["state"])
             files = json.loads(metadata.get("files", json.dumps([path.name])))
-            return json.loads(metadata["state"]), dict.fromkeys(files), None
+            return {"step": state["step"], "generator": state["generator"]}, dict.fromkeys(files), None
         content = json.loads(path.read_bytes())
         seal, step = content.pop("digest"), content["state"]["step"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -199,7 +200,7 @@ def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, str | None], str 
 
 
 def _fault(path: Path, digest: str | None) -> str | None:
-    """What is wrong with a file of a checkpoint, if anything is; one without a digest can't be judged."""
+    """The fault of a file of a checkpoint, or None; one without a digest can't be judged."""
     try:
         if digest is None or _digest(path) == digest:
             return None

@@ -13,7 +13,7 @@ from .options import Stop
 
 
 def agree(work: Callable[[], Any]) -> Any:
-    """What `work` gives on this rank, once all have done it.
+    """Returns what `work` gives on this rank, once all have done it.
 
     A Stop, OSError or DeviceError on one is raised as Stop on all.
     """
@@ -26,7 +26,7 @@ def agree(work: Callable[[], Any]) -> Any:
 
 
 def on_first_rank(work: Callable[[], Any]) -> Any:
-    """What `work` gives on rank 0, which alone does it, as far as JSON can write it. Errors as agree."""
+    """Returns what `work` gives on rank 0, which alone does it, as far as JSON can write it. Errors as agree."""
     group = distributed.world()
     done, failed = _done(work) if group.rank == 0 else (None, None)
     done, failed = group.exchange([done, failed])[0]

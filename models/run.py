@@ -85,12 +85,12 @@ class Run:
 
     @property
     def choices(self) -> Path:
-        """What was chosen by timing, where anything was."""
+        """The file of choices made by timing, where any were made."""
         return self.folder / "tuning.json"
 
     @property
     def resume_command(self) -> str:
-        """What to type so that the run goes on."""
+        """The command with which the run goes on."""
         ranks = distributed.world().size
         launch = ["-m", "tinyarr", "launch", "-n", str(ranks)] if ranks > 1 else []
         module = f"models.{self.config['model']}"
@@ -98,7 +98,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the last record, the validation after all steps, is written."""
+        """True once the last record, the validation after all steps, is written."""
         last = self.records[-1] if self.records else {"step": None, "loss": None}
         return last["step"] == self.config["options"]["steps"] and last["loss"] is None
 
@@ -246,7 +246,7 @@ def check_free(folder: Path) -> None:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether a folder holds no more of a run than one leaves that ended before its first checkpoint."""
+    """True where a folder holds no more of a run than one leaves that ended before its first checkpoint."""
     held = {name for name in FILES if (folder / name).exists()}
     if "log.jsonl" in held and not (folder / "log.jsonl").stat().st_size:
         held.remove("log.jsonl")
@@ -326,7 +326,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """What a run was given. Raises Stop where config.json is no run's, OSError where it can't be read."""
+    """The config that a run was given. Raises Stop where config.json is no run's, OSError where it can't be read."""
     path = folder / "config.json"
     try:
         config = json.loads(path.read_bytes())

@@ -87,6 +87,14 @@ def test_a_changed_step_is_told_and_nothing_loaded():
     assert Run.open("run").load(*state(0)) == 1
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 1}'])
+def test_a_checkpoint_without_digests_that_says_nothing_is_told(text):
+    run = Run.start("run", CONFIG)
+    saving.save("run/checkpoint.safetensors", {}, {"state": text})
+    with pytest.raises(Stop, match=r"run/checkpoint\.safetensors is damaged .* and there is no other"):
+        run.load(*state(0))
+
+
 def test_a_step_that_the_run_does_not_have_is_told():
     twice_saved()
     config = json.dumps(CONFIG | {"options": OPTIONS | {"steps": 1}})

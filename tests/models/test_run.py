@@ -104,6 +104,26 @@ def test_a_folder_that_holds_any_file_of_a_run_is_not_taken(folder, name):
     assert (folder / "mine" / name).read_text() == "precious"
 
 
+def test_a_folder_that_holds_exported_weights_is_not_taken(folder):
+    (folder / "mine/hugging_face").mkdir(parents=True)
+    with pytest.raises(Stop, match="--out mine already exists"):
+        Run.start("mine", CONFIG)
+
+
+@pytest.mark.parametrize("files", [
+    {}, {"log.jsonl": ""}, {"log.jsonl": "", "config.json": json.dumps(CONFIG)},
+    {"log.jsonl": "", "config.json": json.dumps(CONFIG), "tuning.json": "{}"},
+    {"log.jsonl": "", "config.json": json.dumps(CONFIG), "checkpoint.1.step0.0of2.safetensors": "half"},
+])
+def test_what_a_run_leaves_that_has_not_trained_gives_way_to_a_new_one(folder, files):
+    (folder / "mine").mkdir()
+    for name, text in files.items():
+        (folder / "mine" / name).write_text(text)
+    Run.start("mine", CONFIG | {"model": "another"})
+    assert sorted(path.name for path in (folder / "mine").iterdir()) == ["config.json", "log.jsonl"]
+    assert Run.open("mine").config["model"] == "another"
+
+
 def test_a_file_is_no_folder_but_an_empty_folder_is_taken(folder):
     (folder / "file").touch()
     with pytest.raises(Stop, match="--out file already exists"):
