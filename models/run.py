@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import platform
@@ -21,13 +20,12 @@ import tinyarr
 from tinyarr import distributed, durable, tuning
 
 from . import checkpoint, hugging_face
-from .options import Stop, TrainOptions
+from .options import Stop, TrainOptions, in_words
 from .ranks import agree, on_first_rank
 
 RUNS = Path("runs")
 FILES = ("config.json", "log.jsonl", "tuning.json", "loss.png", "hugging_face")  # besides those of checkpoints
 UNFINISHED = ".tinyarr-*.unfinished", ".*.safetensors.[0-9]*"  # what killed writers leave
-FULL = {os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)}
 
 
 @dataclass
@@ -64,8 +62,7 @@ class Run:
             _replace(path / "config.json", json.dumps(config, indent=2) + "\n")
             durable.flush(path.parent)
         except OSError as error:
-            why = error.strerror
-            raise Stop(f"{path} can't be written ({why}): {_remedy(why)}, then start again") from error
+            raise Stop(f"{path} can't be written ({in_words(error)}): once it can, start again") from error
 
     @classmethod
     def open(cls, folder: str | Path) -> Run:
@@ -77,7 +74,7 @@ class Run:
         except FileNotFoundError as error:
             raise Stop(f"{path} holds no run: {error.filename} is missing; start one there with --out") from error
         except OSError as error:
-            raise Stop(f"{error.filename} can't be read ({error.strerror})") from error
+            raise Stop(f"{path}: {in_words(error)}") from error
         # A killed writer leaves half a line, which whoever went on may have written behind.
         found = [record for record in map(_record, lines) if record is not None]
         records = {record["step"]: record for record in found}
@@ -188,12 +185,11 @@ class Run:
         try:
             yield
         except (OSError, Stop) as error:
-            why = str(getattr(error, "strerror", None) or error)
             whole = f"the checkpoint of step {self.saved.state['step']} is whole; " if self.saved else ""
-            advice = f"{whole}{_remedy(why)}, then: {self.resume_command}"
+            advice = f"{whole}to go on: {self.resume_command}"
             if not self.folder.is_dir():
                 advice = f"{self.folder} is gone, so bring it back, or train anew"
-            raise Stop(f"{what} can't be written ({why}): {advice}", 1) from error
+            raise Stop(f"{what} can't be written ({in_words(error)}): {advice}", 1) from error
 
     def plot(self, baseline: float | None) -> None:
         """Draws the losses into loss.png, with the line of the byte 4-gram table where there is one."""
@@ -236,7 +232,7 @@ def _make_folder(folder: str | Path | None) -> Path:
         Path(folder).mkdir(parents=True, exist_ok=True)
         return Path(folder)
     except OSError as error:
-        raise Stop(f"{folder or RUNS} can't be made ({error.strerror}): see to that, or choose another") from error
+        raise Stop(f"{folder or RUNS} can't be made ({in_words(error)}): choose another folder with --out") from error
 
 
 def check_free(folder: Path) -> None:
@@ -305,10 +301,6 @@ def environment() -> dict[str, Any]:
         "tinyarr": tinyarr.__version__, "numpy": np.__version__, "python": platform.python_version(),
         "machine": platform.machine(),
         "blas": os.environ.get("OPENBLAS_CORETYPE"), "threads": int(threads), "ranks": distributed.world().size}
-
-
-def _remedy(why: str) -> str:
-    return "make room" if any(words in why for words in FULL) else "see to that"
 
 
 def _make(path: Path) -> bool:

@@ -216,8 +216,8 @@ def test_a_full_disk_is_told_with_the_command_to_go_on_and_spares_the_checkpoint
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saving, "save", full)
-    with pytest.raises(Stop, match=r"step 3: .*\(No space left on device\): the checkpoint of step 2 is whole; "
-                                   "make room, then: .*--resume runs/1$") as caught:
+    with pytest.raises(Stop, match=r"step 3: .*\(No space left on device: make room\): the checkpoint of step 2 is "
+                                   "whole; to go on: .*--resume runs/1$") as caught:
         run.save(3, *state(0), tinyarr.Generator(0))
     assert caught.value.status == 1
     assert contents(run.folder) == before
@@ -228,7 +228,7 @@ def test_a_disk_that_was_full_from_the_start_names_no_checkpoint_and_leaves_noth
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(Stop, match=r"^step 0: the checkpoint in run can't be written \(File too large\): "
-                                       "make room, then: .*--resume run$"):
+                                       "to go on: .*--resume run$"):
             run.save(0, *state(*range(1000)), tinyarr.Generator(0))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -243,7 +243,8 @@ def test_any_file_that_cannot_be_written_is_named_with_the_command_to_go_on(name
     (run.folder / name / "a folder").mkdir(parents=True) if name != "hugging_face" else (run.folder / name).touch()
     write = {"log.jsonl": lambda: run.log(record(2)), "loss.png": lambda: run.plot(None),
              "hugging_face": lambda: run.export(Toy(0))}[name]
-    with pytest.raises(Stop, match=rf"^runs/1/{name} can't be written \(.*see to that, then: .*--resume runs/1$"):
+    told = rf"^runs/1/{name} can't be written \(.*\): the checkpoint of step 2 is whole; to go on: .*--resume runs/1$"
+    with pytest.raises(Stop, match=told):
         write()
 
 

@@ -298,7 +298,7 @@ def test_a_disk_that_is_full_at_step_0_is_told_and_the_run_can_go_on(quick, caps
         assert command(f"train {SMALL} --no-compile --out part") == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert ("step 0: the checkpoint in part can't be written (File too large): make room, then: "
+    assert ("step 0: the checkpoint in part can't be written (File too large): to go on: "
             ) in capsys.readouterr().err
     assert command("train --resume part") == 0
     assert files("part") == files("whole")
@@ -510,8 +510,8 @@ def test_a_full_disk_ends_the_run_in_one_line(quick, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(saving, "save", full)
         assert command(f"train {SMALL} --out part") == 1
-    assert ("step 8: the checkpoint in part can't be written (No space left on device): "
-            "the checkpoint of step 4 is whole; make room, then: ") in capsys.readouterr().err
+    assert ("step 8: the checkpoint in part can't be written (No space left on device: make room): "
+            "the checkpoint of step 4 is whole; to go on: ") in capsys.readouterr().err
     assert command("train --resume part") == 0
     command(f"train {SMALL} --out whole")
     assert files("part") == files("whole")
