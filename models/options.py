@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -128,6 +129,14 @@ def main(model_class: type, argv: Sequence[str] | None = None) -> None:
     if message:
         print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def in_words(error: Exception) -> str:
+    """What an error says; of the system's the file, what is wrong, and what to do where that is a full disk."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    advice = ": make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}{advice}"
 
 
 def _train(model_class: type, given: dict[str, Any]) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import tinyarr
 from tinyarr import distributed
 from tinyarr.errors import DeviceError
 
-from .options import Stop
+from .options import Stop, in_words
 
 
 def agree(work: Callable[[], Any]) -> Any:
-    """What `work` gives on this rank, once all have done it.
+    """Returns what `work` gives on this rank, once all have done it.
 
     A Stop, OSError or DeviceError on one is raised as Stop on all.
     """
@@ -26,7 +26,7 @@ def agree(work: Callable[[], Any]) -> Any:
 
 
 def on_first_rank(work: Callable[[], Any]) -> Any:
-    """What `work` gives on rank 0, which alone does it, as far as JSON can write it. Errors as agree."""
+    """Returns what `work` gives on rank 0, which alone does it, as far as JSON can write it. Errors as agree."""
     group = distributed.world()
     done, failed = _done(work) if group.rank == 0 else (None, None)
     done, failed = group.exchange([done, failed])[0]
@@ -35,10 +35,10 @@ def on_first_rank(work: Callable[[], Any]) -> Any:
     return done
 
 
-def say(text: str) -> None:
-    """Prints, on the first rank."""
+def say(text: str, file: TextIO | None = None) -> None:
+    """Prints to a file, by default standard output, on the first rank."""
     if distributed.world().rank == 0:
-        print(text)
+        print(text, file=file)
 
 
 def own_device(name: str) -> tinyarr.Device:
@@ -55,4 +55,4 @@ def _done(work: Callable[[], Any]) -> tuple[Any, tuple[str, int] | None]:
     except Stop as stop:
         return None, (str(stop), stop.status)
     except (OSError, DeviceError) as error:
-        return None, (getattr(error, "strerror", None) or str(error), 2)
+        return None, (in_words(error), 2)

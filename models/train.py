@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +18,12 @@ from tinyarr.data import Batches
 
 from .corpus import Corpus, open_corpus
 from .generate import write
+from .lock import locked
 from .options import GenerateOptions, Stop, TrainOptions
 from .progress import Progress
 from .ranks import agree, on_first_rank, own_device, say
-from .run import Run, check_free, environment
+from .run import Run, check_free, environment, make_folder
+from .signals import stopped_by_signals
 from .steps import Programs, Steps, make_programs, one_ahead
 
 BETAS = (0.9, 0.95)
@@ -41,8 +41,8 @@ PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense b
 def train(model_class: type, options: TrainOptions) -> None:
     """Train a model, or go on with a run, and print a sample of what it writes.
 
-    Raises Stop for a file or option that is wrong, when Ctrl-C has ended the run (after saving it), when a checkpoint
-    can't be written, and when the loss or the gradient is no longer finite.
+    Raises Stop for a file or option that is wrong, when Ctrl-C or another signal has ended the run (after saving it),
+    when the run's folder is in use or can't be written, and when the loss or the gradient is no longer finite.
     """
     group = distributed.world()
     if options.batch_size % group.size:
@@ -69,8 +69,8 @@ def train(model_class: type, options: TrainOptions) -> None:
     learning_rate = SCHEDULES[options.schedule](options.lr, options.steps, warmup)
     tokens_per_step = options.batch_size * options.seq_len * options.accumulate
 
-    with ctrl_c() as pressed:
-        run, first = open_run(options, corpus, model, optimizer, parallel, generator)
+    opened = open_run(options, corpus, model, optimizer, parallel, generator)
+    with stopped_by_signals() as pressed, opened as (run, first):
         say(f"{run.folder}: {model.name} {options.size}, {sum(p.size for p in parallel.parameters):,} parameters"
             + (f", {group.size} ranks" if group.size > 1 else ""))
         before = run.records[-1]["seconds"] if run.records else 0.0
@@ -104,7 +104,7 @@ def train(model_class: type, options: TrainOptions) -> None:
                     run.save(step, model, optimizer, parallel, generator)
                     if stopping or (due and val_loss is None):
                         raise Stop(
-                            f"stopped at step {step}, saved {run.checkpoint}; to go on: {run.resume_command}", 130)
+                            f"stopped at step {step}, saved {run.saved.index}; to go on: {run.resume_command}", 130)
                 if step < options.steps:
                     steps.launch(step, learning_rate(step), val_loss, pressed.is_set())
                     if step == first and options.compile:
@@ -119,7 +119,7 @@ def train(model_class: type, options: TrainOptions) -> None:
     if group.rank:
         return
     say(f"validation loss {val_loss:.3f}" + (f"; byte 4-grams get {corpus.baseline:.3f}" if corpus.baseline else ""))
-    say(f"{run.folder} has the log, {run.checkpoint.name} and loss.png")
+    say(f"{run.folder} has the log, the checkpoints and loss.png")
     if corpus.tokenizer is not None:
         say("a sample of what the model writes:\n")
         write(model, corpus.tokenizer, GenerateOptions(device=options.device))
@@ -128,7 +128,7 @@ def train(model_class: type, options: TrainOptions) -> None:
 def validation_loss(
     model: Any, programs: Programs, batches: Batches, device: tinyarr.Device, pressed: threading.Event
 ) -> float | None:
-    """The mean loss over the validation text, or its first VALIDATION_TOKENS; None once Ctrl-C is pressed.
+    """The mean loss over the validation text, or its first VALIDATION_TOKENS; None once a signal stops it.
 
     Each rank looks at batches of its own.
     """
@@ -150,8 +150,9 @@ def check_finite(run: Run, step: int, **values: float | None) -> None:
     """Raises Stop where a value of a step is infinite or NaN; `update` has kept it from the weights."""
     for name, value in values.items():
         if value is not None and not math.isfinite(value):
+            last = "" if run.saved is None else f"; {run.saved.index} is from the last good validation"
             raise Stop(f"step {step}: {name} is {value}: start again with a lower --lr, a longer --warmup or a smaller "
-                       f"--clip; {run.checkpoint} is from the last good validation", 1)
+                       f"--clip{last}", 1)
 
 
 def mfu(flops_per_s: float, card: str) -> float | None:
@@ -160,41 +161,30 @@ def mfu(flops_per_s: float, card: str) -> float | None:
 
 
 @contextlib.contextmanager
-def ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets, so that a step ends whole; the second interrupts at once."""
-    pressed = threading.Event()
-
-    def press(*_: object) -> None:
-        pressed.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if distributed.world().rank == 0:  # with os.write, as print may be what was interrupted
-            os.write(2, b"\nstopping at the next step; Ctrl-C again aborts\n")
-
-    before = signal.signal(signal.SIGINT, press)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def open_run(
     options: TrainOptions, corpus: Corpus, model: Any, optimizer: Any, parallel: distributed.Alone,
     generator: tinyarr.Generator,
-) -> tuple[Run, int]:
-    """The run's folder and its first step: a new run, or one whose state is read back."""
+) -> Iterator[tuple[Run, int]]:
+    """The run's folder, locked, and its first step: a new run, or one whose state is read back."""
     config = dict(
         model=model.name, options=asdict(replace(options, out=None, resume=None)), config=asdict(model.config),
         data=corpus.fingerprint, environment=environment())
     if options.resume is None:
-        return Run.start(options.out, config), 0
-    run = agree(lambda: reopened(options.resume, corpus))
-    for name, value in config["environment"].items():
-        before = run.config["environment"].get(name)
-        if value != before:
-            say(f"note: {name} was {before}, is {value}: the last bits may differ")
-    first = agree(lambda: run.load(model, optimizer, parallel, generator))  # and then nobody reads the log any more
-    run.back_to(first)
-    return run, first
+        folder = make_folder(options.out)
+        with locked(folder):
+            yield Run.start(folder, config), 0
+        return
+    with locked(Path(options.resume)):
+        run = agree(lambda: reopened(options.resume, corpus))
+        for name, value in config["environment"].items():
+            before = run.config["environment"].get(name)
+            if value != before:
+                say(f"note: {name} was {before}, is {value}: the last bits may differ")
+        if run.strangers:
+            say(f"note: of the lines in {run.folder}/log.jsonl {run.strangers} are no records: they are left out")
+        first = run.load(model, optimizer, parallel, generator)
+        run.back_to(first)
+        yield run, first
 
 
 def reopened(folder: str, corpus: Corpus) -> Run:
@@ -203,6 +193,6 @@ def reopened(folder: str, corpus: Corpus) -> Run:
     if run.finished:
         steps = run.config["options"]["steps"]
         raise Stop(f"{run.folder} is finished: it has all its {steps} steps; start a new run for more")
-    if run.config["data"] != corpus.fingerprint:
+    if run.config.get("data") != corpus.fingerprint:
         raise Stop(f"{run.folder} was trained on other data than is there now: bring the old back, or start a new run")
     return run

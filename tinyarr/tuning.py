@@ -8,10 +8,9 @@ was loaded stands before one that this process made, and that before one that an
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
-from . import cache
+from . import cache, durable
 from .distributed import group
 from .errors import FileError
 
@@ -46,14 +45,8 @@ def record(key: str, value: str) -> str:
 
 def save(path: str | Path) -> None:
     """Writes choices() as JSON; an older file stays whole until the new one is complete. Raises OSError."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(_choices, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with durable.replacing(Path(path)) as file:
+        file.write((json.dumps(_choices, indent=2, sort_keys=True) + "\n").encode())
 
 
 def load(path: str | Path, *, eager: bool = False) -> None:

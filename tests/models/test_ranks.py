@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from models import checkpoint
 from tests.distributed.processes import clean, is_alive, wait_for
-from tests.models.test_train import CLOCK, SMALL
+from tests.models.test_train import CLOCK, SIGNALS, SMALL
 from tinyarr import distributed
 
 ROOT = Path(__file__).parents[2]
@@ -51,9 +52,10 @@ def log(path):
     return [{name: value for name, value in record.items() if name not in CLOCK} for record in whole]
 
 
-def checkpoint(path):
-    """The bytes of a run's checkpoint, by file."""
-    return {file.name: file.read_bytes() for file in Path(path).glob("checkpoint*")}
+def newest(path):
+    """The state and the files of a run's newest checkpoint, less their names, which tell how often it was saved."""
+    found = checkpoint.newest(Path(path))
+    return found.state, [file.read_bytes() for file in found.files]
 
 
 def assert_alike(one, other):
@@ -84,7 +86,7 @@ def test_the_same_number_of_ranks_gives_the_same_bits(zero, dtype):
         status, _, error = command(4, f"train {SMALL} --zero {zero} --dtype {dtype} --out {out}")
         assert status == 0, error
     assert log("a") == log("b")
-    assert len(checkpoint("a")) == 5 and checkpoint("a") == checkpoint("b")
+    assert len(newest("a")[1]) == 4 and newest("a") == newest("b")
 
 
 @pytest.mark.slow
@@ -96,18 +98,18 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_scheme():
     out, error = run.communicate(timeout=60)
     assert run.returncode == 130, error
     assert "stopped at step " in error and "launch -n 4 -m models.gpt2 train --resume part" in error
-    assert len(list(Path("part").glob("checkpoint*"))) == 5
+    assert len(newest("part")[1]) == 4
     step = int(re.search("stopped at step ([0-9]+)", error)[1])
     assert [record["step"] for record in log("part")] == [*range(step)]
     shutil.copytree("part", "alone")
     status, out, error = command(1, "train --resume alone")
     assert status == 0, error
-    assert [path.name for path in Path("alone").glob("checkpoint*")] == ["checkpoint.safetensors"]
+    assert len(newest("alone")[1]) == 1 and len([*Path("alone").glob("checkpoint*")]) == 4
     assert_alike("whole", "alone")
     status, out, error = command(2, "train --resume part --zero 1")
     assert status == 0, error
     assert "note: ranks was 4, is 2" in out
-    assert len(list(Path("part").glob("checkpoint*"))) == 3
+    assert len(newest("part")[1]) == 2 and len([*Path("part").glob("checkpoint*")]) == 6
     assert_alike("whole", "part")
 
 
@@ -161,6 +163,18 @@ def kill_one(ranks, line, moment, victim):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_signal_to_the_launcher_saves_and_stops_all_ranks(ranks, number):
+    run = start(ranks, f"train {SMALL} --steps 3000 --no-compile --out run")
+    wait_for(lambda: Path("run/log.jsonl").exists() and '"step": 1' in Path("run/log.jsonl").read_text(), 60)
+    run.send_signal(number)
+    error = run.communicate(timeout=60)[1]
+    assert run.returncode == 130 and "stopped at step " in error, error
+    assert checkpoint.newest(Path("run")).state["step"] == log("run")[-1]["step"] + 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_run_survives_any_rank_killed_at_any_moment(zero, folder):
     """25 times each: all end at once, nothing is left behind, and the run ends as if nothing had happened."""
@@ -169,21 +183,19 @@ def test_a_run_survives_any_rank_killed_at_any_moment(zero, folder):
     chance = random.Random(zero)
     kills, slowest = 0, 0.0
     while kills < 25:
-        has_checkpoint = Path("part/checkpoint.safetensors").exists()
-        if not has_checkpoint and Path("part").exists():
-            shutil.rmtree("part")
-        line = "train --resume part" if has_checkpoint else f"train {longer} --zero {zero} --out part"
+        has_begun = Path("part/config.json").exists()
+        line = "train --resume part" if has_begun else f"train {longer} --zero {zero} --out part"
         status, error, seconds = kill_one(2, line, chance.uniform(0, 2), chance.randrange(2))
         if status:
             kills, slowest = kills + 1, max(slowest, seconds)
             assert status == 128 + signal.SIGKILL, error
             assert seconds < 5 + 2, error  # the promise, and the launcher's own end on a busy machine
         if Path("part/log.jsonl").exists() and [record["step"] for record in log("part")][-1:] == [60]:  # it was done
-            assert log("part") == log("whole") and checkpoint("part") == checkpoint("whole")
+            assert log("part") == log("whole") and newest("part") == newest("whole")
             shutil.rmtree("part")
-    if Path("part/checkpoint.safetensors").exists():
+    if Path("part/config.json").exists():
         assert command(2, "train --resume part")[0] == 0
-        assert log("part") == log("whole") and checkpoint("part") == checkpoint("whole")
+        assert log("part") == log("whole") and newest("part") == newest("whole")
     print(f"the slowest end took {slowest:.1f} s")
 
 

@@ -2,16 +2,24 @@
 
 import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
 import sys
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 import tinyarr
-from models.options import Stop
+from models import checkpoint
+from models.options import Stop, TrainOptions
 from models.run import Run, check_free, environment, newest, saved_options
+from models.train import open_run
 from tinyarr import distributed, optim, saving, tuning
 
 ROOT = Path(__file__).parents[2]
@@ -25,7 +33,14 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@dataclass(frozen=True)
+class Size:
+    n: int = 1
+
+
 class Toy(tinyarr.nn.Module):
+    name, config = "toy", Size()
+
     def __init__(self, *values):
         self.x = tinyarr.nn.Parameter(tinyarr.Tensor(list(values), dtype=tinyarr.float32))
 
@@ -44,6 +59,15 @@ def record(step, loss=2.0, val_loss=None):
                 memory_gib=0.1, seconds=float(step))
 
 
+def twice_saved():
+    """A run with checkpoints of two steps."""
+    run = Run.start("run", CONFIG)
+    for step in (1, 2):
+        run.log(record(step - 1))
+        run.save(step, *state(step, momentum=step), tinyarr.Generator(step))
+    return run
+
+
 def saved(folder=None, steps=2):
     """A run with `steps` records and a checkpoint of the state after them."""
     run = Run.start(folder, CONFIG)
@@ -51,6 +75,11 @@ def saved(folder=None, steps=2):
         run.log(record(step))
     run.save(steps, *state(1, 2, momentum=3), tinyarr.Generator(5))
     return run
+
+
+def contents(folder):
+    """The bytes of a run's checkpoints, by file."""
+    return {path.name: path.read_bytes() for path in folder.glob("checkpoint*")}
 
 
 def test_runs_without_a_name_take_the_next_free_number():
@@ -65,13 +94,34 @@ def test_runs_that_start_at_once_get_a_folder_each():
     assert sorted(process.communicate()[0] for process in started) == [b"runs/1\n", b"runs/2\n", b"runs/3\n"]
 
 
-@pytest.mark.parametrize("name", ["config.json", "log.jsonl", "checkpoint.safetensors", "tuning.json", "loss.png"])
+@pytest.mark.parametrize("name", [
+    "config.json", "log.jsonl", "checkpoint.safetensors", "checkpoint.1.step0.json", "tuning.json", "loss.png"])
 def test_a_folder_that_holds_any_file_of_a_run_is_not_taken(folder, name):
     (folder / "mine").mkdir()
     (folder / "mine" / name).write_text("precious")
     with pytest.raises(Stop, match="--out mine already exists: go on with --resume mine, or choose another name"):
         Run.start("mine", CONFIG)
     assert (folder / "mine" / name).read_text() == "precious"
+
+
+def test_a_folder_that_holds_exported_weights_is_not_taken(folder):
+    (folder / "mine/hugging_face").mkdir(parents=True)
+    with pytest.raises(Stop, match="--out mine already exists"):
+        Run.start("mine", CONFIG)
+
+
+@pytest.mark.parametrize("files", [
+    {}, {"log.jsonl": ""}, {"log.jsonl": "", "config.json": json.dumps(CONFIG)},
+    {"log.jsonl": "", "config.json": json.dumps(CONFIG), "tuning.json": "{}"},
+    {"log.jsonl": "", "config.json": json.dumps(CONFIG), "checkpoint.1.step0.0of2.safetensors": "half"},
+])
+def test_what_a_run_leaves_that_has_not_trained_gives_way_to_a_new_one(folder, files):
+    (folder / "mine").mkdir()
+    for name, text in files.items():
+        (folder / "mine" / name).write_text(text)
+    Run.start("mine", CONFIG | {"model": "another"})
+    assert sorted(path.name for path in (folder / "mine").iterdir()) == ["config.json", "log.jsonl"]
+    assert Run.open("mine").config["model"] == "another"
 
 
 def test_a_file_is_no_folder_but_an_empty_folder_is_taken(folder):
@@ -88,11 +138,24 @@ def test_what_a_run_was_given_and_has_logged_can_be_read_back():
     assert [record["step"] for record in run.records] == [0, 1]
 
 
-def test_half_a_line_at_the_end_of_the_log_is_left_out():
+@pytest.mark.parametrize("line", [
+    b'{"step": 2, "lo', b'{"step": 2, "lo{"step": 2}', b"\xff\0", b"[1]", b"[" * 100_000, b"7", b'{"step": 7}',
+    json.dumps(record(2) | {"step": "2"}).encode(), json.dumps(record(2) | {"loss": [1]}).encode(),
+    json.dumps(record(2) | {"seconds": None}).encode(),
+])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_torn_or_foreign_line_of_the_log_is_left_out(line, place):
     run = saved()
-    with open("runs/1/log.jsonl", "a") as log:
-        log.write('{"step": 2, "lo')
-    assert Run.open("runs/1").records == run.records
+    log = Path("runs/1/log.jsonl")
+    lines = log.read_bytes().splitlines()
+    log.write_bytes(b"\n".join([*lines[:place], line, *lines[place:]]) + b"\n" * (place < 2))
+    found = Run.open("runs/1")
+    assert found.records == run.records and found.strangers == 1
+
+
+def test_of_records_of_one_step_the_last_counts():
+    saved().log(record(0, loss=1.0))
+    assert Run.open("runs/1").records == [record(0, loss=1.0), record(1)]
 
 
 def test_records_newer_than_the_checkpoint_are_forgotten(folder):
@@ -105,19 +168,26 @@ def test_records_newer_than_the_checkpoint_are_forgotten(folder):
 @pytest.mark.parametrize(("missing", "message"), [
     ("config.json", "runs/1 holds no run: runs/1/config.json is missing"),
     ("log.jsonl", "runs/1 holds no run: runs/1/log.jsonl is missing"),
-    ("checkpoint.safetensors", "runs/1 has no checkpoint"),
+    ("checkpoint.1.step2.json", "runs/1 has no checkpoint, but has logged 2 steps"),
 ])
 def test_a_folder_that_lacks_a_file_is_named(missing, message):
     (saved().folder / missing).unlink()
     with pytest.raises(Stop, match=message):
+        Run.open("runs/1").load(*state(0))
+
+
+@pytest.mark.parametrize("text", [
+    "", "{\n", "[" * 100_000, "[]", "{}", json.dumps(CONFIG | {"options": {"steps": "3"}})])
+def test_a_damaged_config_is_told(text):
+    (saved().folder / "config.json").write_text(text)
+    with pytest.raises(Stop, match=r"runs/1/config\.json is damaged, or no run's .*: bring it back"):
         Run.open("runs/1")
 
 
-@pytest.mark.parametrize("name", ["config.json", "log.jsonl"])
-def test_a_damaged_file_is_told(name):
-    (saved().folder / name).write_text("{\n")
-    with pytest.raises(Stop, match=r"runs/1: config\.json or log\.jsonl is damaged"):
-        Run.open("runs/1")
+def test_options_of_another_version_are_told():
+    Run.start("run", CONFIG | {"options": OPTIONS | {"from_the_future": 1}})
+    with pytest.raises(Stop, match=r"options that are unknown here \(from_the_future\)"):
+        saved_options("toy", {"resume": "run"})
 
 
 def test_without_runs_there_is_no_newest():
@@ -134,29 +204,161 @@ def test_a_checkpoint_brings_back_model_optimizer_generator_and_step():
 
 
 def test_the_same_state_gives_the_same_bytes(folder):
-    first, second = saved("a"), saved("b")
-    assert first.checkpoint.read_bytes() == second.checkpoint.read_bytes()
+    first, second = contents(saved("a").folder), contents(saved("b").folder)
+    assert first == second and {"checkpoint.1.step2.json", "checkpoint.1.step2.0of1.safetensors"} == first.keys()
 
 
 def test_a_full_disk_is_told_with_the_command_to_go_on_and_spares_the_checkpoint(monkeypatch):
     run = saved()
-    before = run.checkpoint.read_bytes()
+    before = contents(run.folder)
 
-    def full(path, tensors, metadata):
+    def full(path, tensors):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saving, "save", full)
-    with pytest.raises(Stop, match=r"step 3: .*\(No space left on device\).*--resume runs/1") as caught:
+    with pytest.raises(Stop, match=r"step 3: .*\(No space left on device: make room\): the checkpoint of step 2 is "
+                                   "whole; to go on: .*--resume runs/1$") as caught:
         run.save(3, *state(0), tinyarr.Generator(0))
     assert caught.value.status == 1
-    assert run.checkpoint.read_bytes() == before
+    assert contents(run.folder) == before
 
 
-def test_a_damaged_checkpoint_is_told_in_words():
+def test_a_disk_that_was_full_from_the_start_names_no_checkpoint_and_leaves_nothing(folder):
+    run, limits = Run.start("run", CONFIG), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(Stop, match=r"^step 0: the checkpoint in run can't be written \(File too large\): "
+                                       "to go on: .*--resume run$"):
+            run.save(0, *state(*range(1000)), tinyarr.Generator(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert sorted(path.name for path in Path("run").iterdir()) == ["config.json", "log.jsonl"]
+    assert Run.open("run").load(*state(0)) == 0
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "loss.png", "hugging_face"])
+def test_any_file_that_cannot_be_written_is_named_with_the_command_to_go_on(name):
     run = saved()
-    run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:-3])
-    with pytest.raises(Stop, match=r"checkpoint\.safetensors"):
-        run.load(Toy(0, 0))
+    (run.folder / name).unlink(missing_ok=True)
+    (run.folder / name / "a folder").mkdir(parents=True) if name != "hugging_face" else (run.folder / name).touch()
+    write = {"log.jsonl": lambda: run.log(record(2)), "loss.png": lambda: run.plot(None),
+             "hugging_face": lambda: run.export(Toy(0))}[name]
+    told = rf"^runs/1/{name} can't be written \(.*\): the checkpoint of step 2 is whole; to go on: .*--resume runs/1$"
+    with pytest.raises(Stop, match=told):
+        write()
+
+
+def test_a_folder_that_is_gone_is_told_and_no_room_asked_for():
+    run = saved()
+    shutil.rmtree("runs")
+    for write in (lambda: run.log(record(2)), lambda: run.save(2, *state(0), tinyarr.Generator(0))):
+        with pytest.raises(Stop, match=r"runs/1 is gone, so bring it back, or train anew$"):
+            write()
+
+
+def go_on(steps=4):
+    """What a run of three checkpoints does to its folder, from where it is. The weight is the step's number."""
+    if Path("run/config.json").exists() and Run.open("run").finished:
+        return
+    model, optimizer, parallel = state(0.0)
+    generator = tinyarr.Generator(0)
+    given = {"resume": "run"} if Path("run/config.json").exists() else {"out": "run"}
+    options, corpus = TrainOptions(steps=steps, **given), SimpleNamespace(fingerprint="a text")
+    with open_run(options, corpus, model, optimizer, parallel, generator) as (run, first):
+        assert model.x.tolist() == [first]
+        for step in range(first, steps + 1):
+            if step % 2 == 0:
+                run.save(step, model, optimizer, parallel, generator)
+            run.log(record(step, loss=None if step == steps else 2.0))
+            with tinyarr.no_grad():
+                model.x.assign(model.x + 1)
+
+
+def dies_at(event, work):
+    """True where a child that does some work comes to this of its touches of the folder `run`, where it is killed."""
+    child = os.fork()
+    if child == 0:
+        events, within = count(), ("run", f"{os.getcwd()}/run")
+
+        def look(name, arguments):
+            touches = name in ("open", "os.mkdir", "os.rename", "os.remove", "fsync")
+            if touches and str(arguments[0]).startswith(within) and next(events) == event:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        os.fsync = lambda descriptor: sys.audit("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which file a descriptor is of")
+@pytest.mark.parametrize("killed_before", [None, pytest.param(44, marks=pytest.mark.slow)])
+def test_a_run_goes_on_wherever_it_was_killed_or_begins_anew_where_it_has_not_trained(monkeypatch, killed_before):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    for event in count():
+        assert killed_before is None or dies_at(killed_before, go_on)
+        if not dies_at(event, go_on):
+            break
+        if Path("run").exists() and not checkpoint.indices(Path("run")):
+            check_free(Path("run"))
+        go_on()
+        run = Run.open("run")
+        assert run.finished and [record["step"] for record in run.records] == [0, 1, 2, 3, 4]
+        assert len(checkpoint.indices(run.folder)) == 2 and checkpoint.newest(run.folder).state["step"] == 4
+        assert len([*run.folder.iterdir()]) == len([".lock", "config.json", "log.jsonl"]) + 2 * 2  # and no leftovers
+        shutil.rmtree("run")
+    assert event > 30
+
+
+def test_files_that_are_no_checkpoints_stay_where_they_are():
+    Path("run").mkdir()
+    names = "checkpoint.best.safetensors", "checkpoint.json", "checkpoint.1.txt", ".mine"
+    mine = [Path("run", name) for name in names]
+    for path in mine:
+        path.write_text("precious")
+    run = twice_saved()
+    run.save(3, *state(0), tinyarr.Generator(0))
+    run.back_to(3)
+    assert all(path.read_text() == "precious" for path in mine)
+
+
+def test_whatever_led_to_a_checkpoint_is_on_disk_before_it_and_it_before_the_one_that_goes(monkeypatch):
+    run, happened = twice_saved(), []
+    monkeypatch.setattr(tuning, "_choices", {"a product": "its algorithm"})
+    replace, unlink = os.replace, Path.unlink
+
+    def fsync(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        happened.append("unfinished" if path.name.startswith(".") else path.name)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", lambda path, to: happened.append(Path(to).name) or replace(path, to))
+    monkeypatch.setattr(Path, "unlink", lambda path, **kw: happened.append(f"less {path.name}") or unlink(path, **kw))
+    run.save(3, *state(0), tinyarr.Generator(0))
+    assert happened == [
+        "log.jsonl", "unfinished", "tuning.json", "run", "unfinished", "checkpoint.3.step3.0of1.safetensors", "run",
+        "unfinished", "checkpoint.3.step3.json", "run", "less checkpoint.1.step1.json",
+        "less checkpoint.1.step1.0of1.safetensors"]
+    happened.clear()
+    run.log(record(3, loss=None))
+    assert happened == ["log.jsonl"]
+    Run.start("other", CONFIG)
+    assert happened[2:] == [
+        "unfinished", "log.jsonl", "other", "unfinished", "config.json", "other", Path.cwd().name]
+
+
+@pytest.mark.parametrize("name", [".tinyarr-0123456789abcdef.unfinished", ".checkpoint.safetensors.4711"])
+@pytest.mark.parametrize("place", ["run", "run/hugging_face"])
+def test_what_a_killed_writer_has_left_is_removed_when_the_run_goes_on(name, place):
+    run = twice_saved()
+    Path(place).mkdir(exist_ok=True)
+    left = Path(place, name)
+    left.touch()
+    run.back_to(2)
+    assert not left.exists() and run.load(*state(0)) == 2
 
 
 def test_a_run_keeps_the_choices_made_by_timing_and_brings_them_back(folder, monkeypatch):

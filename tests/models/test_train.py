@@ -1,18 +1,23 @@
 """Training: it learns, the same command gives the same bits, and nothing that interrupts it does harm."""
 
+import fcntl
 import json
 import math
 import os
+import pty
+import re
+import resource
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import tinyarr
-from models import hugging_face, train
+from models import checkpoint, hugging_face, train
 from models.gpt2 import GPT2, Config
 from models.options import TrainOptions, main
 from models.progress import Progress
@@ -23,6 +28,7 @@ from tinyarr.data import write_shard
 ROOT = Path(__file__).parents[2]
 CLOCK = ("tokens_per_s", "seconds", "memory_gib")
 FIELDS = ["step", "loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "seconds"]
+SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
 SMALL = "--text text.txt --seq-len 8 --batch-size 4 --steps 9 --eval-every 4"
 
 
@@ -58,11 +64,18 @@ def command(line):
 
 
 def files(path):
-    """What must not differ between two runs: the log less its clocks, and the bytes of checkpoint and export."""
+    """What must not differ between two runs: the log less its clocks, newest checkpoint, the bytes of the export."""
     lines = (Path(path) / "log.jsonl").read_text().splitlines()
     log = [{name: value for name, value in json.loads(line).items() if name not in CLOCK} for line in lines]
-    return log, *((Path(path) / name).read_bytes() for name in
-                  ("checkpoint.safetensors", "hugging_face/model.safetensors", "hugging_face/config.json"))
+    newest = checkpoint.newest(Path(path))
+    return log, (newest.state, [file.read_bytes() for file in newest.files]), *(
+        (Path(path) / "hugging_face" / name).read_bytes() for name in ("model.safetensors", "config.json"))
+
+
+def tensors(path):
+    """Those of the newest checkpoint of a run."""
+    [file] = checkpoint.newest(Path(path)).files
+    return saving.load(file)[0]
 
 
 def at_step(monkeypatch, number, action):
@@ -93,7 +106,9 @@ def test_a_run_learns_and_leaves_log_plot_weights_and_a_sample(capsys):
     assert f"validation loss {log[80]['val_loss']:.3f}; byte 4-grams get " in out
     assert "abc" in out.partition("a sample of what the model writes:\n")[2]
     assert sorted(path.name for path in Path("run").iterdir()) == [
-        "checkpoint.safetensors", "config.json", "hugging_face", "log.jsonl", "loss.png"]
+        ".lock", "checkpoint.2.step40.0of1.safetensors", "checkpoint.2.step40.json",
+        "checkpoint.3.step80.0of1.safetensors", "checkpoint.3.step80.json",
+        "config.json", "hugging_face", "log.jsonl", "loss.png"]
 
 
 @pytest.mark.parametrize("mode", ["--compile", "--no-compile"])
@@ -139,7 +154,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monk
         at_step(patch, step, ctrl_c)
         assert command(f"train {SMALL} {how} --out part") == 130
     message = capsys.readouterr().err.splitlines()[-1]
-    assert f"stopped at step {stopped}, saved part/checkpoint.safetensors; to go on: " in message
+    assert re.search(rf"stopped at step {stopped}, saved part/checkpoint\.\d\.step{stopped}\.json; to go on: ", message)
     assert message.endswith(" -m models.gpt2 train --resume part")
     assert command("train --resume part") == 0
     assert files("part") == files("whole")
@@ -178,6 +193,113 @@ def test_ctrl_c_in_a_validation_leaves_it_and_loses_nothing(quick, monkeypatch, 
         patch.setattr(train.Batches, "walk", walk_and_press)
         assert command(f"train {SMALL} --out part") == 130
     assert len(validated) == 25
+    assert command("train --resume part") == 0
+    assert files("part") == files("whole")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_that_ends_jobs_saves_and_stops_like_ctrl_c(quick, monkeypatch, capsys, number):
+    command(f"train {SMALL} --no-compile --out whole")
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, lambda: [signal.raise_signal(number) for _ in range(3)])
+        assert command(f"train {SMALL} --no-compile --out part") == 130
+    assert "stopped at step 4, saved part/" in capsys.readouterr().err
+    assert command("train --resume part") == 0
+    assert files("part") == files("whole")
+
+
+def test_a_signal_that_was_ignored_when_the_run_began_stays_so(quick, monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        at_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGHUP))
+        assert command(f"train {SMALL} --no-compile --out run") == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_hangs_up_ends_the_run_with_a_checkpoint():
+    master, terminal = pty.openpty()
+    line = "train --text text.txt --steps 3000 --batch-size 1 --seq-len 4 --no-compile --out run"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "models.gpt2", *line.split()], env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+    os.close(terminal)
+    shown = b""
+    while b"step" not in shown:
+        shown += os.read(master, 1000)
+    os.close(master)
+    assert run.wait(60) == 130
+    step = checkpoint.newest(Path("run")).state["step"]
+    assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [*range(step)]
+
+
+def test_a_second_process_is_kept_off_a_run(quick, monkeypatch, capsys):
+    seen = []
+
+    def second():
+        before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+        for line in ("train --resume run", f"train {SMALL} --no-compile --out run"):
+            seen.append((command(line), capsys.readouterr().err))
+        assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+
+    at_step(monkeypatch, 5, second)
+    assert command(f"train {SMALL} --no-compile --out run") == 0
+    (resumed, told), (begun, refused) = seen
+    assert resumed == begun == 2
+    assert f"run is in use by another process (pid {os.getpid()} on " in told and "--out run already exists" in refused
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_goes_on_or_begins_anew(quick, monkeypatch, capsys):
+    command(f"train {SMALL} --out whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "validation_loss", lambda *given: ctrl_c() or ctrl_c())
+        for out in ("resumed", "anew"):
+            assert command(f"train {SMALL} --out {out}") == 130
+    assert command("generate --run anew") == 2
+    assert "anew has no checkpoint: it ended before the first was saved; to go on: " in capsys.readouterr().err
+    assert command("train --resume resumed") == command(f"train {SMALL} --out anew") == 0
+    assert files("resumed") == files("anew") == files("whole")
+
+
+def test_lines_of_the_log_that_are_no_records_do_not_stop_a_resume(quick, monkeypatch, capsys):
+    command(f"train {SMALL} --no-compile --out whole")
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, ctrl_c)
+        command(f"train {SMALL} --no-compile --out part")
+    log = Path("part/log.jsonl")
+    log.write_bytes(b"\xff\n\n" + log.read_bytes() + b'{"step": 7, "lo')
+    capsys.readouterr()
+    assert command("train --resume part") == 0
+    assert "note: of the lines in part/log.jsonl 2 are no records: they are left out" in capsys.readouterr().out
+    assert files("part") == files("whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_bits_stay_the_same(quick, monkeypatch, capsys):
+    command(f"train {SMALL} --no-compile --out whole")
+    with monkeypatch.context() as patch:
+        at_step(patch, 6, ctrl_c)
+        command(f"train {SMALL} --no-compile --out part")
+    [damaged] = checkpoint.newest(Path("part")).files
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
+    assert command("train --resume part") == 0
+    assert f"note: {damaged} is damaged (its digest is of other content)" in capsys.readouterr().err
+    assert files("part") == files("whole")
+
+
+def test_a_disk_that_is_full_at_step_0_is_told_and_the_run_can_go_on(quick, capsys):
+    command(f"train {SMALL} --no-compile --out whole")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        assert command(f"train {SMALL} --no-compile --out part") == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert ("step 0: the checkpoint in part can't be written (File too large): to go on: "
+            ) in capsys.readouterr().err
     assert command("train --resume part") == 0
     assert files("part") == files("whole")
 
@@ -287,7 +409,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_weights_and_checkpoin
     assert "step 1: loss is nan" in error or "step 1: loss is inf" in error
     assert "start again with a lower --lr" in error
     assert optimizers[0].state_dict()["step"].item() == 1
-    assert are_finite(saving.load("run/checkpoint.safetensors")[0])
+    assert are_finite(tensors("run"))
 
 
 @pytest.mark.parametrize("bad", ["loss", "grad_norm"])
@@ -318,8 +440,7 @@ def test_an_update_of_a_bad_step_is_left_out_though_it_is_noticed_later(quick, m
     assert are_finite(model.state_dict()) and are_finite(optimizer.state_dict())
     assert optimizer.state_dict()["step"].item() == len(batches) - 1
     assert [json.loads(line)["step"] for line in Path("run/log.jsonl").read_text().splitlines()] == [*range(step)]
-    _, metadata = saving.load("run/checkpoint.safetensors")
-    assert json.loads(metadata["state"])["step"] == step // 4 * 4
+    assert checkpoint.newest(Path("run")).state["step"] == step // 4 * 4
 
 
 def test_a_step_is_read_when_the_next_is_launched_or_at_once_where_it_matters(quick, monkeypatch):
@@ -381,15 +502,16 @@ def test_a_batch_is_made_before_the_one_before_it_is_used_and_none_beyond_the_la
 def test_a_full_disk_ends_the_run_in_one_line(quick, monkeypatch, capsys):
     save = saving.save
 
-    def full(path, tensors, metadata):
-        if json.loads(metadata["state"])["step"] > 4:
+    def full(path, *rest):
+        if path.name.startswith("checkpoint.3.step8"):
             raise OSError(28, "No space left on device")
-        save(path, tensors, metadata)
+        save(path, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(saving, "save", full)
         assert command(f"train {SMALL} --out part") == 1
-    assert "step 8: part/checkpoint.safetensors can't be written (No space left on device)" in capsys.readouterr().err
+    assert ("step 8: the checkpoint in part can't be written (No space left on device: make room): "
+            "the checkpoint of step 4 is whole; to go on: ") in capsys.readouterr().err
     assert command("train --resume part") == 0
     command(f"train {SMALL} --out whole")
     assert files("part") == files("whole")
@@ -457,5 +579,5 @@ def test_weights_reach_transformers_names(quick):
     assert exported["transformer.wte.weight"].shape == (257, 16)
     model = GPT2(Micro.sizes["tiny"], generator=tinyarr.Generator(1))
     hugging_face.load(Path("run/hugging_face"), model)
-    trained, _ = saving.load("run/checkpoint.safetensors")
+    trained = tensors("run")
     assert np.array_equal(model.h[0].mlp.c_fc.weight.numpy(), trained["model.h.0.mlp.c_fc.weight"].numpy())

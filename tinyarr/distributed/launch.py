@@ -32,6 +32,7 @@ _TERMINATE = 5.0  # seconds from SIGTERM to SIGKILL
 _SHARED = Path("/dev/shm")
 _LEFTOVERS = "mpich_shm_*", "ucx_shm_*"  # what killed ranks leave there
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_FORWARDED = signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1
 
 # Variables by which an outer launcher would speak to the ranks, or to mpiexec, of processes that are not theirs.
 _OUTER = "SLURM_", "PMI", "OMPI_", "MPI_LOCAL", "MASTER_", "TORCHELASTIC_", "RANK", "WORLD_SIZE", "LOCAL_"
@@ -94,8 +95,9 @@ def run(chosen: argparse.Namespace) -> int:
         try:
             for reader in readers:
                 reader.start()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, lambda number, _: ranks.send(number) or sys.exit(128 + number))
+            for number in _FORWARDED:
+                if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:  # as SIGHUP under nohup
+                    signal.signal(number, lambda number, _: ranks.send(number) or sys.exit(128 + number))
             return _supervise(ranks, chosen.n)
         finally:
             ranks.end()
