@@ -2,6 +2,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -286,4 +287,6 @@ def test_the_new_name_is_flushed_to_disk_after_the_contents(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", record)
     saving.save(tmp_path / "x", {"operation": tinyarr.ones(2)})
-    assert flushed == [(f"{tmp_path}/.x.{os.getpid()}", False), (str(tmp_path), True)]
+    (unfinished, there_before), folder = flushed
+    assert re.fullmatch(rf"{tmp_path}/\.tinyarr-[0-9a-f]{{16}}\.unfinished", unfinished) and not there_before
+    assert folder == (str(tmp_path), True)

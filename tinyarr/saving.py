@@ -6,15 +6,19 @@ Layout: 8 bytes of length, that much JSON (name to dtype, shape and offsets; str
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from . import dtypes, views
-from .array import empty
+from . import dtypes
+from .array import Array, empty
 from .device import Device, default_device
 from .dtypes import Dtype
 from .errors import ArgumentError, FileError
@@ -30,34 +34,39 @@ _DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
+MOST_HEADER_BYTES = 100_000_000  # as in the safetensors library
+_METADATA = "__metadata__"
+
+# What a header may look like before it is parsed as JSON: a table of tables, with no list but of numbers that an int64
+# can hold and as many as NumPy takes axes. So parsing builds nothing that a hostile file could make large or slow.
+# Possessive quantifiers (*+) never go back, so a match takes linear time.
+_STRING = r'"(?:[^"\\]++|\\.)*+"'
+_NUMBERS = r"\[\s*+(?:[0-9]{1,19}+[\s,]*+){0,64}+\]"
+_FIELD = rf'\s*+"(?:dtype"\s*+:\s*+{_STRING}|(?:shape|data_offsets)"\s*+:\s*+{_NUMBERS})\s*+,?+'
+_TENSOR = rf"\s*+{_STRING}\s*+:\s*+\{{(?:{_FIELD}){{3}}+\s*+\}}\s*+,?+"
+_STRINGS = rf'\s*+"{_METADATA}"\s*+:\s*+\{{(?:[\s:,]++|{_STRING})*+\}}\s*+,?+'
+_HEADER = re.compile(rf"\{{(?:{_STRINGS}|{_TENSOR})*+\s*+\}}\s*+")
+
+_UNFINISHED = re.compile(r"\.tinyarr-[0-9a-f]{16}\.unfinished")
+
 
 def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors and a table of strings to a safetensors file, a tensor at a time.
 
     The file appears under its name only when it is complete and on disk; until then an older one stays as it was.
-    On return the name is on disk too. A process that is killed meanwhile leaves its unfinished file behind, named
-    .NAME.PID.
-    Raises ArgumentError for metadata that are no strings, OSError where the file can't be written.
+    On return the name is on disk too. Threads and processes may save to one path at once; one of their files stays.
+    A process that is killed meanwhile leaves an unfinished file behind, which remove_unfinished deletes.
+    Raises ArgumentError for names and metadata that no file can hold, OSError where the file can't be written.
     """
-    require_tensors("save", **{str(name): t for name, t in tensors.items()})
     path = Path(path)
-    header: dict[str, Any] = {}
-    if metadata:
-        if not _all_strings(metadata):
-            raise ArgumentError(f"save: metadata is {metadata}: names and values must be strings, so use json.dumps")
-        header["__metadata__"] = metadata
     # Wide elements first, so that every tensor starts aligned.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
-    end = 0
-    for name, t in ordered:
-        begin, end = end, end + t.nbytes
-        header[name] = {"dtype": _NAMES[t.dtype], "shape": t.shape, "data_offsets": (begin, end)}
-    encoded = json.dumps(header).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    ordered = sorted(_checked(tensors).items(), key=lambda item: -item[1].dtype.itemsize)
+    header = _encode(ordered, metadata or {})
+    temporary = path.with_name(f".tinyarr-{os.urandom(8).hex()}.unfinished")
+    file = open(temporary, "xb")  # noqa: SIM115 (a file that another made is not to be removed below)
     try:
-        with open(temporary, "wb") as f:
-            f.write(len(encoded).to_bytes(8, "little") + encoded)
+        with file as f:
+            f.write(len(header).to_bytes(8, "little") + header)
             for _, t in ordered:
                 f.write(t.numpy().reshape(-1).view(np.uint8))
             f.flush()
@@ -67,6 +76,47 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _checked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name in tensors:
+        # Of other types two that differ may be written alike.
+        if type(name) is not str or name == _METADATA:
+            raise ArgumentError(f"save: a tensor's name is {name!r}: names must be str, and not {_METADATA!r}, "
+                                "which the format keeps for itself")
+    require_tensors("save", **tensors)
+    return tensors
+
+
+def _encode(ordered: list[tuple[str, Tensor]], metadata: dict[str, str]) -> bytes:
+    """The header of a file that holds these tensors one after another."""
+    header: dict[str, Any] = {}
+    if metadata:
+        if not _all_strings(metadata):
+            raise ArgumentError(f"save: metadata is {metadata}: names and values must be strings, so use json.dumps")
+        header[_METADATA] = metadata
+    end = 0
+    for name, t in ordered:
+        begin, end = end, end + t.nbytes
+        header[name] = {"dtype": _NAMES[t.dtype], "shape": t.shape, "data_offsets": (begin, end)}
+    try:
+        _require_utf8(header, metadata)
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"save: a name or the metadata hold {error.object[error.start]!r}, which UTF-8 can't "
+                            "write: leave lone surrogates out") from None
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    if len(encoded) > MOST_HEADER_BYTES:
+        raise ArgumentError(f"save: names, shapes and metadata take {len(encoded):,} bytes, and files may have "
+                            f"{MOST_HEADER_BYTES:,}: save in several files, or metadata elsewhere")
+    return encoded
+
+
+def remove_unfinished(folder: str | Path) -> None:
+    """Deletes what processes that were killed in `save` have left in a folder. No other process may save there now."""
+    for path in Path(folder).iterdir():
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -81,61 +131,136 @@ def _flush_folder(folder: Path) -> None:
 def load(
     path: str | Path, names: Iterable[str] | None = None, *, device: str | Device | None = None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads (tensors, metadata) from a safetensors file, all of them or only those named; one at a time.
+    """Returns (tensors, metadata) of a safetensors file, with all tensors or only those named.
 
     Raises FileError for a file that is damaged or no safetensors file, and for a name that it lacks.
     """
-    place = default_device() if device is None else Device(device)
-    with open(path, "rb") as f:
+    with _open(path) as f:
         header, metadata, start = _read_header(f)
-        data = np.memmap(f, np.uint8, "r", start) if os.path.getsize(f.fileno()) > start else np.empty(0, np.uint8)
-    tensors = {}
-    for name in header if names is None else names:
-        if name not in header:
-            raise FileError(f"load: {path} holds no {name!r}; it has {len(header)} tensors, such as {list(header)[:3]}")
-        dtype, shape, begin, end = header[name]
-        array = empty(place, shape, dtype)
-        place.backend.from_numpy(data[begin:end].view(dtype.numpy).reshape(shape), array)
-        tensors[name] = result_tensor(array)
-    return tensors, metadata
+        return dict(_read_tensors(f, header, start, names, device)), metadata
+
+
+def load_each(
+    path: str | Path, names: Iterable[str] | None = None, *, device: str | Device | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Yields name and tensor, one at a time, of those that `load` returns. Errors as of load."""
+    with _open(path) as f:
+        header, _, start = _read_header(f)
+        yield from _read_tensors(f, header, start, names, device)
 
 
 def contents(path: str | Path) -> dict[str, tuple[Dtype, Shape]]:
-    """The dtype and shape of each tensor in a safetensors file, without reading the tensors. Errors as of load."""
-    with open(path, "rb") as f:
+    """Returns the dtype and shape of each tensor in a safetensors file, which alone are read. Errors as of load."""
+    with _open(path) as f:
         header, _, _ = _read_header(f)
     return {name: (dtype, shape) for name, (dtype, shape, _, _) in header.items()}
 
 
-def _all_strings(metadata: dict) -> bool:
-    return all(isinstance(x, str) for pair in metadata.items() for x in pair)
+def _open(path: str | Path) -> FileIO:
+    # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+    return open(path, "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
 
 
-def _read_header(f: BinaryIO) -> tuple[dict[str, tuple], dict[str, str], int]:
-    """Name to (dtype, shape, begin, end), the metadata, and where the data begin; checked against one another."""
-    size = os.path.getsize(f.fileno())
-    length = int.from_bytes(f.read(8), "little")
+def _read_tensors(
+    f: FileIO, header: dict[str, tuple], start: int, names: Iterable[str] | None, device: str | Device | None
+) -> Iterator[tuple[str, Tensor]]:
+    place = default_device() if device is None else Device(device)
+    for name in header if names is None else names:
+        if name not in header:
+            some = [f"{other:.100}" for other in list(header)[:3]]
+            raise FileError(f"load: {f.name} holds no {name!r}; it has {len(header)} tensors, such as {some}")
+        dtype, shape, begin, _ = header[name]
+        array = empty(place, shape, dtype)
+        if array.nbytes and place.kind != "meta":
+            _fill(array, f, start + begin, name)
+        yield name, result_tensor(array)
+
+
+def _fill(array: Array, f: FileIO, position: int, name: str) -> None:
+    """Reads an array's elements from `position` on.
+
+    The file isn't mapped: a map of one that another program cuts short ends the process, and its pages count as memory.
+    """
+    on_cpu = array.device.kind == "cpu"
+    data = array.data if on_cpu else np.empty(array.shape, array.dtype.numpy)
+    left = data.reshape(-1).view(np.uint8).data
+    f.seek(position)
+    while left:
+        count = f.readinto(left)
+        if not count:
+            raise FileError(f"load: {f.name} ended {len(left)} bytes before the end of {name:.100}: another program "
+                            "has cut it short while it was read; copy or save it again")
+        left = left[count:]
+    if array.dtype is dtypes.bool:  # any byte but 0 is true
+        np.not_equal(data.view(np.uint8), 0, out=data)
+    if not on_cpu:
+        array.device.backend.from_numpy(data, array)
+
+
+def _all_strings(metadata: Any) -> bool:
+    return isinstance(metadata, dict) and all(isinstance(x, str) for pair in metadata.items() for x in pair)
+
+
+def _require_utf8(names: Iterable[str], metadata: dict[str, str]) -> None:
+    """Raises UnicodeEncodeError for lone surrogates, which JSON can write and UTF-8 can't."""
+    for texts in (names, metadata, metadata.values()):
+        "".join(texts).encode()
+
+
+def _read_header(f: FileIO) -> tuple[dict[str, tuple], dict[str, str], int]:
+    """Returns name to (dtype, shape, begin, end), the metadata, and where the data begin; all agree with the size."""
+    status = os.fstat(f.fileno())
+    size = status.st_size
     header: dict[str, tuple] = {}
     end = 0
     try:
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        length = int.from_bytes(_read(f, 8), "little")
         if 8 + length > size:
             raise ValueError(f"its header should have {length} bytes, but the file has {size}")
-        entries = json.loads(f.read(length))
-        metadata = entries.pop("__metadata__", {})
-        if not _all_strings(metadata):
-            raise ValueError("its metadata are no strings")
+        if length > MOST_HEADER_BYTES:
+            raise ValueError(f"its header has {length:,} bytes, and {MOST_HEADER_BYTES:,} are allowed")
+        entries, metadata = _parse(_read(f, length))
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-            shape, (begin, stop) = tuple(entry["shape"]), entry["data_offsets"]
+            shape, offsets = entry["shape"], entry["data_offsets"]
             if entry["dtype"] not in _DTYPES:
-                raise ValueError(f"{name} has the dtype {entry['dtype']}, which tinyarr lacks")
+                raise ValueError(f"{name:.100} has the dtype {entry['dtype']:.100}, which tinyarr lacks")
             dtype = _DTYPES[entry["dtype"]]
-            sound = all(type(n) is int and n >= 0 for n in (*shape, begin))
-            if not sound or begin != end or stop != begin + views.size(shape) * dtype.itemsize:
-                raise ValueError(f"{name} can't lie at {begin} to {stop} with shape {shape}, {dtype.name}")
-            header[name], end = (dtype, shape, begin, stop), stop
+            stop = end + math.prod(shape) * dtype.itemsize
+            if offsets != [end, stop] or (stop == end and math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**63):
+                raise ValueError(f"{name:.100} can't lie at {offsets} with shape {shape}, {dtype.name}")
+            header[name], end = (dtype, tuple(shape), end, stop), stop
         if 8 + length + end != size:
             raise ValueError(f"{8 + length + end} bytes are described, the file has {size}")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
-        reason = f"{type(e).__name__}: {e}" if type(e) is not ValueError else e
-        raise FileError(f"load: {f.name} is not a sound safetensors file ({reason}): copy or save it again") from None
+    except ValueError as e:
+        raise FileError(f"load: {f.name} is not a sound safetensors file ({e}): copy or save it again") from None
     return header, metadata, 8 + length
+
+
+def _read(f: FileIO, count: int) -> bytes:
+    """The next `count` bytes, fewer only at the end of the file."""
+    pieces = bytearray()
+    while len(pieces) < count and (piece := f.read(count - len(pieces))):
+        pieces += piece
+    return bytes(pieces)
+
+
+def _parse(header: bytes) -> tuple[dict[str, dict], dict[str, str]]:
+    """Returns the entries of the tensors and the metadata. Raises ValueError."""
+    text = header.decode()
+    if not _HEADER.fullmatch(text):
+        raise ValueError("its header is no JSON table that gives each name a dtype, a shape and data_offsets")
+    entries = json.loads(text, object_pairs_hook=_without_duplicates)
+    metadata = entries.pop(_METADATA, {})
+    if not _all_strings(metadata):
+        raise ValueError("its metadata are no strings")
+    _require_utf8(entries, metadata)
+    return entries, metadata
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        raise ValueError("its header has a key twice")
+    return table
