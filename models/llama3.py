@@ -54,7 +54,7 @@ class Config:
 
     def __post_init__(self):
         sizes = self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_kv_head, self.n_embd, self.n_hidden
-        if min(sizes) < 1 or self.n_embd % (2 * self.n_head) or self.n_head % self.n_kv_head:
+        if min(sizes) < 1 or self.n_embd % (2 * self.n_head) or self.n_head % self.n_kv_head or self.rotary_base <= 0:
             raise ArgumentError(f"Llama3: {self}: sizes must be at least 1, n_embd an even multiple of n_head, "
                                 "and n_head a multiple of n_kv_head")
 

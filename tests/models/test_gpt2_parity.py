@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 import tinyarr
 from models import hugging_face
+from models.formats import GPT2Format
 from models.gpt2 import GPT2, Config
-from models.hugging_face import GPT2Format
 from tinyarr import Generator, optim
 
 pytestmark = pytest.mark.parity
