@@ -53,15 +53,14 @@ class Key(NamedTuple):
         raise ValueError(f"{self.name} is {reprlib.repr(value)}: it must be {needed}")
 
 
-def config_of(model_class: type, given: dict[str, Any]) -> Any:
-    """The model's Config that a config.json describes. Raises ValueError where `model_class` can't be that model."""
-    format = FORMATS[model_class.name]
+def config_of(format: Any, given: dict[str, Any]) -> Any:
+    """Our Config of what a config.json describes. Raises ValueError for another model than the format's can be."""
     for alias, key in format.aliases.items():
         if alias in given and given.setdefault(key, given[alias]) != given[alias]:
             raise ValueError(f"{alias} and {key} are one and differ")
     for key, values in format.allowed.items():
         if key in given and given[key] not in values:
-            raise ValueError(f"{key} is {reprlib.repr(given[key])}, {model_class.__name__} has {values[0]!r}")
+            raise ValueError(f"{key} is {reprlib.repr(given[key])}, {format.name} has {values[0]!r}")
     fields = {field: key.read(given) for field, key in format.keys.items()}
     return format.config(**fields | format.more_fields(given, fields))
 
@@ -77,6 +76,7 @@ class GPT2Format:
     own_name(name), the name in `weights` of a name in a file, or None for what follows from config.json.
     """
 
+    name = "GPT2"
     config = GPT2Config
     keys = {
         "vocab_size": Key("vocab_size", int, 50257), "block_size": Key("n_positions", int, 1024),
@@ -133,6 +133,7 @@ class GPT2Format:
 class Llama3Format:
     """transformers' LlamaForCausalLM."""
 
+    name = "Llama3"
     config = Llama3Config
     keys = {
         "vocab_size": Key("vocab_size", int, 32000), "block_size": Key("max_position_embeddings", int, 2048),
@@ -188,7 +189,7 @@ class Llama3Format:
             raise ValueError(f"the rope_type is {reprlib.repr(kind)}: 'default' and 'llama3' are known")
         scaling = cls.scaling if kind == "llama3" else {}
         known = {cls.base.name, "partial_rotary_factor", *(key.name for key in scaling.values())}
-        for key in known & given.keys():
+        for key in sorted(known & given.keys()):
             if rotary.setdefault(key, given[key]) != given[key]:
                 raise ValueError(f"{key} is {reprlib.repr(given[key])}, and another one for the rotary embedding")
         unknown = sorted(rotary.keys() - known - {"rope_type"})
@@ -205,6 +206,3 @@ class Llama3Format:
     @staticmethod
     def own_name(name: str) -> str | None:
         return None if name.endswith(".rotary_emb.inv_freq") else name
-
-
-FORMATS: dict[str, Any] = {"gpt2": GPT2Format, "llama3": Llama3Format}

@@ -13,9 +13,10 @@ from tinyarr import Tensor, nn, saving
 from tinyarr.dtypes import Dtype
 from tinyarr.errors import FileError
 
-from .formats import FORMATS, HEAD, config_of
+from .formats import HEAD, GPT2Format, Llama3Format, config_of
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+FORMATS: dict[str, Any] = {"gpt2": GPT2Format, "llama3": Llama3Format}
 SHARD_BYTES = 5 * 10**9  # what transformers puts into one file
 
 
@@ -76,13 +77,13 @@ def read_config(model_class: type, path: Path) -> Any:
     file = (path if path.is_dir() else path.parent) / CONFIG
     if not file.is_file():
         raise FileNotFoundError(f"{file}: no such file: it says how large the model is; else name its size")
-    given = _read_json(file)
+    format, given = FORMATS[model_class.name], _read_json(file)
     try:
-        config = config_of(model_class, given)
+        config = config_of(format, given)
     except ValueError as error:
         raise FileError(f"{file}: {error}: give a folder that holds a {model_class.name}") from None
     if not path.is_dir() or (path / WEIGHTS).exists() or (path / INDEX).exists():
-        stored = _stored(path, FORMATS[model_class.name])
+        stored = _stored(path, format)
         if config.n_layer > len(stored):
             raise FileError(f"{file}: the model has {config.n_layer} layers, and {path} {len(stored)} tensors: "
                             "give the configuration of these weights")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from models.formats import Llama3Format
+from models.hugging_face import Llama3Format
 from models.llama3 import Config
 
 

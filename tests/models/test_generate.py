@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 import tinyarr
 from models.cache import KVCache
-from models.formats import GPT2Format
 from models.generate import draw, new_tokens, pieces
 from models.gpt2 import GPT2, Config
+from models.hugging_face import GPT2Format
 from models.options import GenerateOptions, main
 from models.tokenizer import load_tokenizer
 from tinyarr import saving

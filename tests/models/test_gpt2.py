@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import tinyarr
-from models.formats import GPT2Format
 from models.gpt2 import GPT2, Config
+from models.hugging_face import GPT2Format
 from tinyarr import Device, Generator, optim, saving
 from tinyarr.errors import ArgumentError, OutOfBounds
 

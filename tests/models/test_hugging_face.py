@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import tinyarr
 from models import gpt2, hugging_face, llama3
-from models.formats import FORMATS, Llama3Format
 from models.gpt2 import GPT2
+from models.hugging_face import FORMATS, Llama3Format
 from models.llama3 import Llama3, RotaryScaling
 from tinyarr import Generator, nn, saving
 from tinyarr.errors import FileError

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import tinyarr
 from models import hugging_face
-from models.formats import Llama3Format
 from models.generate import new_tokens
+from models.hugging_face import Llama3Format
 from models.llama3 import Config, Llama3, RotaryScaling
 from models.options import GenerateOptions
 from tinyarr import Generator
