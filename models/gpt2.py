@@ -76,6 +76,11 @@ class Attention(nn.Module):
         return self.c_proj(y.permute_dims((0, 2, 1, 3)).reshape((B, T, C)))
 
 
+def activate(x: Tensor, name: str) -> Tensor:
+    """One of ACTIVATIONS, elementwise."""
+    return x.gelu(approximate="tanh") if name == "gelu_new" else getattr(x, name)()
+
+
 class MLP(nn.Module):
     """Two linear layers around an activation."""
 
@@ -85,9 +90,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(config.mlp_channels, config.n_embd, std=residual_std, **place)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.c_fc(x)
-        x = x.gelu(approximate="tanh") if self.activation == "gelu_new" else getattr(x, self.activation)()
-        return self.c_proj(x)
+        return self.c_proj(activate(self.c_fc(x), self.activation))
 
 
 class Block(nn.Module):

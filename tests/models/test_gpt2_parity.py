@@ -92,6 +92,29 @@ def test_logits_loss_gradients_and_ten_steps_of_adamw_are_those_of_transformers(
     assert_close(model, config, part(expected, "trained"), 1e-8)
 
 
+def test_a_key_that_is_missing_has_the_value_that_transformers_gives_it():
+    import transformers
+
+    theirs = transformers.GPT2Config()
+    assert {key.name: key.default for key in GPT2Format.keys.values()} == {
+        key.name: getattr(theirs, key.name) for key in GPT2Format.keys.values()
+    }
+
+
+@pytest.mark.parametrize(("name", "ours"), GPT2Format.keys["activation"].kind.items())
+def test_an_activation_is_the_one_that_transformers_has_under_each_of_its_names(name, ours):
+    import torch
+    from transformers.activations import get_activation
+
+    from models.gpt2 import activate
+
+    x = np.linspace(-6, 6, 1001)
+    # gelu_fast has sqrt(2 / pi) with ten digits.
+    np.testing.assert_allclose(
+        activate(tinyarr.Tensor(x), ours).numpy(), get_activation(name)(torch.tensor(x)).numpy(), rtol=1e-9, atol=1e-11
+    )
+
+
 def test_float32_is_as_near_to_float64_as_transformers_is(oracle):
     """Neither's roundings are the other's, so the bound is twice the error that transformers makes itself."""
     tokens = oracle.random_tokens(CONFIG, 0, B=4, T=24)
