@@ -301,12 +301,21 @@ DAMAGED = {
     "UTF-16": content(json.dumps({"x": entry()}).encode("utf-16-le"), bytes(8)),
     "byte order mark": content(b"\xef\xbb\xbf" + json.dumps({"x": entry()}).encode(), bytes(8)),
     "space before": content(b" " + json.dumps({"x": entry()}).encode(), bytes(8)),
+    "comma at the end": content(b'{"x": %s,}' % EMPTY),
+    "comma at the end of an entry": content(b'{"x": %s,}}' % EMPTY[:-1]),
+    "no comma": content(b'{"x": %s "y": %s}' % (EMPTY, EMPTY)),
+    "brace too many": content(b'{"x": {"dtype": "F32"}, "shape": [0], "data_offsets": [0, 0]}}'),
+    "number with a zero before": content(b'{"x": {"dtype": "F32", "shape": [00], "data_offsets": [0, 0]}}'),
+    "unknown escape": content(b'{"\\x": %s}' % EMPTY),
+    "line end in a name": content(b'{"\n": %s}' % EMPTY),
     "text after": content(json.dumps({"x": entry()}).encode() + b"{}", bytes(8)),
     "name twice": content(b'{"x": %s, "\\u0078": %s}' % (EMPTY, EMPTY)),
     "metadata twice": content(b'{"__metadata__": {"a": "b"}, "__metadata__": {}}'),
     "key of metadata twice": content(b'{"__metadata__": {"a": "b", "a": "c"}}'),
-    "key of an entry twice": content(b'{"x": {"dtype": "F32", "dtype": "F32", "shape": [0]}}'),
+    "key of an entry twice": content(b'{"x": {"dtype": "F32", "shape": [0], "shape": [0], "data_offsets": [0, 0]}}'),
     "key too many": content({"x": entry() | {"packed": [1]}}, bytes(8)),
+    "name of the metadata twice": content(b'{"__metadata__": {}, "\\u005f_metadata__": %s}' % EMPTY),
+    "key for another": content(b'{"x": {"dtype": "F32", "dtype": "F32", "shape": [0]}}'),
     "name beyond UTF-8": content(b'{"\\ud800": %s}' % EMPTY),
     "metadata beyond UTF-8": content(b'{"__metadata__": {"a": "\\ud800"}}'),
     "metadata like a tensor": content({"__metadata__": entry("F32", (0,), (0, 0))}),
@@ -418,13 +427,14 @@ def test_a_header_costs_time_and_memory_in_proportion_to_its_size(file, kind):
             saving.load(file)
         assert len(str(caught.value)) < 1000
 
-    file.write_bytes(LARGE[kind])
-    seconds = []
-    for _ in range(3):
+    def seconds(function, *arguments):
         start = time.process_time()
-        load()
-        seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.1
+        function(*arguments)
+        return time.process_time() - start
+
+    file.write_bytes(LARGE[kind])
+    # JSON alone takes 0.02 s, and more where other processes make the machine slow.
+    assert seconds(load) < 0.1 or seconds(load) < 5 * seconds(json.loads, LARGE["equal names"][8:])
     tracemalloc.start()
     load()
     peak = tracemalloc.get_traced_memory()[1]

@@ -37,15 +37,25 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 MOST_HEADER_BYTES = 100_000_000  # as in the safetensors library
 _METADATA = "__metadata__"
 
-# What a header may look like before it is parsed as JSON: a table of tables, with no list but of numbers that an int64
-# can hold and as many as NumPy takes axes. So parsing builds nothing that a hostile file could make large or slow.
-# Possessive quantifiers (*+) never go back, so a match takes linear time.
-_STRING = r'"(?:[^"\\]++|\\.)*+"'
-_NUMBERS = r"\[\s*+(?:[0-9]{1,19}+[\s,]*+){0,64}+\]"
-_FIELD = rf'\s*+"(?:dtype"\s*+:\s*+{_STRING}|(?:shape|data_offsets)"\s*+:\s*+{_NUMBERS})\s*+,?+'
-_TENSOR = rf"\s*+{_STRING}\s*+:\s*+\{{(?:{_FIELD}){{3}}+\s*+\}}\s*+,?+"
-_STRINGS = rf'\s*+"{_METADATA}"\s*+:\s*+\{{(?:[\s:,]++|{_STRING})*+\}}\s*+,?+'
-_HEADER = re.compile(rf"\{{(?:{_STRINGS}|{_TENSOR})*+\s*+\}}\s*+")
+
+def _grammar(text: str) -> re.Pattern[str]:
+    """A regular expression of JSON: a blank stands for any white space, TEXT for the inside of a string.
+
+    NUMBER is a whole number that an int64 can hold. Possessive quantifiers (*+) never go back, so a match takes time
+    in proportion to its length.
+    """
+    text = text.replace(" ", r"[ \t\n\r]*+").replace("NUMBER", "(?:0|[1-9][0-9]{0,18}+)")
+    return re.compile(text.replace("TEXT", r'(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+'))
+
+
+# A header is read pair by pair and not as JSON, which would first build whatever a hostile file asks for.
+_COMMA = r"(?:, (?!\})|(?=\}))"  # between the pairs of a table, and none behind the last
+_TENSOR = _grammar(
+    r' "(TEXT)" : \{ (?:"(?:dtype" : "(TEXT)"|shape" : \[ ((?:NUMBER (?:, NUMBER ){0,63}+)?+)\]'
+    rf'|data_offsets" : \[ (NUMBER) , (NUMBER) \]) {_COMMA}){{3}}\}} ([,}}])'
+)
+_STRINGS = _grammar(rf' "{_METADATA}" : (\{{ (?:"TEXT" : "TEXT" {_COMMA})*+\}}) ([,}}])')
+_NOTHING = _grammar(r"\{ \} ")
 
 _UNFINISHED = re.compile(r"\.tinyarr-[0-9a-f]{16}\.unfinished")
 
@@ -92,7 +102,7 @@ def _encode(ordered: list[tuple[str, Tensor]], metadata: dict[str, str]) -> byte
     """The header of a file that holds these tensors one after another."""
     header: dict[str, Any] = {}
     if metadata:
-        if not _all_strings(metadata):
+        if not isinstance(metadata, dict) or not all(isinstance(x, str) for pair in metadata.items() for x in pair):
             raise ArgumentError(f"save: metadata is {metadata}: names and values must be strings, so use json.dumps")
         header[_METADATA] = metadata
     end = 0
@@ -100,7 +110,7 @@ def _encode(ordered: list[tuple[str, Tensor]], metadata: dict[str, str]) -> byte
         begin, end = end, end + t.nbytes
         header[name] = {"dtype": _NAMES[t.dtype], "shape": t.shape, "data_offsets": (begin, end)}
     try:
-        _require_utf8(header, metadata)
+        _require_utf8(header, metadata, metadata.values())
     except UnicodeEncodeError as error:
         raise ArgumentError(f"save: a name or the metadata hold {error.object[error.start]!r}, which UTF-8 can't "
                             "write: leave lone surrogates out") from None
@@ -197,14 +207,10 @@ def _fill(array: Array, f: FileIO, position: int, name: str) -> None:
         array.device.backend.from_numpy(data, array)
 
 
-def _all_strings(metadata: Any) -> bool:
-    return isinstance(metadata, dict) and all(isinstance(x, str) for pair in metadata.items() for x in pair)
-
-
-def _require_utf8(names: Iterable[str], metadata: dict[str, str]) -> None:
+def _require_utf8(*texts: Iterable[str]) -> None:
     """Raises UnicodeEncodeError for lone surrogates, which JSON can write and UTF-8 can't."""
-    for texts in (names, metadata, metadata.values()):
-        "".join(texts).encode()
+    for text in texts:
+        "".join(text).encode()
 
 
 def _read_header(f: FileIO) -> tuple[dict[str, tuple], dict[str, str], int]:
@@ -221,16 +227,17 @@ def _read_header(f: FileIO) -> tuple[dict[str, tuple], dict[str, str], int]:
             raise ValueError(f"its header should have {length} bytes, but the file has {size}")
         if length > MOST_HEADER_BYTES:
             raise ValueError(f"its header has {length:,} bytes, and {MOST_HEADER_BYTES:,} are allowed")
-        entries, metadata = _parse(_read(f, length))
-        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
-            shape, offsets = entry["shape"], entry["data_offsets"]
-            if entry["dtype"] not in _DTYPES:
-                raise ValueError(f"{name:.100} has the dtype {entry['dtype']:.100}, which tinyarr lacks")
-            dtype = _DTYPES[entry["dtype"]]
-            stop = end + math.prod(shape) * dtype.itemsize
-            if offsets != [end, stop] or (stop == end and math.prod(n or 1 for n in shape) * dtype.itemsize >= 2**63):
-                raise ValueError(f"{name:.100} can't lie at {offsets} with shape {shape}, {dtype.name}")
-            header[name], end = (dtype, tuple(shape), end, stop), stop
+        entries, metadata = _parse(_read(f, length).decode())
+        for begin, stop, name, dtype_name, shape in sorted(entries):
+            if name in header or name == _METADATA:
+                raise ValueError(f"it has the name {name:.100} twice")
+            if dtype_name not in _DTYPES:
+                raise ValueError(f"{name:.100} has the dtype {dtype_name:.100}, which tinyarr lacks")
+            dtype = _DTYPES[dtype_name]
+            sound = begin == end and stop == begin + math.prod(shape) * dtype.itemsize
+            if not sound or (stop == begin and math.prod(filter(None, shape)) * dtype.itemsize >= 2**63):
+                raise ValueError(f"{name:.100} can't lie at {begin} to {stop} with shape {shape}, {dtype.name}")
+            header[name], end = (dtype, shape, begin, stop), stop
         if 8 + length + end != size:
             raise ValueError(f"{8 + length + end} bytes are described, the file has {size}")
     except ValueError as e:
@@ -246,21 +253,44 @@ def _read(f: FileIO, count: int) -> bytes:
     return bytes(pieces)
 
 
-def _parse(header: bytes) -> tuple[dict[str, dict], dict[str, str]]:
-    """Returns the entries of the tensors and the metadata. Raises ValueError."""
-    text = header.decode()
-    if not _HEADER.fullmatch(text):
-        raise ValueError("its header is no JSON table that gives each name a dtype, a shape and data_offsets")
-    entries = json.loads(text, object_pairs_hook=_without_duplicates)
-    metadata = entries.pop(_METADATA, {})
-    if not _all_strings(metadata):
-        raise ValueError("its metadata are no strings")
-    _require_utf8(entries, metadata)
-    return entries, metadata
+def _parse(text: str) -> tuple[list[tuple[int, int, str, str, Shape]], dict[str, str]]:
+    """Returns (begin, end, name, dtype, shape) of each tensor and the metadata. Raises ValueError."""
+    entries: list[tuple[int, int, str, str, Shape]] = []
+    metadata: dict[str, str] | None = None
+    if _NOTHING.fullmatch(text):
+        return entries, {}
+    if not text.startswith("{"):
+        raise ValueError("its header does not begin with {")
+    position, after = 1, ","
+    while after == ",":
+        if match := _TENSOR.match(text, position):
+            name, dtype, shape, begin, end, after = match.groups()
+            if dtype is None or shape is None or begin is None:
+                raise ValueError(f"{name:.100} has a key twice")
+            numbers = tuple(map(int, shape.split(","))) if shape else ()
+            entries.append((int(begin), int(end), _unescaped(name), dtype, numbers))
+        elif metadata is None and (match := _STRINGS.match(text, position)):
+            strings, after = match.groups()
+            metadata = json.loads(strings, object_pairs_hook=_table)
+        else:
+            raise ValueError(f"its header makes no sense after {position} characters: {text[position:position + 40]!r}")
+        position = match.end()
+    if text[position:].strip(" \t\n\r"):
+        raise ValueError("its header goes on after its end")
+    return entries, metadata or {}
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unescaped(text: str) -> str:
+    """The string that JSON writes so between quotation marks. Raises ValueError for one that UTF-8 can't write."""
+    if "\\" in text:
+        text = json.loads(f'"{text}"')
+        text.encode()
+    return text
+
+
+def _table(pairs: list[tuple[str, str]]) -> dict[str, str]:
     table = dict(pairs)
     if len(table) < len(pairs):
-        raise ValueError("its header has a key twice")
+        raise ValueError("its metadata have a name twice")
+    _require_utf8(table, table.values())
     return table

@@ -188,7 +188,7 @@ def test_a_value_of_another_type_or_size_is_an_error_that_names_the_key(model_cl
 
 
 @each_model
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_any_value_anywhere_in_the_configuration_is_read_or_is_one_error(model_class, config, data, folders):
     folder, sound = folders(model_class, config)
