@@ -11,18 +11,42 @@ from dataclasses import dataclass
 
 import tinyarr
 from tinyarr import Generator, Tensor, nn
+from tinyarr.errors import ArgumentError
 
 from .cache import KVCache
+
+ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "tanh")  # transformers' names; gelu_new is GELU's tanh form
 
 
 @dataclass(frozen=True)
 class Config:
+    """OpenAI's GPT-2, and what published models of its kind do otherwise.
+
+    Raises ArgumentError for sizes that don't go together and an unknown activation.
+    """
+
     vocab_size: int = 50257
     block_size: int = 1024
     n_layer: int = 12
     n_head: int = 12
     n_embd: int = 768
     dropout: float = 0.0
+    n_hidden: int | None = None  # channels inside the MLP, 4 n_embd if None
+    activation: str = "gelu_new"
+    norm_eps: float = 1e-5
+    scale_attn_weights: bool = True  # q k' by 1 / sqrt(D)
+    scale_attn_by_inverse_layer_idx: bool = False  # and that of layer i, counted from 0, by 1 / (i + 1)
+
+    def __post_init__(self):
+        sizes = self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_embd, self.mlp_channels
+        if min(sizes) < 1 or self.n_embd % self.n_head:
+            raise ArgumentError(f"GPT2: {self}: sizes must be at least 1, and the heads must divide n_embd evenly")
+        if self.activation not in ACTIVATIONS:
+            raise ArgumentError(f"GPT2: activation is {self.activation!r}: use one of {', '.join(ACTIVATIONS)}")
+
+    @property
+    def mlp_channels(self) -> int:
+        return 4 * self.n_embd if self.n_hidden is None else self.n_hidden
 
     @property
     def padded_vocab_size(self) -> int:
@@ -36,6 +60,9 @@ class Attention(nn.Module):
     def __init__(self, config: Config, layer: int, *, std: float, residual_std: float, **place):
         self.layer = layer
         self.n_head = config.n_head
+        self.scale = 1 / math.sqrt(config.n_embd // config.n_head) if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer + 1
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, std=std, **place)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, std=residual_std, **place)
 
@@ -45,26 +72,32 @@ class Attention(nn.Module):
         q, k, v = qkv.permute_dims((0, 2, 1, 3)).split(self.n_head, axis=1)  # (B, H, T, D) each
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)
-        y = tinyarr.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, H, T, D)
+        y = tinyarr.scaled_dot_product_attention(q, k, v, is_causal=True, scale=self.scale)  # (B, H, T, D)
         return self.c_proj(y.permute_dims((0, 2, 1, 3)).reshape((B, T, C)))
 
 
+def activate(x: Tensor, name: str) -> Tensor:
+    """One of ACTIVATIONS, elementwise."""
+    return x.gelu(approximate="tanh") if name == "gelu_new" else getattr(x, name)()
+
+
 class MLP(nn.Module):
-    """Two linear layers around a GELU."""
+    """Two linear layers around an activation."""
 
     def __init__(self, config: Config, *, std: float, residual_std: float, **place):
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, std=std, **place)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, std=residual_std, **place)
+        self.activation = config.activation
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_channels, std=std, **place)
+        self.c_proj = nn.Linear(config.mlp_channels, config.n_embd, std=residual_std, **place)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.c_fc(x).gelu(approximate="tanh"))
+        return self.c_proj(activate(self.c_fc(x), self.activation))
 
 
 class Block(nn.Module):
     """Attention and MLP, each behind a layer norm and added to its input."""
 
     def __init__(self, config: Config, layer: int, **given):
-        here = {"dtype": given["dtype"], "device": given["device"]}
+        here = {"eps": config.norm_eps, "dtype": given["dtype"], "device": given["device"]}
         self.ln_1 = nn.LayerNorm(config.n_embd, **here)
         self.attn = Attention(config, layer, **given)
         self.ln_2 = nn.LayerNorm(config.n_embd, **here)
@@ -93,10 +126,6 @@ class GPT2(nn.Module):
     }
 
     def __init__(self, config: Config, *, dtype=tinyarr.float32, device="cpu", generator: Generator | None = None):
-        if config.n_embd % config.n_head:
-            raise ValueError(
-                f"GPT2: n_embd is {config.n_embd}, n_head is {config.n_head}: the heads must divide it evenly"
-            )
         std, place = 0.02, {"dtype": dtype, "device": device, "generator": generator}
         given = place | {"std": std, "residual_std": std / math.sqrt(2 * config.n_layer)}
         self.config = config
@@ -104,7 +133,7 @@ class GPT2(nn.Module):
         self.wpe = nn.Embedding(config.block_size, config.n_embd, std=std, **place)
         self.dropout = nn.Dropout(config.dropout, generator=generator)
         self.h = [Block(config, layer, **given) for layer in range(config.n_layer)]
-        self.ln_f = nn.LayerNorm(config.n_embd, dtype=dtype, device=device)
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.norm_eps, dtype=dtype, device=device)
         with tinyarr.no_grad():
             self.wte.weight[config.vocab_size :] = 0.0
 

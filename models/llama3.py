@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import tinyarr
 from tinyarr import Generator, Tensor, nn
+from tinyarr.errors import ArgumentError
 
 from .cache import KVCache
 
@@ -20,7 +21,8 @@ class RotaryScaling:
     """Llama 3.1's stretch of the rotary embedding over a context `factor` times as long as the original one.
 
     A pair of channels that turns less than `low_turns` times within the original context is slowed down by `factor`;
-    one that turns more than `high_turns` times stays; those between are blended.
+    one that turns more than `high_turns` times stays; those between are blended. Raises ArgumentError where these
+    limits are not in order.
     """
 
     factor: float
@@ -28,9 +30,16 @@ class RotaryScaling:
     high_turns: float = 4.0
     original_block_size: int = 8192
 
+    def __post_init__(self):
+        if self.factor <= 0 or self.original_block_size < 1 or not 0 <= self.low_turns < self.high_turns:
+            raise ArgumentError(f"Llama3: {self}: factor and original_block_size must be positive, "
+                                "low_turns less than high_turns")
+
 
 @dataclass(frozen=True)
 class Config:
+    """The sizes of a model. Raises ArgumentError where they don't go together."""
+
     vocab_size: int = 128256
     block_size: int = 131072
     n_layer: int = 32
@@ -42,6 +51,12 @@ class Config:
     rotary_scaling: RotaryScaling | None = None
     norm_eps: float = 1e-5
     tied: bool = False  # whether the head is the embedding table
+
+    def __post_init__(self):
+        sizes = self.vocab_size, self.block_size, self.n_layer, self.n_head, self.n_kv_head, self.n_embd, self.n_hidden
+        if min(sizes) < 1 or self.n_embd % (2 * self.n_head) or self.n_head % self.n_kv_head or self.rotary_base <= 0:
+            raise ArgumentError(f"Llama3: {self}: sizes must be at least 1, n_embd an even multiple of n_head, "
+                                "and n_head a multiple of n_kv_head")
 
     @property
     def head_size(self) -> int:
@@ -139,11 +154,6 @@ class Llama3(nn.Module):
     }
 
     def __init__(self, config: Config, *, dtype=tinyarr.float32, device="cpu", generator: Generator | None = None):
-        if config.n_embd % (2 * config.n_head) or config.n_head % config.n_kv_head:
-            raise ValueError(
-                f"Llama3: n_embd is {config.n_embd}, n_head is {config.n_head}, n_kv_head is {config.n_kv_head}: "
-                "n_embd must be an even multiple of n_head, and n_head a multiple of n_kv_head"
-            )
         std, place = 0.02, {"dtype": dtype, "device": device, "generator": generator}
         given = place | {"std": std, "residual_std": std / math.sqrt(2 * config.n_layer)}
         self.config = config

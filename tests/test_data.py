@@ -1,5 +1,6 @@
 """Token shards and batches: what was written is read, and the order depends on seed and step alone."""
 
+import os
 from itertools import permutations
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tinyarr.data import Batches, read_shards, write_shard
+from tinyarr.errors import FileError
 
 
 def counting(length: int) -> np.ndarray:
@@ -173,6 +175,16 @@ def test_a_token_outside_the_vocabulary_is_reported_with_its_place(wrong):
     batches = Batches([np.zeros(3, np.uint16), tokens], 2, 3, vocab_size=5)
     with pytest.raises(ValueError, match=rf"array 1: token 3 is {wrong}, expected an id from 0 to 4"):
         list(batches.walk())
+
+
+def test_a_shard_that_is_cut_short_while_it_is_read_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    write_shard(tmp_path / "a.bin", np.zeros(50_000, np.uint16))
+    batches = Batches([shard[10:] for shard in read_shards(str(tmp_path / "a.bin"))], 4, 8, vocab_size=1)
+    batches.batch(0)
+    os.truncate(tmp_path / "a.bin", 4096)
+    for read in (lambda: batches.batch(0), lambda: next(batches.walk())):
+        with pytest.raises(FileError, match=r"a\.bin has 4096 bytes, and had 101024: another program has cut it short"):
+            read()
 
 
 def test_a_token_outside_the_vocabulary_names_its_shard(tmp_path):

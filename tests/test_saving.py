@@ -2,11 +2,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -96,6 +99,14 @@ def test_only_the_named_tensors_are_loaded(tmp_path):
         saving.load(tmp_path / "x", ["a", "d"])
 
 
+def test_tensors_are_loaded_one_at_a_time(tmp_path):
+    saving.save(tmp_path / "x", {name: tinyarr.full((3,), n) for n, name in enumerate("abc")})
+    loaded = saving.load_each(tmp_path / "x", "ca")
+    assert [(name, t.tolist()) for name, t in loaded] == [("c", [2, 2, 2]), ("a", [0, 0, 0])]
+    with pytest.raises(FileError, match="x holds no 'd'"):
+        list(saving.load_each(tmp_path / "x", ["d"]))
+
+
 def test_what_is_loaded_has_memory_of_its_own_on_the_device_asked_for(tmp_path):
     path = tmp_path / "x"
     saving.save(path, {"x": tinyarr.ones((2,))})
@@ -117,6 +128,78 @@ def test_metadata_that_are_no_strings_are_an_error(tmp_path):
     with pytest.raises(ArgumentError, match=r"\{'step': 3\}.*must be strings"):
         saving.save(tmp_path / "x", {}, {"step": 3})
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("names", "metadata", "message"),
+    [
+        (["x", "__metadata__"], None, "name is '__metadata__'"),
+        (["1", 1], None, "name is 1: names must be str"),
+        (["x", "\ud800"], None, r"'\\ud800', which UTF-8 can't write"),
+        (["x"], {"a": "b\udfff"}, r"'\\udfff', which UTF-8 can't write"),
+        (["x"], {"\ud800": "b"}, r"'\\ud800', which UTF-8 can't write"),
+        (["x"], ["a"], "must be strings"),
+    ],
+)
+def test_names_and_metadata_that_no_file_can_hold_are_an_error_and_the_old_file_stays(
+    tmp_path, names, metadata, message
+):
+    saving.save(tmp_path / "x", {"old": tinyarr.ones(1)})
+    with pytest.raises(ArgumentError, match=f"^save: .*{message}"):
+        saving.save(tmp_path / "x", dict.fromkeys(names, tinyarr.ones(2)), metadata)
+    assert os.listdir(tmp_path) == ["x"] and list(saving.contents(tmp_path / "x")) == ["old"]
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "MOST_HEADER_BYTES", 1000)
+    saving.save(tmp_path / "x", {}, {"a": 900 * "b"})
+    with pytest.raises(ArgumentError, match="take 1,032 bytes, and files may have 1,000"):
+        saving.save(tmp_path / "x", {}, {"a": 1000 * "b"})
+
+
+def test_a_long_name_leaves_room_for_that_of_the_unfinished_file(tmp_path):
+    saving.save(tmp_path / (255 * "x"), {})
+    assert os.listdir(tmp_path) == [255 * "x"]
+
+
+def test_threads_may_save_to_one_path(tmp_path):
+    errors = []
+
+    def save(n):
+        try:
+            for _ in range(10):
+                saving.save(tmp_path / "x", {"x": tinyarr.full((100,), n)}, {"n": str(n)})
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and os.listdir(tmp_path) == ["x"]
+    state, metadata = saving.load(tmp_path / "x")
+    assert state["x"].tolist() == [int(metadata["n"])] * 100
+
+
+def test_a_link_laid_under_the_unfinished_file_s_name_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "victim").write_text("precious")
+    monkeypatch.setattr(os, "urandom", bytes)  # the name, were it known
+    (tmp_path / f".tinyarr-{16 * '0'}.unfinished").symlink_to(tmp_path / "victim")
+    with pytest.raises(FileExistsError):
+        saving.save(tmp_path / "x", {"x": tinyarr.ones(2)})
+    assert (tmp_path / "victim").read_text() == "precious" and len(os.listdir(tmp_path)) == 2
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    killed = "import os, tinyarr; os.fsync = lambda _: os.kill(os.getpid(), 9); tinyarr.saving.save('x', {})"
+    subprocess.run([sys.executable, "-c", killed], cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert len(os.listdir(tmp_path)) == 1
+    others = ["x", ".x.unfinished", ".tinyarr-1.unfinished", f".tinyarr-{16 * 'a'}.unfinished.txt"]
+    for name in others:
+        (tmp_path / name).touch()
+    saving.remove_unfinished(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 
 WRITER = """
@@ -202,6 +285,7 @@ def entry(dtype="F32", shape=(2,), offsets=(0, 8)):
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
+EMPTY = json.dumps(entry("F32", (0,), (0, 0))).encode()
 SOUND = content({"x": entry(), "__metadata__": {"a": "b"}}, bytes(8))
 DAMAGED = {
     "empty": b"",
@@ -214,6 +298,31 @@ DAMAGED = {
     "header longer than the file": content({"x": entry()}, bytes(8), length=2**63),
     "header cut short": content({"x": entry()}, bytes(8), length=5),
     "no text": content(b"\xff\xfe", bytes(8)),
+    "UTF-16": content(json.dumps({"x": entry()}).encode("utf-16-le"), bytes(8)),
+    "byte order mark": content(b"\xef\xbb\xbf" + json.dumps({"x": entry()}).encode(), bytes(8)),
+    "space before": content(b" " + json.dumps({"x": entry()}).encode(), bytes(8)),
+    "comma at the end": content(b'{"x": %s,}' % EMPTY),
+    "comma at the end of an entry": content(b'{"x": %s,}}' % EMPTY[:-1]),
+    "no comma": content(b'{"x": %s "y": %s}' % (EMPTY, EMPTY)),
+    "brace too many": content(b'{"x": {"dtype": "F32"}, "shape": [0], "data_offsets": [0, 0]}}'),
+    "number with a zero before": content(b'{"x": {"dtype": "F32", "shape": [00], "data_offsets": [0, 0]}}'),
+    "unknown escape": content(b'{"\\x": %s}' % EMPTY),
+    "line end in a name": content(b'{"\n": %s}' % EMPTY),
+    "text after": content(json.dumps({"x": entry()}).encode() + b"{}", bytes(8)),
+    "name twice": content(b'{"x": %s, "\\u0078": %s}' % (EMPTY, EMPTY)),
+    "metadata twice": content(b'{"__metadata__": {"a": "b"}, "__metadata__": {}}'),
+    "key of metadata twice": content(b'{"__metadata__": {"a": "b", "a": "c"}}'),
+    "key of an entry twice": content(b'{"x": {"dtype": "F32", "shape": [0], "shape": [0], "data_offsets": [0, 0]}}'),
+    "key too many": content({"x": entry() | {"packed": [1]}}, bytes(8)),
+    "name of the metadata twice": content(b'{"__metadata__": {}, "\\u005f_metadata__": %s}' % EMPTY),
+    "key for another": content(b'{"x": {"dtype": "F32", "dtype": "F32", "shape": [0]}}'),
+    "name beyond UTF-8": content(b'{"\\ud800": %s}' % EMPTY),
+    "metadata beyond UTF-8": content(b'{"__metadata__": {"a": "\\ud800"}}'),
+    "metadata like a tensor": content({"__metadata__": entry("F32", (0,), (0, 0))}),
+    "tensor like metadata": content({"x": {"dtype": "F32", "shape": "0", "data_offsets": "00"}}),
+    "more axes than NumPy has": content({"x": entry("U8", (1,) * 65, (0, 1))}, bytes(1)),
+    "empty, yet larger than memory": content({"x": entry("U8", (0, 2**31, 2**32), (0, 0))}),
+    "no int64": content({"x": entry("U8", (0, 2**64), (0, 0))}),
     "deeper than any table": content(b"[" * 100_000),
     "no table": content([]),
     "no entry": content({"x": 3}),
@@ -264,6 +373,105 @@ def test_a_wrong_byte_in_the_header_is_an_error_or_another_sound_file(file, posi
             assert t.nbytes == 8
 
 
+def sliced(data):
+    """A sound header with a few pieces cut out, doubled or put in."""
+    header = bytearray(SOUND[8:-8])
+    pieces = st.sampled_from([b'"', b"{", b"}", b"[", b",", b"\\", b"\xff", b"-1", b"2.0", b"null", b'"y":', EMPTY])
+    for _ in range(data.draw(st.integers(0, 3))):
+        begin = data.draw(st.integers(0, len(header)))
+        end = data.draw(st.integers(begin, min(begin + 40, len(header))))
+        header[begin:end] = data.draw(pieces | st.just(header[begin:end] * 2) | st.just(b""))
+    return bytes(header)
+
+
+@given(st.data())
+def test_a_changed_header_is_an_error_or_what_the_safetensors_library_reads(file, data):
+    file.write_bytes(content(sliced(data), bytes(8)))
+    try:
+        loaded = saving.load(file)[0]
+    except FileError as error:
+        assert len(str(error)) < 1000
+    else:
+        read = dict(safetensors.deserialize(file.read_bytes()))
+        assert {name: list(t.shape) for name, t in loaded.items()} == {name: t["shape"] for name, t in read.items()}
+
+
+def filled(begin, piece, end=b""):
+    """A file with a header of 1.1 MB."""
+    return content(begin + piece * ((1_100_000 - len(begin) - len(end)) // len(piece)) + end)
+
+
+NUMBERS = b'{"a": {"dtype": "U8", "shape": ['
+LARGE = {
+    "numbers": filled(NUMBERS, b"9999999999,", b'9], "data_offsets": [0, 8]}}'),
+    "long numbers": filled(NUMBERS, 4000 * b"9" + b",", b'9], "data_offsets": [0, 8]}}'),
+    "one number": filled(NUMBERS, b"9", b'], "data_offsets": [0, 8]}}'),
+    "lists": filled(b'{"__metadata__": {"a": [', b"[],", b"[]]}}"),
+    "tables": filled(b'{"__metadata__": {"a": [', b"{},", b"{}]}}"),
+    "depth": filled(b'{"a":', b"[", b""),
+    "spaces": filled(b'{"a": {"dtype": ', b" ", b""),
+    "quotes": filled(b"{", b'"', b""),
+    "backslashes": filled(b'{"', b"\\", b""),
+    "a long name": filled(b'{"', b"a", b'": 3}'),
+    "a long name of a wrong shape": filled(b'{"', b"a", b'": {"dtype": "U8", "shape": [2], "data_offsets": [0, 3]}}'),
+    "a long dtype": filled(b'{"a": {"dtype": "', b"U", b'", "shape": [2], "data_offsets": [0, 2]}}'),
+    "metadata": filled(b'{"__metadata__": {"a": ""', b',"b": ""', b"}}"),
+    "equal names": filled(b'{"x": %s' % EMPTY, b',"x":%s' % EMPTY.replace(b" ", b""), b"}"),
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_header_costs_time_and_memory_in_proportion_to_its_size(file, kind):
+    def load():
+        with pytest.raises(FileError) as caught:
+            saving.load(file)
+        assert len(str(caught.value)) < 1000
+
+    def seconds(function, *arguments):
+        start = time.process_time()
+        function(*arguments)
+        return time.process_time() - start
+
+    file.write_bytes(LARGE[kind])
+    # JSON alone takes 0.02 s, and more where other processes make the machine slow.
+    assert seconds(load) < 0.1 or seconds(load) < 5 * seconds(json.loads, LARGE["equal names"][8:])
+    tracemalloc.start()
+    load()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The bytes, once more as text, and of a table an object for each key and value.
+    assert peak < 40 * len(LARGE[kind])
+
+
+def test_a_header_of_more_than_100_megabytes_is_not_read(file):
+    with open(file, "wb") as f:
+        f.write((100_000_001).to_bytes(8, "little"))
+        f.truncate(200_000_000)
+    with pytest.raises(FileError, match="header has 100,000,001 bytes, and 100,000,000 are allowed"):
+        saving.load(file)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(tmp_path):
+    saving.save(tmp_path / "x", {name: tinyarr.ones((100_000,)) for name in "ab"})
+    tensors = saving.load_each(tmp_path / "x")
+    assert next(tensors)[0] == "a"
+    os.truncate(tmp_path / "x", 500_000)
+    with pytest.raises(FileError, match=r"x ended 300[0-9]{3} bytes before the end of b: another program has cut it"):
+        next(tensors)
+
+
+def test_what_is_no_regular_file_is_an_error_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(FileError, match="it is no regular file"):
+        saving.load(tmp_path / "x")
+
+
+def test_every_byte_of_a_bool_but_0_is_true(file):
+    file.write_bytes(content({"x": entry("BOOL", (4,), (0, 4))}, bytes([0, 1, 2, 255])))
+    loaded = saving.load(file)[0]["x"]
+    assert loaded.numpy().view(np.uint8).tolist() == [0, 1, 1, 1]
+
+
 def test_a_missing_file_or_folder_is_the_system_s_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         saving.load(tmp_path / "x")
@@ -286,4 +494,6 @@ def test_the_new_name_is_flushed_to_disk_after_the_contents(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "fsync", record)
     saving.save(tmp_path / "x", {"operation": tinyarr.ones(2)})
-    assert flushed == [(f"{tmp_path}/.x.{os.getpid()}", False), (str(tmp_path), True)]
+    (unfinished, there_before), folder = flushed
+    assert re.fullmatch(rf"{tmp_path}/\.tinyarr-[0-9a-f]{{16}}\.unfinished", unfinished) and not there_before
+    assert folder == (str(tmp_path), True)

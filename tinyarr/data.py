@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import FileError
+
 HEADER_BYTES = 256 * 4  # 256 int32
 FORMATS: dict[int, tuple[int, np.dtype]] = {  # magic: version, and a type for ids up to 65,535, or beyond
     20240520: (1, np.dtype("<u2")),
@@ -134,6 +136,7 @@ class Batches:
                     f"Batches: {self._name(number)} has shape {array.shape} and dtype "
                     f"{array.dtype}, expected one dimension of integers: give token ids"
                 )
+        self._file_sizes = [_file_size(array) for array in self.arrays]
         lengths = np.array([array.size for array in self.arrays], np.int64)
         if not (lengths > seq_len).any():
             raise ValueError(
@@ -157,7 +160,7 @@ class Batches:
 
         `targets[b, t]` is the token after `tokens[b, t]`. Of the `ranks * B` windows of a step, each rank
         gets its own B. Raises ValueError for a negative step, a rank out of range, or a token id outside the
-        vocabulary.
+        vocabulary, FileError for a memory-mapped file that has been cut short.
         """
         if step < 0 or not 0 <= rank < ranks:
             raise ValueError(
@@ -199,6 +202,12 @@ class Batches:
     def _read(self, numbers: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         windows = np.empty((len(starts), self.seq_len + 1), np.int64)
         for window, number, start in zip(windows, numbers, starts):
+            # To read a map beyond the end of its file would end the process.
+            if _file_size(self.arrays[number]) < self._file_sizes[number]:
+                raise FileError(
+                    f"Batches: {self._name(number)} has {_file_size(self.arrays[number])} bytes, and had "
+                    f"{self._file_sizes[number]}: another program has cut it short; write it again"
+                )
             window[:] = self.arrays[number][start : start + self.seq_len + 1]
         wrong = np.argwhere((windows < 0) | (windows >= self.vocab_size))
         if len(wrong):
@@ -212,6 +221,12 @@ class Batches:
 
     def _name(self, number: int) -> str:
         return str(getattr(self.arrays[number], "filename", None) or f"array {number}")
+
+
+def _file_size(array: np.ndarray) -> int:
+    """The bytes that the file of a memory-mapped array has now; 0 for another array."""
+    mapped = getattr(array, "_mmap", None)
+    return 0 if mapped is None else mapped.size()
 
 
 def _permute(indices: np.ndarray, size: int, keys: Sequence[int]) -> np.ndarray:

@@ -26,7 +26,7 @@ def everything_in_float64():
 def random_model(config: Config, seed: int, noise: float = 0.1) -> transformers.LlamaForCausalLM:
     """A Llama in float64 in which no weight is 0 or 1."""
     torch.manual_seed(seed)
-    keys = {key: getattr(config, name) for name, key in Llama3Format.keys.items()}
+    keys = {key.name: getattr(config, name) for name, key in Llama3Format.keys.items()}
     rotary = Llama3Format.more_keys(config)["rope_parameters"]
     with everything_in_float64():
         model = transformers.LlamaForCausalLM(

@@ -11,7 +11,7 @@ import tinyarr
 from models.gpt2 import GPT2, Config
 from models.hugging_face import GPT2Format
 from tinyarr import Device, Generator, optim, saving
-from tinyarr.errors import OutOfBounds
+from tinyarr.errors import ArgumentError, OutOfBounds
 
 RECORDED = Path(__file__).parents[1] / "recorded/gpt2.safetensors"
 MICRO = Config(vocab_size=130, block_size=8, n_layer=2, n_head=2, n_embd=16)
@@ -138,8 +138,19 @@ def test_too_long_an_input_is_an_error():
 
 
 def test_heads_that_do_not_divide_the_channels_are_an_error():
-    with pytest.raises(ValueError, match="n_embd is 16, n_head is 3"):
-        gpt2(replace(MICRO, n_head=3))
+    with pytest.raises(ArgumentError, match=r"n_head=3, n_embd=16.*the heads must divide n_embd evenly"):
+        replace(MICRO, n_head=3)
+
+
+@pytest.mark.parametrize("size", ["vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_hidden"])
+def test_a_size_of_0_is_an_error(size):
+    with pytest.raises(ArgumentError, match=f"{size}=0.*at least 1"):
+        replace(MICRO, **{size: 0})
+
+
+def test_an_unknown_activation_is_an_error():
+    with pytest.raises(ArgumentError, match="activation is 'gelo': use one of gelu_new, gelu, relu, silu, tanh"):
+        replace(MICRO, activation="gelo")
 
 
 @pytest.mark.parametrize(

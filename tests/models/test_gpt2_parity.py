@@ -1,5 +1,7 @@
 """GPT-2 beside transformers' GPT-2: the same numbers from the same weights, and each reads the other's files."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,13 +9,17 @@ from hypothesis import strategies as st
 
 import tinyarr
 from models import hugging_face
-from models.gpt2 import GPT2, Config
+from models.gpt2 import ACTIVATIONS, GPT2, Config
 from models.hugging_face import GPT2Format
 from tinyarr import Generator, optim
 
 pytestmark = pytest.mark.parity
 
 CONFIG = Config(vocab_size=200, block_size=24, n_layer=3, n_head=4, n_embd=48)
+OTHER = replace(
+    CONFIG, n_hidden=50, activation="relu", norm_eps=1e-3, scale_attn_weights=False,
+    scale_attn_by_inverse_layer_idx=True,
+)  # fmt: skip
 configs = st.builds(
     lambda n_head, head_size, **sizes: Config(n_head=n_head, n_embd=n_head * head_size, **sizes),
     n_head=st.integers(1, 4),
@@ -21,6 +27,11 @@ configs = st.builds(
     vocab_size=st.integers(2, 300),
     block_size=st.integers(1, 24),
     n_layer=st.integers(1, 3),
+    n_hidden=st.none() | st.integers(1, 60),
+    activation=st.sampled_from(ACTIVATIONS),
+    norm_eps=st.sampled_from((1e-5, 1e-2)),
+    scale_attn_weights=st.booleans(),
+    scale_attn_by_inverse_layer_idx=st.booleans(),
 )
 seeds = st.integers(0, 2**32 - 1)
 
@@ -81,6 +92,29 @@ def test_logits_loss_gradients_and_ten_steps_of_adamw_are_those_of_transformers(
     assert_close(model, config, part(expected, "trained"), 1e-8)
 
 
+def test_a_key_that_is_missing_has_the_value_that_transformers_gives_it():
+    import transformers
+
+    theirs = transformers.GPT2Config()
+    assert {key.name: key.default for key in GPT2Format.keys.values()} == {
+        key.name: getattr(theirs, key.name) for key in GPT2Format.keys.values()
+    }
+
+
+@pytest.mark.parametrize(("name", "ours"), GPT2Format.keys["activation"].kind.items())
+def test_an_activation_is_the_one_that_transformers_has_under_each_of_its_names(name, ours):
+    import torch
+    from transformers.activations import get_activation
+
+    from models.gpt2 import activate
+
+    x = np.linspace(-6, 6, 1001)
+    # gelu_fast has sqrt(2 / pi) with ten digits.
+    np.testing.assert_allclose(
+        activate(tinyarr.Tensor(x), ours).numpy(), get_activation(name)(torch.tensor(x)).numpy(), rtol=1e-9, atol=1e-11
+    )
+
+
 def test_float32_is_as_near_to_float64_as_transformers_is(oracle):
     """Neither's roundings are the other's, so the bound is twice the error that transformers makes itself."""
     tokens = oracle.random_tokens(CONFIG, 0, B=4, T=24)
@@ -102,11 +136,12 @@ def test_float32_is_as_near_to_float64_as_transformers_is(oracle):
     assert norm(ours - flat(exact)) < 2 * norm(flat(theirs) - flat(exact))
 
 
-def test_transformers_reads_what_tinyarr_writes(tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, OTHER])
+def test_transformers_reads_what_tinyarr_writes(tmp_path, config):
     import torch
     from transformers import GPT2LMHeadModel
 
-    model = GPT2(CONFIG, dtype=tinyarr.float64, generator=Generator(0))
+    model = GPT2(config, dtype=tinyarr.float64, generator=Generator(0))
     hugging_face.save(tmp_path, model)
 
     read, found = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64, output_loading_info=True)
@@ -117,12 +152,14 @@ def test_transformers_reads_what_tinyarr_writes(tmp_path):
     assert not any(found.values()), found
 
 
-def test_tinyarr_reads_what_transformers_writes(oracle, tmp_path):
+@pytest.mark.parametrize("config", [CONFIG, OTHER])
+def test_tinyarr_reads_what_transformers_writes(oracle, tmp_path, config):
     import torch
 
-    written = oracle.random_model(CONFIG, 0)
+    written = oracle.random_model(config, 0)
     written.save_pretrained(tmp_path)
-    model = GPT2(hugging_face.read_config(GPT2, tmp_path), dtype=tinyarr.float64)
+    assert hugging_face.read_config(GPT2, tmp_path) == config
+    model = GPT2(config, dtype=tinyarr.float64)
     hugging_face.load(tmp_path, model)
 
     tokens = oracle.random_tokens(CONFIG, 0, B=2, T=24)[:, :-1]

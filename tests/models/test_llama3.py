@@ -11,6 +11,7 @@ from models.generate import new_tokens
 from models.llama3 import Config, Llama3, RotaryScaling, rotary_frequencies
 from models.options import GenerateOptions, main
 from tinyarr import Device, Generator, optim
+from tinyarr.errors import ArgumentError
 
 MICRO = Config(
     vocab_size=257, block_size=32, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=48, rotary_base=100.0
@@ -134,8 +135,13 @@ def test_training_lowers_the_loss():
 def test_what_the_model_can_not_be_is_refused():
     with pytest.raises(ValueError, match="33 tokens came, the model has 32 positions"):
         llama()(tinyarr.zeros((1, 33), dtype=tinyarr.int64))
-    with pytest.raises(ValueError, match="n_embd is 32, n_head is 4, n_kv_head is 3"):
-        llama(replace(MICRO, n_kv_head=3))
+    with pytest.raises(ArgumentError, match=r"n_head=4, n_kv_head=3.*n_head a multiple of n_kv_head"):
+        replace(MICRO, n_kv_head=3)
+    for size in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden"):
+        with pytest.raises(ArgumentError, match=f"{size}=0.*at least 1"):
+            replace(MICRO, **{size: 0})
+    with pytest.raises(ArgumentError, match="low_turns less than high_turns"):
+        RotaryScaling(8.0, 4.0, 4.0)
 
 
 class Micro(Llama3):

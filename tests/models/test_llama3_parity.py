@@ -146,6 +146,15 @@ def test_tinyarr_reads_what_transformers_writes(oracle, tmp_path, size):
     assert relative_error(model(inputs).numpy(), expected["logits"]) < 1e-9
 
 
+def test_a_key_that_is_missing_has_the_value_that_transformers_gives_it(tmp_path):
+    from transformers import LlamaConfig
+
+    LlamaConfig().save_pretrained(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    assert hugging_face.read_config(Llama3, tmp_path / "empty") == hugging_face.read_config(Llama3, tmp_path)
+
+
 def test_float32_is_as_near_to_float64_as_transformers_is(oracle):
     """Neither's roundings are the other's, so the bound is twice the error that transformers makes itself."""
     tokens = oracle.random_tokens(CONFIG, 0, B=4, T=24)

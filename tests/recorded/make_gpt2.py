@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from models.gpt2 import Config
+from models.hugging_face import GPT2Format
 from tinyarr import Tensor, saving
 
 FILE = Path(__file__).with_name("gpt2.safetensors")
@@ -24,12 +25,11 @@ WEIGHT_DECAY = 0.1  # of matrices; biases and layer norms don't decay
 def random_model(config: Config, seed: int) -> transformers.GPT2LMHeadModel:
     """A GPT-2 in float64 in which no weight is 0 or 1, without dropout."""
     torch.manual_seed(seed)
+    keys = {key.name: getattr(config, field) for field, key in GPT2Format.keys.items()}
+    none = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     model = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.block_size, n_layer=config.n_layer, n_head=config.n_head,
-            n_embd=config.n_embd, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        )
-    ).double()  # fmt: skip
+        transformers.GPT2Config(**keys | none, bos_token_id=0, eos_token_id=0)
+    ).double()
     with torch.no_grad():
         for p in model.parameters():
             p += 0.1 * torch.randn_like(p)
