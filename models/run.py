@@ -25,7 +25,7 @@ from .ranks import agree, on_first_rank
 
 RUNS = Path("runs")
 FILES = ("config.json", "log.jsonl", "tuning.json", "loss.png", "hugging_face")  # besides those of checkpoints
-UNFINISHED = ".tinyarr-*.unfinished", ".*.safetensors.[0-9]*"  # what killed writers leave
+UNFINISHED = ".*.safetensors.[0-9]*"  # what killed writers of earlier versions left
 
 
 @dataclass
@@ -258,8 +258,10 @@ def _is_free(folder: Path) -> bool:
 def _remove_unfinished(folder: Path, kept: Sequence[Path]) -> None:
     """Deletes what killed writers have left in a locked folder: what has not got its name, or its index."""
     checkpoint.remove_others(folder, kept)
-    for pattern in UNFINISHED:
-        for path in [*folder.glob(pattern), *(folder / "hugging_face").glob(pattern)]:
+    for place in (folder, folder / "hugging_face"):
+        if place.is_dir():
+            durable.remove_unfinished(place)
+        for path in place.glob(UNFINISHED):
             path.unlink(missing_ok=True)
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr
-from tinyarr import Device, saving
+from tinyarr import Device, durable, saving
 from tinyarr.dtypes import ALL
 from tinyarr.errors import ArgumentError, FileError
 from tinyarr.testing import tensors
@@ -184,7 +185,7 @@ def test_threads_may_save_to_one_path(tmp_path):
 
 def test_a_link_laid_under_the_unfinished_file_s_name_is_not_followed(tmp_path, monkeypatch):
     (tmp_path / "victim").write_text("precious")
-    monkeypatch.setattr(os, "urandom", bytes)  # the name, were it known
+    monkeypatch.setattr(secrets, "token_hex", lambda n: 2 * n * "0")  # the name, were it known
     (tmp_path / f".tinyarr-{16 * '0'}.unfinished").symlink_to(tmp_path / "victim")
     with pytest.raises(FileExistsError):
         saving.save(tmp_path / "x", {"x": tinyarr.ones(2)})
@@ -198,7 +199,7 @@ def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
     others = ["x", ".x.unfinished", ".tinyarr-1.unfinished", f".tinyarr-{16 * 'a'}.unfinished.txt"]
     for name in others:
         (tmp_path / name).touch()
-    saving.remove_unfinished(tmp_path)
+    durable.remove_unfinished(tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted(others)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from . import dtypes
+from . import dtypes, durable
 from .array import Array, empty
 from .device import Device, default_device
 from .dtypes import Dtype
@@ -57,35 +57,23 @@ _TENSOR = _grammar(
 _STRINGS = _grammar(rf' "{_METADATA}" : (\{{ (?:"TEXT" : "TEXT" {_COMMA})*+\}}) ([,}}])')
 _NOTHING = _grammar(r"\{ \} ")
 
-_UNFINISHED = re.compile(r"\.tinyarr-[0-9a-f]{16}\.unfinished")
-
 
 def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors and a table of strings to a safetensors file, a tensor at a time.
 
     The file appears under its name only when it is complete and on disk; until then an older one stays as it was.
     On return the name is on disk too. Threads and processes may save to one path at once; one of their files stays.
-    A process that is killed meanwhile leaves an unfinished file behind, which remove_unfinished deletes.
+    A process that is killed meanwhile leaves an unfinished file behind, which durable.remove_unfinished deletes.
     Raises ArgumentError for names and metadata that no file can hold, OSError where the file can't be written.
     """
     path = Path(path)
     # Wide elements first, so that every tensor starts aligned.
     ordered = sorted(_checked(tensors).items(), key=lambda item: -item[1].dtype.itemsize)
     header = _encode(ordered, metadata or {})
-    temporary = path.with_name(f".tinyarr-{os.urandom(8).hex()}.unfinished")
-    file = open(temporary, "xb")  # noqa: SIM115 (a file that another made is not to be removed below)
-    try:
-        with file as f:
-            f.write(len(header).to_bytes(8, "little") + header)
-            for _, t in ordered:
-                f.write(t.numpy().reshape(-1).view(np.uint8))
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        _flush_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with durable.replacing(path) as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, t in ordered:
+            file.write(t.numpy().reshape(-1).view(np.uint8))
 
 
 def _checked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -120,22 +108,6 @@ def _encode(ordered: list[tuple[str, Tensor]], metadata: dict[str, str]) -> byte
         raise ArgumentError(f"save: names, shapes and metadata take {len(encoded):,} bytes, and files may have "
                             f"{MOST_HEADER_BYTES:,}: save in several files, or metadata elsewhere")
     return encoded
-
-
-def remove_unfinished(folder: str | Path) -> None:
-    """Deletes what processes that were killed in `save` have left in a folder. No other process may save there now."""
-    for path in Path(folder).iterdir():
-        if _UNFINISHED.fullmatch(path.name):
-            path.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    """Waits until the folder's entries are on disk too: a new name is lost in a power failure before that."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def load(
