@@ -84,7 +84,7 @@ def _parts(x: Tensor, key: Any) -> list[Any]:
 
 def _converted(x: Tensor, k: Any) -> Any:
     """A part of a key with lists and arrays made tensors and 0-d tensors made ints."""
-    if isinstance(k, list) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
+    if isinstance(k, list | range) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
         k = asarray(k, device=x.device)
         k = astype(k, dtypes.int64) if not k.size and k.dtype.is_float else k  # an empty list
     if isinstance(k, bool) or (_is_mask(k) and not k.ndim):

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import dtypes
 from .errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
+from .nn.module import Parameter
 from .ops.create import copy, full
 from .ops.elementwise import astype, minimum, sqrt, square
 from .ops.elementwise import where as choose
@@ -61,8 +62,14 @@ _FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
 _FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
 
 
-def parameter_groups(parameters: Iterable[Any]) -> list[dict[str, Any]]:
-    """Parameters as one group, or groups as they are."""
+_GROUP_HINTS = {"params": "call them 'parameters'", "lr": "give 'lr_scale', which the learning rate is multiplied by"}
+
+
+def parameter_groups(parameters: Iterable[Any], name: str = "parameter_groups") -> list[dict[str, Any]]:
+    """Parameters as one group, or groups as they are. Raises TypeError, on behalf of `name`, for what holds none."""
+    if isinstance(parameters, Tensor | dict) or not isinstance(parameters, Iterable):
+        advice = "model.parameters(), or a list of tensors or groups"
+        raise TypeError(f"{name}: parameters is {type(parameters).__name__}: pass {advice}")
     groups = list(parameters)
     return [{"parameters": groups}] if groups and not isinstance(groups[0], dict) else groups
 
@@ -71,8 +78,9 @@ class Optimizer:
     """What all optimizers share: parameter groups, the learning rate, the step, saving and loading.
 
     `parameters` is an iterable of parameters, or a list of groups, dicts with the key "parameters" and any of the
-    optimizer's options but lr; "lr_scale" (default 1) multiplies the learning rate for a group. Making an optimizer
-    moves the parameters into its segments. `rules` says what values options may have.
+    optimizer's options but lr; "lr_scale" (default 1) multiplies the learning rate for a group. A frozen nn.Parameter,
+    which has no gradient, keeps its value until it is thawed. Making an optimizer moves the parameters into its
+    segments. `rules` says what values options may have.
     """
 
     state_names: tuple[str, ...] = ()
@@ -80,8 +88,8 @@ class Optimizer:
     masters = True  # whether parameters of half types have float32 copies
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
-        groups = parameter_groups(parameters)
         name = type(self).__name__
+        groups = parameter_groups(parameters, name)
         self._check({"lr": lr, **defaults})
         seen: set[Tensor] = set()
         self._packed: list[_Packed] = []
@@ -89,12 +97,15 @@ class Optimizer:
             allowed = {**defaults, "lr_scale": 1.0}
             if not isinstance(group, dict) or "parameters" not in group or group.keys() - allowed - {"parameters"}:
                 came = f"has {list(group)}" if isinstance(group, dict) else f"is a {type(group).__name__}"
-                raise ArgumentError(f"{name}: a group {came}: it is a dict of 'parameters' and some of {[*allowed]}")
+                hints = [hint for key, hint in _GROUP_HINTS.items() if isinstance(group, dict) and key in group]
+                hints = hints or [f"it is a dict of 'parameters' and some of {[*allowed]}"]
+                raise ArgumentError(f"{name}: a group {came}: {'; '.join(hints)}")
             options = {**allowed, **{k: v for k, v in group.items() if k != "parameters"}}
             self._check(options)
             by_dtype: dict[Any, list[Tensor]] = {}
             for p in group["parameters"]:
-                if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
+                trains = isinstance(p, Parameter) or (isinstance(p, Tensor) and p.is_leaf and p.requires_grad)
+                if not trains:
                     raise ArgumentError(
                         f"{name}: {describe('a parameter', p)}: it must be a leaf tensor with requires_grad=True"
                     )

@@ -125,6 +125,7 @@ class Module:
         Raises ArgumentError for missing or unexpected names (unless not strict: those are then left alone) and
         ShapeError for another shape; then nothing has been written.
         """
+        require_tensors("load_state_dict", **{str(name): t for name, t in state.items()})
         own = dict(self.named_tensors())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):

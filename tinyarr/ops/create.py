@@ -77,20 +77,22 @@ def full(shape: int | Iterable[int], fill_value, *, dtype=None, device=None, req
     return with_gradient(apply(_full, value, shape=shape, dtype=dtype, device=device), requires_grad)
 
 
-def zeros(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """A tensor of zeros, float32 unless a dtype is given."""
+def zeros(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of zeros, float32 unless a dtype is given: `zeros((2, 3))` or `zeros(2, 3)`."""
+    shape = views.normalize_shape("zeros", shape, *more)
     return full(shape, 0, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
-def ones(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """A tensor of ones, float32 unless a dtype is given."""
+def ones(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of ones, float32 unless a dtype is given: `ones((2, 3))` or `ones(2, 3)`."""
+    shape = views.normalize_shape("ones", shape, *more)
     return full(shape, 1, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
-def empty(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """A tensor with undefined contents, float32 unless a dtype is given."""
+def empty(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor with undefined contents, float32 unless a dtype is given: `empty((2, 3))` or `empty(2, 3)`."""
     dtype, device = target(dtype, device, "float")
-    result = result_tensor(executor.get().empty(device, views.normalize_shape("empty", shape), dtype))
+    result = result_tensor(executor.get().empty(device, views.normalize_shape("empty", shape, *more), dtype))
     return with_gradient(result, requires_grad)
 
 

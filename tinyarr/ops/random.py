@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
 
 from .. import dtypes, views
 from ..device import Device
@@ -128,13 +127,13 @@ def normal(shape, mean=0.0, std=1.0, *, generator=None, dtype=None, device=None,
 
 def rand(*shape: int, generator=None, dtype=None, device=None, requires_grad=False) -> Tensor:
     """Uniform on [0, 1): `rand(2, 3)` or `rand((2, 3))`."""
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Iterable) else shape
+    sizes = views.normalize_shape("rand", *shape) if shape else ()
     return uniform(sizes, generator=generator, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def randn(*shape: int, generator=None, dtype=None, device=None, requires_grad=False) -> Tensor:
     """Standard normal: `randn(2, 3)` or `randn((2, 3))`."""
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Iterable) else shape
+    sizes = views.normalize_shape("randn", *shape) if shape else ()
     return normal(sizes, generator=generator, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
