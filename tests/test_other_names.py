@@ -108,7 +108,7 @@ def test_what_pytorch_lets_one_write_works_where_nothing_contradicts_it():
     for make in (ta.zeros, ta.ones, ta.empty, ta.rand, ta.randn):
         assert make(2, 3).shape == make((2, 3)).shape == (2, 3)
         assert make(()).shape == ()
-        with pytest.raises(TypeError, match="shape is 2.5: give ints, or a tuple of them"):
+        with pytest.raises(TypeError, match=r"shape is .* give ints, or a tuple of them"):
             make(2.5)
     assert ta.zeros(shape=(2,)).shape == (2,)
     assert ta.topk(x, k=1)[0].tolist() == [[3], [2]]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import OutOfBounds, ShapeError
 
@@ -88,8 +88,9 @@ def extent(view: View) -> tuple[int, int]:
 
 def normalize_shape(operation: str, shape: int | Iterable[int], *more: int) -> Shape:
     """`shape`, given as an iterable or as ints, as a tuple of non-negative ints. Raises TypeError for anything else."""
+    sizes: Any = shape if isinstance(shape, Iterable) and not more else (shape, *more)
     try:
-        result = tuple(map(operator.index, shape if isinstance(shape, Iterable) and not more else (shape, *more)))
+        result = tuple(map(operator.index, sizes))
     except TypeError:
         came = (shape, *more) if more else shape
         raise TypeError(f"{operation}: shape is {came!r}: give ints, or a tuple of them") from None
