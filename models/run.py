@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -104,8 +105,9 @@ class Run:
             on_first_rank(lambda: tuning.save(self.choices) if tuning.choices() else None)
             checkpoint.write(self.checkpoint, state, model, optimizer, parallel)
         except Stop as stop:
-            raise Stop(f"step {step}: {self.checkpoint} can't be written ({stop}): the checkpoint before it "
-                       f"is whole; make room, then: {self.resume_command}", 1) from stop
+            rest = f"the one before it is whole; to go on: {self.resume_command}"
+            rest = rest if self.checkpoint.exists() else "there is none before it; train anew"
+            raise Stop(f"step {step}: {self.checkpoint} can't be written ({stop}): {rest}", 1) from stop
 
     def load(
         self, model: Any, optimizer: Any = None, parallel: Any = None, generator: tinyarr.Generator | None = None
@@ -172,12 +174,14 @@ def check_free(folder: Path) -> None:
         raise Stop(f"--out {folder} already exists: go on with --resume {folder}, or choose another name")
 
 
-def newest() -> Path:
-    """The numbered folder under runs/ that was made last. Raises Stop where there is none."""
-    numbers = [int(path.name) for path in RUNS.glob("*") if path.name.isdecimal()]
-    if not numbers:
-        raise Stop(f"there is no run under {RUNS}/: train a model first, or give --run or --weights")
-    return RUNS / str(max(numbers))
+def newest(model: str) -> Run:
+    """The newest numbered run of `model` under runs/ that has a checkpoint. Raises Stop where there is none."""
+    for path in sorted(filter(lambda path: path.name.isdecimal(), RUNS.glob("*")), key=lambda path: -int(path.name)):
+        with contextlib.suppress(Stop):
+            run = Run.open(path)
+            if run.config["model"] == model:
+                return run
+    raise Stop(f"no run of {model} under {RUNS}/ has a checkpoint: train one first, or give --run or --weights")
 
 
 def saved_options(model: str, given: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,6 @@ def saved(folder=None, steps=2):
 
 def test_runs_without_a_name_take_the_next_free_number():
     assert [str(Run.start(None, CONFIG).folder) for _ in range(3)] == ["runs/1", "runs/2", "runs/3"]
-    assert str(newest()) == "runs/3"
 
 
 def test_runs_that_start_at_once_get_a_folder_each():
@@ -121,8 +121,18 @@ def test_a_damaged_file_is_told(name):
 
 
 def test_without_runs_there_is_no_newest():
-    with pytest.raises(Stop, match="there is no run under runs/: train a model first"):
-        newest()
+    with pytest.raises(Stop, match="no run of toy under runs/ has a checkpoint: train one first"):
+        newest("toy")
+
+
+def test_the_newest_run_is_the_last_of_its_own_model_that_has_a_checkpoint(folder):
+    for _ in range(10):
+        saved()
+    Run.start(None, CONFIG | {"model": "other"})
+    assert str(newest("toy").folder) == "runs/10"
+    (folder / "runs/10/checkpoint.safetensors").unlink()
+    (folder / "runs/9/config.json").write_text(json.dumps(CONFIG | {"model": "other"}))
+    assert str(newest("toy").folder) == "runs/8" and str(newest("other").folder) == "runs/9"
 
 
 def test_a_checkpoint_brings_back_model_optimizer_generator_and_step():
@@ -146,10 +156,17 @@ def test_a_full_disk_is_told_with_the_command_to_go_on_and_spares_the_checkpoint
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(saving, "save", full)
-    with pytest.raises(Stop, match=r"step 3: .*\(No space left on device\).*--resume runs/1") as caught:
+    with pytest.raises(Stop, match=r"step 3: .*\(No space left on device: make room\).*--resume runs/1") as caught:
         run.save(3, *state(0), tinyarr.Generator(0))
     assert caught.value.status == 1
     assert run.checkpoint.read_bytes() == before
+
+
+def test_a_folder_that_is_gone_is_told_without_advice_to_make_room(folder):
+    run = saved()
+    shutil.rmtree(run.folder)
+    with pytest.raises(Stop, match=r"\(No such file or directory\): there is none before it; train anew$"):
+        run.save(3, *state(0), tinyarr.Generator(0))
 
 
 def test_a_damaged_checkpoint_is_told_in_words():
