@@ -1,7 +1,5 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
-
 from . import cuda, data, distributed, dtypes, nn, optim, random, saving, schedule, tuning
 from . import indexing as _indexing  # attaches x[key] to Tensor
 from .autograd import gradients
@@ -171,14 +169,12 @@ newaxis = None
 __version__ = "0.1.0"
 
 
-if not _TYPE_CHECKING:
+def __getattr__(name: str):
+    if name == "testing":  # which is imported when it is wanted: it may need hypothesis
+        import importlib
 
-    def __getattr__(name: str):
-        if name == "testing":  # which is imported when it is wanted: it may need hypothesis
-            import importlib
-
-            return importlib.import_module(".testing", __name__)
-        _missing("tinyarr", _OTHER_NAMES, name)
+        return importlib.import_module(".testing", __name__)
+    _missing("tinyarr", _OTHER_NAMES, name)
 
 
 for _name, _value in list(globals().items()):

@@ -13,7 +13,7 @@ from .ops.elementwise import astype
 from .ops.index import flat_positions, require_integers, scatter, take
 from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
 from .ops.sort import nonzero
-from .tensor import Tensor
+from .tensor import Tensor, method
 
 
 def _whole_number(index: Any) -> int:
@@ -180,6 +180,6 @@ def _iterate(x: Tensor):
     return (x[i] for i in range(len(x)))
 
 
-Tensor.__getitem__ = _getitem
-Tensor.__setitem__ = _setitem
-Tensor.__iter__ = _iterate
+method("__getitem__")(_getitem)
+method("__setitem__")(_setitem)
+method("__iter__")(_iterate)

@@ -181,7 +181,8 @@ class Optimizer:
         asking for a value. Random numbers are drawn all the same. Raises TypeError, ShapeError, DtypeError or
         DeviceError for anything else.
         """
-        update, taken = self.update, 1
+        update: Callable[..., None] = self.update
+        taken: int | Tensor = 1
         if where is not None:
             self._check_where(where)
             update, taken = self._update_where(where), astype(where, dtypes.int64)

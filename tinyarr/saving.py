@@ -59,7 +59,7 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
         with open(temporary, "wb") as f:
             f.write(len(encoded).to_bytes(8, "little") + encoded)
             for _, t in ordered:
-                f.write(t.numpy().reshape(-1).view(np.uint8))
+                f.write(t.numpy().reshape(-1).view(np.uint8).data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)

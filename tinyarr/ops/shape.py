@@ -271,7 +271,6 @@ def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence
     return permute_dims(x, order)
 
 
-@property  # type: ignore[misc]
 def _transposed(x: Tensor) -> Tensor:
     """The matrix transposed; a view. For exactly two dimensions; see mT for stacks of matrices."""
     if x.ndim != 2:
@@ -279,5 +278,5 @@ def _transposed(x: Tensor) -> Tensor:
     return matrix_transpose(x)
 
 
-Tensor.T = _transposed
-Tensor.mT = property(matrix_transpose)
+method("T")(property(_transposed))
+method("mT")(property(matrix_transpose))
