@@ -177,8 +177,9 @@ def __getattr__(name: str):
     _missing("tinyarr", _OTHER_NAMES, name)
 
 
+_EXPLAINED = "cross_entropy scaled_dot_product_attention grad value_and_grad no_grad enable_grad".split()
 for _name, _value in list(globals().items()):
-    if _takes_axis(_value) or _name in ("cross_entropy", "scaled_dot_product_attention", "grad", "value_and_grad"):
+    if _takes_axis(_value) or _name in _EXPLAINED:
         globals()[_name] = _explained(_value)
     elif _name in ("tensor", "array", "device"):  # modules with names of PyTorch's functions
         del globals()[_name]

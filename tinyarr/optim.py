@@ -62,14 +62,19 @@ _FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
 _FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
 
 
+def require_parameters(operation: str, parameters: Any) -> None:
+    """Raises TypeError for what can't be walked over, and for a tensor or group alone."""
+    if isinstance(parameters, Tensor | dict) or not isinstance(parameters, Iterable):
+        advice = "model.parameters(), or a list of tensors or groups"
+        raise TypeError(f"{operation}: parameters is {type(parameters).__name__}: pass {advice}")
+
+
 _GROUP_HINTS = {"params": "call them 'parameters'", "lr": "give 'lr_scale', which the learning rate is multiplied by"}
 
 
 def parameter_groups(parameters: Iterable[Any], name: str = "parameter_groups") -> list[dict[str, Any]]:
     """Parameters as one group, or groups as they are. Raises TypeError, on behalf of `name`, for what holds none."""
-    if isinstance(parameters, Tensor | dict) or not isinstance(parameters, Iterable):
-        advice = "model.parameters(), or a list of tensors or groups"
-        raise TypeError(f"{name}: parameters is {type(parameters).__name__}: pass {advice}")
+    require_parameters(name, parameters)
     groups = list(parameters)
     return [{"parameters": groups}] if groups and not isinstance(groups[0], dict) else groups
 
@@ -122,8 +127,12 @@ class Optimizer:
 
     def _check(self, options: dict[str, Any]) -> None:
         for option, (holds, words) in {"lr": _NOT_NEGATIVE, "lr_scale": _NOT_NEGATIVE, **self.rules}.items():
-            if option in options and not holds(options[option]):
-                raise ArgumentError(f"{type(self).__name__}: {option} is {options[option]}: {words}")
+            try:
+                sound = option not in options or holds(options[option])
+            except TypeError:
+                sound = False
+            if not sound:
+                raise ArgumentError(f"{type(self).__name__}: {option} is {options[option]!r}: {words}")
 
     @property
     def lr(self) -> Tensor:
@@ -447,6 +456,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
 
     Nothing is read back to Python. Raises ArgumentError where no parameter has a gradient.
     """
+    require_parameters("grad_norm", parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         raise ArgumentError("grad_norm: no parameter has a gradient: call backward() first")
@@ -462,6 +472,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, norm: Tenso
     """
     if not max_norm > 0:
         raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm}: it must be positive")
+    require_parameters("clip_grad_norm", parameters)
     parameters = list(parameters)
     norm = grad_norm(parameters) if norm is None else norm
     with no_grad():

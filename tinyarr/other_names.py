@@ -245,11 +245,11 @@ def _check_call(function: Callable, args: tuple, keywords: dict[str, Any]) -> No
 
 
 def takes_axis(value: object) -> bool:
-    """Whether a value is a function with a parameter `axis`, which PyTorch calls dim."""
+    """Whether a value is a function with a parameter `axis` or `axes`, which PyTorch calls dim or dims."""
     if not isinstance(value, FunctionType):
         return False
     code = inspect.unwrap(value).__code__
-    return "axis" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return not {"axis", "axes"}.isdisjoint(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
 for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, OPTIMIZER)):

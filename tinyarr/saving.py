@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +39,8 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
     .NAME.PID.
     Raises ArgumentError for metadata that are no strings, OSError where the file can't be written.
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"save: tensors is {type(tensors).__name__}: give a dict of tensors, as model.state_dict()")
     require_tensors("save", **{str(name): t for name, t in tensors.items()})
     path = Path(path)
     header: dict[str, Any] = {}

@@ -59,6 +59,13 @@ def require_fit(operation: str, dtype: Dtype, *extremes) -> None:
         dtype_constant(operation, int(extreme), dtype)
 
 
+def require_numbers(operation: str, **given: object) -> None:
+    """Raises TypeError that names the first argument that is no Python number."""
+    for name, value in given.items():
+        if dtypes.scalar_kind(value) is None:
+            raise TypeError(f"{operation}: {name} is {value!r}: it must be a Python number")
+
+
 def with_gradient(x: Tensor, requires_grad: bool) -> Tensor:
     """x, made a leaf that gradients flow to where that is asked for."""
     if requires_grad:
@@ -121,6 +128,7 @@ def arange(start, stop=None, step=1, *, dtype=None, device=None) -> Tensor:
     if stop is None:
         start, stop = 0, start
     start, stop, step = map(dtypes.python_scalar, (start, stop, step))
+    require_numbers("arange", start=start, stop=stop, step=step)
     if step == 0:
         raise ArgumentError("arange: step is 0: it must be positive or negative")
     if not all(map(math.isfinite, (start, stop, step))):
@@ -142,6 +150,7 @@ def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype=None, devic
 
 def linspace(start, stop, /, num: int, *, dtype=None, device=None, endpoint: bool = True) -> Tensor:
     """`num` evenly spaced numbers from start to stop, which is left out where `endpoint` is False."""
+    require_numbers("linspace", start=dtypes.python_scalar(start), stop=dtypes.python_scalar(stop))
     dtype, device = target(dtype, device, "float")
     (num,) = views.normalize_shape("linspace", num)
     divisions = num - 1 if endpoint else num

@@ -97,6 +97,8 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *more: int, copy: bool | N
 @method()
 def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
     """The axes reordered: axis i of the result is axis axes[i] of x; a view."""
+    if not isinstance(axes, Sequence):
+        raise TypeError(f"permute_dims: axes is {axes!r}: give a tuple of ints")
     order = tuple(views.normalize_axis("permute_dims", a, x.ndim) for a in axes)
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"permute_dims: axes is {tuple(axes)}, x has {x.ndim} dimensions: each axis must come once")
@@ -178,13 +180,16 @@ def _concat_gradient(g, *, axis, shapes):
 
 
 def require_each(operation: str, tensors: Sequence[Tensor]) -> None:
+    """Raises TypeError for what is no sequence of tensors, ShapeError for an empty one."""
+    if not isinstance(tensors, Sequence):
+        raise TypeError(f"{operation}: tensors is {type(tensors).__name__}: give a list of tensors")
+    if not tensors:
+        raise ShapeError(f"{operation}: needs at least one tensor")
     require_tensors(operation, **{f"tensor {i}": t for i, t in enumerate(tensors)})
 
 
 def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
     """The tensors joined along an existing axis; all other axes must be equal. With None, all are flattened first."""
-    if not tensors:
-        raise ShapeError("concat: needs at least one tensor")
     require_each("concat", tensors)
     if axis is None:
         tensors, axis = [reshape(t, (-1,) if t.size else (0,)) for t in tensors], 0
@@ -193,8 +198,6 @@ def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
 
 def stack(tensors: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
     """The tensors, all of one shape, joined along a new axis."""
-    if not tensors:
-        raise ShapeError("stack: needs at least one tensor")
     require_each("stack", tensors)
     for i, t in enumerate(tensors):
         if t.shape != tensors[0].shape:
