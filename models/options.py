@@ -13,7 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from tinyarr import distributed
-from tinyarr.errors import DeviceError, RankError
+from tinyarr.errors import DeviceError, OutOfMemory, RankError
 
 
 class Stop(Exception):
@@ -126,8 +126,8 @@ def main(model_class: type, argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, perhaps `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (DeviceError, OSError, ModuleNotFoundError) as error:
-        message, status = f"{error}{advice(error)}", 2
+    except (DeviceError, OSError, OutOfMemory, ModuleNotFoundError) as error:
+        message, status = in_words(error), 2
     except RankError as error:
         message, status = str(error), 1
     except KeyboardInterrupt:
@@ -145,9 +145,12 @@ def allow_any_text() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
-def advice(error: Exception) -> str:
-    """What to do about a full disk, to be put behind what the error says; empty for other errors."""
-    return ": make room" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else ""
+def in_words(error: Exception) -> str:
+    """What an error says; of the system's the file, what is wrong, and what to do where that is a full disk."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    advice = ": make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{'' if error.filename is None else f'{error.filename}: '}{error.strerror}{advice}"
 
 
 def _train(model_class: type, given: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import tinyarr
 from tinyarr import distributed
 from tinyarr.errors import DeviceError
 
-from .options import Stop, advice
+from .options import Stop, in_words
 
 
 def agree(work: Callable[[], Any]) -> Any:
@@ -55,4 +55,4 @@ def _done(work: Callable[[], Any]) -> tuple[Any, tuple[str, int] | None]:
     except Stop as stop:
         return None, (str(stop), stop.status)
     except (OSError, DeviceError) as error:
-        return None, ((getattr(error, "strerror", None) or str(error)) + advice(error), 2)
+        return None, (in_words(error), 2)

@@ -96,7 +96,8 @@ TOKENIZERS: dict[str, Callable[[str | Path | None], tiktoken.Encoding]] = {
 def tokenizer_of_file(path: str | Path) -> str:
     """The name of the tokenizer whose vocabulary a file holds: Llama 3's lines are a token in base64 and its rank."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"load_tokenizer: {path}: no such file: give one of {', '.join(TOKENIZERS)}, or the "
+        wrong = "is a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"load_tokenizer: {path}: {wrong}: give one of {', '.join(TOKENIZERS)}, or the "
                                 "path of GPT-2's vocab.bpe or Llama 3's tokenizer.model")
     with open(path, "rb") as file:
         words = file.readline(200).split()

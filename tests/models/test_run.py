@@ -165,7 +165,7 @@ def test_a_full_disk_is_told_with_the_command_to_go_on_and_spares_the_checkpoint
 def test_a_folder_that_is_gone_is_told_without_advice_to_make_room(folder):
     run = saved()
     shutil.rmtree(run.folder)
-    with pytest.raises(Stop, match=r"\(No such file or directory\): there is none before it; train anew$"):
+    with pytest.raises(Stop, match=r"\(.*: No such file or directory\): there is none before it; train anew$"):
         run.save(3, *state(0), tinyarr.Generator(0))
 
 
