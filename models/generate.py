@@ -47,9 +47,11 @@ def write(model: Any, tokenizer: tiktoken.Encoding, options: GenerateOptions) ->
     allow_any_text()
     prompt = encode_prompt(tokenizer, options.prompt)
     print(options.prompt, end="", flush=True)
-    for piece in pieces(tokenizer, new_tokens(model, prompt, options)):
-        print(piece, end="", flush=True)
-    print()
+    try:
+        for piece in pieces(tokenizer, new_tokens(model, prompt, options)):
+            print(piece, end="", flush=True)
+    finally:  # what Ctrl-C has to say goes on a line of its own
+        print()
 
 
 def pieces(tokenizer: tiktoken.Encoding, tokens: Iterable[int]) -> Iterator[str]:
