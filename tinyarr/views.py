@@ -12,7 +12,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from .errors import OutOfBounds, ShapeError
+from .errors import OutOfBounds, ShapeError, whole_number
 
 Shape = tuple[int, ...]
 
@@ -101,10 +101,7 @@ def normalize_shape(operation: str, shape: int | Iterable[int], *more: int) -> S
 
 def normalize_axis(operation: str, axis: int, ndim: int) -> int:
     """`axis` counted from the front. Raises OutOfBounds outside [-ndim, ndim)."""
-    try:
-        result = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"{operation}: axis is {axis!r}: it must be an int") from None
+    result = whole_number(operation, "axis", axis)
     if not -ndim <= result < ndim:
         where = f"axes go from {-ndim} to {ndim - 1}" if ndim else "a 0-d tensor has no axes"
         raise OutOfBounds(f"{operation}: axis is {axis}, the tensor has {ndim} dimensions: {where}")

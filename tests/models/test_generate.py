@@ -128,6 +128,19 @@ def test_a_start_token_that_also_ends_texts_stands_before_no_prompt_but_for_an_e
     assert encode_prompt(llama, "It") == [256, 73, 116] and encode_prompt(llama, "") == [256]
 
 
+def test_ctrl_c_ends_the_line_and_says_so(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        yield 65
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "new_tokens", interrupted)
+    saving.save(tmp_path / "w.safetensors", GPT2Format.weights(GPT2(MICRO)))
+    options = ["--weights", str(tmp_path / "w.safetensors"), "--size", "tiny", "--tokenizer", "bytes"]
+    with pytest.raises(SystemExit, match="130"):
+        main(Micro, ["generate", *options])
+    assert capsys.readouterr() == ("A\n", "python -m models.gpt2: interrupted\n")
+
+
 @pytest.mark.parametrize("encoding", ["latin1", "ascii", "utf-8"])
 def test_a_terminal_without_a_character_shows_a_question_mark(encoding, monkeypatch):
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)

@@ -7,7 +7,7 @@ import pytest
 
 from models import options
 from models.options import GenerateOptions, Stop, TrainOptions, main
-from tinyarr.errors import DeviceError
+from tinyarr.errors import DeviceError, OutOfMemory
 
 
 class Model:
@@ -94,6 +94,7 @@ def test_a_mistake_ends_in_one_line_and_leaves_nothing_behind(capsys, tmp_path, 
         (DeviceError("cuda:0: there is none"), 2, "cuda:0: there is none"),
         (FileNotFoundError(2, "No such file", "a.txt"), 2, "a.txt: No such file"),
         (OSError(28, "No space left on device", "a"), 2, "a: No space left on device: make room"),
+        (OutOfMemory("cpu: 9 bytes can't be had"), 2, "cpu: 9 bytes can't be had"),
         (ModuleNotFoundError("No module named 'rich'"), 2, "No module named 'rich'"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

@@ -8,12 +8,11 @@ below, made of exactly rounded operations, so that they are bit-equal on every d
 from __future__ import annotations
 
 import math
-import operator
 
 from .. import dtypes, views
 from ..device import Device
 from ..dtypes import Dtype
-from ..errors import ArgumentError, DtypeError
+from ..errors import ArgumentError, DtypeError, whole_number
 from ..random import Generator, default_generator
 from ..tensor import Tensor, method
 from . import scalar
@@ -139,7 +138,7 @@ def randn(*shape: int, generator=None, dtype=None, device=None, requires_grad=Fa
 
 def randint(low: int, high: int, shape, *, generator=None, dtype=None, device=None) -> Tensor:
     """Integers in [low, high), at most 2**32 of them; int64 unless a dtype is given."""
-    low, high = operator.index(low), operator.index(high)
+    low, high = whole_number("randint", "low", low), whole_number("randint", "high", high)
     span = high - low
     if not 1 <= span <= 2**32:
         raise ArgumentError(f"randint: low is {low}, high is {high}: high - low must lie in [1, 2**32]")

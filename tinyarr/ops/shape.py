@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import builtins
 import math
-import operator
 from collections.abc import Sequence
 
 from .. import dtypes, views
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, ShapeError, whole_number
 from ..tensor import Tensor, method, require_tensors
 from ..views import Shape, View
 from .create import zeros
@@ -244,7 +243,7 @@ def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = 0) -> tuple[Tens
         if sizes < 1:
             raise ShapeError(f"split: sizes is {sizes}: it must be at least 1")
         sizes = [min(sizes, n - i) for i in range(0, n, sizes)] or [0]
-    parts = tuple(operator.index(s) for s in sizes)
+    parts = tuple(whole_number("split", "a size", s) for s in sizes)
     if builtins.sum(parts) != n or min(parts, default=0) < 0:
         raise ShapeError(f"split: x has shape {x.shape}, axis is {axis}, sizes are {parts}: they must sum to {n}")
     return apply(_split, x, sizes=parts, axis=axis)
