@@ -10,7 +10,7 @@ import pytest
 import tinyarr as ta
 from tinyarr import nn, optim
 from tinyarr.errors import ArgumentError
-from tinyarr.other_names import FUNCTIONS, METHODS, MODULE, NN, OPTIM, OPTIMIZER
+from tinyarr.other_names import AUTOGRAD, FUNCTIONS, INIT, METHODS, MODULE, NN, OPTIM, OPTIMIZER
 
 LAYER = nn.Linear(2, 3)
 OWNERS = [  # who lacks the names, what an error calls it, where what it is told to use is found
@@ -18,6 +18,8 @@ OWNERS = [  # who lacks the names, what an error calls it, where what it is told
     (METHODS, ta.ones((2, 2)), "Tensor", ()),
     (NN, nn, "tinyarr.nn", (nn,)),
     (MODULE, LAYER, "Linear", (nn,)),
+    (INIT, nn.init, "tinyarr.nn.init", (nn.init,)),
+    (AUTOGRAD, ta.autograd, "tinyarr.autograd", ()),
     (OPTIM, optim, "tinyarr.optim", (optim,)),
     (OPTIMIZER, optim.SGD(LAYER.parameters()), "SGD", ()),
 ]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, NoReturn
 
-from . import nn, optim
+from . import autograd, nn, optim
 from .tensor import Tensor
 
 SHARED = {  # by functions and methods
@@ -168,6 +168,18 @@ MODULE = {
     "apply": "named_modules(): for _, module in self.named_modules(): ...",
     "requires_grad_": "parameters(): for p in self.parameters(): p.requires_grad = False",
 }
+INIT = {
+    "normal_": "normal(shape, std), which returns a new Parameter",
+    "uniform_": "uniform(shape, bound), which returns a new Parameter",
+    "constant_": "constant(shape, value), which returns a new Parameter",
+    "zeros_": "constant(shape, 0), which returns a new Parameter",
+    "ones_": "constant(shape, 1), which returns a new Parameter",
+    "kaiming_uniform_": "kaiming_uniform(shape, fan_in), which returns a new Parameter",
+}
+AUTOGRAD = {
+    "grad": "tinyarr.gradients(outputs, inputs)",
+    "Function": "tinyarr.custom_gradient",
+}
 OPTIM = {
     "Adam": "AdamW with weight_decay=0, which is Adam",
     "lr_scheduler": "tinyarr.schedule, and optimizer.lr = rate(step)",
@@ -269,5 +281,5 @@ for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, 
     for _name, _value in list(vars(_kind).items()):
         if takes_axis(_value) or _name == "zero_grad":
             setattr(_kind, _name, explained(_value))
-for _module, _names in ((nn, NN), (optim, OPTIM)):
+for _module, _names in ((nn, NN), (nn.init, INIT), (optim, OPTIM), (autograd, AUTOGRAD)):
     _module.__getattr__ = functools.partial(missing, _module.__name__, _names)  # type: ignore[method-assign]
