@@ -231,7 +231,6 @@ def _listed(self: object) -> list[str]:
 @functools.cache
 def explained(function: Callable) -> Callable:
     """The function, which says what to write where it is called with arguments that it doesn't take."""
-
     plain = inspect.unwrap(function)
 
     @functools.wraps(function)
