@@ -150,7 +150,8 @@ def functions_using(p: Primitive) -> list[str]:
     names = {name for name, value in vars(module).items() if value is p}
     return sorted(
         name for name, f in vars(module).items()
-        if inspect.isfunction(f) and not name.startswith("_") and getattr(tinyarr, name, None) is f
+        if inspect.isfunction(f) and not name.startswith("_")
+        and inspect.unwrap(getattr(tinyarr, name, None)) is inspect.unwrap(f)
         and names & set(inspect.unwrap(f).__code__.co_names)
     )
 

@@ -31,6 +31,12 @@ class Corpus:
     baseline: float | None  # what byte 4-grams get, where tokens are bytes
     fingerprint: str
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many tokens there are to train and to validate on."""
+        training, validation = (sum(a.size for a in batches.arrays) for batches in (self.training, self.validation))
+        return training, validation
+
 
 def open_corpus(options: TrainOptions, vocab_size: int) -> Corpus:
     """The data that the options name; `vocab_size` is for shards without a tokenizer. Raises Stop for wrong files."""
@@ -42,11 +48,12 @@ def open_corpus(options: TrainOptions, vocab_size: int) -> Corpus:
         if options.data is not None:
             train, validation = split_shards(read_shards(options.data))
         else:
-            text = load_text(options.text)
+            text = load_text(options.text, drop_repeats=options.drop_repeats)
             train, validation = [encode(tokenizer, text.train)], [encode(tokenizer, text.validation)]
             if tokenizer.name == "bytes":
                 # End of text, 256, becomes the byte 0, which no text holds: the table predicts what the model does.
-                baseline = nats_per_byte(*(ids.astype(np.uint8).tobytes() for [ids] in (train, validation)))
+                judged = validation[0][: options.eval_tokens]
+                baseline = nats_per_byte(*(ids.astype(np.uint8).tobytes() for ids in (train[0], judged)))
         shape = dict(batch_size=options.batch_size, seq_len=options.seq_len, vocab_size=vocab_size)
         corpus = Corpus(Batches(train, **shape, seed=options.seed), Batches(validation, **shape), vocab_size,
                         tokenizer, baseline, fingerprint(train + validation))

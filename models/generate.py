@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,19 +16,24 @@ from tinyarr import nn
 
 from . import hugging_face
 from .corpus import open_tokenizer
-from .options import GenerateOptions, Stop, TrainOptions
+from .options import GenerateOptions, Stop, TrainOptions, allow_any_text
 from .run import Run, newest
-from .tokenizer import end_tokens, start_token
+from .tokenizer import encode_prompt, end_tokens
 
 if TYPE_CHECKING:
     import tiktoken
 
 
 def generate(model_class: type, options: GenerateOptions) -> None:
-    """Print what a trained model writes after `options.prompt`. Raises Stop for a file that is missing or wrong."""
+    """Print what a trained model writes after `options.prompt`, and on stderr which run it is from.
+
+    Raises Stop for a file that is missing or wrong.
+    """
     tinyarr.memory_stats(tinyarr.Device(options.device))  # a missing device is named before any work
     if options.weights is None:
-        model, tokenizer = from_run(model_class, Run.open(options.run or newest()), options)
+        run = newest(model_class.name) if options.run is None else Run.open(options.run)
+        model, tokenizer = from_run(model_class, run, options)
+        print(f"{run.folder}: {model.name} {run.config['options']['size']}", file=sys.stderr)
     else:
         model, tokenizer = from_weights(model_class, options)
     if tokenizer.n_vocab != model.config.vocab_size:
@@ -38,11 +44,14 @@ def generate(model_class: type, options: GenerateOptions) -> None:
 
 def write(model: Any, tokenizer: tiktoken.Encoding, options: GenerateOptions) -> None:
     """Print the prompt and what the model writes after it, as it comes; without a prompt, a text of its own."""
-    prompt = [start_token(tokenizer), *tokenizer.encode(options.prompt, disallowed_special=())]
+    allow_any_text()
+    prompt = encode_prompt(tokenizer, options.prompt)
     print(options.prompt, end="", flush=True)
-    for piece in pieces(tokenizer, new_tokens(model, prompt, options)):
-        print(piece, end="", flush=True)
-    print()
+    try:
+        for piece in pieces(tokenizer, new_tokens(model, prompt, options)):
+            print(piece, end="", flush=True)
+    finally:  # what Ctrl-C has to say goes on a line of its own
+        print()
 
 
 def pieces(tokenizer: tiktoken.Encoding, tokens: Iterable[int]) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from tinyarr import distributed
-from tinyarr.errors import DeviceError, RankError
+from tinyarr.errors import DeviceError, OutOfMemory, RankError
 
 
 class Stop(Exception):
@@ -41,6 +42,8 @@ class TrainOptions:
     device: str = option("cpu", "model", "where to train: cpu, cuda, cuda:1 and so on")
 
     text: str | None = option(None, "data", "a text file to learn; else the documentation inside Python")
+    drop_repeats: bool = option(False, "data", "leave out paragraphs of --text that it had before, so that none can be "
+                                "remembered in a validation")
     data: str | None = option(None, "data", "token shards in llm.c's format, as 'shards*.bin'; files with 'val' in "
                               "their name are for validation, else the last tenth of the last shard is")
     tokenizer: str | None = option(None, "data", "bytes, gpt2, or the path of GPT-2's vocab.bpe or Llama 3's "
@@ -66,12 +69,16 @@ class TrainOptions:
     zero: int = option(0, "run", "what several ranks share out instead of each keeping it: 0 nothing, 1 the "
                        "optimizer's state, 2 the gradients too", most=2)
     eval_every: int = option(400, "run", "updates between validations; each also saves a checkpoint", least=1)
+    # The default is enough for a standard error below 0.01 nats.
+    eval_tokens: int = option(2**17, "run", "tokens of the validation text after which a validation ends", least=1)
     out: str | None = option(None, "run", "a new folder for the run; else the next free number under runs/")
     resume: str | None = option(None, "run", "the folder of a run to go on with; all other options are the run's own")
 
     def __post_init__(self) -> None:
         if self.text is not None and self.data is not None:
             raise Stop("--text and --data exclude each other: give one")
+        if self.drop_repeats and self.text is None:
+            raise Stop("--drop-repeats belongs to --text: give one, or leave it out")
         if self.out is not None and self.resume is not None:
             raise Stop("--out and --resume exclude each other: a resumed run stays in its folder")
         if self.warmup is not None and self.warmup >= self.steps:
@@ -82,7 +89,7 @@ class TrainOptions:
 class GenerateOptions:
     """What a generated text depends on. Raises Stop where options contradict each other."""
 
-    run: str | None = option(None, "model", "the folder of a run; else the newest under runs/")
+    run: str | None = option(None, "model", "the folder of a run; else the model's newest under runs/")
     weights: str | None = option(None, "model", "a folder in Hugging Face's format, or a safetensors file of one, "
                                  "instead of --run")
     size: str | None = option(None, "model", "which configuration --weights has; else its config.json says it")
@@ -110,6 +117,7 @@ class GenerateOptions:
 def main(model_class: type, argv: Sequence[str] | None = None) -> None:
     """Run `train` or `generate` of a model; mistakes end in one line on stderr and exit status 2."""
     program = f"python -m models.{model_class.name}"
+    allow_any_text()
     try:
         given = vars(_parser(model_class, program).parse_args(argv))  # only what the command line has
         given.pop("command")(model_class, given)
@@ -118,8 +126,8 @@ def main(model_class: type, argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # the reader, perhaps `head`, has what it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (DeviceError, OSError, ModuleNotFoundError) as error:
-        message, status = str(error), 2
+    except (DeviceError, OSError, OutOfMemory, ModuleNotFoundError) as error:
+        message, status = in_words(error), 2
     except RankError as error:
         message, status = str(error), 1
     except KeyboardInterrupt:
@@ -129,6 +137,12 @@ def main(model_class: type, argv: Sequence[str] | None = None) -> None:
     if message:
         print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def allow_any_text() -> None:
+    """Has stdout write ? for a character that its encoding lacks, where it would raise UnicodeEncodeError."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def in_words(error: Exception) -> str:

@@ -10,10 +10,10 @@ PLAIN_SECONDS = 10
 
 
 class Progress:
-    """A context manager whose `show` takes each record of the log.
+    """A context manager whose `show` takes each record of the log, and `show_validation` what comes between them.
 
-    On a terminal the newest record is a line at the bottom, with a bar; elsewhere a line is printed every ten
-    seconds. Records with a validation loss stay on the screen either way.
+    On a terminal the newest is a line at the bottom, with a bar; elsewhere a line is printed every ten seconds.
+    Records with a validation loss stay on the screen either way.
     """
 
     def __init__(self, first: int, steps: int, *, shown: bool = True) -> None:
@@ -30,6 +30,7 @@ class Progress:
         self.validation = ""
 
     def __enter__(self) -> Progress:
+        self.printed = time.monotonic()
         self.bar.start()
         return self
 
@@ -47,9 +48,16 @@ class Progress:
         if record["val_loss"] is not None:
             self.validation = f"  validation {record['val_loss']:.3f}"
         line = self._line(record, now)
-        self.bar.update(self.task, description=line, completed=record["step"])
-        plain = not self.console.is_terminal and now - self.printed >= PLAIN_SECONDS
-        if plain or record["val_loss"] is not None:
+        self.bar.update(self.task, completed=record["step"])
+        self._renew(line, now, stays=record["val_loss"] is not None)
+
+    def show_validation(self, seen: int, tokens: int) -> None:
+        """Shows how many of the tokens of a validation the model has seen."""
+        self._renew(f"validation: {seen:,}/{tokens:,} tokens", time.monotonic())
+
+    def _renew(self, line: str, now: float, *, stays: bool = False) -> None:
+        self.bar.update(self.task, description=line)
+        if stays or (not self.console.is_terminal and now - self.printed >= PLAIN_SECONDS):
             self.console.print(line, soft_wrap=True)
             self.printed = now
 

@@ -265,12 +265,14 @@ def _remove_unfinished(folder: Path, kept: Sequence[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def newest() -> Path:
-    """The numbered folder under runs/ that was made last. Raises Stop where there is none."""
-    numbers = [int(path.name) for path in RUNS.glob("*") if path.name.isdecimal()]
-    if not numbers:
-        raise Stop(f"there is no run under {RUNS}/: train a model first, or give --run or --weights")
-    return RUNS / str(max(numbers))
+def newest(model: str) -> Run:
+    """The newest numbered run of `model` under runs/ that has a checkpoint. Raises Stop where there is none."""
+    for path in sorted(filter(lambda path: path.name.isdecimal(), RUNS.glob("*")), key=lambda path: -int(path.name)):
+        with contextlib.suppress(Stop):
+            run = Run.open(path)
+            if run.config["model"] == model and checkpoint.indices(path):
+                return run
+    raise Stop(f"no run of {model} under {RUNS}/ has a checkpoint: train one first, or give --run or --weights")
 
 
 def saved_options(model: str, given: dict[str, Any]) -> dict[str, Any]:

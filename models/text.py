@@ -12,20 +12,20 @@ SHORTEST_FILE = 1000  # characters: each tenth of a stretch is then ten or more
 
 @dataclass(frozen=True)
 class Split:
-    """Documents to train on, and documents that share no paragraph with them to validate on."""
+    """Documents to train on and documents to validate on, which share no paragraph where repeats were dropped."""
 
     train: list[str]
     validation: list[str]
 
 
-def load_text(path: str | Path | None = None) -> Split:
-    """The documents of a text, repeated paragraphs dropped, split into training and validation.
+def load_text(path: str | Path | None = None, *, drop_repeats: bool = False) -> Split:
+    """The documents of a text, split into training and validation.
 
     Without `path`: the documentation inside every Python (`pydoc_data.topics`), a document a topic; every
     sixth topic is for validation. With `path`: a UTF-8 file, cut into ten stretches, the last tenth of each
-    for validation; the cuts lie at the ends of paragraphs, or of lines or words where paragraphs are long. Of
-    a paragraph (text between blank lines) that occurs several times only the first is kept: otherwise a model
-    could score on validation text by remembering.
+    for validation; the cuts lie at the ends of paragraphs, or of lines or words where paragraphs are long.
+    Of a paragraph (text between blank lines) that occurs several times only the first is kept, in a file only
+    with `drop_repeats`: otherwise a model can score on validation text by remembering.
 
     Raises FileNotFoundError for a missing file, and ValueError for one that is empty, is no UTF-8 text, or is
     too short to split.
@@ -35,17 +35,20 @@ def load_text(path: str | Path | None = None) -> Split:
 
         documents = _without_repeats(topics[name] for name in sorted(topics))
         return Split([d for i, d in enumerate(documents) if i % 6], documents[::6])
-    [text] = _without_repeats([_read(Path(path))])
+    text = _read(Path(path))
+    if drop_repeats:
+        [text] = _without_repeats([text])
     if len(text) < SHORTEST_FILE:
-        raise ValueError(f"load_text: {path}: found {len(text)} characters, repeated paragraphs dropped, "
-                         f"expected at least {SHORTEST_FILE}: give a longer text")
+        found = f"{len(text)} characters{' without repeated paragraphs' * drop_repeats}"
+        raise ValueError(f"load_text: {path}: found {found}, expected at least {SHORTEST_FILE}: give a longer text")
     pieces = _stretches(text)
     return Split([p for p in pieces[0::2] if p], [p for p in pieces[1::2] if p])
 
 
 def _read(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"load_text: {path}: no such file: check the path")
+        wrong = "is a folder: give a text file" if path.is_dir() else "no such file: check the path"
+        raise FileNotFoundError(f"load_text: {path}: {wrong}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -96,7 +96,8 @@ TOKENIZERS: dict[str, Callable[[str | Path | None], tiktoken.Encoding]] = {
 def tokenizer_of_file(path: str | Path) -> str:
     """The name of the tokenizer whose vocabulary a file holds: Llama 3's lines are a token in base64 and its rank."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"load_tokenizer: {path}: no such file: give one of {', '.join(TOKENIZERS)}, or the "
+        wrong = "is a folder" if Path(path).is_dir() else "no such file"
+        raise FileNotFoundError(f"load_tokenizer: {path}: {wrong}: give one of {', '.join(TOKENIZERS)}, or the "
                                 "path of GPT-2's vocab.bpe or Llama 3's tokenizer.model")
     with open(path, "rb") as file:
         words = file.readline(200).split()
@@ -174,13 +175,22 @@ def _llama3_ranks(path: Path) -> dict[bytes, int]:
 
 
 def start_token(tokenizer: tiktoken.Encoding) -> int:
-    """The token that stands before each document, and so before each prompt."""
+    """The token that stands before each document."""
     return next(tokenizer.encode_single_token(name) for name in STARTS if name in tokenizer.special_tokens_set)
 
 
 def end_tokens(tokenizer: tiktoken.Encoding) -> set[int]:
     """The tokens with which a text ends."""
     return {tokenizer.encode_single_token(name) for name in ENDS if name in tokenizer.special_tokens_set}
+
+
+def encode_prompt(tokenizer: tiktoken.Encoding, prompt: str) -> list[int]:
+    """Token ids of a prompt, as `encode` for a document; but GPT-2's start token, which parts texts, only stands alone.
+
+    A prompt may begin in the middle of a text: GPT-2 then expects no start token, Llama 3 always does.
+    """
+    start, tokens = start_token(tokenizer), tokenizer.encode(prompt, disallowed_special=())
+    return tokens if tokens and start in end_tokens(tokenizer) else [start, *tokens]
 
 
 def encode(tokenizer: tiktoken.Encoding, documents: Sequence[str]) -> np.ndarray:

@@ -7,7 +7,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,6 @@ SCHEDULES = {
     "wsd": lambda lr, steps, warmup: schedule.warmup_stable_decay(
         lr, steps, warmup=warmup, decay=(steps - warmup) // 5),
 }
-VALIDATION_TOKENS = 2**17  # at most: enough for a standard error below 0.01 nats
 PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense bfloat16, from the data sheets
 
 
@@ -73,6 +72,10 @@ def train(model_class: type, options: TrainOptions) -> None:
     with stopped_by_signals() as pressed, opened as (run, first):
         say(f"{run.folder}: {model.name} {options.size}, {sum(p.size for p in parallel.parameters):,} parameters"
             + (f", {group.size} ranks" if group.size > 1 else ""))
+        training, validation = corpus.sizes
+        validated = min(options.eval_tokens, validation)
+        say(f"{training:,} tokens to train on, {validation:,} to validate on"
+            + (f", of which the first {validated:,} are taken" if validated < validation else ""))
         before = run.records[-1]["seconds"] if run.records else 0.0
         start = time.perf_counter()
         progress = Progress(first, options.steps, shown=group.rank == 0)
@@ -99,7 +102,8 @@ def train(model_class: type, options: TrainOptions) -> None:
                 if due or stopping:
                     steps.read()  # a checkpoint holds steps that were judged and logged, and no others
                     if due:
-                        val_loss = validation_loss(model, programs, corpus.validation, device, pressed)
+                        val_loss = validation_loss(model, programs, corpus.validation, device, pressed, validated,
+                                                   progress.show_validation)
                         check_finite(run, step, val_loss=val_loss)
                     run.save(step, model, optimizer, parallel, generator)
                     if stopping or (due and val_loss is None):
@@ -126,20 +130,24 @@ def train(model_class: type, options: TrainOptions) -> None:
 
 
 def validation_loss(
-    model: Any, programs: Programs, batches: Batches, device: tinyarr.Device, pressed: threading.Event
+    model: Any, programs: Programs, batches: Batches, device: tinyarr.Device, pressed: threading.Event, tokens: int,
+    show: Callable[[int, int], None],
 ) -> float | None:
-    """The mean loss over the validation text, or its first VALIDATION_TOKENS; None once a signal stops it.
+    """The mean loss over the first `tokens` of the validation text; None once a signal stops it.
 
-    Each rank looks at batches of its own.
+    Each rank looks at batches of its own. show(seen, tokens) is called after each.
     """
     group = distributed.world()
     model.eval()
+    show(0, tokens)
     total, count = 0.0, 0
-    for tokens, targets in itertools.islice(batches.walk(), group.rank, None, group.size):
-        loss = programs.loss(tinyarr.Tensor(tokens, device=device), tinyarr.Tensor(targets, device=device))
+    for inputs, targets in itertools.islice(batches.walk(), group.rank, None, group.size):
+        loss = programs.loss(tinyarr.Tensor(inputs, device=device), tinyarr.Tensor(targets, device=device))
         total += loss.item() * targets.size
         count += targets.size
-        if pressed.is_set() or count * group.size >= VALIDATION_TOKENS:
+        seen = count * group.size
+        show(min(seen, tokens), tokens)
+        if pressed.is_set() or seen >= tokens:
             break
     model.train()
     totals, counts, stopping = zip(*group.exchange([total, count, pressed.is_set()]))

@@ -452,7 +452,7 @@ def test_grad_and_value_and_grad_differentiate_chosen_arguments():
     [
         (lambda: ta.grad(lambda x: x * 2)(ta.ones((2,))), r"<lambda> returned .*shape \(2,\).*one element"),
         (lambda: ta.grad(lambda x: 3.0)(ta.ones(())), "returned float: return a tensor"),
-        (lambda: ta.grad(lambda x: x, 1)(ta.ones(())), "argument 1 of <lambda> must be a positional tensor"),
+        (lambda: ta.grad(lambda x: x, 1)(ta.ones(())), "argument 1 of <lambda> is missing: it must be a tensor"),
         (lambda: ta.grad(lambda x: x)(2.0), "argument 0"),
         (lambda: ta.grad(lambda x: x)(ta.Tensor(2)), "int64.*only floating"),
         (lambda: ta.checkpoint(lambda x: [x], ta.ones(())), "checkpoint: the function returned list"),

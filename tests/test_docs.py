@@ -152,3 +152,8 @@ def test_a_session_that_prints_something_else_is_named_by_its_line(tmp_path):
 def test_the_page_of_operations_is_what_the_registry_says():
     made = runpy.run_path(str(ROOT / "docs" / "make_operations.py"))
     assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run: python docs/make_operations.py"
+
+
+def test_the_stubs_are_what_tinyarr_and_its_tensors_have():
+    for path, stub in runpy.run_path(str(ROOT / "docs" / "make_stubs.py"))["STUBS"].items():
+        assert path.read_text(encoding="utf-8") == stub(), "run: python docs/make_stubs.py"

@@ -1,6 +1,6 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
-from . import cuda, distributed, dtypes, nn, optim, random, saving, schedule, tuning
+from . import cuda, data, distributed, dtypes, nn, optim, random, saving, schedule, tuning
 from . import indexing as _indexing  # attaches x[key] to Tensor
 from .autograd import gradients
 from .compiler import compile
@@ -156,7 +156,9 @@ from .ops.softmax import log_softmax, logsumexp, softmax
 from .ops.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.statistics import mean, std, var
 from .other_names import FUNCTIONS as _OTHER_NAMES
+from .other_names import explained as _explained
 from .other_names import missing as _missing
+from .other_names import takes_axis as _takes_axis
 from .random import Generator, default_generator, manual_seed, use_generator
 from .tape import detect_anomaly, enable_grad, no_grad
 from .tensor import Tensor
@@ -174,5 +176,12 @@ def __getattr__(name: str):
         return importlib.import_module(".testing", __name__)
     _missing("tinyarr", _OTHER_NAMES, name)
 
+
+_EXPLAINED = "cross_entropy scaled_dot_product_attention grad value_and_grad no_grad enable_grad".split()
+for _name, _value in list(globals().items()):
+    if _takes_axis(_value) or _name in _EXPLAINED:
+        globals()[_name] = _explained(_value)
+    elif _name in ("tensor", "array", "device"):  # modules with names of PyTorch's functions
+        del globals()[_name]
 
 __all__ = [name for name in list(globals()) if not name.startswith("_")] + ["__array_namespace_info__"]

@@ -30,6 +30,9 @@ def read_shards(pattern: str) -> list[np.ndarray]:
     Source: llm.c's `.bin`, little-endian: 256 int32 (magic, version, number of tokens, zeros), the tokens.
     """
     paths = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern)))
+    if os.path.isdir(pattern):
+        example = os.path.join(pattern, "*.bin")
+        raise FileNotFoundError(f"read_shards: {pattern} is a folder: give a pattern for its files, as {example!r}")
     if not paths:
         raise FileNotFoundError(
             f"read_shards: no file matches {pattern!r}: check the path, and quote the "

@@ -6,6 +6,8 @@ Each class also derives from the built-in exception that NumPy or PyTorch would 
 
 from __future__ import annotations
 
+import operator
+
 
 class TinyarrError(Exception):
     """Base of all errors that tinyarr raises on purpose."""
@@ -56,3 +58,11 @@ def describe(name: str, value) -> str:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{name} has shape {tuple(value.shape)}, dtype {getattr(value.dtype, 'name', value.dtype)}"
     return f"{name} is {value!r} ({type(value).__name__})"
+
+
+def whole_number(operation: str, name: str, value) -> int:
+    """An argument as a Python int. Raises TypeError for what is none."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{operation}: {name} is {value!r}: it must be an int") from None

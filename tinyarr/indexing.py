@@ -13,7 +13,7 @@ from .ops.elementwise import astype
 from .ops.index import flat_positions, require_integers, scatter, take
 from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
 from .ops.sort import nonzero
-from .tensor import Tensor
+from .tensor import Tensor, method
 
 
 def _whole_number(index: Any) -> int:
@@ -84,7 +84,7 @@ def _parts(x: Tensor, key: Any) -> list[Any]:
 
 def _converted(x: Tensor, k: Any) -> Any:
     """A part of a key with lists and arrays made tensors and 0-d tensors made ints."""
-    if isinstance(k, list) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
+    if isinstance(k, list | range) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
         k = asarray(k, device=x.device)
         k = astype(k, dtypes.int64) if not k.size and k.dtype.is_float else k  # an empty list
     if isinstance(k, bool) or (_is_mask(k) and not k.ndim):
@@ -180,6 +180,6 @@ def _iterate(x: Tensor):
     return (x[i] for i in range(len(x)))
 
 
-Tensor.__getitem__ = _getitem
-Tensor.__setitem__ = _setitem
-Tensor.__iter__ = _iterate
+method("__getitem__")(_getitem)
+method("__setitem__")(_setitem)
+method("__iter__")(_iterate)

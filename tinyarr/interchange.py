@@ -252,18 +252,17 @@ def _repr(self: Tensor) -> str:
     return f"Tensor({', '.join(parts)})"
 
 
-Tensor.__array__ = _as_numpy_array
-Tensor.__array_namespace__ = _namespace
-Tensor.__dlpack__ = _dlpack
-Tensor.__dlpack_device__ = _dlpack_device
-Tensor.to_device = _to_device
-Tensor.__array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
-Tensor.__init__ = _initialize  # type: ignore[method-assign]
-Tensor.__copy__ = _copied  # type: ignore[attr-defined]
-Tensor.__deepcopy__ = _copied  # type: ignore[attr-defined]
-Tensor.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
-Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
-Tensor.__float__ = lambda self: float(self.item())
-Tensor.__complex__ = lambda self: complex(self.item())
-Tensor.__int__ = lambda self: int(self.item())
-Tensor.__index__ = _index
+method("__array__")(_as_numpy_array)
+method("__array_namespace__")(_namespace)
+method("__dlpack__")(_dlpack)
+method("__dlpack_device__")(_dlpack_device)
+method("to_device")(_to_device)
+method("__init__")(_initialize)
+method("__copy__")(_copied)
+method("__deepcopy__")(_copied)
+method("__reduce__")(_reduce)
+method("__repr__")(_repr)
+method("__float__")(lambda self: float(self.item()))
+method("__complex__")(lambda self: complex(self.item()))
+method("__int__")(lambda self: int(self.item()))
+method("__index__")(_index)

@@ -17,6 +17,7 @@ from typing import Any
 
 from . import dtypes
 from .errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
+from .nn.module import Parameter
 from .ops.create import copy, full
 from .ops.elementwise import astype, minimum, sqrt, square
 from .ops.elementwise import where as choose
@@ -61,8 +62,19 @@ _FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
 _FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
 
 
-def parameter_groups(parameters: Iterable[Any]) -> list[dict[str, Any]]:
-    """Parameters as one group, or groups as they are."""
+def require_parameters(operation: str, parameters: Any) -> None:
+    """Raises TypeError for what can't be walked over, and for a tensor or group alone."""
+    if isinstance(parameters, Tensor | dict) or not isinstance(parameters, Iterable):
+        advice = "model.parameters(), or a list of tensors or groups"
+        raise TypeError(f"{operation}: parameters is {type(parameters).__name__}: pass {advice}")
+
+
+_GROUP_HINTS = {"params": "call them 'parameters'", "lr": "give 'lr_scale', which the learning rate is multiplied by"}
+
+
+def parameter_groups(parameters: Iterable[Any], name: str = "parameter_groups") -> list[dict[str, Any]]:
+    """Parameters as one group, or groups as they are. Raises TypeError, on behalf of `name`, for what holds none."""
+    require_parameters(name, parameters)
     groups = list(parameters)
     return [{"parameters": groups}] if groups and not isinstance(groups[0], dict) else groups
 
@@ -71,8 +83,9 @@ class Optimizer:
     """What all optimizers share: parameter groups, the learning rate, the step, saving and loading.
 
     `parameters` is an iterable of parameters, or a list of groups, dicts with the key "parameters" and any of the
-    optimizer's options but lr; "lr_scale" (default 1) multiplies the learning rate for a group. Making an optimizer
-    moves the parameters into its segments. `rules` says what values options may have.
+    optimizer's options but lr; "lr_scale" (default 1) multiplies the learning rate for a group. A frozen nn.Parameter,
+    which has no gradient, keeps its value until it is thawed. Making an optimizer moves the parameters into its
+    segments. `rules` says what values options may have.
     """
 
     state_names: tuple[str, ...] = ()
@@ -80,8 +93,8 @@ class Optimizer:
     masters = True  # whether parameters of half types have float32 copies
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
-        groups = parameter_groups(parameters)
         name = type(self).__name__
+        groups = parameter_groups(parameters, name)
         self._check({"lr": lr, **defaults})
         seen: set[Tensor] = set()
         self._packed: list[_Packed] = []
@@ -89,12 +102,15 @@ class Optimizer:
             allowed = {**defaults, "lr_scale": 1.0}
             if not isinstance(group, dict) or "parameters" not in group or group.keys() - allowed - {"parameters"}:
                 came = f"has {list(group)}" if isinstance(group, dict) else f"is a {type(group).__name__}"
-                raise ArgumentError(f"{name}: a group {came}: it is a dict of 'parameters' and some of {[*allowed]}")
+                hints = [hint for key, hint in _GROUP_HINTS.items() if isinstance(group, dict) and key in group]
+                hints = hints or [f"it is a dict of 'parameters' and some of {[*allowed]}"]
+                raise ArgumentError(f"{name}: a group {came}: {'; '.join(hints)}")
             options = {**allowed, **{k: v for k, v in group.items() if k != "parameters"}}
             self._check(options)
             by_dtype: dict[Any, list[Tensor]] = {}
             for p in group["parameters"]:
-                if not isinstance(p, Tensor) or not p.is_leaf or not p.requires_grad:
+                trains = isinstance(p, Parameter) or (isinstance(p, Tensor) and p.is_leaf and p.requires_grad)
+                if not trains:
                     raise ArgumentError(
                         f"{name}: {describe('a parameter', p)}: it must be a leaf tensor with requires_grad=True"
                     )
@@ -111,8 +127,12 @@ class Optimizer:
 
     def _check(self, options: dict[str, Any]) -> None:
         for option, (holds, words) in {"lr": _NOT_NEGATIVE, "lr_scale": _NOT_NEGATIVE, **self.rules}.items():
-            if option in options and not holds(options[option]):
-                raise ArgumentError(f"{type(self).__name__}: {option} is {options[option]}: {words}")
+            try:
+                sound = option not in options or holds(options[option])
+            except TypeError:
+                sound = False
+            if not sound:
+                raise ArgumentError(f"{type(self).__name__}: {option} is {options[option]!r}: {words}")
 
     @property
     def lr(self) -> Tensor:
@@ -170,7 +190,8 @@ class Optimizer:
         asking for a value. Random numbers are drawn all the same. Raises TypeError, ShapeError, DtypeError or
         DeviceError for anything else.
         """
-        update, taken = self.update, 1
+        update: Callable[..., None] = self.update
+        taken: int | Tensor = 1
         if where is not None:
             self._check_where(where)
             update, taken = self._update_where(where), astype(where, dtypes.int64)
@@ -435,6 +456,7 @@ def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
 
     Nothing is read back to Python. Raises ArgumentError where no parameter has a gradient.
     """
+    require_parameters("grad_norm", parameters)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         raise ArgumentError("grad_norm: no parameter has a gradient: call backward() first")
@@ -450,6 +472,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, norm: Tenso
     """
     if not max_norm > 0:
         raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm}: it must be positive")
+    require_parameters("clip_grad_norm", parameters)
     parameters = list(parameters)
     norm = grad_norm(parameters) if norm is None else norm
     with no_grad():

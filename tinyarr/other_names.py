@@ -1,18 +1,18 @@
-"""Names that users of PyTorch and NumPy look for, and what they are called here."""
+"""Names and keywords of PyTorch and NumPy, and what to write here: where one is used, the error says so."""
 
 from __future__ import annotations
 
-from typing import NoReturn
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any, NoReturn
 
+from . import autograd, nn, optim
 from .tensor import Tensor
 
-FUNCTIONS = {
-    "tensor": "Tensor(data) or asarray",
-    "from_numpy": "asarray or from_dlpack",
-    "cat": "concat",
-    "concatenate": "concat",
-    "vstack": "concat",
-    "hstack": "concat",
+SHARED = {  # by functions and methods
     "permute": "permute_dims",
     "transpose": "permute_dims, or swapaxes for two axes",
     "unsqueeze": "expand_dims",
@@ -47,11 +47,49 @@ FUNCTIONS = {
     "eq": "equal",
     "ne": "not_equal",
     "unique": "unique_values",
+    "absolute": "abs",
+    "masked_fill": "where(mask, value, x)",
+    "masked_select": "x[mask]",
+    "argwhere": "nonzero",
+    "movedim": "moveaxis",
+    "swapdims": "swapaxes",
+    "mv": "matmul",
+}
+FUNCTIONS = SHARED | {
+    "tensor": "Tensor(data)",
+    "array": "Tensor(data), or asarray, which copies only where it must",
+    "as_tensor": "asarray",
+    "device": "Device",
+    "dtype": "dtypes.Dtype",
+    "long": "int64",
+    "int": "int32",
+    "short": "int16",
+    "float": "float32",
+    "double": "float64",
+    "half": "float16",
+    "save": "saving.save(path, dict of tensors)",
+    "load": "saving.load(path)",
+    "inference_mode": "no_grad",
+    "set_grad_enabled": "no_grad or enable_grad",
+    "jit": "compile",
+    "utils": "data, for torch.utils.data, or checkpoint",
+    "clip_grad_norm_": "optim.clip_grad_norm",
+    "is_tensor": "isinstance(x, Tensor)",
+    "allclose": "numpy.allclose of x.numpy() and y.numpy()",
+    "rand_like": "rand(*x.shape)",
+    "randn_like": "randn(*x.shape)",
+    "randperm": "argsort(rand(n))",
+    "smooth_l1_loss": "huber_loss",
+    "from_numpy": "asarray or from_dlpack",
+    "cat": "concat",
+    "concatenate": "concat",
+    "vstack": "concat",
+    "hstack": "concat",
     "rsample": "normal",
     "manual_seed_all": "manual_seed",
     "set_default_device": "use_device",
 }
-METHODS = FUNCTIONS | {
+METHODS = SHARED | {
     "t": "T",
     "expand": "broadcast_to",
     "repeat_interleave": "repeat",
@@ -71,8 +109,100 @@ METHODS = FUNCTIONS | {
     "copy_": "assign",
     "fill_": "assign",
     "zero_": "assign(0)",
-    "add_": "x += y, which makes a new tensor, or assign",
+    "add_": "assign(x + y)",
     "requires_grad_": "requires_grad = True",
+    "nelement": "size",
+    "view_as": "reshape(y.shape)",
+    "expand_as": "broadcast_to(y.shape)",
+    "type_as": "astype(y.dtype)",
+    "is_cuda": "device.kind == 'cuda'",
+    "retain_grad": "register_hook, or tinyarr.gradients(loss, [x])",
+    "mul_": "assign(x * y)",
+    "sub_": "assign(x - y)",
+    "div_": "assign(x / y)",
+    "clamp_": "assign(x.clip(min, max))",
+    "masked_fill_": "x[mask] = value",
+    "normal_": "assign(tinyarr.normal(x.shape))",
+    "uniform_": "assign(tinyarr.uniform(x.shape))",
+    "detach_": "detach()",
+    "__round__": "round(x.item(), digits)",
+}
+_ACTIVATIONS = {
+    "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Softplus": "softplus",
+    "LeakyReLU": "leaky_relu", "Softmax": "softmax", "LogSoftmax": "log_softmax",
+}  # fmt: skip
+NN = {name: f"tinyarr.{f}, a function, which Sequential takes too" for name, f in _ACTIVATIONS.items()} | {
+    "Identity": "lambda x: x, which Sequential takes too",
+    "Flatten": "lambda x: x.reshape(len(x), -1), which Sequential takes too",
+    "ModuleList": "list: a Module finds the parameters in lists",
+    "ModuleDict": "dict: a Module finds the parameters in dicts",
+    "ParameterList": "list: a Module finds the parameters in lists",
+    "ParameterDict": "dict: a Module finds the parameters in dicts",
+    "Buffer": "Tensor: one that is no Parameter is a buffer",
+    "MultiheadAttention": "tinyarr.scaled_dot_product_attention between Linear layers",
+    "L1Loss": "tinyarr.l1_loss",
+    "NLLLoss": "tinyarr.nll_loss",
+    "HuberLoss": "tinyarr.huber_loss",
+    "SmoothL1Loss": "tinyarr.huber_loss",
+    "BCEWithLogitsLoss": "tinyarr.binary_cross_entropy_with_logits",
+    "functional": "tinyarr.relu and its like, which are functions of tinyarr itself",
+    "utils": "tinyarr.optim.clip_grad_norm for clipping",
+}
+MODULE = {
+    "to": "to_dtype(dtype), or make the module on the device: Linear(..., device='cuda')",
+    "cuda": "tinyarr.use_device('cuda') around the module's making",
+    "cpu": "tinyarr.use_device('cpu') around the module's making",
+    "half": "to_dtype(tinyarr.float16)",
+    "bfloat16": "to_dtype(tinyarr.bfloat16)",
+    "float": "to_dtype(tinyarr.float32)",
+    "double": "to_dtype(tinyarr.float64)",
+    "register_buffer": "setattr(self, name, tensor): a tensor that is no Parameter is a buffer",
+    "register_parameter": "setattr(self, name, nn.Parameter(tensor))",
+    "add_module": "setattr(self, name, module)",
+    "register_module": "setattr(self, name, module)",
+    "modules": "named_modules()",
+    "children": "named_modules(), or the attributes themselves",
+    "named_children": "named_modules(), or the attributes themselves",
+    "buffers": "named_tensors()",
+    "named_buffers": "named_tensors()",
+    "apply": "named_modules(): for _, module in self.named_modules(): ...",
+    "requires_grad_": "parameters(): for p in self.parameters(): p.requires_grad = False",
+}
+INIT = {
+    "normal_": "normal(shape, std), which returns a new Parameter",
+    "uniform_": "uniform(shape, bound), which returns a new Parameter",
+    "constant_": "constant(shape, value), which returns a new Parameter",
+    "zeros_": "constant(shape, 0), which returns a new Parameter",
+    "ones_": "constant(shape, 1), which returns a new Parameter",
+    "kaiming_uniform_": "kaiming_uniform(shape, fan_in), which returns a new Parameter",
+}
+AUTOGRAD = {
+    "grad": "tinyarr.gradients(outputs, inputs)",
+    "Function": "tinyarr.custom_gradient",
+}
+OPTIM = {
+    "Adam": "AdamW with weight_decay=0, which is Adam",
+    "lr_scheduler": "tinyarr.schedule, and optimizer.lr = rate(step)",
+    "clip_grad_norm_": "clip_grad_norm",
+    "RMSprop": "Optimizer as a base, and define update, as examples/muon.py does",
+    "Adagrad": "Optimizer as a base, and define update, as examples/muon.py does",
+    "Muon": "Optimizer as a base, and define update, as examples/muon.py does",
+}
+OPTIMIZER = {
+    "param_groups": "lr for the learning rate (optimizer.lr = 1e-3), and parameters for the parameters",
+    "add_param_group": "all groups when the optimizer is made",
+}
+KEYWORDS = {  # of functions that do not have them
+    "dim": "axis",
+    "dims": "axis",
+    "keepdim": "keepdims",
+    "unbiased": "correction, 1 for the unbiased estimate",
+    "ddof": "correction",
+    "out": "x.assign(result)",
+    "set_to_none": "zero_grad(), after which a gradient is None",
+    "dropout_p": "softmax, dropout and matmul where weights are dropped",
+    "weight": "reduction='none', and weigh the losses",
+    "has_aux": "vjp, of a function that returns a tuple",
 }
 
 
@@ -83,14 +213,72 @@ def missing(owner: str, names: dict[str, str], name: str) -> NoReturn:
 
 
 class _Missing:
-    """An attribute that is not there. A `__getattr__` would make every access to a tensor's attributes slower."""
+    """An attribute that is not there. A `__getattr__` would make every access to an object's attributes slower."""
 
-    def __init__(self, name: str):
-        self._name = name
+    def __init__(self, names: dict[str, str], name: str):
+        self._names, self._name = names, name
 
-    def __get__(self, tensor: Tensor | None, owner: type) -> NoReturn:
-        missing("Tensor", METHODS, self._name)
+    def __get__(self, instance: object, owner: type) -> NoReturn:
+        missing(owner.__name__, self._names, self._name)
 
 
-for _name in METHODS:
-    setattr(Tensor, _name, _Missing(_name))
+def _listed(self: object) -> list[str]:
+    """What dir() lists of an object: its attributes without those that are not there."""
+    kind = type(self)
+    return [n for n in object.__dir__(self) if not isinstance(inspect.getattr_static(kind, n, None), _Missing)]
+
+
+@functools.cache
+def explained(function: Callable) -> Callable:
+    """The function, which says what to write where it is called with arguments that it doesn't take."""
+    plain = inspect.unwrap(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **keywords: Any) -> Any:
+        try:
+            return function(*args, **keywords)
+        except TypeError:
+            _check_call(function, args, keywords)
+            raise
+
+    if plain.__code__.co_varnames[1 : plain.__code__.co_argcount] == ("axis",) and plain.__defaults__:
+        # Reductions of small tensors: the dict that `call` makes of its keywords costs a twentieth of them.
+        explaining = call
+
+        @functools.wraps(function)
+        def call(x: Any, /, axis: Any = plain.__defaults__[0], **keywords: Any) -> Any:
+            return explaining(x, axis, **keywords) if keywords else function(x, axis)
+
+    call.__module__ = "tinyarr" if hasattr(sys.modules["tinyarr"], function.__name__) else function.__module__
+    return call
+
+
+def _check_call(function: Callable, args: tuple, keywords: dict[str, Any]) -> None:
+    """Raises TypeError, with what to write, where a function doesn't take the arguments."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*args, **keywords)
+    except TypeError as error:
+        plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+        hints = [KEYWORDS[name] for name in keywords.keys() - signature.parameters.keys() if name in KEYWORDS]
+        hint = hints[0] if hints else f"{function.__name__}{inspect.Signature(plain)}"
+        raise TypeError(f"{function.__name__}: {error}: use {hint}") from None
+
+
+def takes_axis(value: object) -> bool:
+    """Whether a value is a function with a parameter `axis` or `axes`, which PyTorch calls dim or dims."""
+    if not isinstance(value, FunctionType):
+        return False
+    code = inspect.unwrap(value).__code__
+    return not {"axis", "axes"}.isdisjoint(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
+
+
+for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, OPTIMIZER)):
+    for _name in _names:
+        setattr(_kind, _name, _Missing(_names, _name))
+    _kind.__dir__ = _listed  # type: ignore[method-assign]
+    for _name, _value in list(vars(_kind).items()):
+        if takes_axis(_value) or _name == "zero_grad":
+            setattr(_kind, _name, explained(_value))
+for _module, _names in ((nn, NN), (nn.init, INIT), (optim, OPTIM), (autograd, AUTOGRAD)):
+    _module.__getattr__ = functools.partial(missing, _module.__name__, _names)  # type: ignore[method-assign]

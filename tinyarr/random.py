@@ -7,18 +7,17 @@ random numbers: as easy as 1, 2, 3") keyed by both, and are the same on every de
 from __future__ import annotations
 
 import contextlib
-import operator
 from contextvars import ContextVar
 from typing import Any
 
-from .errors import ArgumentError
+from .errors import ArgumentError, whole_number
 
 
 class Generator:
     """A stream of draws: `Generator(seed)` with 0 <= seed < 2**63. Its whole state is `key` and `counter`."""
 
     def __init__(self, seed: int = 0):
-        seed = operator.index(seed)
+        seed = whole_number("Generator", "seed", seed)
         if not 0 <= seed < 2**63:
             raise ArgumentError(f"Generator: seed is {seed}: it must lie in [0, 2**63)")
         trace = drawing.get()

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -73,10 +73,12 @@ def save(path: str | Path, tensors: dict[str, Tensor], metadata: dict[str, str] 
     with durable.replacing(path) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for _, t in ordered:
-            file.write(t.numpy().reshape(-1).view(np.uint8))
+            file.write(t.numpy().reshape(-1).view(np.uint8).data)
 
 
-def _checked(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _checked(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"save: tensors is {type(tensors).__name__}: give a dict of tensors, as model.state_dict()")
     for name in tensors:
         # Of other types two that differ may be written alike.
         if type(name) is not str or name == _METADATA:

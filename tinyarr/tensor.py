@@ -6,7 +6,7 @@ The class is bare here: its methods and operators are the public functions of `o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from . import dtypes, views
 from .array import Array
@@ -14,8 +14,15 @@ from .device import Device
 from .dtypes import Dtype
 from .errors import DtypeError, GradientError, ShapeError
 
+F = TypeVar("F")
 
-class Tensor:
+if TYPE_CHECKING:
+    from .methods import Methods  # what ops/, indexing.py and interchange.py attach: docs/make_stubs.py writes it
+else:
+    Methods = object
+
+
+class Tensor(Methods):
     """An n-dimensional array of one dtype on one device that remembers how it was computed.
 
     `Tensor(data, dtype=None, device=None, requires_grad=False)` copies data: Python numbers in nested lists, an
@@ -121,48 +128,7 @@ class Tensor:
             raise ShapeError("len: a 0-d tensor has no length")
         return self.array.shape[0]
 
-    if TYPE_CHECKING:  # what ops/ and interchange.py attach, as far as a type checker needs to know
-
-        def __init__(self, data: Any, *, dtype: Any = None, device: Any = None, requires_grad: bool = False): ...
-
-        __add__: Any
-        __radd__: Any
-        __sub__: Any
-        __rsub__: Any
-        __mul__: Any
-        __rmul__: Any
-        __truediv__: Any
-        __rtruediv__: Any
-        __pow__: Any
-        __rpow__: Any
-        __neg__: Any
-        __pos__: Any
-        __abs__: Any
-        __invert__: Any
-        __matmul__: Any
-        __rmatmul__: Any
-        __lt__: Any
-        __le__: Any
-        __gt__: Any
-        __ge__: Any
-        __bool__: Any
-        __getitem__: Any
-        __setitem__: Any
-        __iter__: Any
-        __array__: Any
-        __array_namespace__: Any
-        __array_ufunc__: Any
-        __dlpack__: Any
-        __dlpack_device__: Any
-        to_device: Any
-        __complex__: Any
-        __float__: Any
-        __int__: Any
-        __index__: Any
-        T: Any
-        mT: Any
-
-        def __getattr__(self, name: str) -> Any: ...
+    __array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
 
     # A tensor is compared elementwise by ==, but is itself a valid key of a dict or set.
     __hash__ = object.__hash__
@@ -187,11 +153,11 @@ def require_tensors(operation: str, /, **operands: Any) -> None:
             raise TypeError(f"{operation}: {name} is {type(x).__name__}: make it a tensor with Tensor(...)")
 
 
-def method(name: str | None = None) -> Callable[[Callable], Callable]:
+def method(name: str | None = None) -> Callable[[F], F]:
     """Decorator: the function is also a method of Tensor, under its own name unless another is given."""
 
-    def attach(function: Callable) -> Callable:
-        setattr(Tensor, name or function.__name__, function)
+    def attach(function: F) -> F:
+        setattr(Tensor, name or function.__name__, function)  # type: ignore[attr-defined]
         return function
 
     return attach

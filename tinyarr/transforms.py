@@ -119,7 +119,11 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
     def evaluate(*args, **kwargs):
         for n in numbers:
             if not -len(args) <= n < len(args) or not isinstance(args[n], Tensor):
-                raise ArgumentError(f"grad: argument {n} of {function.__name__} must be a positional tensor")
+                came = type(args[n]).__name__ if -len(args) <= n < len(args) else "missing"
+                raise ArgumentError(
+                    f"grad: argument {n} of {function.__name__} is {came}: it must be a tensor, given by position; "
+                    "name the arguments to differentiate with argnums"
+                )
 
         def of_variables(*variables):
             filled = list(args)

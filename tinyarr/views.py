@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .errors import OutOfBounds, ShapeError
+from .errors import OutOfBounds, ShapeError, whole_number
 
 Shape = tuple[int, ...]
 
@@ -86,12 +86,14 @@ def extent(view: View) -> tuple[int, int]:
     return view.offset + sum(r for r in reach if r < 0), view.offset + sum(r for r in reach if r > 0) + 1
 
 
-def normalize_shape(operation: str, shape: int | Iterable[int]) -> Shape:
-    """`shape` as a tuple of non-negative ints; one int means a 1-d shape."""
-    if isinstance(shape, Iterable):
-        result = tuple(operator.index(n) for n in shape)
-    else:
-        result = (operator.index(shape),)
+def normalize_shape(operation: str, shape: int | Iterable[int], *more: int) -> Shape:
+    """`shape`, given as an iterable or as ints, as a tuple of non-negative ints. Raises TypeError for anything else."""
+    sizes: Any = shape if isinstance(shape, Iterable) and not more else (shape, *more)
+    try:
+        result = tuple(map(operator.index, sizes))
+    except TypeError:
+        came = (shape, *more) if more else shape
+        raise TypeError(f"{operation}: shape is {came!r}: give ints, or a tuple of them") from None
     if any(n < 0 for n in result):
         raise ShapeError(f"{operation}: shape is {result}: every size must be 0 or more")
     return result
@@ -99,7 +101,7 @@ def normalize_shape(operation: str, shape: int | Iterable[int]) -> Shape:
 
 def normalize_axis(operation: str, axis: int, ndim: int) -> int:
     """`axis` counted from the front. Raises OutOfBounds outside [-ndim, ndim)."""
-    result = operator.index(axis)
+    result = whole_number(operation, "axis", axis)
     if not -ndim <= result < ndim:
         where = f"axes go from {-ndim} to {ndim - 1}" if ndim else "a 0-d tensor has no axes"
         raise OutOfBounds(f"{operation}: axis is {axis}, the tensor has {ndim} dimensions: {where}")

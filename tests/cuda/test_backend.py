@@ -111,12 +111,12 @@ def test_a_bad_index_is_told_where_a_copy_that_was_begun_is_read():
 
 
 def test_memory_is_counted_and_comes_back():
-    before = tinyarr.device.memory_stats("cuda").in_use
+    before = tinyarr.memory_stats("cuda").in_use
     x = tinyarr.zeros((1024, 1024), device="cuda")
-    stats = tinyarr.device.memory_stats("cuda")
+    stats = tinyarr.memory_stats("cuda")
     assert stats.in_use - before == 4 * 2**20 and stats.peak >= stats.in_use
     del x
-    assert tinyarr.device.memory_stats("cuda").in_use == before
+    assert tinyarr.memory_stats("cuda").in_use == before
 
 
 def test_out_of_memory_names_the_biggest_tensors():

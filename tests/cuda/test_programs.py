@@ -23,6 +23,7 @@ from tinyarr.compiler.lives import is_elementwise
 from tinyarr.compiler.passes import SIMPLIFY, passes_within
 from tinyarr.compiler.plan import plan
 from tinyarr.program import Group, Read
+from tinyarr.tensor import result_tensor
 
 MODELS = {
     "gpt2": (GPT2, GPT2Config(vocab_size=200, block_size=32, n_layer=2, n_head=2, n_embd=128, dropout=0.1)),
@@ -233,14 +234,14 @@ def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
             size = 1 + sum((n - 1) * s for n, s in zip(x.view.shape, x.view.strides))
             flat = Tensor(rng.uniform(0.5, 1, size).astype(np.float32), dtype=x.value.dtype, device="cuda")
             a = flat.array
-            return ta.tensor.result_tensor(type(a)(a.storage, a.dtype, x.view.shape, x.view.strides, 0))
+            return result_tensor(type(a)(a.storage, a.dtype, x.view.shape, x.view.strides, 0))
 
         reads = [made(x, k) for x, k in zip(first.inputs, first.call.in_dtypes)]
         others = [made(x, k) for x, k in zip(last.inputs[1:], last.call.in_dtypes[1:])]
         middle = ta.eager.run(first.call.primitive.call(
             Device("cuda"), (id(step), "first"), [getattr(x, "array", x) for x in reads], first.call.params,
         ), [getattr(x, "array", x) for x in reads], None)  # fmt: skip
-        operand = ta.tensor.result_tensor(middle[0]).reshape(last.call.in_shapes[0])
+        operand = result_tensor(middle[0]).reshape(last.call.in_shapes[0])
         arrays = [operand.array, *(x.array for x in others)]
         expected = ta.eager.run(
             last.call.primitive.call(Device("cuda"), (id(step), "last"), arrays, last.call.params), arrays, None
@@ -255,4 +256,4 @@ def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
             [x.array.data.address for x in (*results, *kept)],
         )
         for a, b in zip((*results, *kept), (*expected, *(middle[i] for i in stored))):
-            np.testing.assert_array_equal(a.numpy(), ta.tensor.result_tensor(b).numpy())
+            np.testing.assert_array_equal(a.numpy(), result_tensor(b).numpy())

@@ -32,7 +32,10 @@ def test_the_baseline_is_told_for_bytes_alone_and_sees_the_text_that_the_model_s
     corpus = open_corpus(TrainOptions(text="text.txt"), vocab_size=0)
     split = load_text("text.txt")
     streams = ("".join("\0" + document for document in part).encode() for part in (split.train, split.validation))
-    assert corpus.baseline == nats_per_byte(*streams)
+    training, validation = streams
+    assert corpus.baseline == nats_per_byte(training, validation)
+    few = open_corpus(TrainOptions(text="text.txt", eval_tokens=100), vocab_size=0)
+    assert few.baseline == nats_per_byte(training, validation[:100])
     write_shard("a.bin", np.arange(5000, dtype=np.uint16) % 256)
     assert open_corpus(TrainOptions(data="a.bin", tokenizer="bytes"), vocab_size=0).baseline is None
 

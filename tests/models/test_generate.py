@@ -1,20 +1,23 @@
 """Text from a model: what is drawn, how it becomes characters, and where the model comes from."""
 
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr
+from models import generate
 from models.cache import KVCache
 from models.generate import draw, new_tokens, pieces
 from models.gpt2 import GPT2, Config
 from models.hugging_face import GPT2Format
 from models.options import GenerateOptions, main
-from models.tokenizer import load_tokenizer
+from models.tokenizer import encode_prompt, load_tokenizer
 from tinyarr import saving
 
 BYTES = load_tokenizer("bytes")
@@ -113,9 +116,39 @@ def test_weights_with_hugging_face_s_names_are_read(tmp_path, capsys):
     saving.save(tmp_path / "w.safetensors", GPT2Format.weights(model))
     options = ["--weights", str(tmp_path / "w.safetensors"), "--size", "tiny", "--tokenizer", "bytes"]
     main(Micro, ["generate", *options, "--prompt", "é€", "--tokens", "30", "--seed", "4"])
-    prompt = [256, *"é€".encode()]
+    prompt = [*"é€".encode()]
     expected = "é€" + "".join(pieces(BYTES, new_tokens(model, prompt, GenerateOptions(tokens=30, seed=4))))
     assert capsys.readouterr().out == expected + "\n"
+
+
+def test_a_start_token_that_also_ends_texts_stands_before_no_prompt_but_for_an_empty_one(tmp_path):
+    assert encode_prompt(BYTES, "It") == [73, 116] and encode_prompt(BYTES, "") == [256]
+    llama = tiktoken.Encoding("llama3", pat_str=".", mergeable_ranks={bytes([b]): b for b in range(256)},
+                              special_tokens={"<|begin_of_text|>": 256, "<|end_of_text|>": 257})
+    assert encode_prompt(llama, "It") == [256, 73, 116] and encode_prompt(llama, "") == [256]
+
+
+def test_ctrl_c_ends_the_line_and_says_so(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        yield 65
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(generate, "new_tokens", interrupted)
+    saving.save(tmp_path / "w.safetensors", GPT2Format.weights(GPT2(MICRO)))
+    options = ["--weights", str(tmp_path / "w.safetensors"), "--size", "tiny", "--tokenizer", "bytes"]
+    with pytest.raises(SystemExit, match="130"):
+        main(Micro, ["generate", *options])
+    assert capsys.readouterr() == ("A\n", "python -m models.gpt2: interrupted\n")
+
+
+@pytest.mark.parametrize("encoding", ["latin1", "ascii", "utf-8"])
+def test_a_terminal_without_a_character_shows_a_question_mark(encoding, monkeypatch):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr(generate, "new_tokens", lambda *_: iter("’!".encode()))
+    generate.write(None, BYTES, GenerateOptions(prompt="“It"))
+    out.flush()
+    assert out.buffer.getvalue() == "“It’!\n".encode(encoding, "replace")
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -7,7 +7,7 @@ import pytest
 
 from models import options
 from models.options import GenerateOptions, Stop, TrainOptions, main
-from tinyarr.errors import DeviceError
+from tinyarr.errors import DeviceError, OutOfMemory
 
 
 class Model:
@@ -66,6 +66,8 @@ def test_help_names_the_sizes_of_the_model(capsys):
         ("train --size huge", "--size: invalid choice: 'huge'"),
         ("train --dtype int8", "--dtype: invalid choice: 'int8'"),
         ("train --schedule steep", "--schedule: invalid choice: 'steep'"),
+        ("train --drop-repeats", "--drop-repeats belongs to --text"),
+        ("train --eval-tokens 0", "--eval-tokens: '0' is not a whole number at least 1"),
         ("train --text a --data b", "--text and --data exclude each other"),
         ("train --out a --resume b", "b holds no run: b/config.json is missing"),
         ("train --steps 10 --warmup 10", "--warmup 10 must be less than --steps 10"),
@@ -90,7 +92,9 @@ def test_a_mistake_ends_in_one_line_and_leaves_nothing_behind(capsys, tmp_path, 
     [
         (Stop("the disk is full:\nmake room", 1), 1, "the disk is full: make room"),
         (DeviceError("cuda:0: there is none"), 2, "cuda:0: there is none"),
-        (FileNotFoundError(2, "No such file", "a.txt"), 2, "[Errno 2] No such file: 'a.txt'"),
+        (FileNotFoundError(2, "No such file", "a.txt"), 2, "a.txt: No such file"),
+        (OSError(28, "No space left on device", "a"), 2, "a: No space left on device: make room"),
+        (OutOfMemory("cpu: 9 bytes can't be had"), 2, "cpu: 9 bytes can't be had"),
         (ModuleNotFoundError("No module named 'rich'"), 2, "No module named 'rich'"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

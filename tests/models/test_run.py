@@ -84,7 +84,6 @@ def contents(folder):
 
 def test_runs_without_a_name_take_the_next_free_number():
     assert [str(Run.start(None, CONFIG).folder) for _ in range(3)] == ["runs/1", "runs/2", "runs/3"]
-    assert str(newest()) == "runs/3"
 
 
 def test_runs_that_start_at_once_get_a_folder_each():
@@ -191,8 +190,19 @@ def test_options_of_another_version_are_told():
 
 
 def test_without_runs_there_is_no_newest():
-    with pytest.raises(Stop, match="there is no run under runs/: train a model first"):
-        newest()
+    with pytest.raises(Stop, match="no run of toy under runs/ has a checkpoint: train one first"):
+        newest("toy")
+
+
+def test_the_newest_run_is_the_last_of_its_own_model_that_has_a_checkpoint(folder):
+    for _ in range(10):
+        saved()
+    Run.start(None, CONFIG | {"model": "other"})
+    assert str(newest("toy").folder) == "runs/10"
+    for index in checkpoint.indices(folder / "runs/10"):
+        index.unlink()
+    (folder / "runs/9/config.json").write_text(json.dumps(CONFIG | {"model": "other"}))
+    assert str(newest("toy").folder) == "runs/8" and str(newest("other").folder) == "runs/9"
 
 
 def test_a_checkpoint_brings_back_model_optimizer_generator_and_step():

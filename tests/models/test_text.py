@@ -27,15 +27,21 @@ def test_no_paragraph_of_the_default_text_occurs_twice():
     assert len(everything) == len(set(everything))
 
 
-def test_a_file_is_split_at_ends_of_paragraphs_without_leak_or_loss(tmp_path):
+def test_a_file_keeps_its_repeats(tmp_path):
+    (tmp_path / "a.txt").write_text("\n\n".join(["one paragraph", "another"] * 500))
+    split = load_text(tmp_path / "a.txt")
+    assert len(paragraphs(split.train + split.validation)) == 1000
+
+
+def test_a_file_without_repeats_is_split_at_ends_of_paragraphs_without_leak_or_loss(tmp_path):
     written = [f"Paragraph {n}\nhas two lines." for n in range(1000)]
     (tmp_path / "a.txt").write_text("\n\n".join(written + written[:500]))
-    split = load_text(tmp_path / "a.txt")
+    split = load_text(tmp_path / "a.txt", drop_repeats=True)
     assert set(paragraphs(split.train)).isdisjoint(paragraphs(split.validation))
     assert sorted(paragraphs(split.train + split.validation)) == sorted(written)
     assert len(split.train) == len(split.validation) == 10
     assert 80 <= len(paragraphs(split.validation)) <= 120
-    assert split == load_text(str(tmp_path / "a.txt"))
+    assert split == load_text(str(tmp_path / "a.txt"), drop_repeats=True)
 
 
 @pytest.mark.parametrize(("separator", "unit"), [("\n", "one line"), (" ", "word")])
@@ -66,17 +72,17 @@ def test_windows_line_ends_and_a_byte_order_mark_do_not_reach_the_model(tmp_path
         (b" \n\n\t", "holds no text"),
         (b"abc\xff" * 100, "byte 0xff at position 3 is not UTF-8 text: convert"),
         (b"\x7fELF\0\0" * 100, "zero byte, so it is a binary file"),
-        (b"abc", "found 3 characters, .*expected at least 1000"),
-        (b"the same paragraph\n\n" * 1000, "found 20 characters, repeated paragraphs dropped"),
+        (b"abc", "found 3 characters .*expected at least 1000"),
+        (b"the same paragraph\n\n" * 1000, "found 20 characters without repeated paragraphs, expected at least 1000"),
     ],
 )
 def test_a_file_that_is_no_text_to_train_on_is_reported_by_name(tmp_path, content, message):
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=f"load_text: .*a.txt: .*{message}"):
-        load_text(tmp_path / "a.txt")
+        load_text(tmp_path / "a.txt", drop_repeats=True)
 
 
 def test_a_missing_file_or_a_folder_is_reported_by_name(tmp_path):
-    for path in (tmp_path, tmp_path / "none.txt"):
-        with pytest.raises(FileNotFoundError, match=f"load_text: {path}: no such file"):
+    for path, problem in [(tmp_path, "is a folder"), (tmp_path / "none.txt", "no such file")]:
+        with pytest.raises(FileNotFoundError, match=f"load_text: {path}: {problem}"):
             load_text(path)

@@ -564,8 +564,27 @@ def test_generate_takes_the_newest_run_and_repeats_itself(quick, capsys):
     for line in ("generate --prompt The", "generate --prompt The --run runs/2", "generate --prompt The --run runs/1"):
         capsys.readouterr()
         assert command(f"{line} --tokens 30") == 0
-        texts.append(capsys.readouterr().out)
-    assert texts[0] == texts[1] != texts[2] and texts[0].startswith("The")
+        texts.append(capsys.readouterr())
+    assert texts[0] == texts[1] and texts[0].out != texts[2].out and texts[0].out.startswith("The")
+    assert [text.err for text in texts[1:]] == ["runs/2: gpt2 small\n", "runs/1: gpt2 tiny\n"]
+
+
+def test_a_run_says_how_many_tokens_it_has_and_takes_as_many_to_validate_as_it_is_told(quick, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(Progress, "show_validation", lambda progress, seen, tokens: shown.append((seen, tokens)))
+    command("train --text text.txt --seq-len 8 --batch-size 4 --steps 1 --eval-tokens 50 --no-compile")
+    assert re.search(r"\n([\d,]+) tokens to train on, 681 to validate on, of which the first 50 are taken\n",
+                     capsys.readouterr().out)
+    assert shown == [(0, 50), (32, 50), (50, 50)] * 2
+
+
+def test_a_paragraph_that_comes_again_is_learned_again_unless_that_is_left_out(quick, capsys):
+    Path("again.txt").write_text(Path("text.txt").read_text() + "\n\n" + Path("text.txt").read_text())
+    sizes = []
+    for options in ("--text text.txt", "--text again.txt --drop-repeats", "--text again.txt"):
+        command(f"train {options} --seq-len 8 --batch-size 4 --steps 1 --no-compile")
+        sizes.append(re.search(r"([\d,]+) tokens to train on", capsys.readouterr().out)[1].replace(",", ""))
+    assert sizes[0] == sizes[1] and int(sizes[2]) > 1.9 * int(sizes[0])
 
 
 def test_mfu_is_a_share_of_a_known_card_s_peak():

@@ -46,8 +46,10 @@ class Names(NamedTuple):
 def names_of(code: CodeType) -> Names:
     """Returns the names in a code object, without those of functions that are defined in it.
 
-    >>> names_of((lambda x: x.mean() * settings.width).__code__).chains
-    (Chain(name='settings', attributes=('width',), end=...),)
+    >>> from tinyarr.compiler.code_names import names_of
+    >>> names = names_of((lambda x: x.mean() * settings.width).__code__)
+    >>> [(chain.name, chain.attributes) for chain in names.chains], names.attributes
+    ([('settings', ('width',))], ('mean', 'width'))
     """
     chains: list[Chain] = []
     attributes: dict[str, None] = {}

@@ -152,6 +152,8 @@ class Templates:
 
     def _object(self, x: Any, where: str) -> Any:
         """By the protocol of copy and pickle."""
+        if isinstance(x, types.CoroutineType):
+            x.close()  # nobody will await what the trace has made
         reduce = copyreg.dispatch_table.get(type(x))
         try:
             found = reduce(x) if reduce is not None else x.__reduce_ex__(4)

@@ -27,8 +27,8 @@ class Linear(Module):
         self,
         in_features: int,
         out_features: int,
-        *,
         bias: bool = True,
+        *,
         std: float | None = None,
         generator: Generator | None = None,
         dtype=None,
@@ -73,9 +73,11 @@ class Embedding(Module):
 class LayerNorm(Module):
     """Layer normalization over the last axis (see tinyarr.layer_norm), with a weight of ones and a bias of zeros."""
 
-    def __init__(self, features: int, *, eps: float = 1e-5, dtype=None, device=None):
+    bias: Parameter | None
+
+    def __init__(self, features: int, *, eps: float = 1e-5, bias: bool = True, dtype=None, device=None):
         self.weight = init.constant((features,), 1.0, dtype=dtype, device=device)
-        self.bias = init.constant((features,), 0.0, dtype=dtype, device=device)
+        self.bias = init.constant((features,), 0.0, dtype=dtype, device=device) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,14 +104,21 @@ class Sequential(Module):
     def __init__(self, *layers: Callable[[Tensor], Tensor]):
         for i, layer in enumerate(layers):
             if not callable(layer):
-                raise ArgumentError(f"Sequential: layer {i} is {layer!r}: it must be a module or a function")
+                advice = f"{layer!r}: it must be a module or a function"
+                if isinstance(layer, list | tuple | dict):
+                    values = "layers.values()" if isinstance(layer, dict) else "layers"
+                    advice = f"{type(layer).__name__}: give them one by one, as in Sequential(*{values})"
+                raise ArgumentError(f"Sequential: layer {i} is {advice}")
             setattr(self, str(i), layer)
         self._length = len(layers)
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, number: int) -> Callable[[Tensor], Tensor]:
+    def __getitem__(self, number: int | slice) -> Callable[[Tensor], Tensor]:
+        """A layer, or, for a slice, those layers as a Sequential that shares them."""
+        if isinstance(number, slice):
+            return Sequential(*(self[i] for i in range(len(self))[number]))
         return getattr(self, str(range(len(self))[number]))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from .. import dtypes
 from ..autograd import HookHandle
 from ..errors import ArgumentError, DtypeError, ShapeError
 from ..tape import no_grad
@@ -125,6 +126,10 @@ class Module:
         Raises ArgumentError for missing or unexpected names (unless not strict: those are then left alone) and
         ShapeError for another shape; then nothing has been written.
         """
+        if not isinstance(state, Mapping):
+            came = type(state).__name__
+            raise TypeError(f"load_state_dict: state is {came}: give a dict of tensors, as saving.load(path)[0]")
+        require_tensors("load_state_dict", **{str(name): t for name, t in state.items()})
         own = dict(self.named_tensors())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):
@@ -157,7 +162,9 @@ class Module:
             p.grad = None
 
     def to_dtype(self, dtype) -> Module:
-        """Converts every floating parameter and buffer to `dtype`. Make the optimizer afterwards."""
+        """Converts every floating parameter and buffer to `dtype`, a floating one. Make the optimizer afterwards."""
+        if not dtypes.dtype(dtype).is_float:
+            raise DtypeError(f"to_dtype: dtype is {dtypes.dtype(dtype).name}: it must be a floating dtype")
         for name, t in self.named_tensors():
             if not t.dtype.is_float:
                 continue

@@ -59,6 +59,13 @@ def require_fit(operation: str, dtype: Dtype, *extremes) -> None:
         dtype_constant(operation, int(extreme), dtype)
 
 
+def require_numbers(operation: str, **given: object) -> None:
+    """Raises TypeError that names the first argument that is no Python number."""
+    for name, value in given.items():
+        if dtypes.scalar_kind(value) is None:
+            raise TypeError(f"{operation}: {name} is {value!r}: it must be a Python number")
+
+
 def with_gradient(x: Tensor, requires_grad: bool) -> Tensor:
     """x, made a leaf that gradients flow to where that is asked for."""
     if requires_grad:
@@ -77,20 +84,22 @@ def full(shape: int | Iterable[int], fill_value, *, dtype=None, device=None, req
     return with_gradient(apply(_full, value, shape=shape, dtype=dtype, device=device), requires_grad)
 
 
-def zeros(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """A tensor of zeros, float32 unless a dtype is given."""
+def zeros(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of zeros, float32 unless a dtype is given: `zeros((2, 3))` or `zeros(2, 3)`."""
+    shape = views.normalize_shape("zeros", shape, *more)
     return full(shape, 0, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
-def ones(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """A tensor of ones, float32 unless a dtype is given."""
+def ones(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor of ones, float32 unless a dtype is given: `ones((2, 3))` or `ones(2, 3)`."""
+    shape = views.normalize_shape("ones", shape, *more)
     return full(shape, 1, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
-def empty(shape: int | Iterable[int], *, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
-    """A tensor with undefined contents, float32 unless a dtype is given."""
+def empty(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
+    """A tensor with undefined contents, float32 unless a dtype is given: `empty((2, 3))` or `empty(2, 3)`."""
     dtype, device = target(dtype, device, "float")
-    result = result_tensor(executor.get().empty(device, views.normalize_shape("empty", shape), dtype))
+    result = result_tensor(executor.get().empty(device, views.normalize_shape("empty", shape, *more), dtype))
     return with_gradient(result, requires_grad)
 
 
@@ -119,6 +128,7 @@ def arange(start, stop=None, step=1, *, dtype=None, device=None) -> Tensor:
     if stop is None:
         start, stop = 0, start
     start, stop, step = map(dtypes.python_scalar, (start, stop, step))
+    require_numbers("arange", start=start, stop=stop, step=step)
     if step == 0:
         raise ArgumentError("arange: step is 0: it must be positive or negative")
     if not all(map(math.isfinite, (start, stop, step))):
@@ -140,6 +150,7 @@ def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype=None, devic
 
 def linspace(start, stop, /, num: int, *, dtype=None, device=None, endpoint: bool = True) -> Tensor:
     """`num` evenly spaced numbers from start to stop, which is left out where `endpoint` is False."""
+    require_numbers("linspace", start=dtypes.python_scalar(start), stop=dtypes.python_scalar(stop))
     dtype, device = target(dtype, device, "float")
     (num,) = views.normalize_shape("linspace", num)
     divisions = num - 1 if endpoint else num

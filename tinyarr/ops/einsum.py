@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from .. import dtypes, views
 from ..errors import ArgumentError, ShapeError, describe
@@ -72,7 +73,7 @@ def vector_norm(
     if not x.dtype.is_float:
         x = astype(x, dtypes.float32)
     wide = astype(x, x.dtype.compute, copy=False)
-    over = {"axis": axis, "keepdims": keepdims}
+    over: Any = {"axis": axis, "keepdims": keepdims}
     if ord == math.inf:
         found = max(abs(wide), **over)
     elif ord == -math.inf:

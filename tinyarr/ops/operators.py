@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import dtypes
 from ..errors import ShapeError
-from ..tensor import Tensor
+from ..tensor import Tensor, method
 from .elementwise import (
     abs,
     add,
@@ -101,12 +101,12 @@ def _truth(self: Tensor) -> bool:
     return bool(self.item())
 
 
-Tensor.__pow__ = _power
-Tensor.__rpow__ = lambda self, other: pow(other, self)
-Tensor.__neg__ = lambda self: negative(self)
-Tensor.__pos__ = lambda self: self
-Tensor.__abs__ = lambda self: abs(self)
-Tensor.__invert__ = lambda self: bitwise_invert(self)
-Tensor.__matmul__ = lambda self, other: matmul(self, other)
-Tensor.__rmatmul__ = lambda self, other: matmul(other, self)
-Tensor.__bool__ = _truth
+method("__pow__")(_power)
+method("__rpow__")(lambda self, other: pow(other, self))
+method("__neg__")(lambda self: negative(self))
+method("__pos__")(lambda self: self)
+method("__abs__")(lambda self: abs(self))
+method("__invert__")(lambda self: bitwise_invert(self))
+method("__matmul__")(lambda self, other: matmul(self, other))
+method("__rmatmul__")(lambda self, other: matmul(other, self))
+method("__bool__")(_truth)

@@ -8,13 +8,11 @@ below, made of exactly rounded operations, so that they are bit-equal on every d
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Iterable
 
 from .. import dtypes, views
 from ..device import Device
 from ..dtypes import Dtype
-from ..errors import ArgumentError, DtypeError
+from ..errors import ArgumentError, DtypeError, whole_number
 from ..random import Generator, default_generator
 from ..tensor import Tensor, method
 from . import scalar
@@ -128,19 +126,19 @@ def normal(shape, mean=0.0, std=1.0, *, generator=None, dtype=None, device=None,
 
 def rand(*shape: int, generator=None, dtype=None, device=None, requires_grad=False) -> Tensor:
     """Uniform on [0, 1): `rand(2, 3)` or `rand((2, 3))`."""
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Iterable) else shape
+    sizes = views.normalize_shape("rand", *shape) if shape else ()
     return uniform(sizes, generator=generator, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def randn(*shape: int, generator=None, dtype=None, device=None, requires_grad=False) -> Tensor:
     """Standard normal: `randn(2, 3)` or `randn((2, 3))`."""
-    sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], Iterable) else shape
+    sizes = views.normalize_shape("randn", *shape) if shape else ()
     return normal(sizes, generator=generator, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def randint(low: int, high: int, shape, *, generator=None, dtype=None, device=None) -> Tensor:
     """Integers in [low, high), at most 2**32 of them; int64 unless a dtype is given."""
-    low, high = operator.index(low), operator.index(high)
+    low, high = whole_number("randint", "low", low), whole_number("randint", "high", high)
     span = high - low
     if not 1 <= span <= 2**32:
         raise ArgumentError(f"randint: low is {low}, high is {high}: high - low must lie in [1, 2**32]")

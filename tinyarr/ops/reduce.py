@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import ParamSpec
 
 from .. import dtypes, views
 from ..errors import ShapeError
@@ -182,13 +183,17 @@ def sum_to(x: Tensor, shape: Shape, *, operation: str = "sum_to") -> Tensor:
     return reshape(apply(_sum, x, axis=axes, keepdims=False), shape)
 
 
-def computed_wide(function):
+P = ParamSpec("P")
+
+
+def computed_wide(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """Decorator: integers become float32, and half types are computed in float32 and rounded once, at the end."""
 
     @functools.wraps(function)
     def widened(x: Tensor, /, *args, **kwargs) -> Tensor:
         require_tensors(function.__name__, x=x)
         dtype = x.dtype if x.dtype.is_float else dtypes.float32
-        return astype(function(astype(x, dtype.compute, copy=False), *args, **kwargs), dtype, copy=False)
+        result = function(astype(x, dtype.compute, copy=False), *args, **kwargs)  # type: ignore[arg-type]
+        return astype(result, dtype, copy=False)
 
-    return widened
+    return widened  # type: ignore[return-value]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import builtins
 import math
-import operator
 from collections.abc import Sequence
 
 from .. import dtypes, views
-from ..errors import ArgumentError, ShapeError
+from ..errors import ArgumentError, ShapeError, whole_number
 from ..tensor import Tensor, method, require_tensors
 from ..views import Shape, View
 from .create import zeros
@@ -97,6 +96,8 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *more: int, copy: bool | N
 @method()
 def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
     """The axes reordered: axis i of the result is axis axes[i] of x; a view."""
+    if not isinstance(axes, Sequence):
+        raise TypeError(f"permute_dims: axes is {axes!r}: give a tuple of ints")
     order = tuple(views.normalize_axis("permute_dims", a, x.ndim) for a in axes)
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"permute_dims: axes is {tuple(axes)}, x has {x.ndim} dimensions: each axis must come once")
@@ -178,13 +179,16 @@ def _concat_gradient(g, *, axis, shapes):
 
 
 def require_each(operation: str, tensors: Sequence[Tensor]) -> None:
+    """Raises TypeError for what is no sequence of tensors, ShapeError for an empty one."""
+    if not isinstance(tensors, Sequence):
+        raise TypeError(f"{operation}: tensors is {type(tensors).__name__}: give a list of tensors")
+    if not tensors:
+        raise ShapeError(f"{operation}: needs at least one tensor")
     require_tensors(operation, **{f"tensor {i}": t for i, t in enumerate(tensors)})
 
 
 def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
     """The tensors joined along an existing axis; all other axes must be equal. With None, all are flattened first."""
-    if not tensors:
-        raise ShapeError("concat: needs at least one tensor")
     require_each("concat", tensors)
     if axis is None:
         tensors, axis = [reshape(t, (-1,) if t.size else (0,)) for t in tensors], 0
@@ -193,8 +197,6 @@ def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
 
 def stack(tensors: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
     """The tensors, all of one shape, joined along a new axis."""
-    if not tensors:
-        raise ShapeError("stack: needs at least one tensor")
     require_each("stack", tensors)
     for i, t in enumerate(tensors):
         if t.shape != tensors[0].shape:
@@ -241,7 +243,7 @@ def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = 0) -> tuple[Tens
         if sizes < 1:
             raise ShapeError(f"split: sizes is {sizes}: it must be at least 1")
         sizes = [min(sizes, n - i) for i in range(0, n, sizes)] or [0]
-    parts = tuple(operator.index(s) for s in sizes)
+    parts = tuple(whole_number("split", "a size", s) for s in sizes)
     if builtins.sum(parts) != n or min(parts, default=0) < 0:
         raise ShapeError(f"split: x has shape {x.shape}, axis is {axis}, sizes are {parts}: they must sum to {n}")
     return apply(_split, x, sizes=parts, axis=axis)
@@ -271,7 +273,6 @@ def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence
     return permute_dims(x, order)
 
 
-@property  # type: ignore[misc]
 def _transposed(x: Tensor) -> Tensor:
     """The matrix transposed; a view. For exactly two dimensions; see mT for stacks of matrices."""
     if x.ndim != 2:
@@ -279,5 +280,5 @@ def _transposed(x: Tensor) -> Tensor:
     return matrix_transpose(x)
 
 
-Tensor.T = _transposed
-Tensor.mT = property(matrix_transpose)
+method("T")(property(_transposed))
+method("mT")(property(matrix_transpose))

@@ -33,7 +33,7 @@ def sort(x: Tensor, /, *, axis: int = -1, descending: bool = False, stable: bool
 
 
 @method()
-def topk(x: Tensor, k: int, /, *, axis: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
+def topk(x: Tensor, /, k: int, *, axis: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
     """The k largest (or smallest) elements along an axis, sorted, and their positions. Of equal ones the first."""
     require_tensors("topk", x=x)
     axis = views.normalize_axis("topk", axis, x.ndim)

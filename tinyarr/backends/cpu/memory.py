@@ -13,6 +13,7 @@ import numpy as np
 
 from ...array import Storage
 from ...device import Device
+from ...errors import OutOfMemory
 from ..base import MemoryStats
 
 POOLED_FROM = 64 * 1024  # bytes; malloc serves smaller blocks without page faults
@@ -37,14 +38,18 @@ class Pool:
         self.peak = 0
 
     def allocate(self, nbytes: int) -> Storage:
-        """A block of at least `nbytes` bytes."""
+        """A block of at least `nbytes` bytes. Raises OutOfMemory."""
         size = size_class(max(nbytes, 1))
         try:  # not asking first whether there is one: another thread may take it meanwhile
             block = self._free[size].pop()
             self._pooled -= size
         except LookupError:
             self._trim(size)
-            raw = np.empty(size + ALIGNMENT, np.uint8)
+            try:
+                raw = np.empty(size + ALIGNMENT, np.uint8)
+            except (MemoryError, ValueError):  # the latter for more than an address can say
+                held = f"{self.in_use:,} are in use: smaller shapes or batches need less"
+                raise OutOfMemory(f"{self._device}: {nbytes:,} bytes can't be had, {held}") from None
             start = -raw.ctypes.data % ALIGNMENT
             block = raw[start : start + size]
         self.count(size)
