@@ -69,9 +69,10 @@ class _Walk:
     def arrive(self, edge: Edge, g: Tensor) -> None:
         """Adds `g` to the gradient of what `edge` names."""
         parent = edge[0]
-        if self.targets is None and isinstance(parent, Tensor) and parent._has_wide_grad:
-            g = astype(g, parent.grad_dtype, copy=False)
-            if parent.grad is not None and not parent._hooks:  # each part as it comes, in place
+        if isinstance(parent, Tensor) and parent._has_wide_grad:
+            is_part = self.targets is None or self.partial
+            g = astype(g, parent.grad_dtype if is_part else parent.dtype, copy=False)
+            if self.targets is None and parent.grad is not None and not parent._hooks:  # each part as it comes, in place
                 parent.grad = self.accumulated(parent.grad, g)
                 return
         self.pending[edge] = add(self.pending[edge], g) if edge in self.pending else g

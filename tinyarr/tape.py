@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+from .dtypes import Dtype
 from .tensor import Tensor, result_tensor
+from .views import Shape
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 numbers = itertools.count()
@@ -35,7 +37,7 @@ class Node:
     saved, versions: the saved values, and for each tensor its storage and that one's version when it was saved.
     """
 
-    __slots__ = ("call", "edges", "hooks", "line", "needs", "number", "rule", "saved", "versions")
+    __slots__ = ("__weakref__", "call", "edges", "hooks", "line", "needs", "number", "rule", "saved", "versions")
 
     def __init__(self, call, rule, needs, edges, saved, versions):
         self.number = next(numbers)
@@ -87,6 +89,14 @@ def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
 def edge_of(x: Tensor) -> Edge:
     """Where the gradient of a tensor goes: (its node, which output of it), or (the leaf itself, 0)."""
     return (x, 0) if x.node is None else (x.node, x.node_output)
+
+
+def gradient_spec(edge: Edge) -> tuple[Shape, Dtype]:
+    """Shape and dtype of the gradient of what an edge names."""
+    parent, output = edge
+    if isinstance(parent, Tensor):
+        return parent.shape, parent.grad_dtype
+    return parent.call.out_shapes[output], parent.call.out_dtypes[output]
 
 
 def attach(node: Node, outputs: Sequence[Tensor]) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 
 from . import random
 from .autograd import gradients, independent, walk
-from .dtypes import Dtype
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros, zeros_like
 from .tape import (
     Edge,
     Node,
     edge_of,
+    gradient_spec,
     no_grad,
     numbers,
     reachable,
@@ -26,7 +26,6 @@ from .tape import (
     set_recording,
 )  # fmt: skip
 from .tensor import Tensor, require_tensors, result_tensor
-from .views import Shape
 
 _nested: ContextVar[int] = ContextVar("nested", default=0)
 
@@ -251,7 +250,7 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
     passed = [x for x in (*args, *kwargs.values(), *(parent for parent, _ in edges)) if isinstance(x, Tensor)]
     plain = tuple(result_tensor(o.array) for o in outputs)
-    record_custom("checkpoint", rule, [_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
+    record_custom("checkpoint", rule, [gradient_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
     kept = tuple(p if o._requires_grad else o for o, p in zip(outputs, plain, strict=True))
     return kept if isinstance(result, tuple) else kept[0]
 
@@ -259,11 +258,3 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
 def _operation(node: Node) -> tuple:
     """What must be the same when a function runs again."""
     return node.name, node.call.in_shapes, node.call.in_dtypes
-
-
-def _spec(edge: Edge) -> tuple[Shape, Dtype]:
-    """Shape and dtype of the tensor that an edge stands for."""
-    parent, output = edge
-    if isinstance(parent, Tensor):
-        return parent.shape, parent.dtype
-    return parent.call.out_shapes[output], parent.call.out_dtypes[output]

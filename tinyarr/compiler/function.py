@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import diagnostics, random
-from ..array import Array
 from ..device import Device, default_device
 from ..errors import ArgumentError, TraceError
 from ..ops.primitive import executor
-from ..program import Graph, State
+from ..program import Graph
 from ..tape import recording
-from ..tensor import Tensor, result_tensor
+from ..tensor import Tensor
 from .agree import agree
 from .build import build
+from .calls import called
+from .differentiate import History, Make, apart_from_history, differentiate
 from .effects import Before, Changes, filled, numbered, standing_in
-from .floats import Given, NeedsValue, TracedFloat, value_of
+from .floats import Given, NeedsValue, TracedFloat
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
@@ -153,24 +154,30 @@ class Compiled:
                         f"came: make what changes at each call a tensor\n{self.explain()}\nnow: {why}"
                     )
                 clock = _Clock()
-                traced = _trace(self.function, reach, args, kwargs)
+                traced = _trace(self.function, reach, args, kwargs, self._name, self._made)
                 if isinstance(traced, dict):
                     self._needed |= traced
                     diagnostics.tell("trace", "\n".join(f"{self._name}: {path}: {why}" for path, why in traced.items()))
                     return self(*args, **kwargs)
-                graph, returned, changes = traced
+                graph, returned, changes, history = traced
                 clock.lap("trace")
-                for change in self._passes:
-                    graph = change(graph)
-                clock.lap("passes")
-                agree(graph, self._name)
-                runner = _build(graph, clock) if self._build is None else self._build(graph)
-                clock.lap("compile")
-                self.seconds += clock.total
+                graph, runner = self._made(graph, clock)
                 why = f"{why} ({len(graph.nodes)} nodes: {clock})"
                 diagnostics.tell("trace", f"{self._name}: traced: {why}")
-                program = self._programs[key] = _Program(runner, graph, returned, changes, reach.paths, why)
+                program = self._programs[key] = _Program(runner, graph, returned, changes, history, reach.paths, why)
             return program.run(reach)
+
+    def _made(self, graph: Graph, clock: _Clock | None = None) -> tuple[Graph, Any]:
+        """A graph after the passes, and what runs it."""
+        clock = _Clock() if clock is None else clock
+        for change in self._passes:
+            graph = change(graph)
+        clock.lap("passes")
+        agree(graph, self._name)
+        runner = _build(graph, clock) if self._build is None else self._build(graph)
+        clock.lap("compile")
+        self.seconds += clock.total
+        return graph, runner
 
     def explain(self) -> str:
         """Why the function was traced, a line for each time: what was different from the most similar signature.
@@ -191,8 +198,18 @@ class Compiled:
 class _Program:
     """What runs a graph, and where its results go: to what the function returns, and to what it changes."""
 
-    def __init__(self, runner: Any, graph: Graph, returned: Any, changes: Changes, paths: Sequence[str], why: str):
+    def __init__(
+        self,
+        runner: Any,
+        graph: Graph,
+        returned: Any,
+        changes: Changes,
+        history: History | None,
+        paths: Sequence[str],
+        why: str,
+    ):
         self.graph = graph
+        self.history = history
         self.paths = paths
         self.why = why
         self._returned = returned
@@ -201,48 +218,43 @@ class _Program:
 
     def run(self, reach: Reach) -> Any:
         leaves = reach.leaves
-        memory = [_memory(leaves[state.leaf].object.array, state) for state in self.graph.states]
         draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
         given = list(reach.floats.values())
-        floats = [float(value_of(x, given)) for x, _ in self.graph.floats]
-        results = [result_tensor(x) for x in self.runner.run(memory, draws, floats)]
+        arrays = [leaves[state.leaf].object.array for state in self.graph.states]
+        results = called(self.runner, self.graph, arrays, draws, given)
+        if self.history is not None:
+            self.history.record(leaves, results, draws, given)
         self._changes.repeat(reach, results, given)
         return filled(self._returned, results, given)
 
 
-def _memory(leaf: Array, state: State) -> Array:
-    return Array(leaf.storage, leaf.dtype, state.before.shape, (1,), leaf.offset + state.start)
-
-
 def _trace(
-    function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any]
-) -> tuple[Graph, Any, Changes] | dict[str, str]:
-    """The graph, what is returned and what changes; or, by path, why float arguments are needed as they are."""
+    function: Callable, reach: Reach, args: tuple, kwargs: dict[str, Any], name: str, make: Make
+) -> tuple[Graph, Any, Changes, History | None] | dict[str, str]:
+    """The graph, what is returned, what changes and the way back; or, by path, why floats are needed as they are."""
     for path, x in reach.leaves:
-        if isinstance(x, Tensor) and x.node is not None:
-            raise TraceError(f"compile: {path} is the result of recorded operations: detach() it, or compile those too")
         if isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage):
             raise TraceError(f"compile: {path} was kept by an earlier trace where it can't be replaced: return it")
     trace, tensors = Trace(), []  # type: ignore[var-annotated]
     floats = {path: TracedFloat(trace, Given(number)) for number, path in enumerate(reach.floats)}
-    with standing_in(floats, args, kwargs) as (args, kwargs):
+    with standing_in(floats, args, kwargs) as (args, kwargs), apart_from_history(reach) as outside, random.drawn_by(trace):
         before = Before(reach)
-        tokens = executor.set(trace), random.drawing.set(trace)
+        token = executor.set(trace)
         try:
             result = function(*args, **kwargs)
             changes = before.changes(tensors)
             returned = numbered(result, tensors)
-            graph = build(trace, reach.leaves, tensors)
+            history = differentiate(trace, reach, outside, tensors, name, make)
+            graph = build(trace, reach.leaves, tensors + (history.residuals if history else []))
         except (Exception, NeedsValue) as error:
             if isinstance(error, TypeError):  # perhaps what takes nothing but Python's own floats
                 trace.needed |= dict.fromkeys(range(len(floats)), f"without its value came: {error}")
             if not trace.needed:
                 raise
         finally:
-            executor.reset(tokens[0])
-            random.drawing.reset(tokens[1])
+            executor.reset(token)
             before.restore()
             trace.restore()
     if trace.needed:
         return {path: trace.needed[n] for n, path in enumerate(floats) if n in trace.needed}
-    return graph, returned, changes
+    return graph, returned, changes, history

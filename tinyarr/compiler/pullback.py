@@ -1,0 +1,229 @@
+"""The way back from the results of a program to its inputs: a rule of the tape, and the programs that it runs.
+
+A program that goes backward reads what the one before it kept: inputs, and values that it computed (residuals). Where
+the gradient is to be differentiated in turn, values that have a history are hidden outputs of the node that kept them:
+their gradients arrive there like those of its results, and go on to its inputs.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .. import eager, random
+from ..array import Array, Storage
+from ..program import Graph
+from ..tape import Edge, Node, attach, edge_of, gradient_spec, reachable, recording
+from ..tensor import Tensor, result_tensor
+from ..views import is_contiguous
+from .calls import called
+from .reach import Leaf
+from .traced_tape import Stretch, TracedTape
+
+Make = Callable[[Graph], tuple[Graph, Any]]  # a graph after the passes, and what runs it
+
+
+class _Call:
+    """What a call leaves for its way back. numbers: what was drawn, by what stands for it in a trace."""
+
+    def __init__(self, numbers: dict[Any, int], given: Sequence[float]):
+        self.numbers = numbers
+        self.given = given
+        self.node: Any = None  # a weak reference: the node holds this
+
+
+class Pullback:
+    """Call, primitive and rule of a node, which a program's call records.
+
+    outputs: edges of the traced tape, and arrays like their tensors. sources: the edges where gradients may go; targets:
+    where they go. kept: the inputs that backward reads, by number; residuals: what else it reads, in the trace.
+    """
+
+    composite = None
+    outputs: Sequence[str] = ()
+
+    def __init__(
+        self,
+        tape: TracedTape,
+        make: Make,
+        inputs: Sequence[Leaf],
+        known: Mapping[Storage, Storage],
+        outputs: Sequence[tuple[Edge, Array]],
+        sources: Mapping[Edge, Any],
+        oldest: int = 0,
+    ):
+        self.primitive = self
+        self.name = f"compiled {tape.name}"
+        self.tape, self.make, self.oldest = tape, make, oldest
+        self.ends = list(outputs)
+        nodes = reachable([edge for edge, _ in outputs], oldest)
+        arrived = [edge for node in nodes for edge in node.edges if edge is not None] + [edge for edge, _ in outputs]
+        self.targets = [edge for edge in dict.fromkeys(arrived) if edge in sources]
+        self.errors: dict[int, Exception] = {}
+        self._ways: dict[tuple[Any, bool], _Way] = {}
+        first = self._first()
+        read = {known.get(storage, storage) for storage in first.reads} if first else set()
+        self.kept = [i for i, (_, x) in enumerate(inputs) if x is not None and x.array.storage in read]
+        self.residuals = [a for storage, a in tape.made.items() if storage in read]
+        self.leaves = [inputs[i] for i in self.kept]
+        self.stand_ins = dict(known)
+        for a in self.residuals:
+            storage = self.stand_ins[a.storage] = Storage(None, a.storage.nbytes, a.device)
+            stand_in = Array(storage, a.dtype, a.shape, a.strides, 0)
+            self.leaves.append(Leaf("a value", result_tensor(stand_in)))
+        self.ends += _hidden(nodes, dict(self.ends))
+        if first:
+            present = tuple(i < len(outputs) and i not in self.errors for i in range(len(self.ends)))
+            self._ways[present, False] = _Way(self, first)
+        self.inputs = [leaf.path for leaf in self.leaves]
+        self.saved = [(False, i) for i in range(len(self.leaves) + 1)]
+        self.in_shapes, self.in_dtypes = zip(*map(gradient_spec, self.targets), strict=True)
+        self.out_shapes = [like.shape for _, like in self.ends]
+        self.out_dtypes = [like.dtype for _, like in self.ends]
+
+    def _first(self) -> Stretch | None:
+        """The way back from all outputs, but those from which it meets an error: that comes when it is walked."""
+        try:
+            return self._walk(range(len(self.ends)), False)
+        except Exception as error:
+            if len(self.ends) == 1:
+                self.errors[0] = error.with_traceback(None)
+                return None
+        for i in range(len(self.ends)):
+            try:
+                self._walk([i], False)
+            except Exception as error:
+                self.errors[i] = error.with_traceback(None)
+        sound = [i for i in range(len(self.ends)) if i not in self.errors]
+        return self._walk(sound, False) if sound else None
+
+    def _walk(self, ends: Sequence[int], create_graph: bool) -> Stretch:
+        return self.tape.walk([self.ends[i] for i in ends], self.targets, self.oldest, create_graph)
+
+    def record(
+        self,
+        memory: Sequence[Array],
+        edges: Sequence[Edge | None],
+        outputs: Sequence[Sequence[Tensor]],
+        numbers: dict[Any, int],
+        given: Sequence[float],
+    ) -> None:
+        """Puts a node on the tape. memory: what is kept and the residuals; outputs: the tensors that are each."""
+        call = _Call(numbers, given)
+        saved: list[Any] = [*map(result_tensor, memory), call]
+        versions = [*((a.storage, a.storage.version) for a in memory), None]
+        node = Node(self, self, tuple(edge is not None for edge in edges), edges, saved, versions)
+        call.node = weakref.ref(node)
+        attach(node, [same[0] for same in outputs])
+        for first, *others in outputs:
+            for t in others:
+                t.node, t.node_output, t._requires_grad = node, first.node_output, True
+
+    def backward(
+        self, _: Any, needs: Sequence[bool], gs: Sequence[Tensor | None], values: Sequence[Any]
+    ) -> Sequence[Tensor | None]:
+        """As any rule's: the gradients of the node's operands from those of its outputs, and what it saved."""
+        *saved, call = values
+        for i, error in self.errors.items():
+            if gs[i] is not None:
+                raise error
+        present, again = tuple(g is not None for g in gs), recording.get()
+        with self.tape.lock:
+            way = self._ways.get((present, again))
+            if way is None:
+                stretch = self._walk([i for i, g in enumerate(gs) if g is not None], again)
+                way = self._ways[present, again] = _Way(self, stretch, again)
+        return way.run([x.array for x in saved], [g for g in gs if g is not None], call)
+
+    @property
+    def ways(self) -> list[_Way]:
+        """The programs that were made so far, those of gradients of gradients too."""
+        made = [way for way in self._ways.values() if way.runner is not None]
+        return made + [inner for way in made if way.onward for inner in way.onward.ways]
+
+
+def _hidden(nodes: Sequence[Node], outputs: Mapping[Edge, Array]) -> list[tuple[Edge, Array]]:
+    """The values with a history that nodes saved, but outputs."""
+    found: dict[Edge, Array] = {}
+    for node in nodes:
+        if node.saved is not None:
+            for (is_output, i), x in zip(node.rule.saved, node.saved, strict=True):
+                if isinstance(x, Tensor):
+                    edge = (node, i) if is_output else edge_of(x)
+                    if edge[0] in nodes and x.array.dtype.is_float and edge not in outputs:
+                        found[edge] = x.array
+    return list(found.items())
+
+
+class _Way:
+    """A program from gradients of some of a pullback's outputs to those of its targets, made at its first call.
+
+    onward: where its results are to be differentiated, the way back through it.
+    """
+
+    def __init__(self, pullback: Pullback, stretch: Stretch, again: bool = False):
+        tape = pullback.tape
+        given = [Leaf("a gradient", g) for g in stretch.given]
+        inputs = [*pullback.leaves, *given]
+        results = [g for g in stretch.found if g is not None]
+        self._order = [g is not None for g in stretch.found]
+        self._pullback = pullback
+        self._count = len(results)
+        self.onward: Pullback | None = None
+        if again:
+            tape.adopt(reachable([edge_of(g) for g in results], stretch.since), {})
+            self._outputs: dict[Edge, list[int]] = {}
+            for i, g in enumerate(results):
+                if g._requires_grad:
+                    self._outputs.setdefault(edge_of(g), []).append(i)
+            outputs = [(edge, results[same[0]].array) for edge, same in self._outputs.items()]
+            begin = [(g, 0) for g in stretch.given]
+            self._sources: dict[Edge, tuple[str, int]] = {edge: ("gradient", i) for i, edge in enumerate(begin)}
+            self._sources |= {edge: ("output", i) for i, (edge, _) in enumerate(pullback.ends)}
+            self._sources |= {edge: ("target", i) for i, edge in enumerate(pullback.targets)}
+            if outputs:
+                self.onward = Pullback(
+                    tape, pullback.make, inputs, pullback.stand_ins, outputs, self._sources, stretch.since
+                )
+                results += [result_tensor(a) for a in self.onward.residuals]
+            tape.know(stretch.trace)
+        self._graph, self._draws = tape.graph(stretch, inputs, pullback.stand_ins, results)
+        self.runner: Any = None
+
+    def run(self, memory: Sequence[Array], gs: Sequence[Tensor], call: _Call) -> list[Tensor | None]:
+        with self._pullback.tape.lock:
+            if self.runner is None:
+                self._graph, self.runner = self._pullback.make(self._graph)
+        memory = [*memory, *(g.array if is_contiguous(g.array.view) else eager.contiguous_copy(g.array) for g in gs)]
+        numbers = dict(call.numbers)
+        for draw in self._draws:
+            if draw[0] not in numbers:
+                numbers.update(zip(draw, random.default_generator().take(), strict=True))
+        draws = [(numbers[key], numbers[counter]) for key, counter in self._draws]
+        arrays = [memory[state.leaf] for state in self._graph.states]
+        results = called(self.runner, self._graph, arrays, draws, call.given)
+        if self.onward is not None:
+            self._record(self.onward, memory, results, gs, call, numbers)
+        found = iter(results)
+        return [next(found) if is_there else None for is_there in self._order]
+
+    def _record(
+        self,
+        onward: Pullback,
+        memory: Sequence[Array],
+        results: Sequence[Tensor],
+        gs: Sequence[Tensor],
+        call: _Call,
+        numbers: dict[Any, int],
+    ) -> None:
+        node = call.node()
+        edges: list[Edge | None] = []
+        for kind, i in (self._sources[edge] for edge in onward.targets):
+            if kind == "gradient":
+                edges.append(edge_of(gs[i]) if gs[i]._requires_grad else None)
+            else:
+                edges.append((node, i) if kind == "output" else node.edges[i])
+        kept = [memory[i] for i in onward.kept] + [t.array for t in results[self._count :]]
+        outputs = [[results[i] for i in same] for same in self._outputs.values()]
+        onward.record(kept, edges, outputs, numbers, call.given)

@@ -1,0 +1,220 @@
+"""The tape that a function left in its trace, kept so that it can be walked whenever a gradient is asked for.
+
+It outlives the call that was traced, whose tensors and memory must not stay alive with it. So stand-ins take the place
+of what came from outside: tensors over memory that each call of a program brings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .. import random
+from ..array import Array, Storage
+from ..autograd import walk
+from ..errors import TraceError
+from ..ops.collective import Collective
+from ..ops.primitive import executor
+from ..program import Graph
+from ..tape import Edge, Node, numbers
+from ..tensor import Tensor, result_tensor
+from ..views import contiguous_strides
+from .build import build
+from .floats import TracedFloat
+from .reach import Leaf
+from .trace import Drawn, Instruction, Trace
+
+Draw = tuple[Drawn, Drawn]
+
+
+class Stretch(NamedTuple):
+    """What one walk did: the instructions, and the gradients of its targets.
+
+    given: the stand-ins of the gradients that it began with. since: the nodes that it recorded are numbered so or above.
+    reads: the memory that it reads.
+    """
+
+    trace: Trace
+    given: Sequence[Tensor]
+    found: Sequence[Tensor | None]
+    since: int
+    reads: set[Storage]
+
+
+class TracedTape:
+    """inputs: the leaves that the function reached, tensors by their stand-ins, generators by None.
+
+    made: what was computed so far, by storage, each seen whole. draws: those that came so far.
+    """
+
+    def __init__(self, trace: Trace, leaves: Sequence[Leaf], name: str):
+        self.name = name
+        self.lock = threading.RLock()
+        self.made: dict[Storage, Array] = {}
+        self.draws: list[Draw] = [(key, counter) for _, key, counter in trace.draws]
+        self._constants = trace.constants
+        self._outside: weakref.WeakKeyDictionary[Storage, Storage] = weakref.WeakKeyDictionary()
+        self._versions: weakref.WeakKeyDictionary[Storage, int] = weakref.WeakKeyDictionary()
+        self._leaves: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self.inputs = [Leaf(path, self._made_stand_in(x) if isinstance(x, Tensor) else None) for path, x in leaves]
+        self.know(trace)
+
+    def _made_stand_in(self, x: Tensor) -> Tensor:
+        storage = x.array.storage
+        if storage not in self._outside:
+            self._outside[storage] = Storage(None, storage.nbytes, storage.device)
+            self._outside[storage].version = self._versions[storage] = storage.version
+        found = result_tensor(self._mapped(x.array, {}))
+        found._requires_grad, found._has_wide_grad = x._requires_grad, x._has_wide_grad
+        self._leaves[id(x)] = weakref.ref(x), found
+        return found
+
+    def know(self, trace: Trace) -> None:
+        """Remembers what a trace made."""
+        for step in trace.instructions:
+            for a in step.outputs:
+                if step.writes:
+                    self._versions[a.storage] = a.storage.version
+                    a = flat(a)
+                if a.storage not in self._outside:
+                    self.made.setdefault(a.storage, a)
+
+    def adopt(self, nodes: Iterable[Node], cuts: Mapping[Edge, Tensor]) -> None:
+        """Puts stand-ins into nodes, and leaves in place of edges, where these cut the tape.
+
+        What was saved is as it was then, from now on, or was overwritten.
+        """
+        for node in nodes:
+            node.line = None  # its elements can't be looked at: the node that a call records is watched instead
+            node.edges = [None if edge is None else self.adopted(edge, cuts) for edge in node.edges]
+            for i, version in enumerate(node.versions if node.saved is not None else ()):
+                if version is not None:
+                    old = node.saved[i]
+                    new = node.saved[i] = self._adopted_value(old, cuts)
+                    is_kept = version == (old.array.storage, old.array.storage.version)
+                    node.versions[i] = None if is_kept else (new.array.storage, version[1])
+
+    def adopted(self, edge: Edge, cuts: Mapping[Edge, Tensor]) -> Edge:
+        if edge in cuts:
+            return cuts[edge], 0
+        leaf = self.stand_in_of(edge[0])
+        return edge if leaf is None else (leaf, 0)
+
+    def stand_in_of(self, x: Any) -> Tensor | None:
+        """The stand-in of a leaf."""
+        reference, found = self._leaves.get(id(x), (None, None))
+        return found if reference is not None and reference() is x else None
+
+    def _adopted_value(self, x: Tensor, cuts: Mapping[Edge, Tensor]) -> Tensor:
+        leaf = self.stand_in_of(x) if x.node is None else cuts.get((x.node, x.node_output))
+        if leaf is not None:
+            return leaf
+        found = result_tensor(self._mapped(x.array, {}))
+        found.node, found.node_output, found._requires_grad = x.node, x.node_output, x._requires_grad
+        return found
+
+    def _mapped(self, x: Array, residuals: Mapping[Storage, Storage]) -> Array:
+        """An array over the stand-in of its storage, if there is one."""
+        storage = residuals.get(x.storage) or self._outside.get(x.storage)
+        return x if storage is None else Array(storage, x.dtype, x.shape, x.strides, x.offset)
+
+    def walk(
+        self, roots: Sequence[tuple[Edge, Array]], targets: Sequence[Edge], oldest: int, create_graph: bool
+    ) -> Stretch:
+        """Carries gradients of the roots, which are like the arrays, back to the targets, in a trace of its own."""
+        given = []
+        for _, like in roots:
+            a = Array(Storage(None, like.nbytes, like.device), like.dtype, like.shape, contiguous_strides(like.shape), 0)
+            given.append(result_tensor(a))
+            given[-1]._requires_grad = create_graph
+        trace, since = Trace(), next(numbers)
+        trace.constants = list(self._constants)
+        token = executor.set(trace)
+        try:
+            with self._as_it_was(), random.drawn_by(trace):
+                pairs = [(edge, g) for (edge, _), g in zip(roots, given, strict=True)]
+                found = walk(pairs, targets, create_graph, True, oldest)
+        finally:
+            executor.reset(token)
+            trace.restore()
+        if any(generator is not random.default_generator() for generator, *_ in trace.draws):
+            raise TraceError(f"compile: {self.name} draws from a generator of its own as it goes backward: ...")
+        self.draws += [(key, counter) for _, key, counter in trace.draws]
+        reads = self._trimmed(trace, found)
+        return Stretch(trace, given, found, since, {self._outside.get(storage, storage) for storage in reads})
+
+    @contextlib.contextmanager
+    def _as_it_was(self) -> Iterator[None]:
+        """Inside of the block the leaves, as far as they still exist, are as they were when the function had run.
+
+        Nodes know stand-ins only, but a gradient that is a Python function may know the leaves themselves.
+        """
+        storages = [(storage, storage.version, version) for storage, version in self._versions.items()]
+        tensors = [(x, x.node, x._requires_grad, found) for x, found in self._alive()]
+        for storage, _, version in storages:
+            storage.version = version
+        for x, _, _, found in tensors:
+            x.node, x._requires_grad = None, found._requires_grad
+        try:
+            yield
+        finally:
+            for storage, version, _ in storages:
+                storage.version = version
+            for x, node, requires_grad, _ in tensors:
+                x.node, x._requires_grad = node, requires_grad
+
+    def _alive(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for reference, found in self._leaves.values():
+            x = reference()
+            if x is not None:
+                yield x, found
+
+    def _trimmed(self, trace: Trace, found: Sequence[Tensor | None]) -> set[Storage]:
+        """Leaves out what leads neither to what was found, nor to a collective, nor to a write into memory from outside.
+
+        Returns the memory that is read.
+        """
+        made = {a.storage for step in trace.instructions for a in step.outputs if not step.writes}
+        wanted = {g.array.storage for g in found if g is not None}
+        kept = []
+        for step in reversed(trace.instructions):
+            if isinstance(step.call.primitive, Collective) or any(
+                a.storage in wanted or (step.writes and a.storage not in made) for a in step.outputs
+            ):
+                kept.append(step)
+                wanted |= {x.storage for x in step.inputs if isinstance(x, Array)}
+        trace.instructions = kept[::-1]
+        return wanted
+
+    def graph(
+        self,
+        stretch: Stretch,
+        inputs: Sequence[Leaf],
+        residuals: Mapping[Storage, Storage],
+        results: Sequence[Tensor],
+    ) -> tuple[Graph, list[Draw]]:
+        """The graph from inputs, among them residuals by their stand-ins, to results, and the draws in its order."""
+        trace = stretch.trace
+
+        def mapped(x: Any) -> Any:
+            if isinstance(x, Array):
+                return self._mapped(x, residuals)
+            return TracedFloat(trace, x.expression) if type(x) is TracedFloat else x
+
+        trace.instructions = [
+            step._replace(inputs=tuple(map(mapped, step.inputs)), outputs=tuple(map(mapped, step.outputs)))
+            for step in trace.instructions
+        ]
+        used = {x for step in trace.instructions for x in step.inputs if type(x) is Drawn}
+        draws = [draw for draw in self.draws if not used.isdisjoint(draw)]
+        trace.draws = [(random.default_generator(), *draw) for draw in draws]
+        found = [result_tensor(self._mapped(x.array, residuals)) for x in results]
+        return build(trace, inputs, found), draws
+
+
+def flat(a: Array) -> Array:
+    """All elements of an array's storage."""
+    return Array(a.storage, a.dtype, (a.storage.nbytes // a.dtype.itemsize,), (1,), 0)
