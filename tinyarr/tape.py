@@ -144,15 +144,17 @@ class CustomCall:
     """What stands in for a Call and its Rule where a Python function, not a primitive, says how to go backward.
 
     `function` maps the gradients of the outputs (None where there is none) to those of the operands, of which `specs`
-    gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then.
+    gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then; `again`
+    those that it reads too where the gradient is to be differentiated.
     """
 
     composite = None
 
-    def __init__(self, name: str, function: Callable, specs, outputs: Sequence[Tensor], read: Sequence[Tensor]):
+    def __init__(self, name: str, function: Callable, specs, outputs: Sequence[Tensor], read, again):
         self.primitive = self
         self.name = name
         self.function = function
+        self.again = again
         self.in_shapes, self.in_dtypes = zip(*specs, strict=True)
         self.out_shapes = tuple(o.shape for o in outputs)
         self.out_dtypes = tuple(o.dtype for o in outputs)
@@ -163,9 +165,11 @@ class CustomCall:
         return self.function(gs)
 
 
-def record_custom(name: str, function: Callable, specs, edges: Sequence[Edge | None], outputs, read) -> None:
+def record_custom(
+    name: str, function: Callable, specs, edges: Sequence[Edge | None], outputs, read: Sequence[Tensor], again=()
+) -> None:
     """Puts a node on the tape whose rule is `function`; see CustomCall."""
-    custom = CustomCall(name, function, specs, outputs, read)
+    custom = CustomCall(name, function, specs, outputs, read, again)
     needs = tuple(edge is not None for edge in edges)
     versions = [(x.array.storage, x.array.storage.version) for x in read]
     attach(Node(custom, custom, needs, edges, list(read), versions), outputs)

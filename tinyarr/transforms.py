@@ -202,7 +202,7 @@ def custom_gradient(function: Callable) -> Callable:
 
             edges = [edge_of(x) if x._requires_grad else None for x in tensors]
             specs = [(x.shape, x.dtype) for x in tensors]
-            record_custom(function.__name__, rule, specs, edges, outputs, _enclosed(back))
+            record_custom(function.__name__, rule, specs, edges, outputs, _enclosed(back), tensors)
         return outputs if isinstance(result, tuple) else outputs[0]
 
     return evaluate

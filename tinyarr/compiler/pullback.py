@@ -13,8 +13,9 @@ from typing import Any
 
 from .. import eager, random
 from ..array import Array, Storage
+from ..errors import GradientError
 from ..program import Graph
-from ..tape import Edge, Node, attach, edge_of, gradient_spec, reachable, recording
+from ..tape import CustomCall, Edge, Node, attach, edge_of, gradient_spec, reachable, recording
 from ..tensor import Tensor, result_tensor
 from ..views import is_contiguous
 from .calls import called
@@ -63,7 +64,9 @@ class Pullback:
         self.errors: dict[int, Exception] = {}
         self._ways: dict[tuple[Any, bool], _Way] = {}
         first = self._first()
-        read = {known.get(storage, storage) for storage in first.reads} if first else set()
+        again = [x for node in nodes if isinstance(node.call, CustomCall) for x in node.call.again]
+        read = first.reads | tape.storages(again) if first else set()
+        read = {known.get(storage, storage) for storage in read}
         self.kept = [i for i, (_, x) in enumerate(inputs) if x is not None and x.array.storage in read]
         self.residuals = [a for storage, a in tape.made.items() if storage in read]
         self.leaves = [inputs[i] for i in self.kept]
@@ -74,8 +77,8 @@ class Pullback:
             self.leaves.append(Leaf("a value", result_tensor(stand_in)))
         self.ends += _hidden(nodes, dict(self.ends))
         if first:
-            present = tuple(i < len(outputs) and i not in self.errors for i in range(len(self.ends)))
-            self._ways[present, False] = _Way(self, first)
+            came = [False if i < len(outputs) and i not in self.errors else None for i in range(len(self.ends))]
+            self._ways[tuple(came), False] = _Way(self, first)
         self.inputs = [leaf.path for leaf in self.leaves]
         self.saved = [(False, i) for i in range(len(self.leaves) + 1)]
         self.in_shapes, self.in_dtypes = zip(*map(gradient_spec, self.targets), strict=True)
@@ -85,21 +88,23 @@ class Pullback:
     def _first(self) -> Stretch | None:
         """The way back from all outputs, but those from which it meets an error: that comes when it is walked."""
         try:
-            return self._walk(range(len(self.ends)), False)
+            return self._walk(dict.fromkeys(range(len(self.ends)), False), False)
         except Exception as error:
             if len(self.ends) == 1:
                 self.errors[0] = error.with_traceback(None)
                 return None
         for i in range(len(self.ends)):
             try:
-                self._walk([i], False)
+                self._walk({i: False}, False)
             except Exception as error:
                 self.errors[i] = error.with_traceback(None)
-        sound = [i for i in range(len(self.ends)) if i not in self.errors]
+        sound = {i: False for i in range(len(self.ends)) if i not in self.errors}
         return self._walk(sound, False) if sound else None
 
-    def _walk(self, ends: Sequence[int], create_graph: bool) -> Stretch:
-        return self.tape.walk([self.ends[i] for i in ends], self.targets, self.oldest, create_graph)
+    def _walk(self, came: Mapping[int, bool], create_graph: bool) -> Stretch:
+        """came: the outputs whose gradients came, and whether these have a history."""
+        roots = [(*self.ends[i], has_history) for i, has_history in came.items()]
+        return self.tape.walk(roots, self.targets, self.oldest, create_graph)
 
     def record(
         self,
@@ -128,12 +133,13 @@ class Pullback:
         for i, error in self.errors.items():
             if gs[i] is not None:
                 raise error
-        present, again = tuple(g is not None for g in gs), recording.get()
+        again = recording.get()
+        came = tuple([None if g is None else again and g._requires_grad for g in gs])
         with self.tape.lock:
-            way = self._ways.get((present, again))
+            way = self._ways.get((came, again))
             if way is None:
-                stretch = self._walk([i for i, g in enumerate(gs) if g is not None], again)
-                way = self._ways[present, again] = _Way(self, stretch, again)
+                stretch = self._walk({i: has_history for i, has_history in enumerate(came) if has_history is not None}, again)
+                way = self._ways[came, again] = _Way(self, stretch, again)
         return way.run([x.array for x in saved], [g for g in gs if g is not None], call)
 
     @property
@@ -144,15 +150,17 @@ class Pullback:
 
 
 def _hidden(nodes: Sequence[Node], outputs: Mapping[Edge, Array]) -> list[tuple[Edge, Array]]:
-    """The values with a history that nodes saved, but outputs."""
+    """The values with a history that nodes saved, or read again, but outputs."""
+    known = set(nodes)
     found: dict[Edge, Array] = {}
     for node in nodes:
         if node.saved is not None:
-            for (is_output, i), x in zip(node.rule.saved, node.saved, strict=True):
-                if isinstance(x, Tensor):
-                    edge = (node, i) if is_output else edge_of(x)
-                    if edge[0] in nodes and x.array.dtype.is_float and edge not in outputs:
-                        found[edge] = x.array
+            saved = zip(node.rule.saved, node.saved, strict=True)
+            read = [((node, i) if is_output else edge_of(x), x) for (is_output, i), x in saved if isinstance(x, Tensor)]
+            read += [(edge_of(x), x) for x in getattr(node.call, "again", ())]
+            for edge, x in read:
+                if edge[0] in known and x.array.dtype.is_float and edge not in outputs:
+                    found[edge] = x.array
     return list(found.items())
 
 
@@ -172,6 +180,7 @@ class _Way:
         self._count = len(results)
         self.onward: Pullback | None = None
         if again:
+            tape.know(stretch.trace)
             tape.adopt(reachable([edge_of(g) for g in results], stretch.since), {})
             self._outputs: dict[Edge, list[int]] = {}
             for i, g in enumerate(results):
@@ -182,12 +191,23 @@ class _Way:
             self._sources: dict[Edge, tuple[str, int]] = {edge: ("gradient", i) for i, edge in enumerate(begin)}
             self._sources |= {edge: ("output", i) for i, (edge, _) in enumerate(pullback.ends)}
             self._sources |= {edge: ("target", i) for i, edge in enumerate(pullback.targets)}
+            lost = [
+                edge
+                for node in reachable([edge for edge, _ in outputs], stretch.since)
+                for edge in node.edges
+                if edge is not None and isinstance(edge[0], Node) and edge[0].number < stretch.since
+                if edge not in self._sources
+            ]
+            if lost:
+                raise GradientError(
+                    f"backward: {pullback.name}: the gradient's gradient needs a value computed by {lost[0][0].name}, "
+                    "which was not kept: compile the function that takes the gradient instead"
+                )
             if outputs:
                 self.onward = Pullback(
                     tape, pullback.make, inputs, pullback.stand_ins, outputs, self._sources, stretch.since
                 )
                 results += [result_tensor(a) for a in self.onward.residuals]
-            tape.know(stretch.trace)
         self._graph, self._draws = tape.graph(stretch, inputs, pullback.stand_ins, results)
         self.runner: Any = None
 
@@ -221,7 +241,7 @@ class _Way:
         edges: list[Edge | None] = []
         for kind, i in (self._sources[edge] for edge in onward.targets):
             if kind == "gradient":
-                edges.append(edge_of(gs[i]) if gs[i]._requires_grad else None)
+                edges.append(edge_of(gs[i]))
             else:
                 edges.append((node, i) if kind == "output" else node.edges[i])
         kept = [memory[i] for i in onward.kept] + [t.array for t in results[self._count :]]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from .. import random
 from ..array import Array, Storage
 from ..autograd import walk
-from ..errors import TraceError
+from ..errors import GradientError, TraceError
 from ..ops.collective import Collective
 from ..ops.primitive import executor
 from ..program import Graph
@@ -110,8 +110,8 @@ class TracedTape:
 
     def _adopted_value(self, x: Tensor, cuts: Mapping[Edge, Tensor]) -> Tensor:
         leaf = self.stand_in_of(x) if x.node is None else cuts.get((x.node, x.node_output))
-        if leaf is not None:
-            return leaf
+        if leaf is not None or x.array.storage not in self._outside:
+            return x if leaf is None else leaf
         found = result_tensor(self._mapped(x.array, {}))
         found.node, found.node_output, found._requires_grad = x.node, x.node_output, x._requires_grad
         return found
@@ -121,21 +121,28 @@ class TracedTape:
         storage = residuals.get(x.storage) or self._outside.get(x.storage)
         return x if storage is None else Array(storage, x.dtype, x.shape, x.strides, x.offset)
 
+    def storages(self, tensors: Iterable[Tensor]) -> set[Storage]:
+        """Those of tensors, by their stand-ins where these come from outside."""
+        return {self._outside.get(x.array.storage, x.array.storage) for x in tensors}
+
     def walk(
-        self, roots: Sequence[tuple[Edge, Array]], targets: Sequence[Edge], oldest: int, create_graph: bool
+        self, roots: Sequence[tuple[Edge, Array, bool]], targets: Sequence[Edge], oldest: int, create_graph: bool
     ) -> Stretch:
-        """Carries gradients of the roots, which are like the arrays, back to the targets, in a trace of its own."""
+        """Carries gradients back to the targets, in a trace of its own.
+
+        roots: where they begin, arrays that they are like, and whether they have a history.
+        """
         given = []
-        for _, like in roots:
+        for _, like, has_history in roots:
             a = Array(Storage(None, like.nbytes, like.device), like.dtype, like.shape, contiguous_strides(like.shape), 0)
             given.append(result_tensor(a))
-            given[-1]._requires_grad = create_graph
+            given[-1]._requires_grad = has_history
         trace, since = Trace(), next(numbers)
         trace.constants = list(self._constants)
         token = executor.set(trace)
         try:
             with self._as_it_was(), random.drawn_by(trace):
-                pairs = [(edge, g) for (edge, _), g in zip(roots, given, strict=True)]
+                pairs = [(edge, g) for (edge, *_), g in zip(roots, given, strict=True)]
                 found = walk(pairs, targets, create_graph, True, oldest)
         finally:
             executor.reset(token)
@@ -196,8 +203,19 @@ class TracedTape:
         residuals: Mapping[Storage, Storage],
         results: Sequence[Tensor],
     ) -> tuple[Graph, list[Draw]]:
-        """The graph from inputs, among them residuals by their stand-ins, to results, and the draws in its order."""
+        """The graph from inputs, among them residuals by their stand-ins, to results, and the draws in its order.
+
+        Raises GradientError where another value is read, which the forward program has not kept.
+        """
         trace = stretch.trace
+        own = {a.storage for step in trace.instructions for a in step.outputs}
+        for storage in stretch.reads - own - residuals.keys():
+            if storage in self.made:
+                a = self.made[storage]
+                raise GradientError(
+                    f"backward: {self.name}: a value of shape {a.shape} is needed, which other gradients of it don't read, "
+                    "and so is gone: compile the function that takes the gradient"
+                )
 
         def mapped(x: Any) -> Any:
             if isinstance(x, Array):
