@@ -102,6 +102,7 @@ class _Walk:
             self.shared.update(id(g.array.storage) for g in grads if g is not None)
         if not self.retain_graph:
             node.saved = node.rule = None
+            node.versions = ()  # which hold the memory of what was saved
         for i, (edge, g) in enumerate(zip(node.edges, grads, strict=True)):
             if edge is None:
                 continue
