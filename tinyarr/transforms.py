@@ -30,6 +30,11 @@ from .tensor import Tensor, require_tensors, result_tensor
 _nested: ContextVar[int] = ContextVar("nested", default=0)
 
 
+def is_nested() -> bool:
+    """Whether a function runs that a transformation differentiates: then those inside keep their history."""
+    return _nested.get() > 0
+
+
 def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
     """What a differentiated function returned, as a tuple."""
     outputs = result if isinstance(result, tuple) else (result,)
@@ -57,7 +62,7 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
     finally:
         _nested.reset(token)
     outputs = _tensors("vjp", result)
-    again = any(connected) or _nested.get() > 0
+    again = any(connected) or is_nested()
 
     def pull(*output_gradients: Tensor) -> tuple[Tensor, ...]:
         pairs = [(o, g) for o, g in zip(outputs, output_gradients, strict=True) if o._requires_grad]
@@ -102,7 +107,7 @@ def jvp(function: Callable, primals: Sequence[Tensor], tangents: Sequence[Tensor
         changes = push(*tangents)
     finally:
         _nested.reset(token)
-    if not _nested.get() and not any(x._requires_grad for x in (*primals, *tangents)):
+    if not is_nested() and not any(x._requires_grad for x in (*primals, *tangents)):
         result, changes = _detached(result), _detached(changes)
     return result, changes if isinstance(result, tuple) else changes[0]
 
@@ -127,7 +132,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
             return function(*filled, **kwargs)
 
         at = [args[n] for n in numbers]
-        if not _nested.get():  # outermost, nobody differentiates further: plain results, and no graph is kept
+        if not is_nested():  # outermost, nobody differentiates further: plain results, and no graph is kept
             at = [x.detach() for x in at]
         value, pull = vjp(of_variables, *at)
         if isinstance(value, tuple) or value.size != 1:

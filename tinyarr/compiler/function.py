@@ -17,6 +17,7 @@ from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import recording
 from ..tensor import Tensor
+from ..transforms import is_nested
 from .agree import agree
 from .build import build
 from .calls import called
@@ -144,7 +145,7 @@ class Compiled:
             return self.function(*args, **kwargs)
         with self._lock:
             reach = Reach(self.function, args, kwargs, self._needed)
-            key = reach.signature, recording.get(), default_device()
+            key = reach.signature, recording.get(), is_nested(), default_device()
             program = self._programs.get(key)
             if program is None:
                 why = self._why(reach)
