@@ -70,9 +70,9 @@ class _Walk:
         """Adds `g` to the gradient of what `edge` names."""
         parent = edge[0]
         if isinstance(parent, Tensor) and parent._has_wide_grad:
-            is_part = self.targets is None or self.partial
-            g = astype(g, parent.grad_dtype if is_part else parent.dtype, copy=False)
-            if self.targets is None and parent.grad is not None and not parent._hooks:  # each part as it comes, in place
+            is_result = self.targets is not None and not self.partial
+            g = astype(g, parent.dtype if is_result else parent.grad_dtype, copy=False)
+            if self.targets is None and parent.grad is not None and not parent._hooks:  # as it comes, in place
                 parent.grad = self.accumulated(parent.grad, g)
                 return
         self.pending[edge] = add(self.pending[edge], g) if edge in self.pending else g

@@ -13,7 +13,6 @@ from .autograd import gradients, independent, walk
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros, zeros_like
 from .tape import (
-    Edge,
     Node,
     edge_of,
     gradient_spec,

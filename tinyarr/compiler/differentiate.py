@@ -9,7 +9,8 @@ side gets a node of its own (`Pullback`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from ..array import Array
 from ..errors import TraceError
@@ -19,57 +20,70 @@ from ..views import is_contiguous
 from .effects import contents
 from .pullback import Make, Pullback
 from .reach import Leaf, Reach
-from .trace import Trace, is_traced
+from .trace import Drawn, Trace
 from .traced_tape import Draw, TracedTape
+
+
+class _Part(NamedTuple):
+    """A pullback and where a call finds what it records.
+
+    outputs: for each output the numbers of the results that are it; sources: for each target whether it is a result,
+    and its number among these or the leaves; residuals: their numbers among the results.
+    """
+
+    pullback: Pullback
+    outputs: Sequence[Sequence[int]]
+    sources: Sequence[tuple[bool, int]]
+    residuals: Sequence[int]
 
 
 class History:
     """What a call of a compiled function records on the tape.
 
-    residuals: what the forward program must return beside the function's own results, in the trace.
+    residuals: what the forward program must return behind the function's own results, in the trace.
     """
 
-    def __init__(
-        self,
-        pullbacks: Sequence[Pullback],
-        outputs: Sequence[Sequence[Sequence[int]]],
-        sources: dict[Edge, tuple[bool, int]],
-        made: Sequence[int],
-        results: Sequence[Tensor],
-        draws: Sequence[Draw],
-    ):
-        self.pullbacks = pullbacks
+    def __init__(self, results: Sequence[Tensor], draws: Sequence[Draw], made: Sequence[int]):
         self.residuals: list[Tensor] = []
-        self._outputs = outputs  # of each pullback, for each output the numbers of the results that are it
-        self._sources = [[sources[edge] for edge in p.targets] for p in pullbacks]
-        self._made = made
+        self.parts: list[_Part] = []
         self._draws = draws
-        numbers = {t.array.storage: i for i, t in enumerate(results) if _is_whole(t.array)}
-        self._numbers: list[list[int]] = []  # of each pullback, the numbers of the results that are its residuals
-        for p in pullbacks:
-            for x in p.residuals:
-                if x.storage not in numbers:
-                    numbers[x.storage] = len(results) + len(self.residuals)
-                    self.residuals.append(result_tensor(x))
-            self._numbers.append([numbers[x.storage] for x in p.residuals])
+        self._made = made  # the results that are leaves
+        self._count = len(results)
+        self._numbers = {t.array.storage: i for i, t in enumerate(results) if _is_whole(t.array)}
+
+    def add(
+        self, pullback: Pullback, outputs: Sequence[Sequence[int]], sources: Mapping[Edge, tuple[bool, int]]
+    ) -> None:
+        """Adds a part, with its residuals; one that is a result already is returned once."""
+        for x in pullback.residuals:
+            if x.storage not in self._numbers:
+                self._numbers[x.storage] = self._count + len(self.residuals)
+                self.residuals.append(result_tensor(x))
+        numbers = [self._numbers[x.storage] for x in pullback.residuals]
+        self.parts.append(_Part(pullback, outputs, [sources[edge] for edge in pullback.targets], numbers))
 
     def record(
-        self, leaves: Sequence[Leaf], results: Sequence[Tensor], draws: Sequence[tuple[int, int]], given: Sequence[float]
+        self,
+        leaves: Sequence[Leaf],
+        results: Sequence[Tensor],
+        draws: Sequence[tuple[int, int]],
+        given: Sequence[float],
     ) -> None:
         """Gives the results of a call their history."""
         for i in self._made:
             results[i].requires_grad = True
-        drawn = {x: n for pair, numbers in zip(self._draws, draws, strict=True) for x, n in zip(pair, numbers, strict=True)}
-        for p, outputs, sources, numbers in zip(
-            self.pullbacks, self._outputs, self._sources, self._numbers, strict=True
-        ):
+        drawn: dict[Drawn, int] = {}
+        for parts, numbers in zip(self._draws, draws, strict=True):
+            drawn.update(zip(parts, numbers, strict=True))
+        for pullback, outputs, sources, residuals in self.parts:
             edges = [edge_of(results[i] if is_result else leaves[i].object) for is_result, i in sources]
-            memory = [leaves[i].object.array for i in p.kept] + [results[i].array for i in numbers]
-            p.record(memory, edges, [[results[i] for i in same] for same in outputs], drawn, given)
+            memory = [leaves[i].object.array for i in pullback.kept] + [results[i].array for i in residuals]
+            pullback.record(memory, edges, [[results[i] for i in same] for same in outputs], drawn, given)
 
 
 def _is_whole(a: Array) -> bool:
-    return is_traced(result_tensor(a)) and is_contiguous(a.view) and a.nbytes == a.storage.nbytes
+    """Whether the array shows all elements of its storage in their order."""
+    return is_contiguous(a.view) and a.nbytes == a.storage.nbytes
 
 
 @contextlib.contextmanager
@@ -90,7 +104,7 @@ def differentiate(
 ) -> History | None:
     """The history of what a function returned or kept in its trace, or None where nothing has one.
 
-    outside: the tensors whose history began outside. Raises TraceError where a backward() in the function arrived there.
+    outside: the tensors whose history began outside. Raises TraceError where a backward() in the function reached one.
     """
     for path, x in outside:
         if x.grad is not None:
@@ -100,37 +114,38 @@ def differentiate(
             )
     numbers: dict[Edge, list[int]] = {}
     for i, t in enumerate(results):
-        if t._requires_grad and (t.node is None or t.node.rule is not None):
+        if t._requires_grad and (t.node is None or t.node.rule is not None):  # a freed graph has no way back
             numbers.setdefault(edge_of(t), []).append(i)
     if not numbers:
         return None
     tape = TracedTape(trace, reach.leaves, name)
-    sources = {(x, 0): (False, i) for i, (_, x) in enumerate(tape.inputs) if x is not None}
     made = {edge for edge in numbers if isinstance(edge[0], Tensor) and tape.stand_in_of(edge[0]) is None}
+    history = History(results, list(tape.draws), [i for edge in made for i in numbers[edge]])
     stages, crossed = _stages([edge for edge in numbers if edge not in made])
+    sources = {(x, 0): (False, i) for i, (_, x) in enumerate(tape.inputs) if x is not None}
+    sources |= {edge: (True, numbers[edge][0]) for edge in made}
     cuts: dict[Edge, Tensor] = {}
     for edge in crossed:
         cuts[edge] = result_tensor(results[numbers[edge][0]].array)
         cuts[edge]._requires_grad = True
-    sources |= {edge: (True, numbers[edge][0]) for edge in made}
-    sources |= {(cuts[edge], 0): (True, numbers[edge][0]) for edge in crossed}
+        sources[cuts[edge], 0] = True, numbers[edge][0]
     nodes = reachable(list(numbers))
     tape.adopt(nodes, cuts)
-    draws = list(tape.draws)
     before = [contents(x) for _, x in reach.containers] if _runs_python(nodes) else []
-    pullbacks = []
     for stage in stages:
-        ends = [(tape.adopted(edge, {}), results[numbers[edge][0]].array) for edge in stage]
-        pullbacks.append(Pullback(tape, make, tape.inputs, {}, ends, sources))
+        outputs = [(tape.adopted(edge, {}), results[numbers[edge][0]].array) for edge in stage]
+        pullback = Pullback(tape, make, tape.inputs, {}, outputs, sources)
+        history.add(pullback, [numbers[edge] for edge in stage], sources)
     for (path, x), old in zip(reach.containers, before, strict=False):
         new = contents(x)
         if old.keys() != new.keys() or any(old[key] is not new[key] for key in old):
-            raise TraceError(
-                f"compile: {path} is changed by a hook or a gradient inside of {name}, which would happen once only: "
-                "call backward() in the function too, or set the hook on what it returns"
+            error = TraceError(
+                f"compile: {path} is changed by a hook or gradient inside of {name} on the way back, which each call "
+                "would have to do again: set the hook on what the function returns, or call backward() in it"
             )
-    outputs = [[numbers[edge] for edge in stage] for stage in stages]
-    return History(pullbacks, outputs, sources, [i for edge in made for i in numbers[edge]], results, draws)
+            for part in history.parts:
+                part.pullback.errors = dict.fromkeys(range(len(part.outputs)), error)
+    return history
 
 
 def _runs_python(nodes: Sequence[Node]) -> bool:

@@ -124,6 +124,12 @@ class Compiled:
         return [program.runner for program in self._programs.values()]
 
     @property
+    def backward_programs(self) -> list[Any]:
+        """What runs backward, of each program on the way back that was asked for."""
+        histories = [program.history for program in self._programs.values() if program.history is not None]
+        return [way.runner for history in histories for part in history.parts for way in part.pullback.ways]
+
+    @property
     def memory(self) -> list[Memory]:
         """The plan of memory of each: what it holds, and when. On `meta` nothing was allocated for it."""
         found = []
@@ -238,7 +244,11 @@ def _trace(
             raise TraceError(f"compile: {path} was kept by an earlier trace where it can't be replaced: return it")
     trace, tensors = Trace(), []  # type: ignore[var-annotated]
     floats = {path: TracedFloat(trace, Given(number)) for number, path in enumerate(reach.floats)}
-    with standing_in(floats, args, kwargs) as (args, kwargs), apart_from_history(reach) as outside, random.drawn_by(trace):
+    with (
+        standing_in(floats, args, kwargs) as (args, kwargs),
+        apart_from_history(reach) as outside,
+        random.drawn_by(trace),
+    ):
         before = Before(reach)
         token = executor.set(trace)
         try:

@@ -35,10 +35,11 @@ class _Call:
 
 
 class Pullback:
-    """Call, primitive and rule of a node, which a program's call records.
+    """Call, primitive and rule of the nodes that calls of a program record.
 
-    outputs: edges of the traced tape, and arrays like their tensors. sources: the edges where gradients may go; targets:
-    where they go. kept: the inputs that backward reads, by number; residuals: what else it reads, in the trace.
+    ends: where gradients arrive, as edges of the traced tape and arrays like them: at outputs, then at hidden ones.
+    sources: the edges where gradients may go; targets: where they go. kept: the inputs that are read on the way, by
+    number; residuals: what else is, in the trace. known: the stand-ins of earlier residuals, among the inputs.
     """
 
     composite = None
@@ -56,16 +57,14 @@ class Pullback:
     ):
         self.primitive = self
         self.name = f"compiled {tape.name}"
-        self.tape, self.make, self.oldest = tape, make, oldest
-        self.ends = list(outputs)
+        self.tape, self.make, self._oldest = tape, make, oldest
         nodes = reachable([edge for edge, _ in outputs], oldest)
         arrived = [edge for node in nodes for edge in node.edges if edge is not None] + [edge for edge, _ in outputs]
         self.targets = [edge for edge in dict.fromkeys(arrived) if edge in sources]
+        self.ends = [*outputs, *_hidden(nodes, dict(outputs))]
         self.errors: dict[int, Exception] = {}
-        self._ways: dict[tuple[Any, bool], _Way] = {}
-        first = self._first()
-        again = [x for node in nodes if isinstance(node.call, CustomCall) for x in node.call.again]
-        read = first.reads | tape.storages(again) if first else set()
+        first = self._first(range(len(outputs)))
+        read = first.reads | tape.storages(x for node in nodes for x in _read_again(node)) if first else set()
         read = {known.get(storage, storage) for storage in read}
         self.kept = [i for i, (_, x) in enumerate(inputs) if x is not None and x.array.storage in read]
         self.residuals = [a for storage, a in tape.made.items() if storage in read]
@@ -73,38 +72,38 @@ class Pullback:
         self.stand_ins = dict(known)
         for a in self.residuals:
             storage = self.stand_ins[a.storage] = Storage(None, a.storage.nbytes, a.device)
-            stand_in = Array(storage, a.dtype, a.shape, a.strides, 0)
-            self.leaves.append(Leaf("a value", result_tensor(stand_in)))
-        self.ends += _hidden(nodes, dict(self.ends))
+            self.leaves.append(Leaf("a value", result_tensor(Array(storage, a.dtype, a.shape, a.strides, 0))))
+        self._ways: dict[tuple[Any, bool], _Way] = {}
         if first:
             came = [False if i < len(outputs) and i not in self.errors else None for i in range(len(self.ends))]
             self._ways[tuple(came), False] = _Way(self, first)
         self.inputs = [leaf.path for leaf in self.leaves]
         self.saved = [(False, i) for i in range(len(self.leaves) + 1)]
-        self.in_shapes, self.in_dtypes = zip(*map(gradient_spec, self.targets), strict=True)
+        specs = [gradient_spec(edge) for edge in self.targets]
+        self.in_shapes, self.in_dtypes = [shape for shape, _ in specs], [dtype for _, dtype in specs]
         self.out_shapes = [like.shape for _, like in self.ends]
         self.out_dtypes = [like.dtype for _, like in self.ends]
 
-    def _first(self) -> Stretch | None:
-        """The way back from all outputs, but those from which it meets an error: that comes when it is walked."""
+    def _first(self, outputs: Sequence[int]) -> Stretch | None:
+        """The way back from all outputs; an error on the way from some is kept for the backward pass that takes it."""
         try:
-            return self._walk(dict.fromkeys(range(len(self.ends)), False), False)
+            return self._walk(dict.fromkeys(outputs, False), False)
         except Exception as error:
-            if len(self.ends) == 1:
-                self.errors[0] = error.with_traceback(None)
+            if len(outputs) == 1:
+                self.errors[outputs[0]] = error.with_traceback(None)  # which would keep alive what was traced
                 return None
-        for i in range(len(self.ends)):
+        for i in outputs:
             try:
                 self._walk({i: False}, False)
             except Exception as error:
                 self.errors[i] = error.with_traceback(None)
-        sound = {i: False for i in range(len(self.ends)) if i not in self.errors}
+        sound = {i: False for i in outputs if i not in self.errors}
         return self._walk(sound, False) if sound else None
 
     def _walk(self, came: Mapping[int, bool], create_graph: bool) -> Stretch:
         """came: the outputs whose gradients came, and whether these have a history."""
         roots = [(*self.ends[i], has_history) for i, has_history in came.items()]
-        return self.tape.walk(roots, self.targets, self.oldest, create_graph)
+        return self.tape.walk(roots, self.targets, self._oldest, create_graph)
 
     def record(
         self,
@@ -132,14 +131,14 @@ class Pullback:
         *saved, call = values
         for i, error in self.errors.items():
             if gs[i] is not None:
-                raise error
+                raise type(error)(*error.args)
         again = recording.get()
         came = tuple([None if g is None else again and g._requires_grad for g in gs])
         with self.tape.lock:
             way = self._ways.get((came, again))
             if way is None:
-                stretch = self._walk({i: has_history for i, has_history in enumerate(came) if has_history is not None}, again)
-                way = self._ways[came, again] = _Way(self, stretch, again)
+                roots = {i: has_history for i, has_history in enumerate(came) if has_history is not None}
+                way = self._ways[came, again] = _Way(self, self._walk(roots, again), again)
         return way.run([x.array for x in saved], [g for g in gs if g is not None], call)
 
     @property
@@ -157,11 +156,15 @@ def _hidden(nodes: Sequence[Node], outputs: Mapping[Edge, Array]) -> list[tuple[
         if node.saved is not None:
             saved = zip(node.rule.saved, node.saved, strict=True)
             read = [((node, i) if is_output else edge_of(x), x) for (is_output, i), x in saved if isinstance(x, Tensor)]
-            read += [(edge_of(x), x) for x in getattr(node.call, "again", ())]
-            for edge, x in read:
+            for edge, x in [*read, *((edge_of(x), x) for x in _read_again(node))]:
                 if edge[0] in known and x.array.dtype.is_float and edge not in outputs:
                     found[edge] = x.array
     return list(found.items())
+
+
+def _read_again(node: Node) -> Sequence[Tensor]:
+    """What a user's function may read beside what was saved, where its gradient is to be differentiated."""
+    return node.call.again if isinstance(node.call, CustomCall) else ()
 
 
 class _Way:
@@ -200,8 +203,8 @@ class _Way:
             ]
             if lost:
                 raise GradientError(
-                    f"backward: {pullback.name}: the gradient's gradient needs a value computed by {lost[0][0].name}, "
-                    "which was not kept: compile the function that takes the gradient instead"
+                    f"backward: {pullback.name}: the gradient's gradient goes through {lost[0][0].name}, of which its "
+                    "forward program has kept nothing: compile the function that takes the gradient instead"
                 )
             if outputs:
                 self.onward = Pullback(

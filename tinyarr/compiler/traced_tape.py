@@ -25,7 +25,7 @@ from ..views import contiguous_strides
 from .build import build
 from .floats import TracedFloat
 from .reach import Leaf
-from .trace import Drawn, Instruction, Trace
+from .trace import Drawn, Trace
 
 Draw = tuple[Drawn, Drawn]
 
@@ -33,7 +33,7 @@ Draw = tuple[Drawn, Drawn]
 class Stretch(NamedTuple):
     """What one walk did: the instructions, and the gradients of its targets.
 
-    given: the stand-ins of the gradients that it began with. since: the nodes that it recorded are numbered so or above.
+    given: the stand-ins of the gradients that it began with. since: the lowest number of a node that it recorded.
     reads: the memory that it reads.
     """
 
@@ -134,8 +134,8 @@ class TracedTape:
         """
         given = []
         for _, like, has_history in roots:
-            a = Array(Storage(None, like.nbytes, like.device), like.dtype, like.shape, contiguous_strides(like.shape), 0)
-            given.append(result_tensor(a))
+            storage = Storage(None, like.nbytes, like.device)
+            given.append(result_tensor(Array(storage, like.dtype, like.shape, contiguous_strides(like.shape), 0)))
             given[-1]._requires_grad = has_history
         trace, since = Trace(), next(numbers)
         trace.constants = list(self._constants)
@@ -148,7 +148,9 @@ class TracedTape:
             executor.reset(token)
             trace.restore()
         if any(generator is not random.default_generator() for generator, *_ in trace.draws):
-            raise TraceError(f"compile: {self.name} draws from a generator of its own as it goes backward: ...")
+            raise TraceError(
+                f"compile: a gradient in {self.name} draws from a generator of its own: draw in the function itself"
+            )
         self.draws += [(key, counter) for _, key, counter in trace.draws]
         reads = self._trimmed(trace, found)
         return Stretch(trace, given, found, since, {self._outside.get(storage, storage) for storage in reads})
@@ -180,7 +182,7 @@ class TracedTape:
                 yield x, found
 
     def _trimmed(self, trace: Trace, found: Sequence[Tensor | None]) -> set[Storage]:
-        """Leaves out what leads neither to what was found, nor to a collective, nor to a write into memory from outside.
+        """Leaves out what leads to nothing that was found, no collective and no write into memory from outside.
 
         Returns the memory that is read.
         """
@@ -213,8 +215,8 @@ class TracedTape:
             if storage in self.made:
                 a = self.made[storage]
                 raise GradientError(
-                    f"backward: {self.name}: a value of shape {a.shape} is needed, which other gradients of it don't read, "
-                    "and so is gone: compile the function that takes the gradient"
+                    f"backward: compiled {self.name}: a value of shape {a.shape} is needed, which its forward program "
+                    "has not kept: compile the function that takes the gradient instead"
                 )
 
         def mapped(x: Any) -> Any:
