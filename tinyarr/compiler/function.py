@@ -43,7 +43,11 @@ def compile(function: Callable, *, memory_budget: int | None = None) -> Compiled
     arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Floats
     among the arguments are inputs like tensors, unless Python asks for their value, to branch on it for one. Tensors
     that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
-    had run; what it returns is new and has no history.
+    had run; what it returns is new.
+
+    Where a gradient is wanted, a call is one operation on the tape: the forward program also returns what backward
+    reads, and backward is a program of its own, made when it is first asked for, and differentiable again. A result
+    whose graph a backward() inside of the function has freed has no history.
 
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
     elementwise results and norms are made again when they are next read; a warning says if that is not enough.
