@@ -176,7 +176,8 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
         )
     values = []
     for (is_output, i), value, version in zip(node.rule.saved, node.saved, node.versions, strict=True):
-        if version is not None and version != (value.array.storage, value.array.storage.version):
+        is_written = version is not None and version != (value.array.storage, value.array.storage.version)
+        if is_written and (not hasattr(node.rule, "reads") or node.rule.reads(i, gs)):
             which = (node.call.primitive.outputs if is_output else node.call.primitive.inputs)[i]
             raise GradientError(
                 f"backward: {node.name} saved {which} {value.shape}, which was overwritten since "

@@ -9,16 +9,16 @@ side gets a node of its own (`Pullback`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from ..array import Array
 from ..errors import TraceError
-from ..tape import CustomCall, Edge, Node, edge_of, reachable
+from ..tape import CustomCall, Edge, Node, edge_of, gradient_spec, reachable, record_custom
 from ..tensor import Tensor, result_tensor
 from ..views import is_contiguous
 from .effects import contents
-from .pullback import Make, Pullback
+from .pullback import Make, Pullback, version_of
 from .reach import Leaf, Reach
 from .trace import Drawn, Trace
 from .traced_tape import Draw, TracedTape
@@ -43,11 +43,14 @@ class History:
     residuals: what the forward program must return behind the function's own results, in the trace.
     """
 
-    def __init__(self, results: Sequence[Tensor], draws: Sequence[Draw], made: Sequence[int]):
+    def __init__(
+        self, results: Sequence[Tensor], draws: Sequence[Draw], made: Sequence[int], passed: Mapping[int, int]
+    ):
         self.residuals: list[Tensor] = []
         self.parts: list[_Part] = []
         self._draws = draws
-        self._made = made  # the results that are leaves
+        self._made = made  # the results that are leaves made inside
+        self._passed = passed  # of the results that are tensors from outside, these
         self._count = len(results)
         self._numbers = {t.array.storage: i for i, t in enumerate(results) if _is_whole(t.array)}
 
@@ -72,13 +75,25 @@ class History:
         """Gives the results of a call their history."""
         for i in self._made:
             results[i].requires_grad = True
+        for i, leaf in self._passed.items():
+            _pass_on(leaves[leaf].object, results[i])
         drawn: dict[Drawn, int] = {}
         for parts, numbers in zip(self._draws, draws, strict=True):
             drawn.update(zip(parts, numbers, strict=True))
         for pullback, outputs, sources, residuals in self.parts:
             edges = [edge_of(results[i] if is_result else leaves[i].object) for is_result, i in sources]
             memory = [leaves[i].object.array for i in pullback.kept] + [results[i].array for i in residuals]
-            pullback.record(memory, edges, [[results[i] for i in same] for same in outputs], drawn, given)
+            tensors = [[results[i] for i in same] for same in outputs]
+            pullback.record(memory, [version_of(a) for a in memory], edges, tensors, drawn, given)
+
+
+def _pass_on(x: Tensor, result: Tensor) -> None:
+    """Gives a copy of a tensor its history: the same node, or one that leads to the leaf."""
+    if x.node is None:
+        edge = edge_of(x)
+        record_custom("copy", lambda gs: gs, [gradient_spec(edge)], [edge], [result], ())
+    else:
+        result.node, result.node_output, result._requires_grad = x.node, x.node_output, True
 
 
 def _is_whole(a: Array) -> bool:
@@ -119,21 +134,28 @@ def differentiate(
     if not numbers:
         return None
     tape = TracedTape(trace, reach.leaves, name)
-    made = {edge for edge in numbers if isinstance(edge[0], Tensor) and tape.stand_in_of(edge[0]) is None}
-    history = History(results, list(tape.draws), [i for edge in made for i in numbers[edge]])
-    stages, crossed = _stages([edge for edge in numbers if edge not in made])
     sources = {(x, 0): (False, i) for i, (_, x) in enumerate(tape.inputs) if x is not None}
-    sources |= {edge: (True, numbers[edge][0]) for edge in made}
-    cuts: dict[Edge, Tensor] = {}
+    made: list[int] = []
+    passed: dict[int, int] = {}
+    for edge in [edge for edge in numbers if isinstance(edge[0], Tensor)]:
+        known = sources.get(tape.adopted(edge, {}))
+        if known is None:
+            sources[edge] = True, numbers[edge][0]
+            made += numbers[edge]
+        else:
+            passed.update(dict.fromkeys(numbers[edge], known[1]))
+        del numbers[edge]
+    history = History(results, list(tape.draws), made, passed)
+    stages, crossed = _stages(list(numbers))
     for edge in crossed:
-        cuts[edge] = result_tensor(results[numbers[edge][0]].array)
-        cuts[edge]._requires_grad = True
-        sources[cuts[edge], 0] = True, numbers[edge][0]
+        leaf = tape.cuts[edge] = result_tensor(results[numbers[edge][0]].array)
+        leaf._requires_grad = True
+        sources[leaf, 0] = True, numbers[edge][0]
     nodes = reachable(list(numbers))
-    tape.adopt(nodes, cuts)
+    tape.adopt(nodes, tape.cuts)
     before = [contents(x) for _, x in reach.containers] if _runs_python(nodes) else []
     for stage in stages:
-        outputs = [(tape.adopted(edge, {}), results[numbers[edge][0]].array) for edge in stage]
+        outputs = [(edge, results[numbers[edge][0]].array) for edge in stage]
         pullback = Pullback(tape, make, tape.inputs, {}, outputs, sources)
         history.add(pullback, [numbers[edge] for edge in stage], sources)
     for (path, x), old in zip(reach.containers, before, strict=False):
@@ -154,37 +176,32 @@ def _runs_python(nodes: Sequence[Node]) -> bool:
 
 
 def _stages(ends: Sequence[Edge]) -> tuple[list[list[Edge]], set[Edge]]:
-    """The ends in stages, each of which is made of the inputs and of ends of earlier stages only; and the latter.
+    """The ends in groups that share operations, made of the inputs and of ends in earlier groups only; and the latter.
 
-    One result is most often made of no other: then there is one stage, and backward computes what is common once.
+    What shares nothing is freed apart, as in eager mode; of what is shared, backward computes the gradient once.
     """
-    level: dict[Edge, int] = {}
-    crossed: set[Edge] = set()
-    stages: list[list[Edge]] = []
     wanted = set(ends)
-    for end in sorted(ends, key=lambda edge: edge[0].number if isinstance(edge[0], Node) else -1):
-        met = _met(end, wanted)
-        crossed |= met
-        level[end] = 1 + max((level[edge] for edge in met), default=-1)
-        if level[end] == len(stages):
-            stages.append([])
-        stages[level[end]].append(end)
-    return stages, crossed
+    crossed: set[Edge] = set()
+    depth: dict[Node, int] = {}  # through how many ends in a row the way back goes at most
+    above: dict[Node, Node] = {}  # leads to one node for all that are connected
 
+    def first(node: Node) -> Node:
+        while above[node] is not node:
+            above[node] = node = above[above[node]]
+        return node
 
-def _met(end: Edge, wanted: Container[Edge]) -> set[Edge]:
-    """The first of the wanted edges on each way from a node back to the leaves."""
-    met: set[Edge] = set()
-    seen: set[Node] = set()
-    stack = [end[0]]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Node) and node not in seen:
-            seen.add(node)
-            for edge in node.edges:
-                if edge is not None and isinstance(edge[0], Node):
-                    if edge in wanted:
-                        met.add(edge)
-                    else:
-                        stack.append(edge[0])
-    return met
+    for node in reversed(reachable(ends)):
+        depth[node], above[node] = 0, node
+        for edge in node.edges:
+            if edge is None or not isinstance(edge[0], Node):
+                continue
+            if edge in wanted:
+                crossed.add(edge)
+                depth[node] = max(depth[node], depth[edge[0]] + 1)
+            else:
+                depth[node] = max(depth[node], depth[edge[0]])
+                above[first(node)] = first(edge[0])
+    groups: dict[tuple[int, Node], list[Edge]] = {}
+    for end in ends:
+        groups.setdefault((depth[end[0]], first(end[0])), []).append(end)
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])], crossed

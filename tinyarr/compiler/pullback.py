@@ -108,16 +108,20 @@ class Pullback:
     def record(
         self,
         memory: Sequence[Array],
-        edges: Sequence[Edge | None],
+        versions: Sequence[tuple[Storage, int]],
+        edges: Sequence[Edge],
         outputs: Sequence[Sequence[Tensor]],
         numbers: dict[Any, int],
         given: Sequence[float],
     ) -> None:
-        """Puts a node on the tape. memory: what is kept and the residuals; outputs: the tensors that are each."""
+        """Puts a node on the tape.
+
+        memory, versions: what is kept and the residuals, and how often each may have been written; edges: of the
+        targets; outputs: the tensors that are each.
+        """
         call = _Call(numbers, given)
         saved: list[Any] = [*map(result_tensor, memory), call]
-        versions = [*((a.storage, a.storage.version) for a in memory), None]
-        node = Node(self, self, tuple(edge is not None for edge in edges), edges, saved, versions)
+        node = Node(self, self, (True,) * len(edges), edges, saved, [*versions, None])
         call.node = weakref.ref(node)
         attach(node, [same[0] for same in outputs])
         for first, *others in outputs:
@@ -129,6 +133,13 @@ class Pullback:
     ) -> Sequence[Tensor | None]:
         """As any rule's: the gradients of the node's operands from those of its outputs, and what it saved."""
         *saved, call = values
+        return self._way(gs).run([x.array for x in saved], [g for g in gs if g is not None], call)
+
+    def reads(self, number: int, gs: Sequence[Tensor | None]) -> bool:
+        """Whether the way back from the outputs whose gradients came reads what was saved under a number."""
+        return number in self._way(gs).reads
+
+    def _way(self, gs: Sequence[Tensor | None]) -> _Way:
         for i, error in self.errors.items():
             if gs[i] is not None:
                 raise type(error)(*error.args)
@@ -139,13 +150,17 @@ class Pullback:
             if way is None:
                 roots = {i: has_history for i, has_history in enumerate(came) if has_history is not None}
                 way = self._ways[came, again] = _Way(self, self._walk(roots, again), again)
-        return way.run([x.array for x in saved], [g for g in gs if g is not None], call)
+        return way
 
     @property
     def ways(self) -> list[_Way]:
         """The programs that were made so far, those of gradients of gradients too."""
         made = [way for way in self._ways.values() if way.runner is not None]
         return made + [inner for way in made if way.onward for inner in way.onward.ways]
+
+
+def version_of(a: Array) -> tuple[Storage, int]:
+    return a.storage, a.storage.version
 
 
 def _hidden(nodes: Sequence[Node], outputs: Mapping[Edge, Array]) -> list[tuple[Edge, Array]]:
@@ -184,7 +199,9 @@ class _Way:
         self.onward: Pullback | None = None
         if again:
             tape.know(stretch.trace)
-            tape.adopt(reachable([edge_of(g) for g in results], stretch.since), {})
+            targets = set(pullback.targets)
+            cuts = {edge: leaf for edge, leaf in tape.cuts.items() if (leaf, 0) in targets}
+            tape.adopt(reachable([edge_of(g) for g in results], stretch.since), cuts)
             self._outputs: dict[Edge, list[int]] = {}
             for i, g in enumerate(results):
                 if g._requires_grad:
@@ -212,6 +229,7 @@ class _Way:
                 )
                 results += [result_tensor(a) for a in self.onward.residuals]
         self._graph, self._draws = tape.graph(stretch, inputs, pullback.stand_ins, results)
+        self.reads = {state.leaf for state in self._graph.states}
         self.runner: Any = None
 
     def run(self, memory: Sequence[Array], gs: Sequence[Tensor], call: _Call) -> list[Tensor | None]:
@@ -241,12 +259,19 @@ class _Way:
         numbers: dict[Any, int],
     ) -> None:
         node = call.node()
-        edges: list[Edge | None] = []
+        edges: list[Edge] = []
         for kind, i in (self._sources[edge] for edge in onward.targets):
             if kind == "gradient":
                 edges.append(edge_of(gs[i]))
             else:
                 edges.append((node, i) if kind == "output" else node.edges[i])
-        kept = [memory[i] for i in onward.kept] + [t.array for t in results[self._count :]]
-        outputs = [[results[i] for i in same] for same in self._outputs.values()]
-        onward.record(kept, edges, outputs, numbers, call.given)
+        known = [*node.versions[:-1], *map(version_of, memory[len(node.versions) - 1 :])]
+        residuals = [t.array for t in results[self._count :]]
+        onward.record(
+            [memory[i] for i in onward.kept] + residuals,
+            [known[i] for i in onward.kept] + [version_of(a) for a in residuals],
+            edges,
+            [[results[i] for i in same] for same in self._outputs.values()],
+            numbers,
+            call.given,
+        )

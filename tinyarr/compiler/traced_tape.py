@@ -47,7 +47,8 @@ class Stretch(NamedTuple):
 class TracedTape:
     """inputs: the leaves that the function reached, tensors by their stand-ins, generators by None.
 
-    made: what was computed so far, by storage, each seen whole. draws: those that came so far.
+    made: what was computed so far, by storage, each seen whole. draws: those that came so far. cuts: the leaves that
+    take the place of edges on the way back from results that are made of others.
     """
 
     def __init__(self, trace: Trace, leaves: Sequence[Leaf], name: str):
@@ -59,6 +60,7 @@ class TracedTape:
         self._outside: weakref.WeakKeyDictionary[Storage, Storage] = weakref.WeakKeyDictionary()
         self._versions: weakref.WeakKeyDictionary[Storage, int] = weakref.WeakKeyDictionary()
         self._leaves: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
+        self.cuts: dict[Edge, Tensor] = {}
         self.inputs = [Leaf(path, self._made_stand_in(x) if isinstance(x, Tensor) else None) for path, x in leaves]
         self.know(trace)
 
@@ -83,9 +85,9 @@ class TracedTape:
                     self.made.setdefault(a.storage, a)
 
     def adopt(self, nodes: Iterable[Node], cuts: Mapping[Edge, Tensor]) -> None:
-        """Puts stand-ins into nodes, and leaves in place of edges, where these cut the tape.
+        """Puts stand-ins into nodes, and in place of edges leaves, which cut the tape.
 
-        What was saved is as it was then, from now on, or was overwritten.
+        What was saved is from now on as it was then, or was overwritten.
         """
         for node in nodes:
             node.line = None  # its elements can't be looked at: the node that a call records is watched instead
