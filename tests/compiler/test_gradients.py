@@ -390,8 +390,18 @@ def test_a_graph_is_freed_and_retained_as_in_eager_mode():
         y.backward()
 
 
+def test_results_that_share_nothing_are_freed_apart():
+    v, w = parameter(1.0, 2.0), parameter(3.0, 4.0)
+    a, b = bits_of_eager(lambda: (v * v, w * w))()
+    a.sum().backward()
+    with ta.no_grad():
+        v.assign(0.0)
+    b.sum().backward()
+    assert v.grad.tolist() == [2, 4] and w.grad.tolist() == [6, 8]
+
+
 def test_what_backward_reads_must_not_be_overwritten():
-    w = parameter(1.0, 2.0)
+    w, state = parameter(1.0, 2.0), ta.ones(2, dtype=ta.float64)
     y = bits_of_eager(lambda: (w * w).sum())()
     with ta.no_grad():
         w.assign(0.0)
@@ -401,6 +411,15 @@ def test_what_backward_reads_must_not_be_overwritten():
     with ta.no_grad():
         y.assign(0.0)
     with pytest.raises(GradientError, match=r"saved a value \(2,\), which was overwritten"):
+        y.sum().backward()
+    y, z = bits_of_eager(lambda: ((v := w * 2) * v, ta.sum(v)))()
+    with ta.no_grad():
+        y.assign(0.0)
+    (y.sum() + z).backward()  # neither reads y
+    y, z = bits_of_eager(lambda: ((v := ta.exp(w)) * state, ta.sum(v)))()
+    state.assign(0.0)
+    z.backward()  # which does not read the state
+    with pytest.raises(GradientError, match="freed by an earlier"):
         y.sum().backward()
 
 

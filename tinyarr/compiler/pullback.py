@@ -64,7 +64,7 @@ class Pullback:
         self.ends = [*outputs, *_hidden(nodes, dict(outputs))]
         self.errors: dict[int, Exception] = {}
         first = self._first(range(len(outputs)))
-        read = first.reads | tape.storages(x for node in nodes for x in _read_again(node)) if first else set()
+        read = tape.read(first, [x for node in nodes for x in _read_again(node)]) if first else set()
         read = {known.get(storage, storage) for storage in read}
         self.kept = [i for i, (_, x) in enumerate(inputs) if x is not None and x.array.storage in read]
         self.residuals = [a for storage, a in tape.made.items() if storage in read]

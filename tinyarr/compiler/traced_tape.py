@@ -25,7 +25,7 @@ from ..views import contiguous_strides
 from .build import build
 from .floats import TracedFloat
 from .reach import Leaf
-from .trace import Drawn, Trace
+from .trace import Drawn, Instruction, Trace, TracedStorage
 
 Draw = tuple[Drawn, Drawn]
 
@@ -34,14 +34,12 @@ class Stretch(NamedTuple):
     """What one walk did: the instructions, and the gradients of its targets.
 
     given: the stand-ins of the gradients that it began with. since: the lowest number of a node that it recorded.
-    reads: the memory that it reads.
     """
 
     trace: Trace
     given: Sequence[Tensor]
     found: Sequence[Tensor | None]
     since: int
-    reads: set[Storage]
 
 
 class TracedTape:
@@ -123,9 +121,11 @@ class TracedTape:
         storage = residuals.get(x.storage) or self._outside.get(x.storage)
         return x if storage is None else Array(storage, x.dtype, x.shape, x.strides, x.offset)
 
-    def storages(self, tensors: Iterable[Tensor]) -> set[Storage]:
-        """Those of tensors, by their stand-ins where these come from outside."""
-        return {self._outside.get(x.array.storage, x.array.storage) for x in tensors}
+    def read(self, stretch: Stretch, more: Iterable[Tensor]) -> set[Storage]:
+        """The memory that is read for what a stretch found, and that of more tensors: stand-ins of what is outside."""
+        _, storages = _needed(stretch.trace, [g for g in stretch.found if g is not None])
+        storages |= {x.array.storage for x in more}
+        return {self._outside.get(storage, storage) for storage in storages}
 
     def walk(
         self, roots: Sequence[tuple[Edge, Array, bool]], targets: Sequence[Edge], oldest: int, create_graph: bool
@@ -154,8 +154,7 @@ class TracedTape:
                 f"compile: a gradient in {self.name} draws from a generator of its own: draw in the function itself"
             )
         self.draws += [(key, counter) for _, key, counter in trace.draws]
-        reads = self._trimmed(trace, found)
-        return Stretch(trace, given, found, since, {self._outside.get(storage, storage) for storage in reads})
+        return Stretch(trace, given, found, since)
 
     @contextlib.contextmanager
     def _as_it_was(self) -> Iterator[None]:
@@ -183,23 +182,6 @@ class TracedTape:
             if x is not None:
                 yield x, found
 
-    def _trimmed(self, trace: Trace, found: Sequence[Tensor | None]) -> set[Storage]:
-        """Leaves out what leads to nothing that was found, no collective and no write into memory from outside.
-
-        Returns the memory that is read.
-        """
-        made = {a.storage for step in trace.instructions for a in step.outputs if not step.writes}
-        wanted = {g.array.storage for g in found if g is not None}
-        kept = []
-        for step in reversed(trace.instructions):
-            if isinstance(step.call.primitive, Collective) or any(
-                a.storage in wanted or (step.writes and a.storage not in made) for a in step.outputs
-            ):
-                kept.append(step)
-                wanted |= {x.storage for x in step.inputs if isinstance(x, Array)}
-        trace.instructions = kept[::-1]
-        return wanted
-
     def graph(
         self,
         stretch: Stretch,
@@ -212,13 +194,15 @@ class TracedTape:
         Raises GradientError where another value is read, which the forward program has not kept.
         """
         trace = stretch.trace
-        own = {a.storage for step in trace.instructions for a in step.outputs}
-        for storage in stretch.reads - own - residuals.keys():
-            if storage in self.made:
-                a = self.made[storage]
+        instructions, read = _needed(trace, results)
+        kept = {leaf.object.array.storage for leaf in inputs} | residuals.keys()
+        kept |= {a.storage for step in instructions for a in step.outputs}
+        outside = set(self._outside.values())
+        for storage in {self._outside.get(storage, storage) for storage in read} - kept:
+            if storage in outside or isinstance(storage, TracedStorage):
                 raise GradientError(
-                    f"backward: compiled {self.name}: a value of shape {a.shape} is needed, which its forward program "
-                    "has not kept: compile the function that takes the gradient instead"
+                    f"backward: compiled {self.name}: a value of {storage.nbytes} bytes is needed, which its forward "
+                    "program has not kept: compile the function that takes the gradient instead"
                 )
 
         def mapped(x: Any) -> Any:
@@ -228,13 +212,26 @@ class TracedTape:
 
         trace.instructions = [
             step._replace(inputs=tuple(map(mapped, step.inputs)), outputs=tuple(map(mapped, step.outputs)))
-            for step in trace.instructions
+            for step in instructions
         ]
         used = {x for step in trace.instructions for x in step.inputs if type(x) is Drawn}
         draws = [draw for draw in self.draws if not used.isdisjoint(draw)]
         trace.draws = [(random.default_generator(), *draw) for draw in draws]
         found = [result_tensor(self._mapped(x.array, residuals)) for x in results]
         return build(trace, inputs, found), draws
+
+
+def _needed(trace: Trace, results: Iterable[Tensor]) -> tuple[list[Instruction], set[Storage]]:
+    """The instructions that lead to results, to collectives or into memory from outside, and the memory they read."""
+    made = {a.storage for step in trace.instructions for a in step.outputs if not step.writes}
+    read = {x.array.storage for x in results}
+    needed = []
+    for step in reversed(trace.instructions):
+        is_effect = isinstance(step.call.primitive, Collective)
+        if is_effect or any(a.storage in read or (step.writes and a.storage not in made) for a in step.outputs):
+            needed.append(step)
+            read |= {x.storage for x in step.inputs if isinstance(x, Array)}
+    return needed[::-1], read
 
 
 def flat(a: Array) -> Array:
