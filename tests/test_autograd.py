@@ -754,3 +754,15 @@ def test_a_graph_that_is_freed_holds_no_memory_though_its_result_lives_on():
     assert saved() is not None
     loss.backward()
     assert saved() is None and loss.item() == 45.0
+
+
+def test_a_leaf_has_its_gradient_though_another_of_its_uses_gets_none():
+    @ta.custom_gradient
+    def first(x, y):
+        return x + y, lambda g: (g, None)
+
+    w, seen = ta.Tensor([1.0, 2.0], requires_grad=True), []
+    w.register_hook(lambda g: seen.append(g.tolist()))
+    first(w, w * 2).sum().backward()
+    (found,) = ta.gradients([first(w, w * 2).sum()], [w])
+    assert w.grad.tolist() == found.tolist() == [1, 1] and seen == [[1, 1], [1, 1]]

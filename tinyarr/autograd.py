@@ -56,14 +56,14 @@ class _Walk:
         with set_recording(self.create_graph):
             for edge, g in self.roots:
                 self.arrive(edge, g)
-            for (parent, _), _ in self.roots:
-                if isinstance(parent, Tensor) and parent not in self.uses:
-                    self.settle(parent)
             while self.heap:
                 _, node = heapq.heappop(self.heap)
                 gs = self.gradients_of_outputs(node)
                 if node in self.leading:
                     self.pass_through(node, gs)
+            for parent, _ in list(self.pending):  # roots, and what waits for nodes that no gradient reached
+                if isinstance(parent, Tensor):
+                    self.settle(parent)
         return [self.captured.get(edge, self.pending.get(edge)) for edge in self.targets or ()]
 
     def arrive(self, edge: Edge, g: Tensor) -> None:
