@@ -380,6 +380,19 @@ def test_floats_are_inputs_of_the_way_back_too():
     assert len(f.graphs) == 1 and len(f.backward_programs) == 3
 
 
+def test_a_gradient_of_ones_own_may_need_the_value_of_a_float():
+    @ta.custom_gradient
+    def scaled(x, k):
+        return x * k, lambda g: g * "ab".count("a" * int(k))  # what only Python's own numbers can do
+
+    x = parameter(2.0)
+    f = bits_of_eager(lambda x, k: scaled(x, k))
+    for k, slope in ((1.0, 1), (2.0, 0)):
+        (found,) = ta.gradients([f(x, k).sum()], [x])
+        assert found.item() == slope
+    assert "its value was needed" in f.explain()
+
+
 def test_a_graph_is_freed_and_retained_as_in_eager_mode():
     w = parameter(1.0, 2.0)
     y = bits_of_eager(lambda: (w * w * w).sum())()

@@ -158,6 +158,9 @@ def differentiate(
         outputs = [(edge, results[numbers[edge][0]].array) for edge in stage]
         pullback = Pullback(tape, make, tape.inputs, {}, outputs, sources)
         history.add(pullback, [numbers[edge] for edge in stage], sources)
+        for error in pullback.errors.values():
+            if isinstance(error, TypeError) and reach.floats:  # perhaps what takes nothing but Python's own floats
+                raise error
     for (path, x), old in zip(reach.containers, before, strict=False):
         new = contents(x)
         if old.keys() != new.keys() or any(old[key] is not new[key] for key in old):

@@ -183,54 +183,49 @@ def _read_again(node: Node) -> Sequence[Tensor]:
 
 
 class _Way:
-    """A program from gradients of some of a pullback's outputs to those of its targets, made at its first call.
+    """A program from gradients of some of a pullback's outputs to those of its targets.
 
-    onward: where its results are to be differentiated, the way back through it.
+    reads: the numbers of what it reads of the pullback's leaves, and of the gradients behind them. onward: where its
+    results are to be differentiated, the way back through it. runner: None before its first call.
     """
 
     def __init__(self, pullback: Pullback, stretch: Stretch, again: bool = False):
-        tape = pullback.tape
-        given = [Leaf("a gradient", g) for g in stretch.given]
-        inputs = [*pullback.leaves, *given]
+        inputs = [*pullback.leaves, *(Leaf("a gradient", g) for g in stretch.given)]
         results = [g for g in stretch.found if g is not None]
-        self._order = [g is not None for g in stretch.found]
-        self._pullback = pullback
+        self._is_found = [g is not None for g in stretch.found]
         self._count = len(results)
-        self.onward: Pullback | None = None
-        if again:
-            tape.know(stretch.trace)
-            targets = set(pullback.targets)
-            cuts = {edge: leaf for edge, leaf in tape.cuts.items() if (leaf, 0) in targets}
-            tape.adopt(reachable([edge_of(g) for g in results], stretch.since), cuts)
-            self._outputs: dict[Edge, list[int]] = {}
-            for i, g in enumerate(results):
-                if g._requires_grad:
-                    self._outputs.setdefault(edge_of(g), []).append(i)
-            outputs = [(edge, results[same[0]].array) for edge, same in self._outputs.items()]
-            begin = [(g, 0) for g in stretch.given]
-            self._sources: dict[Edge, tuple[str, int]] = {edge: ("gradient", i) for i, edge in enumerate(begin)}
-            self._sources |= {edge: ("output", i) for i, (edge, _) in enumerate(pullback.ends)}
-            self._sources |= {edge: ("target", i) for i, edge in enumerate(pullback.targets)}
-            lost = [
-                edge
-                for node in reachable([edge for edge, _ in outputs], stretch.since)
-                for edge in node.edges
-                if edge is not None and isinstance(edge[0], Node) and edge[0].number < stretch.since
-                if edge not in self._sources
-            ]
-            if lost:
-                raise GradientError(
-                    f"backward: {pullback.name}: the gradient's gradient goes through {lost[0][0].name}, of which its "
-                    "forward program has kept nothing: compile the function that takes the gradient instead"
-                )
-            if outputs:
-                self.onward = Pullback(
-                    tape, pullback.make, inputs, pullback.stand_ins, outputs, self._sources, stretch.since
-                )
-                results += [result_tensor(a) for a in self.onward.residuals]
-        self._graph, self._draws = tape.graph(stretch, inputs, pullback.stand_ins, results)
+        self._pullback = pullback
+        self._outputs: dict[Edge, list[int]] = {}  # of onward, for each the numbers of the results that are it
+        self._sources: dict[Edge, tuple[str, int]] = {}  # of onward, where a call finds them
+        self.onward = self._made_onward(stretch, inputs, results) if again else None
+        if self.onward:
+            results += map(result_tensor, self.onward.residuals)
+        self._graph, self._draws = pullback.tape.graph(stretch, inputs, pullback.stand_ins, results)
         self.reads = {state.leaf for state in self._graph.states}
         self.runner: Any = None
+
+    def _made_onward(self, stretch: Stretch, inputs: Sequence[Leaf], results: Sequence[Tensor]) -> Pullback | None:
+        pullback, tape = self._pullback, self._pullback.tape
+        for i, g in enumerate(results):
+            if g._requires_grad:
+                self._outputs.setdefault(edge_of(g), []).append(i)
+        if not self._outputs:
+            return None
+        nodes = reachable(list(self._outputs), stretch.since)
+        targets = set(pullback.targets)
+        tape.know(stretch.trace)
+        tape.adopt(nodes, {edge: leaf for edge, leaf in tape.cuts.items() if (leaf, 0) in targets})
+        self._sources |= {(g, 0): ("gradient", i) for i, g in enumerate(stretch.given)}
+        self._sources |= {edge: ("output", i) for i, (edge, _) in enumerate(pullback.ends)}
+        self._sources |= {edge: ("target", i) for i, edge in enumerate(pullback.targets)}
+        for parent, i in (edge for node in nodes for edge in node.edges if edge is not None):
+            if isinstance(parent, Node) and parent.number < stretch.since and (parent, i) not in self._sources:
+                raise GradientError(
+                    f"backward: {pullback.name}: the gradient's gradient goes through {parent.name}, of which its "
+                    "forward program has kept nothing: compile the function that takes the gradient instead"
+                )
+        outputs = [(edge, results[same[0]].array) for edge, same in self._outputs.items()]
+        return Pullback(tape, pullback.make, inputs, pullback.stand_ins, outputs, self._sources, stretch.since)
 
     def run(self, memory: Sequence[Array], gs: Sequence[Tensor], call: _Call) -> list[Tensor | None]:
         with self._pullback.tape.lock:
@@ -247,7 +242,7 @@ class _Way:
         if self.onward is not None:
             self._record(self.onward, memory, results, gs, call, numbers)
         found = iter(results)
-        return [next(found) if is_there else None for is_there in self._order]
+        return [next(found) if is_found else None for is_found in self._is_found]
 
     def _record(
         self,
