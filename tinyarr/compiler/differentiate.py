@@ -40,7 +40,8 @@ class _Part(NamedTuple):
 class History:
     """What a call of a compiled function records on the tape.
 
-    residuals: what the forward program must return behind the function's own results, in the trace.
+    residuals: what the forward program must return behind the function's own results, in the trace. passed: of the
+    results that are tensors from outside, by number, which leaves they are.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class History:
         self.parts: list[_Part] = []
         self._draws = draws
         self._made = made  # the results that are leaves made inside
-        self._passed = passed  # of the results that are tensors from outside, these
+        self.passed = passed
         self._count = len(results)
         self._numbers = {t.array.storage: i for i, t in enumerate(results) if _is_whole(t.array)}
 
@@ -75,7 +76,7 @@ class History:
         """Gives the results of a call their history."""
         for i in self._made:
             results[i].requires_grad = True
-        for i, leaf in self._passed.items():
+        for i, leaf in self.passed.items():
             _pass_on(leaves[leaf].object, results[i])
         drawn: dict[Drawn, int] = {}
         for parts, numbers in zip(self._draws, draws, strict=True):

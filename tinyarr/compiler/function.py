@@ -112,7 +112,7 @@ class Compiled:
         passes: Sequence[Callable[[Graph], Graph]] = PASSES,
         build: Callable[[Graph], Any] | None = None,
     ):
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # what the function has is asked of it, as it is then
         self.function = function
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._passes = passes
@@ -146,6 +146,12 @@ class Compiled:
     def graphs(self) -> list[Graph]:
         """What was traced, one graph for each signature."""
         return [program.graph for program in self._programs.values()]
+
+    def __getattr__(self, name: str) -> Any:
+        """What the function has: a model's parameters() and eval(), its weights, a function's own attributes."""
+        if name.startswith("__") or "function" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.function, name)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
