@@ -743,3 +743,26 @@ def test_value_and_grad_of_a_parameter_gives_plain_tensors_and_keeps_no_graph():
     w = ta.Tensor([1.0, 2.0], requires_grad=True)
     value, gradient = ta.value_and_grad(lambda w: (w * w).sum())(w)
     assert not value.requires_grad and not gradient.requires_grad and gradient.tolist() == [2.0, 4.0]
+
+
+def test_a_graph_that_is_freed_holds_no_memory_though_its_result_lives_on():
+    x = ta.Tensor([1.0, 2.0], requires_grad=True)
+    middle = x * 3
+    saved = weakref.ref(middle.array.storage)
+    loss = (middle * middle).sum()
+    del middle
+    assert saved() is not None
+    loss.backward()
+    assert saved() is None and loss.item() == 45.0
+
+
+def test_a_leaf_has_its_gradient_though_another_of_its_uses_gets_none():
+    @ta.custom_gradient
+    def first(x, y):
+        return x + y, lambda g: (g, None)
+
+    w, seen = ta.Tensor([1.0, 2.0], requires_grad=True), []
+    w.register_hook(lambda g: seen.append(g.tolist()))
+    first(w, w * 2).sum().backward()
+    (found,) = ta.gradients([first(w, w * 2).sum()], [w])
+    assert w.grad.tolist() == found.tolist() == [1, 1] and seen == [[1, 1], [1, 1]]

@@ -56,22 +56,23 @@ class _Walk:
         with set_recording(self.create_graph):
             for edge, g in self.roots:
                 self.arrive(edge, g)
-            for (parent, _), _ in self.roots:
-                if isinstance(parent, Tensor) and parent not in self.uses:
-                    self.settle(parent)
             while self.heap:
                 _, node = heapq.heappop(self.heap)
                 gs = self.gradients_of_outputs(node)
                 if node in self.leading:
                     self.pass_through(node, gs)
+            for parent, _ in list(self.pending):  # roots, and what waits for nodes that no gradient reached
+                if isinstance(parent, Tensor):
+                    self.settle(parent)
         return [self.captured.get(edge, self.pending.get(edge)) for edge in self.targets or ()]
 
     def arrive(self, edge: Edge, g: Tensor) -> None:
         """Adds `g` to the gradient of what `edge` names."""
         parent = edge[0]
-        if self.targets is None and isinstance(parent, Tensor) and parent._has_wide_grad:
-            g = astype(g, parent.grad_dtype, copy=False)
-            if parent.grad is not None and not parent._hooks:  # each part as it comes, in place
+        if isinstance(parent, Tensor) and parent._has_wide_grad:
+            is_result = self.targets is not None and not self.partial
+            g = astype(g, parent.dtype if is_result else parent.grad_dtype, copy=False)
+            if self.targets is None and parent.grad is not None and not parent._hooks:  # as it comes, in place
                 parent.grad = self.accumulated(parent.grad, g)
                 return
         self.pending[edge] = add(self.pending[edge], g) if edge in self.pending else g
@@ -101,6 +102,7 @@ class _Walk:
             self.shared.update(id(g.array.storage) for g in grads if g is not None)
         if not self.retain_graph:
             node.saved = node.rule = None
+            node.versions = ()  # which hold the memory of what was saved
         for i, (edge, g) in enumerate(zip(node.edges, grads, strict=True)):
             if edge is None:
                 continue
@@ -174,7 +176,8 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
         )
     values = []
     for (is_output, i), value, version in zip(node.rule.saved, node.saved, node.versions, strict=True):
-        if version is not None and version != (value.array.storage, value.array.storage.version):
+        is_written = version is not None and version != (value.array.storage, value.array.storage.version)
+        if is_written and (not hasattr(node.rule, "reads") or node.rule.reads(i, gs)):
             which = (node.call.primitive.outputs if is_output else node.call.primitive.inputs)[i]
             raise GradientError(
                 f"backward: {node.name} saved {which} {value.shape}, which was overwritten since "

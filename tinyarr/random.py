@@ -88,6 +88,17 @@ def use_generator(generator: Generator):
 
 
 @contextlib.contextmanager
+def drawn_by(trace: Any):
+    """Makes a trace hand out the draws inside the block; what records or replays draws around it sees none of them."""
+    tokens = [(variable, variable.set(x)) for variable, x in ((drawing, trace), (_log, None), (_replayed, None))]
+    try:
+        yield
+    finally:
+        for variable, token in tokens:
+            variable.reset(token)
+
+
+@contextlib.contextmanager
 def draws():
     """Records every draw made inside the block; yields the list, for `replay`."""
     outer = _log.get()

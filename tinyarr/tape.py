@@ -16,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+from .dtypes import Dtype
 from .tensor import Tensor, result_tensor
+from .views import Shape
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
 numbers = itertools.count()
@@ -35,7 +37,7 @@ class Node:
     saved, versions: the saved values, and for each tensor its storage and that one's version when it was saved.
     """
 
-    __slots__ = ("call", "edges", "hooks", "line", "needs", "number", "rule", "saved", "versions")
+    __slots__ = ("__weakref__", "call", "edges", "hooks", "line", "needs", "number", "rule", "saved", "versions")
 
     def __init__(self, call, rule, needs, edges, saved, versions):
         self.number = next(numbers)
@@ -89,6 +91,14 @@ def edge_of(x: Tensor) -> Edge:
     return (x, 0) if x.node is None else (x.node, x.node_output)
 
 
+def gradient_spec(edge: Edge) -> tuple[Shape, Dtype]:
+    """Shape and dtype of the gradient of what an edge names."""
+    parent, output = edge
+    if isinstance(parent, Tensor):
+        return parent.shape, parent.grad_dtype
+    return parent.call.out_shapes[output], parent.call.out_dtypes[output]
+
+
 def attach(node: Node, outputs: Sequence[Tensor]) -> None:
     """Makes `node` the one that computed `outputs`."""
     if _watched:
@@ -134,15 +144,17 @@ class CustomCall:
     """What stands in for a Call and its Rule where a Python function, not a primitive, says how to go backward.
 
     `function` maps the gradients of the outputs (None where there is none) to those of the operands, of which `specs`
-    gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then.
+    gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then; `again`
+    those that it reads too where the gradient is to be differentiated.
     """
 
     composite = None
 
-    def __init__(self, name: str, function: Callable, specs, outputs: Sequence[Tensor], read: Sequence[Tensor]):
+    def __init__(self, name: str, function: Callable, specs, outputs: Sequence[Tensor], read, again):
         self.primitive = self
         self.name = name
         self.function = function
+        self.again = again
         self.in_shapes, self.in_dtypes = zip(*specs, strict=True)
         self.out_shapes = tuple(o.shape for o in outputs)
         self.out_dtypes = tuple(o.dtype for o in outputs)
@@ -153,9 +165,11 @@ class CustomCall:
         return self.function(gs)
 
 
-def record_custom(name: str, function: Callable, specs, edges: Sequence[Edge | None], outputs, read) -> None:
+def record_custom(
+    name: str, function: Callable, specs, edges: Sequence[Edge | None], outputs, read: Sequence[Tensor], again=()
+) -> None:
     """Puts a node on the tape whose rule is `function`; see CustomCall."""
-    custom = CustomCall(name, function, specs, outputs, read)
+    custom = CustomCall(name, function, specs, outputs, read, again)
     needs = tuple(edge is not None for edge in edges)
     versions = [(x.array.storage, x.array.storage.version) for x in read]
     attach(Node(custom, custom, needs, edges, list(read), versions), outputs)

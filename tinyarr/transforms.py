@@ -10,13 +10,12 @@ from typing import Any
 
 from . import random
 from .autograd import gradients, independent, walk
-from .dtypes import Dtype
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros, zeros_like
 from .tape import (
-    Edge,
     Node,
     edge_of,
+    gradient_spec,
     no_grad,
     numbers,
     reachable,
@@ -26,9 +25,13 @@ from .tape import (
     set_recording,
 )  # fmt: skip
 from .tensor import Tensor, require_tensors, result_tensor
-from .views import Shape
 
 _nested: ContextVar[int] = ContextVar("nested", default=0)
+
+
+def is_nested() -> bool:
+    """Whether a function runs that a transformation differentiates: then those inside keep their history."""
+    return _nested.get() > 0
 
 
 def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
@@ -58,7 +61,7 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
     finally:
         _nested.reset(token)
     outputs = _tensors("vjp", result)
-    again = any(connected) or _nested.get() > 0
+    again = any(connected) or is_nested()
 
     def pull(*output_gradients: Tensor) -> tuple[Tensor, ...]:
         pairs = [(o, g) for o, g in zip(outputs, output_gradients, strict=True) if o._requires_grad]
@@ -103,7 +106,7 @@ def jvp(function: Callable, primals: Sequence[Tensor], tangents: Sequence[Tensor
         changes = push(*tangents)
     finally:
         _nested.reset(token)
-    if not _nested.get() and not any(x._requires_grad for x in (*primals, *tangents)):
+    if not is_nested() and not any(x._requires_grad for x in (*primals, *tangents)):
         result, changes = _detached(result), _detached(changes)
     return result, changes if isinstance(result, tuple) else changes[0]
 
@@ -132,7 +135,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
             return function(*filled, **kwargs)
 
         at = [args[n] for n in numbers]
-        if not _nested.get():  # outermost, nobody differentiates further: plain results, and no graph is kept
+        if not is_nested():  # outermost, nobody differentiates further: plain results, and no graph is kept
             at = [x.detach() for x in at]
         value, pull = vjp(of_variables, *at)
         if isinstance(value, tuple) or value.size != 1:
@@ -207,7 +210,7 @@ def custom_gradient(function: Callable) -> Callable:
 
             edges = [edge_of(x) if x._requires_grad else None for x in tensors]
             specs = [(x.shape, x.dtype) for x in tensors]
-            record_custom(function.__name__, rule, specs, edges, outputs, _enclosed(back))
+            record_custom(function.__name__, rule, specs, edges, outputs, _enclosed(back), tensors)
         return outputs if isinstance(result, tuple) else outputs[0]
 
     return evaluate
@@ -255,7 +258,7 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
     passed = [x for x in (*args, *kwargs.values(), *(parent for parent, _ in edges)) if isinstance(x, Tensor)]
     plain = tuple(result_tensor(o.array) for o in outputs)
-    record_custom("checkpoint", rule, [_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
+    record_custom("checkpoint", rule, [gradient_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
     kept = tuple(p if o._requires_grad else o for o, p in zip(outputs, plain, strict=True))
     return kept if isinstance(result, tuple) else kept[0]
 
@@ -263,11 +266,3 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
 def _operation(node: Node) -> tuple:
     """What must be the same when a function runs again."""
     return node.name, node.call.in_shapes, node.call.in_dtypes
-
-
-def _spec(edge: Edge) -> tuple[Shape, Dtype]:
-    """Shape and dtype of the tensor that an edge stands for."""
-    parent, output = edge
-    if isinstance(parent, Tensor):
-        return parent.shape, parent.dtype
-    return parent.call.out_shapes[output], parent.call.out_dtypes[output]

@@ -509,18 +509,6 @@ def test_errors_are_those_of_eager_mode():
     assert values(g(ta.ones(3), Tensor([1]))) == [1]
 
 
-def test_a_tensor_with_history_is_refused():
-    w = Tensor([1.0], requires_grad=True)
-    with pytest.raises(TraceError, match=r"arguments\[0\] is the result of recorded operations"):
-        ta.compile(lambda x: x * 2)(w * 2)
-
-
-def test_a_result_has_no_history():
-    w = Tensor([1.0], requires_grad=True)
-    out = ta.compile(lambda: w * 2)()
-    assert not out.requires_grad and out.is_leaf
-
-
 def test_checkpoint_draws_the_same_numbers_again():
     def loss(x):
         return ta.checkpoint(lambda t: t.dropout(0.5) * 3, x).sum()

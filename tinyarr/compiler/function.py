@@ -14,29 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from .. import diagnostics, random
-from ..array import Array
 from ..device import Device, default_device
 from ..errors import ArgumentError, TraceError
 from ..ops.primitive import executor
-from ..program import Graph, State
+from ..program import Graph
 from ..tape import recording
+from ..transforms import is_nested
 from .agree import agree
-from .build import build
+from .calls import called
 from .capture import Capture, Leaf
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
-from .observed import Observed
-from .opaque import RunAsItIs, StandIn
-from .output import Output
 from .parts import Part, difference
 from .passes import PASSES, passes_within
 from .plan import plan
 from .recent import Recent
-from .side_effects import Changes, Snapshot, standing_in
-from .symbolic_numbers import Given, NeedsValue, symbolic, value_of
-from .templates import RETURNED, Filling, NotMadeAnew, Templates
-from .trace import Trace, TracedStorage, WatchedArray, kept_too_long
+from .templates import Filling
+from .trace import Trace
+from .traced import Traced, trace_call
 
 GUARD = 512  # bytes, with TINYARR_GUARD=1
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
@@ -53,7 +49,11 @@ def compile(function: Callable, *, memory_budget: int | None = None, max_program
     arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Floats
     among the arguments are inputs like tensors, unless Python asks for their value, to branch on it for one. Tensors
     that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
-    had run; what it returns is new and has no history.
+    had run; what it returns is new.
+
+    Where a gradient is wanted, a call is one operation on the tape: the forward program also returns what backward
+    reads, and backward is a program of its own, made when it is first asked for, and differentiable again. A result
+    whose graph a backward() inside of the function has freed has no history.
 
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
     elementwise results and norms are made again when they are next read; a warning says if that is not enough.
@@ -159,6 +159,18 @@ class Compiled:
         """What was traced, one graph for each signature."""
         return [program.graph for program in self._programs]
 
+    @property
+    def backward_programs(self) -> list[Any]:
+        """What runs backward, of each program on the way back that was asked for."""
+        histories = [program.history for program in self._programs if program.history is not None]
+        return [way.runner for history in histories for part in history.parts for way in part.pullback.ways]
+
+    def __getattr__(self, name: str) -> Any:
+        """What the function has: a model's parameters() and eval(), its weights, a function's own attributes."""
+        if name.startswith("__") or "function" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.function, name)
+
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
 
@@ -170,7 +182,7 @@ class Compiled:
         if isinstance(executor.get(), Trace):
             return self.function(*args, **kwargs)
         with self._lock:
-            mode = recording.get(), default_device()
+            mode = recording.get(), is_nested(), default_device()
             if self._recent is not None:
                 again = self._recent.again(mode, args, kwargs)
                 if again is not None:
@@ -227,9 +239,10 @@ class Compiled:
         """The program for a new signature, or why there can't be one; None where numbers turn out to be needed."""
         why = self._why(capture)
         clock = _Clock()
-        traced = _trace(self.function, capture, args, kwargs)
+        traced = trace_call(self.function, capture, args, kwargs, self._name, self._made)
         caches = [x for x in capture.objects.values() if isinstance(x, functools._lru_cache_wrapper)]
-        traced.trace.require_nothing_kept(caches)
+        if traced.history is None:  # whose tape may keep what the trace made
+            traced.trace.require_nothing_kept(caches)
         if traced.trace.as_it_is:
             return traced.trace.as_it_is
         if traced.needed:
@@ -242,8 +255,15 @@ class Compiled:
             self._more_code |= traced.more_code
             return None
         self._refuse_opaque(capture, traced.names)
-        graph = traced.graph
         clock.lap("trace")
+        graph, runner = self._made(traced.graph, clock)
+        why = f"{why} ({len(graph.nodes)} nodes: {clock})"
+        diagnostics.tell("trace", f"{self._name}: traced: {why}")
+        return _Program(runner, graph, traced, capture, mode, why)
+
+    def _made(self, graph: Graph, clock: _Clock | None = None) -> tuple[Graph, Any]:
+        """A graph after the passes, and what runs it."""
+        clock = _Clock() if clock is None else clock
         for change in self._passes:
             graph = change(graph)
         clock.lap("passes")
@@ -251,9 +271,7 @@ class Compiled:
         runner = _build(graph, clock) if self._build is None else self._build(graph)
         clock.lap("compile")
         self.seconds += clock.total
-        why = f"{why} ({len(graph.nodes)} nodes: {clock})"
-        diagnostics.tell("trace", f"{self._name}: traced: {why}")
-        return _Program(runner, graph, traced, capture, mode, why)
+        return graph, runner
 
     def _refuse_opaque(self, capture: Capture, names: frozenset[str]) -> None:
         for path, kind in capture.opaque.items():
@@ -301,8 +319,9 @@ class Compiled:
 class _Program:
     """What runs a graph, and where its results go: to what the function returns, and to what it changes."""
 
-    def __init__(self, runner: Any, graph: Graph, traced: _Traced, capture: Capture, mode: tuple, why: str):
+    def __init__(self, runner: Any, graph: Graph, traced: Traced, capture: Capture, mode: tuple, why: str):
         self.graph = graph
+        self.history = traced.history
         self.why = why
         self.runner = runner
         self._traced = traced
@@ -331,93 +350,13 @@ class _Program:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
     def run(self, capture: Capture) -> Any:
-        objects = [capture.objects[path] for path in self._traced.leaves]
-        memory = [_memory(objects[state.leaf].array, state) for state in self.graph.states]
-        numbers = capture.numbers
-        floats = [float(value_of(x, numbers)) for x, _ in self.graph.floats]
-        draws = [(objects[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
-        filling = Filling(capture.objects, self.runner.run(memory, draws, floats), numbers)
+        leaves = [Leaf(path, capture.objects[path]) for path in self._traced.leaves]
+        arrays = [leaves[state.leaf].object.array for state in self.graph.states]
+        draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
+        results = called(self.runner, self.graph, arrays, draws, capture.numbers)
+        if self.history is not None:
+            self.history.record(leaves, results, draws, capture.numbers)
+        filling = Filling(capture.objects, results, capture.numbers)
         self._traced.changes.repeat(capture, filling)
         self._traced.output.repeat(filling)
         return filling.fill(self._traced.returned)
-
-
-def _memory(leaf: Array, state: State) -> Array:
-    return Array(leaf.storage, leaf.dtype, state.before.shape, (1,), leaf.offset + state.start)
-
-
-class _Traced:
-    """What a trace found.
-
-    names: in the code that ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
-    tensors of which more than that they are there was asked. more_code: ran although the walk did not come to it.
-    leaves: the paths to which numbers in the graph refer. needed: why numbers are needed as they are, by path; then
-    there is nothing else.
-    """
-
-    graph: Graph
-    returned: Any
-    changes: Changes
-    output: Output
-    names: frozenset[str]
-    is_plain: bool
-    looked_at: set[str]
-    more_code: dict[types.CodeType, dict[str, Any]]
-    leaves: list[str]
-    needed: dict[str, str]
-    trace: Trace
-
-
-def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, Any]) -> _Traced:
-    """Runs the function on traced values. Raises TraceError for what would not be as if it had run at each call."""
-    for path, x in capture.tensors.items():
-        if x.node is not None:
-            raise TraceError(f"compile: {path} is the result of recorded operations: detach() it, or compile those too")
-        if isinstance(x.array.storage, TracedStorage):
-            raise kept_too_long(x.array.storage)
-    found, trace = _Traced(), Trace()
-    found.trace, found.needed = trace, trace.needed
-    numbers = {path: symbolic(trace, Given(path), x) for path, x in capture.numbers.items()}
-    opaque = {path: StandIn(trace, path, capture.objects[path]) for path in capture.opaque}
-    templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()})
-    found.output = Output(trace, templates)
-    observed = Observed(_PACKAGE)
-    with standing_in({**numbers, **opaque}, capture, args, kwargs) as (args, kwargs):
-        snapshot = Snapshot(capture)
-        watched = {path: WatchedArray(x.array) for path, x in capture.tensors.items()}
-        tokens = executor.set(trace), random.drawing.set(trace)
-        try:
-            for path, array in watched.items():
-                capture.tensors[path].array = array
-            with found.output, observed:
-                result = function(*args, **kwargs)
-            for path, array in watched.items():
-                if capture.tensors[path].array is array:
-                    capture.tensors[path].array = array.watched
-            found.looked_at = {path for path, array in watched.items() if array.was_looked_at}
-            if observed.refused is not None:
-                raise observed.refused
-            found.changes = snapshot.changes(templates)
-            found.returned = templates.template(result, RETURNED)
-            templates.share()
-            leaves = [Leaf(path, x) for path, x in (*capture.tensors.items(), *capture.generators.items())]
-            found.leaves = [leaf.path for leaf in leaves]
-            found.graph = build(trace, leaves, templates.tensors)
-            found.names, found.is_plain = observed.names()
-            found.more_code = observed.code_beyond(capture.code)
-            if observed.asks_for_types and numbers:
-                trace.needed |= dict.fromkeys(numbers, "type() was asked for, which tells it from Python's own")
-        except (Exception, NeedsValue, RunAsItIs) as error:
-            if isinstance(error, NotMadeAnew | RecursionError):
-                trace.as_it_is = str(error)
-            if isinstance(error, TypeError):  # perhaps what takes nothing but Python's own numbers
-                trace.needed |= dict.fromkeys(numbers, f"without its value came: {error}")
-            if not (trace.needed or trace.as_it_is) or error is observed.refused:
-                raise
-        finally:
-            executor.reset(tokens[0])
-            random.drawing.reset(tokens[1])
-            snapshot.restore()
-            trace.restore()
-            templates.forget()
-    return found

@@ -217,3 +217,13 @@ class Elements(Holder):
 def bytes_of(x: Any) -> bytes:
     """Returns a copy of what a NumPy array, bytearray or array.array holds."""
     return bytes(x) if isinstance(x, bytearray) else x.tobytes()
+
+
+def holds_the_same(holder: Holder, contents: dict[Any, Any]) -> bool:
+    """Returns whether a holder holds the very objects of earlier contents, under the same keys in the same order."""
+    new = holder.contents()
+    if isinstance(holder, Elements):
+        return new == contents
+    return len(new) == len(contents) and all(
+        a is b and x is y for (a, x), (b, y) in zip(new.items(), contents.items(), strict=True)
+    )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ..errors import TraceError
 from .capture import Capture, is_rebuilt, item_path
-from .holders import GONE, Cell, Elements, Holder, Variable
+from .holders import GONE, Cell, Holder, Variable, holds_the_same
 from .templates import Filling, Templates
 from .trace import is_traced
 
@@ -53,7 +53,7 @@ class Snapshot:
         for path, old in self._contents.items():
             holder = self._capture.holders[path]
             new = holder.contents()
-            if not _is_same(holder, new, old):
+            if not holds_the_same(holder, old):
                 held[path] = self._difference(holder, path, new, old, templates)
         return Changes(gradients, held)
 
@@ -76,21 +76,12 @@ class Snapshot:
     def restore(self) -> None:
         for path, old in self._contents.items():
             holder = self._capture.holders[path]
-            if not _is_same(holder, holder.contents(), old):
+            if not holds_the_same(holder, old):
                 holder.put(old)
         for x, *fields in self._tensors.values():
             x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = fields
         for path, (key, counter) in self._generators.items():
             self._capture.generators[path].load_state_dict({"key": key, "counter": counter})
-
-
-def _is_same(holder: Holder, new: dict, old: dict) -> bool:
-    """Whether two contents of a holder are the same objects under the same keys in the same order."""
-    if isinstance(holder, Elements):
-        return new == old
-    return len(new) == len(old) and all(
-        a is b and x is y for (a, x), (b, y) in zip(new.items(), old.items(), strict=True)
-    )
 
 
 class Changes:

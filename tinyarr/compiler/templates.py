@@ -114,7 +114,7 @@ class Templates:
             raise TraceError(f"compile: {where} was set to a tensor from outside: copy it")
         made = Result(x, len(self.tensors))
         self.tensors.append(x)
-        if where != RETURNED:
+        if where != RETURNED and not x._requires_grad:
             self._kept.setdefault(id(x.array.storage), []).append(made)
         if x.grad is not None:
             made.grad = self.template(x.grad, f"{where}.grad")
@@ -179,7 +179,7 @@ class Templates:
 class Filling:
     """One call's objects of templates."""
 
-    def __init__(self, objects: dict[str, Any], results: Sequence[Any], numbers: dict[str, Any]):
+    def __init__(self, objects: dict[str, Any], results: Sequence[Tensor], numbers: dict[str, Any]):
         self._objects = objects
         self._results = results
         self._numbers = numbers
@@ -200,11 +200,13 @@ class Filling:
 
     def _tensor(self, x: Result) -> Tensor:
         if id(x) not in self._made:
-            array = self._results[x.number]
+            t = self._results[x.number]
             if x.view is not None:
-                array = array.through(x.view._replace(offset=array.offset + x.view.offset))
-            t = self._made[id(x)] = result_tensor(array, x.kind)
-            t._requires_grad, t._has_wide_grad = x.requires_grad, x.has_wide_grad
+                t = result_tensor(t.array.through(x.view._replace(offset=t.array.offset + x.view.offset)))
+            t.__class__ = x.kind  # a Parameter, say
+            t._requires_grad |= x.requires_grad
+            t._has_wide_grad = x.has_wide_grad
+            self._made[id(x)] = t
             if x.grad is not None:
                 t.grad = self.fill(x.grad)
         return self._made[id(x)]
