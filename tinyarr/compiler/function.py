@@ -241,6 +241,7 @@ class Compiled:
         clock = _Clock()
         traced = trace_call(self.function, capture, args, kwargs, self._name, self._made)
         caches = [x for x in capture.objects.values() if isinstance(x, functools._lru_cache_wrapper)]
+        traced.trace.instructions.clear()
         if traced.history is None:  # whose tape may keep what the trace made
             traced.trace.require_nothing_kept(caches)
         if traced.trace.as_it_is:

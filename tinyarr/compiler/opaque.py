@@ -9,7 +9,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from ..ops.primitive import executor
 from .trace import Trace
 
 _OBJECTS = {
@@ -46,7 +45,7 @@ class StandIn:
 def _object_behind(stand_in: StandIn) -> Any:
     """The object where it is asked for outside of the trace. Inside, ends the trace."""
     x, path, trace = (object.__getattribute__(stand_in, name) for name in StandIn.__slots__)
-    if executor.get() is not trace:
+    if not trace.is_running:
         return x
     trace.as_it_is = f"it uses {path}, a {type(x).__qualname__}, whose state can't be seen"
     raise RunAsItIs

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..ops.create import copy
-from ..ops.primitive import executor
 from ..tape import no_grad
 from ..tensor import Tensor
 from .symbolic_numbers import SymbolicNumber
@@ -49,7 +48,7 @@ class Output:
         function = getattr(owner, name)
 
         def chosen(*args: Any, **kwargs: Any) -> Any:
-            return (instead if executor.get() is self._trace else function)(*args, **kwargs)
+            return (instead if self._trace.is_running else function)(*args, **kwargs)
 
         self._replaced.append((owner, name, function))
         setattr(owner, name, chosen)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 from .. import dtypes
 from ..errors import TraceError
-from ..ops.primitive import executor
 from .trace import Trace, line
 
 
@@ -128,7 +127,7 @@ def _kind(x: Any) -> type:
 
 def _method(name: str) -> Any:
     def method(self: SymbolicNumber, *operands: Any) -> Any:
-        if executor.get() is not self.trace and not self.trace.ended:
+        if not (self.trace.ended or self.trace.is_running):
             return getattr(self.value, name)(*operands)
         if name in _PAIRS and not isinstance(operands[0], int | float | complex):
             return NotImplemented

@@ -18,6 +18,7 @@ from ..array import Array, Storage
 from ..device import Device
 from ..dtypes import Dtype
 from ..errors import ArgumentError, TraceError
+from ..ops.primitive import executor
 from ..random import Generator
 from ..tape import repetition
 from ..tensor import Tensor, result_tensor
@@ -79,7 +80,9 @@ class Trace:
     needed: the numbers, by path, that must be there as they are, and why. as_it_is: why the function can't be compiled.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, family: object = None) -> None:
+        """family: of traces that may read each other's tensors, as the way back those of the way there."""
+        self.family = object() if family is None else family
         self.instructions: list[Instruction] = []
         self.constants: list[Array] = []
         self.draws: list[tuple[Generator, Drawn, Drawn]] = []
@@ -90,6 +93,11 @@ class Trace:
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
         self._has_kernel: dict[Any, bool] = {}
+
+    @property
+    def is_running(self) -> bool:
+        """Whether who asks is in this trace or one of its family. Another thread is not."""
+        return getattr(executor.get(), "family", None) is self.family
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
         """As eager.run, but for the elements."""
@@ -123,7 +131,7 @@ class Trace:
         self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, where, repetition.get()))
 
     def _check(self, x: Array) -> None:
-        if isinstance(x.storage, TracedStorage) and x.storage.trace is not self:
+        if isinstance(x.storage, TracedStorage) and x.storage.trace.family is not self.family:
             raise kept_too_long(x.storage)
 
     def _traced(self, device: Device, shape: Shape, dtype: Dtype, where: str) -> Array:
@@ -137,7 +145,6 @@ class Trace:
 
         caches: what functools.lru_cache made; they forget what they know where they may be what holds it.
         """
-        self.instructions.clear()
         if self._made_here:
             for cache in caches:
                 cache.cache_clear()

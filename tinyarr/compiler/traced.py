@@ -38,7 +38,7 @@ class Traced:
     returned: Any
     changes: Changes
     output: Output
-    history: History | None
+    history: History | None = None
     names: frozenset[str]
     is_plain: bool
     looked_at: set[str]

@@ -55,6 +55,7 @@ class TracedTape:
         self.made: dict[Storage, Array] = {}
         self.draws: list[Draw] = [(key, counter) for _, key, counter in trace.draws]
         self._constants = trace.constants
+        self._family = trace.family
         self._outside: weakref.WeakKeyDictionary[Storage, Storage] = weakref.WeakKeyDictionary()
         self._versions: weakref.WeakKeyDictionary[Storage, int] = weakref.WeakKeyDictionary()
         self._leaves: dict[int, tuple[weakref.ref[Tensor], Tensor]] = {}
@@ -139,7 +140,7 @@ class TracedTape:
             storage = Storage(None, like.nbytes, like.device)
             given.append(result_tensor(Array(storage, like.dtype, like.shape, contiguous_strides(like.shape), 0)))
             given[-1]._requires_grad = has_history
-        trace, since = Trace(), next(numbers)
+        trace, since = Trace(self._family), next(numbers)
         trace.constants = list(self._constants)
         token = executor.set(trace)
         try:
