@@ -139,7 +139,7 @@ class _Generator:
         if self.told:
             self.sections[-1].append(f"launched(&since, {json.dumps(str(self.kernels[-1]))});")
         if checks:
-            self.sections[-1].append("if (error->launch >= 0)\n        return;")
+            self.sections[-1].append(f"if (stopped(error, {number}))\n        return;")
 
     def _between(self, node: Node) -> None:
         """A collective begins or ends, when all before it has run."""
