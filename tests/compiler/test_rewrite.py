@@ -36,7 +36,7 @@ def kernels():
 
     with pytest.MonkeyPatch.context() as patch:
         for primitive, kernel in ((matmul_wide, wide), (matmul_add, add)):
-            patch.setitem(KERNELS, primitive.name, Record(kernel, layouts=None, scratch=None, takes_lists=False))
+            patch.setitem(KERNELS, primitive, Record(kernel, layouts=None, scratch=None, takes_lists=False))
         yield
 
 

@@ -20,13 +20,6 @@ from .lives import highest_number, is_collective, is_elementwise, is_wait, made_
 
 ALIGNMENT = 128  # bytes
 
-# Kernels that read a row of this operand to the end before they write the same row of their first result, or an element
-# of it before the same element.
-ROW_BY_ROW = {
-    "layer_norm": 0, "rms_norm": 0, "softmax": 0, "log_softmax": 0, "softmax_gradient": 0, "log_softmax_gradient": 0,
-    "cross_entropy_gradient": 1, "index_add": 0, "matmul_add": 0,
-}  # fmt: skip
-
 
 def plan(graph: Graph, guard: int = 0) -> Plan:
     """guard: bytes to keep free behind each value, of which then no two are in one place one after the other."""
@@ -175,7 +168,7 @@ class _Planner:
             (read,), (result,), (value,) = node.inputs, node.outputs, step.outputs
             x = self._root(read.value)
             alone = x in self.made and self.last[x] == number and x not in kept and nbytes(x) == nbytes(result)
-            if alone and node.call.primitive.name == "all_reduce":
+            if alone and node.call.primitive.overwrites == 0:
                 self.shares[result] = x
             self._read_until(x, end)
             if value not in self.parts:
@@ -269,7 +262,7 @@ class _Planner:
             return False
         as_it_writes = first.inputs
         if not is_elementwise(first):
-            number = ROW_BY_ROW.get(first.call.primitive.name)
+            number = first.call.primitive.overwrites
             if number is None or new is not first.outputs[0]:
                 return False
             as_it_writes, later = first.inputs[number : number + 1], first.inputs[:number] + first.inputs[number + 1 :]
@@ -343,16 +336,9 @@ def _parts_of(node: Step) -> Sequence[tuple[Read, Sequence[int]]]:
     """What a node only puts into its output, and where there it begins."""
     if not isinstance(node, Node):
         return ()
-    params = node.call.params
-    if node.call.primitive.name == "unslice":
-        return [(node.inputs[0], params["starts"])] if set(params["steps"]) <= {1} else ()
-    if node.call.primitive.name != "concat":
-        return ()
-    found, start, axis = [], 0, params["axis"]
-    for x in node.inputs:
-        found.append((x, [start if a == axis else 0 for a in range(len(x.view.shape))]))
-        start += x.view.shape[axis]
-    return found
+    parts = node.call.primitive.parts
+    starts = None if parts is None else parts(node.call.in_shapes, node.call.params)
+    return () if starts is None else list(zip(node.inputs, starts, strict=True))
 
 
 def _whole(value: Value) -> Read:

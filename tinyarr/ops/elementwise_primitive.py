@@ -22,7 +22,18 @@ from .scalar import Expr, as_expr, derivative, substitute, variable, variables, 
 from .typing import Typed, type_expression
 
 
-class Elementwise(Primitive):
+class Pointwise(Primitive):
+    """A primitive that goes through its operands element by element, as its expression says."""
+
+    def __init__(self, name: str, infer: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool):
+        super().__init__(name, infer, inputs=inputs, outputs=outputs, derived=derived, reads="elements", cheap=True)
+
+    def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
+        """The expression for backends: typed for these operands, 0-d ones (and Python scalars) uniform."""
+        raise NotImplementedError
+
+
+class Elementwise(Pointwise):
     """A primitive defined by a scalar expression.
 
     function(*inputs, **params) is written in the scalar language and returns an expression or a tuple of them.
@@ -35,7 +46,7 @@ class Elementwise(Primitive):
     ):
         # Kernels are not found by name, so a user's operation may be called as one of tinyarr's own.
         unlisted = derived or (name in registry and not function.__module__.startswith("tinyarr."))
-        super().__init__(name, self._infer, inputs=inputs, outputs=outputs, derived=unlisted)
+        super().__init__(name, self._infer, inputs, outputs, unlisted)
         self.built_in = function.__module__.startswith("tinyarr.")
         self.function = function
         self.__name__ = name
@@ -122,7 +133,6 @@ class Elementwise(Primitive):
         return self._expressions[key]
 
     def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
-        """The expression for backends: typed for these operands, 0-d ones (and Python scalars) uniform."""
         return _typed(self.name, self.expressions(params), dtypes, tuple(not shape for shape in shapes))
 
     def _infer(self, shapes, dtypes, **params):
@@ -201,6 +211,7 @@ class Elementwise(Primitive):
             outputs=[f"grad{i}" for i in range(len(given))],
             derived=True,
         )
+        primitive.gradient_of = self
         return primitive, operands, tuple(slots)
 
     def _gradients_by_hand(self, params: dict[str, Any], operands, cotangents, results) -> list[Expr | None]:

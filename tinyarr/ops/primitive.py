@@ -76,8 +76,20 @@ class Call:
         return f"{self.primitive.name}({operands})"
 
 
+class Bounds(NamedTuple):
+    """The integers that operand number `operand` of a call may hold: low <= i < high, and `ignored`."""
+
+    operand: int
+    low: int
+    high: int
+    ignored: int | None = None
+
+
 class Primitive:
     """An operation that backends implement.
+
+    Compiler and backends compare primitives as objects and ask the traits below, never a name: a user's operation may
+    be called as one of tinyarr's is.
 
     name: unique in the registry; a user's own may be defined again (in a notebook, say), tinyarr's may not.
     infer(shapes, dtypes, **params): one (shape, dtype) for each result; raises for operands that do not fit.
@@ -89,7 +101,24 @@ class Primitive:
     promotes(dtypes): the dtype to which all operands are cast first.
     variadic: takes any number of operands.
     derived: made by the library from another primitive (its gradient), and so not in the registry.
+
+    Traits:
+
+    reads: how kernels go through the operands. "elements": an elementwise operation, a Pointwise; a result may be made
+    in the memory of any operand. "runs": the first operand a run of neighbours at a time, so that an elementwise
+    expression may take its place. "any": in their own way.
+    overwrites: of what reads no elements, the number of the operand in whose memory the first result may be made,
+    because kernels read a row of it to the end, or an element, before they write the same one; None: no operand.
+    moves: it only copies, casts or fills.
+    cheap: it takes about the time of reading its operands, and so may run again in place of being held.
+    reduces: its result is small beside its operands.
+    parts(in_shapes, params): for an operation that only puts operands into its result, the position there at which each
+    begins; None where that is not so for these parameters.
+    bounds(in_shapes, params): the Bounds of an operand of indices, which kernels check.
+    gradient_of: the primitive whose derived gradient it is.
     """
+
+    gradient_of: Primitive | None = None
 
     def __init__(
         self,
@@ -103,6 +132,13 @@ class Primitive:
         promotes: Callable[[Sequence[Dtype]], Dtype] | None = None,
         variadic: bool = False,
         derived: bool = False,
+        reads: str = "any",
+        overwrites: int | None = None,
+        moves: bool = False,
+        cheap: bool = False,
+        reduces: bool = False,
+        parts: Callable[[Sequence[Shape], dict[str, Any]], Sequence[Sequence[int]] | None] | None = None,
+        bounds: Callable[[Sequence[Shape], dict[str, Any]], Bounds] | None = None,
     ):
         if not derived and name in registry and registry[name].built_in:
             raise ArgumentError(f"Primitive: {name!r} is one of tinyarr's own: choose another name")
@@ -116,6 +152,13 @@ class Primitive:
         self.composite = composite
         self.promotes = promotes
         self.variadic = variadic
+        self.reads = reads
+        self.overwrites = overwrites
+        self.moves = moves
+        self.cheap = cheap
+        self.reduces = reduces
+        self.parts = parts
+        self.bounds = bounds
         self.non_differentiable: bool = False
         self._backward: tuple[Callable, tuple[tuple[bool, int], ...], frozenset[str]] | None = None
         self._calls: dict[tuple, Call] = {}
@@ -260,6 +303,15 @@ def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) ->
     if executor.get().run(call, arrays, [o.array for o in outs]) is None:
         raise ArgumentError(f"{call.primitive.name}: out= came, but there is no kernel: assign the result")
     return out
+
+
+def defined(primitive: Primitive | str) -> Primitive:
+    """The primitive itself, or that of a name in the registry. Raises ArgumentError where there is none."""
+    if isinstance(primitive, Primitive):
+        return primitive
+    if primitive not in registry:
+        raise ArgumentError(f"kernel: no primitive is called {primitive!r}: define it before its kernels")
+    return registry[primitive]
 
 
 def parameter_key(params: dict[str, Any]) -> tuple:

@@ -14,6 +14,7 @@ import numpy as np
 from ...array import Array, Storage
 from ...device import Device
 from ...dtypes import Dtype
+from ...ops.elementwise_primitive import Pointwise
 from ...program import Graph, Plan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
@@ -77,10 +78,10 @@ class CpuBackend:
         pass
 
     def kernel(self, call: Any) -> Kernel | None:
-        if hasattr(call.primitive, "typed"):
+        if isinstance(call.primitive, Pointwise):
             specs, function, in_place, layout = expression.compile_call(call)
             return Kernel(self._with_scratch(specs, function), _layouts(layout), in_place)
-        record = KERNELS.get(call.primitive.name)
+        record = KERNELS.get(call.primitive)
         if record is None:
             return None
         specs = list(record.scratch(call)) if record.scratch else []

@@ -16,6 +16,9 @@ from ...cuda import warn_if_missing
 from ...device import Device
 from ...distributed.group import watching
 from ...dtypes import Dtype
+from ...ops.attention import _attention
+from ...ops.elementwise_primitive import Pointwise
+from ...ops.matmul import _matmul
 from ...program import Graph
 from ...program import Plan as ProgramPlan
 from ...views import Shape
@@ -32,7 +35,7 @@ from .program import Program
 from .registry import Input, Operand, Output, Plan
 from .reports import Reports
 
-USES = {"matmul": "cuBLASLt", "scaled_dot_product_attention": "cuDNN"}  # without which they are slower
+USES: dict[Any, str] = {_matmul: "cuBLASLt", _attention: "cuDNN"}  # without which they are slower
 STAGED = 32 * 2**20  # bytes; what is smaller goes through pinned memory, without waiting for the copy
 
 
@@ -169,8 +172,8 @@ class CudaBackend:
         return result
 
     def kernel(self, call: Any) -> Kernel | None:
-        if call.primitive.name in USES and call.in_dtypes[0].is_float:
-            warn_if_missing(USES[call.primitive.name])
+        if call.primitive in USES and call.in_dtypes[0].is_float:
+            warn_if_missing(USES[call.primitive])
         plan = planning.planner(call)
         if plan is None:
             return None
@@ -197,7 +200,7 @@ class CudaBackend:
                     run = prepare(key)
                 run(addresses, [x.address for x in outputs])
 
-        return Kernel(function, planning.layouts(call), in_place=hasattr(call.primitive, "typed"))
+        return Kernel(function, planning.layouts(call), in_place=isinstance(call.primitive, Pointwise))
 
     def dlpack(self, array: Array, **options: Any) -> Any:
         with self.lock:

@@ -17,6 +17,8 @@ from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
 from ....ops.collective import Collective, wait
+from ....ops.create import _copy
+from ....ops.elementwise_primitive import Pointwise
 from ....ops.typing import Typed
 from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import Shape, View
@@ -106,7 +108,7 @@ class _Generator:
             if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
                 return
             site, title = launch.copy(step, view), "copy"
-        elif step.call.primitive.name == "copy" and self._same(step.inputs[0], step.outputs[0]):
+        elif step.call.primitive is _copy and self._same(step.inputs[0], step.outputs[0]):
             return
         elif isinstance(step, Group):
             site, title = launch.group(step), f"{step.first.call.primitive.name}_{step.call.primitive.name}"
@@ -175,8 +177,8 @@ class _Generator:
 def _body(site: Site) -> str:
     if site.call is None:
         return copied(site.inputs[0], site.outputs[0])
-    is_elementwise = hasattr(site.call.primitive, "typed")
-    return elementwise(site) if is_elementwise else KERNELS[site.call.primitive.name](site)
+    is_elementwise = isinstance(site.call.primitive, Pointwise)
+    return elementwise(site) if is_elementwise else KERNELS[site.call.primitive](site)
 
 
 class _Launch:
