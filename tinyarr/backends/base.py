@@ -65,6 +65,9 @@ class Backend(Protocol):
     def kernel(self, call: Any) -> Kernel | None:
         """The kernel for a call, or None where this backend has none for its primitive."""
 
+    def holds(self, call: Any) -> bool:
+        """Whether a program can hold a call; else its composite is traced in its place."""
+
     def program(self, graph: Graph, plan: Plan) -> Any | None:
         """What runs a graph as planned, `run(states, draws, floats) -> results` as the Interpreter's; None: it must."""
 

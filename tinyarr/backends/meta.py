@@ -48,6 +48,11 @@ class MetaBackend:
             known = self._device.like is None or isinstance(call.primitive, Pointwise) or call.primitive in KERNELS
         return Kernel(lambda inputs, outputs: None, in_place=True) if known else None
 
+    def holds(self, call) -> bool:
+        if self._device.like == "cpu":
+            return Device("cpu").backend.holds(call)
+        return self.kernel(call) is not None
+
     def program(self, graph, plan) -> None:
         return None
 

@@ -8,6 +8,7 @@ lacks; arithmetic relies on the flags that each backend compiles with.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,6 +62,11 @@ _LIBM = {
         "atanh hypot copysign nextafter"
     ).split()
 } | {"abs": "fabs", "round": "rint", "power": "pow"}
+
+
+def identifier(name: str) -> str:
+    """The name of an operation as a part of names in C: a lambda's, or one with letters of any script, has others."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
 def constant(value: bool | int | float, dtype: Dtype) -> str:

@@ -73,7 +73,7 @@ class Trace:
         self.ended = False
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
-        self._has_kernel: dict[Any, bool] = {}
+        self._held: dict[Any, bool] = {}  # by call, whether a program can hold it
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
         """As eager.run, but for the elements."""
@@ -81,9 +81,9 @@ class Trace:
             if outs is not None:
                 raise ArgumentError(f"{call.primitive.name}: out= came, but the result is a view: assign it instead")
             return self._view(call, operands[0])
-        if call not in self._has_kernel:
-            self._has_kernel[call] = call.device.backend.kernel(call) is not None
-        if not self._has_kernel[call]:
+        if call not in self._held:
+            self._held[call] = call.device.backend.holds(call)
+        if not self._held[call]:
             return None
         if outs is not None:
             eager.check_outs(call, outs)

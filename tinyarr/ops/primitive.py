@@ -143,7 +143,7 @@ class Primitive:
         if not derived and name in registry and registry[name].built_in:
             raise ArgumentError(f"Primitive: {name!r} is one of tinyarr's own: choose another name")
         self.name: str = name
-        self.built_in: bool = infer.__module__.startswith("tinyarr.")
+        self.built_in: bool = is_built_in(infer)
         self.infer = infer
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -276,15 +276,29 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     if out is not None:
         return _write(call, arrays, out, wants_gradient)
     results = executor.get().run(call, arrays, None)
-    if results is None:  # the executor has no kernel: the composite is differentiated instead
-        with no_grad() if primitive.non_differentiable else nullcontext():
-            return primitive.composite(*operands, **params)  # type: ignore[misc]
+    if results is None:  # the executor has no kernel
+        # The gradients of tinyarr's own primitives are those of their composites; a user's need not be.
+        keeps_gradient = primitive.non_differentiable or (primitive.has_gradient and not primitive.built_in)
+        with no_grad() if keeps_gradient else nullcontext():
+            made = _composite(call)(*operands, **params)
+        if not keeps_gradient:
+            return made
+        results = [x.array for x in (made if isinstance(made, tuple | list) else (made,))]
     tensors = []
     for array in results:
         tensors.append(result_tensor(array))
     if wants_gradient:
         record(call, operands, tensors)
     return tuple(tensors) if primitive.returns_tuple else tensors[0]
+
+
+def _composite(call: Call) -> Callable:
+    if call.primitive.composite is None:
+        raise DeviceError(
+            f"{call.primitive.name}: has no kernel on {call.device} and no composite: register a kernel, or define the "
+            "primitive with composite="
+        )
+    return call.primitive.composite
 
 
 def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
@@ -303,6 +317,11 @@ def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) ->
     if executor.get().run(call, arrays, [o.array for o in outs]) is None:
         raise ArgumentError(f"{call.primitive.name}: out= came, but there is no kernel: assign the result")
     return out
+
+
+def is_built_in(function: Callable) -> bool:
+    """Whether a function is tinyarr's own; one made by exec has no module."""
+    return (getattr(function, "__module__", None) or "").startswith("tinyarr.")
 
 
 def defined(primitive: Primitive | str) -> Primitive:

@@ -105,10 +105,19 @@ class CpuBackend:
 
         return run
 
-    def program(self, graph: Graph, plan: Plan) -> Any | None:
-        """The plan as a C library; None, with a warning, where there is no C compiler with OpenMP."""
+    def holds(self, call: Any) -> bool:
+        """What C can't say and has no composite makes the program run NumPy's kernels."""
         from .c import library  # here: who compiles nothing needs none of it
 
+        return library.is_written(call.primitive) or (call.primitive.composite is None and call.primitive in KERNELS)
+
+    def program(self, graph: Graph, plan: Plan) -> Any | None:
+        """The plan as a C library; None, with a warning, where there is no C compiler with OpenMP, or no C kernel."""
+        from .c import library
+
+        for primitive in library.not_written(plan):
+            _warn_of_numpy(f"{primitive.name} has no C kernel and no composite")
+            return None
         try:
             c_compiler.check_openmp()
         except c_compiler.CompilerError as error:
@@ -123,7 +132,7 @@ class CpuBackend:
     def scratch(self, graph: Graph, plan: Plan) -> int:
         from .c import library
 
-        return library.scratch_of(graph, plan)
+        return 0 if library.not_written(plan) else library.scratch_of(graph, plan)
 
     def synchronize(self) -> None:
         pass

@@ -171,6 +171,9 @@ class CudaBackend:
         self.synchronize()
         return result
 
+    def holds(self, call: Any) -> bool:
+        return planning.planner(call) is not None
+
     def kernel(self, call: Any) -> Kernel | None:
         if call.primitive in USES and call.in_dtypes[0].is_float:
             warn_if_missing(USES[call.primitive])

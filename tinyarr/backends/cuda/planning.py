@@ -9,6 +9,7 @@ from typing import Any
 from ... import views
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.typing import Typed, Value
+from ..scalar_source import identifier
 from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .registry import KERNELS, Input, Operand, Output, Plan
 from .slots import Filling, fill
@@ -30,7 +31,8 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
         def plan_elementwise(inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
             sources = [(x, Input(i)) for i, x in enumerate(inputs)]
             targets = [(y, Output(i)) for i, y in enumerate(outputs)]
-            return Plan(elementwise.plan(call.primitive.name, typed, call.out_shapes[0], sources, targets))
+            name = identifier(call.primitive.name)
+            return Plan(elementwise.plan(name, typed, call.out_shapes[0], sources, targets))
 
         return plan_elementwise
     record = KERNELS.get(call.primitive)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import string
 import threading
 from collections.abc import Callable, Sequence
@@ -19,10 +18,11 @@ from ....errors import OutOfBounds
 from ....ops.collective import Collective, wait
 from ....ops.create import _copy
 from ....ops.elementwise_primitive import Pointwise
+from ....ops.primitive import Primitive
 from ....ops.typing import Typed
 from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import Shape, View
-from ...scalar_source import TYPES
+from ...scalar_source import TYPES, identifier
 from .. import c_compiler
 from ..memory import Pool
 from ..threads import thread_count
@@ -111,9 +111,10 @@ class _Generator:
         elif step.call.primitive is _copy and self._same(step.inputs[0], step.outputs[0]):
             return
         elif isinstance(step, Group):
-            site, title = launch.group(step), f"{step.first.call.primitive.name}_{step.call.primitive.name}"
+            site = launch.group(step)
+            title = identifier(f"{step.first.call.primitive.name}_{step.call.primitive.name}")
         else:
-            site, title = launch.node(step), step.call.primitive.name
+            site, title = launch.node(step), identifier(step.call.primitive.name)
         key = site.key
         if key not in self.bodies:  # equal layers make equal calls
             self.bodies[key] = _body(site), site
@@ -139,7 +140,7 @@ class _Generator:
         self.kernels.append(Kernel(name, text, step))
         self.sections[-1].append(f"{name}({', '.join(launch.arguments)});")
         if self.told:
-            self.sections[-1].append(f"launched(&since, {json.dumps(str(self.kernels[-1]))});")
+            self.sections[-1].append(f"launched(&since, {_quoted(str(self.kernels[-1]))});")
         if checks:
             self.sections[-1].append(f"if (stopped(error, {number}))\n        return;")
 
@@ -172,6 +173,17 @@ class _Generator:
         before["float"] = before["draw"] + 2 * len(graph.draws)
         before["result"] = before["float"] + len(graph.floats)
         return before[place.buffer] + place.number
+
+
+def is_written(primitive: Primitive) -> bool:
+    """Whether there is C for a primitive."""
+    return isinstance(primitive, Pointwise | Collective) or primitive is wait or primitive in KERNELS
+
+
+def not_written(plan: Plan) -> list[Primitive]:
+    """The primitives of a program for which there is no C."""
+    called = (step.call.primitive for step in plan.steps if isinstance(step, Node | Group))
+    return [primitive for primitive in called if not is_written(primitive)]
 
 
 def _body(site: Site) -> str:
@@ -214,9 +226,10 @@ class _Launch:
         return Site(None, inputs, [self.write("out", copy.target, view)], self._generator.threads)
 
     def node(self, node: Node) -> Site:
-        names = _names(node.call.primitive.inputs, len(node.inputs))
+        primitive = node.call.primitive
+        names = _names(primitive, primitive.inputs, len(node.inputs), "x")
         inputs = [self.read(*x) for x in zip(names, node.inputs, node.call.in_dtypes, strict=True)]
-        names = _names(node.call.primitive.outputs, len(node.outputs))
+        names = _names(primitive, primitive.outputs, len(node.outputs), "out")
         outputs = [self.made(*y) for y in zip(names, node.outputs, node.call.out_shapes, strict=True)]
         parts = self._generator.plan.parts
         placed = frozenset(i for i, x in enumerate(node.inputs) if isinstance(x, Read) and x.value in parts)
@@ -235,19 +248,27 @@ class _Launch:
         )
         shape, primitive = last.call.in_shapes[0], last.call.primitive
         source = Source.of(expression, shape, inputs, outputs)
-        names = _names(primitive.inputs, len(last.inputs))
+        names = _names(primitive, primitive.inputs, len(last.inputs), "x")
         read = [Operand(names[0], source.dtype, shape, views.contiguous_strides(shape), readonly=True)]
         read += [self.read(*x) for x in zip(names[1:], last.inputs[1:], last.call.in_dtypes[1:], strict=True)]
-        names = _names(primitive.outputs, len(last.outputs))
+        names = _names(primitive, primitive.outputs, len(last.outputs), "out")
         results = [self.made(*y) for y in zip(names, last.outputs, last.call.out_shapes, strict=True)]
         return Site(last.call, read, results, self._generator.threads, expression=source)
 
 
-def _names(names: Sequence[str], count: int) -> list[str]:
-    """A name for each operand; `*parts` stands for any number."""
-    if len(names) == count and not names[-1].startswith("*"):
-        return [f"{n}_" if n in ("default", "double", "float", "int", "for", "if") else n for n in names]
-    return [f"x{i}" for i in range(count)]
+def _names(primitive: Primitive, names: Sequence[str], count: int, numbered: str) -> list[str]:
+    """A name for each operand in C: its own where a kernel written by hand knows it by that, else a number.
+
+    The operands of elementwise operations may bear any name, C's keywords and macros among them.
+    """
+    if not isinstance(primitive, Pointwise) and len(names) == count:
+        return list(names)
+    return [f"{numbered}{i}" for i in range(count)]
+
+
+def _quoted(text: str) -> str:
+    """A text as a C string."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 class _Report(ctypes.Structure):
