@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from .. import dtypes
 from ..dtypes import Dtype
 from ..ops.typing import Typed, Value
@@ -72,7 +74,8 @@ def identifier(name: str) -> str:
 def constant(value: bool | int | float, dtype: Dtype) -> str:
     """A C literal for exactly the value that a Python scalar has in `dtype`."""
     if dtype.is_float:
-        x = dtype.numpy.type(value)
+        with np.errstate(over="ignore"):  # what is too large is infinite
+            x = dtype.numpy.type(value)
         if not math.isfinite(x):
             literal = "NAN" if math.isnan(x) else "INFINITY" if x > 0 else "-INFINITY"
         else:

@@ -70,7 +70,8 @@ class _Epilogues:
         shape, wanted = product.view.shape, (m, n) if made is matmul_gelu_gradient else (n,)
         along = more.view.shape == (shape if made is matmul_gelu_gradient else (n,)) and more.value is not product.value
         own = views.reshape(more.view, wanted) if along else None
-        fits = len(node.call.out_shapes[0]) == 2 and _is_whole(product) and shape[-1] == n and outputs[0].shape == shape
+        is_matrix = len(node.call.out_shapes[0]) == 2 and _is_whole(product)
+        fits = is_matrix and shape[-1:] == (n,) and outputs[0].shape == shape  # () of a product of two vectors
         if not (fits and alone and product.value not in lives.kept and own is not None):
             return False
         operands = (*node.inputs, Read(more.value, own))

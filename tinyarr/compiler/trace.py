@@ -20,6 +20,7 @@ from ..random import Generator
 from ..tape import repetition
 from ..tensor import Tensor, result_tensor
 from ..views import Shape, View
+from .scalars import bound
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -98,6 +99,7 @@ class Trace:
         return made
 
     def _record(self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], *, writes: bool) -> None:
+        call, operands = bound(call, operands)
         self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, line(), repetition.get()))
 
     def _view(self, call: Any, x: Array) -> Sequence[Array]:

@@ -19,6 +19,7 @@ from ...dtypes import Dtype
 from ...ops.attention import _attention
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.matmul import _matmul
+from ...ops.typing import dtype_constant, integer_casts
 from ...program import Graph
 from ...program import Plan as ProgramPlan
 from ...views import Shape
@@ -184,6 +185,7 @@ class CudaBackend:
         inputs_count = len(call.in_shapes)
         bound: dict[tuple, Callable] = {}
         loader = self.loader
+        name, casts = call.primitive.name, _casts_of_integers(call)
 
         def prepare(key: tuple) -> Callable:
             operands = [
@@ -194,6 +196,8 @@ class CudaBackend:
             return found
 
         def function(inputs: Sequence[Any], outputs: Sequence[Handle]) -> None:
+            for i, dtype in casts:
+                dtype_constant(name, inputs[i], dtype)
             key = tuple([x.layout if type(x) is Handle else None for x in (*inputs, *outputs)])
             addresses = [x.address if type(x) is Handle else bits(x) for x in inputs]
             with self.lock:
@@ -257,3 +261,11 @@ class CudaBackend:
         """Enters; what is launched next finds what came from the host, all of it or what these arrays show."""
         self.enter()
         self._arrivals.wait_for(arrays)
+
+
+def _casts_of_integers(call: Any) -> list[tuple[int, Dtype]]:
+    """The operands that are Python integers, and the dtypes that must hold them, where a kernel would cut them off."""
+    if not isinstance(call.primitive, Pointwise) or "signed" not in call.in_dtypes:
+        return []
+    casts = integer_casts(call.primitive.typed(call.in_shapes, call.in_dtypes, call.params))
+    return [(i, dtype) for i, dtype in casts if call.in_dtypes[i] == "signed" and not dtype.is_float]
