@@ -14,6 +14,7 @@ from .. import diagnostics, random
 from ..array import Array
 from ..device import Device, default_device
 from ..errors import ArgumentError, TraceError
+from ..forking import renew_in_children
 from ..ops.primitive import executor
 from ..program import Graph, State
 from ..tape import recording
@@ -114,6 +115,7 @@ class Compiled:
         self._programs: dict[tuple, _Program] = {}
         self._needed: dict[str, str] = {}  # the float arguments that belong to the signature, and why
         self._lock = threading.RLock()
+        renew_in_children(self, "_lock", threading.RLock)
         self.seconds = 0.0
 
     @property

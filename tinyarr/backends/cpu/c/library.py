@@ -15,6 +15,7 @@ import numpy as np
 from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
+from ....forking import renew_in_children
 from ....ops.collective import Collective, wait
 from ....ops.create import _copy
 from ....ops.elementwise_primitive import Pointwise
@@ -25,7 +26,7 @@ from ....views import Shape, View
 from ...scalar_source import TYPES, identifier
 from .. import c_compiler
 from ..memory import Pool
-from ..threads import thread_count
+from ..threads import team, thread_count
 from . import collective
 from .elementwise import copied, elementwise
 from .kernel import KERNELS, Operand, Site, indented
@@ -280,6 +281,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        renew_in_children(self, "lock", threading.Lock)
         self._block = np.empty(0, np.uint8)
 
     def address(self, size: int, pool: Pool) -> int:
@@ -345,8 +347,9 @@ class Library:
     def _run(self, addresses: Sequence[int], report: _Report) -> None:
         memory = (ctypes.c_void_p * len(addresses))(*addresses)
         begun: dict[int, Callable[[], None]] = {}
+        threads = team(self.threads)
         for section, step in enumerate([*self._between, None]):
-            self._library.run(memory, ctypes.byref(report), self.threads, section)
+            self._library.run(memory, ctypes.byref(report), threads, section)
             if step is None or report.launch >= 0:
                 break
             step.run(addresses, addresses[0] + self._held, begun)
