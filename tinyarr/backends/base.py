@@ -40,9 +40,11 @@ class Backend(Protocol):
 
     joins: whether kernels of one kind that follow each other in a program run as one, where none needs another's
     result.
+    stops: whether a program ends at a bad index, in place of saying so when it is waited for.
     """
 
     joins: bool
+    stops: bool
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         """A contiguous array over uninitialized memory, which returns to the backend when its last user is gone."""

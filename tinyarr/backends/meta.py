@@ -17,6 +17,7 @@ class MetaBackend:
     def __init__(self, device: Device):
         self._device = device
         self._is_cuda = self.joins = (device.like or "").startswith("cuda")
+        self.stops = not self._is_cuda
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         return Array(Storage(None, nbytes, self._device), dtype, shape, strides, 0)

@@ -47,7 +47,9 @@ def compile(function: Callable, *, memory_budget: int | None = None) -> Compiled
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
     elementwise results and norms are made again when they are next read; a warning says if that is not enough.
 
-    Raises TraceError where the function asks for elements, or uses a tensor that can't be found again.
+    Raises TraceError where the function asks for elements, or uses a tensor that can't be found again; OutOfBounds for
+    a bad index, on the CPU with every tensor as it was before the call (random draws count on). On a GPU the program
+    runs to its end, whatever it then writes, and the next synchronization raises: load the state again.
     """
     if not callable(function):
         raise TypeError(f"compile: function is {type(function).__name__}: pass a function, a method or a module")

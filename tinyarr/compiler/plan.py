@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from .. import views
-from ..program import Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
+from ..program import Check, Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
 from .layout import is_copy, layouts, read_in
-from .lives import highest_number, is_collective, is_elementwise, is_wait, made_by, nbytes, values_read
+from .lives import END, highest_number, is_collective, is_elementwise, is_wait, made_by, nbytes, values_read
 
 ALIGNMENT = 128  # bytes
 
@@ -37,6 +37,7 @@ class _Planner:
         self.made: dict[Value, int] = {}
         self.last: dict[Value, int] = {}
         self.steps: list[Any] = []
+        self.unchecked = -1
 
     def plan(self) -> Plan:
         self._given()
@@ -45,7 +46,10 @@ class _Planner:
         self._order()  # and what runs, and who lives how long: steps, made, last
         self._name_copies()
         self._hold_collectives()
+        given = self._find_checks()
         self._keep()
+        written = [self.made[v] for v, place in self.places.items() if place.buffer == "state" and v in self.made]
+        checks = [check for check in given if check.step >= min(written, default=END)]
         self._in_place()  # and what shares memory: `places` has what isn't in the arena, `shares` the others
         size, lives = self._arena()
         for value in self.shares:
@@ -53,7 +57,7 @@ class _Planner:
         for value, (whole, offset) in self.parts.items():
             place = self.places[whole]
             self.places[value] = place._replace(offset=place.offset + offset)
-        return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives, self.guard)
+        return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives, checks, self.guard)
 
     def _given(self) -> None:
         graph = self.graph
@@ -144,6 +148,29 @@ class _Planner:
         for value, (whole, _) in reversed(self.parts.items()):
             self.made[whole] = min(self.made[whole], self.made[value])
 
+    def _find_checks(self) -> list[Check]:
+        """The indices that come with a call, at their first use; `unchecked` is the step that uses the last others.
+
+        Where a program ends at a bad index, nothing of state is written up to that step, and these are checked before
+        all steps, so that a call that raises leaves state as it was.
+        """
+        found: list[Check] = []
+        known: set[tuple[Read, Any]] = set()
+        for number, step in enumerate(self.steps):
+            if not isinstance(step, Node) or step.call.primitive.bounds is None:
+                continue
+            bounds = step.call.primitive.bounds(step.call.in_shapes, step.call.params)
+            read = step.inputs[bounds.operand]
+            key = read, bounds._replace(operand=0)
+            if not step.call.device.backend.stops or key in known:
+                continue
+            known.add(key)
+            if read.value in self.places:
+                found.append(Check(number, read, bounds))
+            else:
+                self.unchecked = number
+        return found
+
     def _name_copies(self) -> None:
         """A copy of what lies as the copy does is another name for it, however long both are read."""
         for step in self.steps:
@@ -224,7 +251,7 @@ class _Planner:
     def _may_overwrite(self, old: Value, new: Value) -> bool:
         """Whether `new` can be made where `old` stands: nothing reads it afterwards, nor at another position."""
         made, last = self.made.get(new), self.last.get(old, -1)
-        if made is None or views.size(new.shape) != views.size(old.shape):
+        if made is None or made <= self.unchecked or views.size(new.shape) != views.size(old.shape):
             return False
         layout = self.layouts.get(new, views.contiguous(new.shape))
         return last < made or (last == made and self._reads_where_it_writes(self.steps[made], old, new, layout))

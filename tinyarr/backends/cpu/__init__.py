@@ -46,6 +46,7 @@ class CpuBackend:
     """Memory and kernels of the device `cpu`."""
 
     joins = False
+    stops = True
 
     def __init__(self, device: Device):
         self._device = device

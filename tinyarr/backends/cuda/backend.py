@@ -54,6 +54,7 @@ class CudaBackend:
     """Memory and kernels of one device, on one stream; another copies small tensors from the host."""
 
     joins = True
+    stops = False
 
     def __init__(self, device: Device):
         self.device = device

@@ -29,6 +29,7 @@ from ..memory import Pool
 from ..threads import team, thread_count
 from . import collective
 from .elementwise import copied, elementwise
+from .index import checked
 from .kernel import KERNELS, Operand, Site, indented
 from .source import Source
 
@@ -64,6 +65,10 @@ class _Generator:
         self.told = diagnostics.asks("launches")
 
     def source(self) -> str:
+        for number, read, bounds in self.plan.checks:
+            launch, name = _Launch(self), self._name(number)
+            indices = launch.read("indices", read, read.value.dtype)
+            self._launch(launch, f"check_{identifier(name)}", checked(indices, bounds), number)
         for number, step in enumerate(self.plan.steps):
             if step is not None:
                 self._step(number, step)
@@ -127,6 +132,14 @@ class _Generator:
             launch.parameters.append("char *scratch")
             launch.arguments.append("scratch")
             self.scratch = max(self.scratch, site.scratch)
+        self._launch(launch, title, body, number)
+
+    def _name(self, number: int) -> str:
+        step: Any = self.plan.steps[number]
+        return step.call.primitive.name
+
+    def _launch(self, launch: _Launch, title: str, body: str, number: int) -> None:
+        """Calls a function of this body, in step `number`."""
         checks = "report(" in body
         if checks:
             launch.parameters += ["report_t *error", "int64_t launch"]
@@ -138,7 +151,7 @@ class _Generator:
             name = f"{title}_kernel" + (f"_{count}" if count else "")
             self.functions[same] = name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n"
         name, text = self.functions[same]
-        self.kernels.append(Kernel(name, text, step))
+        self.kernels.append(Kernel(name, text, self.plan.steps[number]))
         self.sections[-1].append(f"{name}({', '.join(launch.arguments)});")
         if self.told:
             self.sections[-1].append(f"launched(&since, {_quoted(str(self.kernels[-1]))});")
@@ -190,8 +203,14 @@ def not_written(plan: Plan) -> list[Primitive]:
 def _body(site: Site) -> str:
     if site.call is None:
         return copied(site.inputs[0], site.outputs[0])
-    is_elementwise = isinstance(site.call.primitive, Pointwise)
-    return elementwise(site) if is_elementwise else KERNELS[site.call.primitive](site)
+    primitive = site.call.primitive
+    body = elementwise(site) if isinstance(primitive, Pointwise) else KERNELS[primitive](site)
+    if primitive.bounds is not None:
+        bounds = primitive.bounds(site.call.in_shapes, site.params)
+        others = [x for x in (*site.inputs, *site.outputs) if x is not site.inputs[bounds.operand]]
+        if not all(x.size for x in others):  # the kernel may look at no index
+            return f"{checked(site.inputs[bounds.operand], bounds)}\n{body}"
+    return body
 
 
 class _Launch:
@@ -338,10 +357,10 @@ class Library:
             addresses = [ARENA.address(self.arena, self._pool), *map(_address, states), *map(_address, self._constants)]
             addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
             self._run(addresses, report)
-        for x, written in zip(states, self._written, strict=True):
-            x.storage.version += written
         if report.launch >= 0:
             self._raise(report)
+        for x, written in zip(states, self._written, strict=True):
+            x.storage.version += written
         return results
 
     def _run(self, addresses: Sequence[int], report: _Report) -> None:
