@@ -13,7 +13,7 @@ from tinyarr.backends.cpu.registry import KERNELS, kernel
 from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.compiler import Interpreter
 from tinyarr.compiler.plan import plan
-from tinyarr.errors import ArgumentError, DeviceError
+from tinyarr.errors import ArgumentError, DeviceError, ShapeError
 from tinyarr.ops.primitive import Primitive, apply
 
 # As the compiler and the backends know operations, as C or CUDA can't call anything, and a lambda.
@@ -129,6 +129,17 @@ def test_what_has_no_c_kernel_is_its_composite_in_a_program(x, defined):
     twice.gradient(lambda g: g * 10)  # no derivative of the composite
     function = ta.value_and_grad(lambda x: (apply(twice, x) + 1).sum())
     assert_close(ta.compile(function)(x), function(x))
+
+
+def test_a_composite_may_stand_for_a_kernel_that_writes(x, defined):
+    twice = defined("scatter", composite=lambda x: x + x).no_gradient()
+    for way in (apply, ta.compile(apply)):
+        out = ta.zeros_like(x)
+        way(twice, x, out=out)
+        way(twice, out, out=out)
+        assert_close(out, x * 4)
+        with pytest.raises(ShapeError, match="scatter: out has shape"):
+            way(twice, x, out=ta.zeros((4, 3)))
 
 
 def test_what_has_neither_runs_in_numpy(x, defined):

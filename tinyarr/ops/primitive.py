@@ -274,7 +274,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     if wants_gradient and primitive.composite is not None and not primitive.has_gradient:
         return primitive.composite(*operands, **params)
     if out is not None:
-        return _write(call, arrays, out, wants_gradient)
+        return _write(call, operands, arrays, out, wants_gradient)
     results = executor.get().run(call, arrays, None)
     if results is None:  # the executor has no kernel
         # The gradients of tinyarr's own primitives are those of their composites; a user's need not be.
@@ -301,7 +301,7 @@ def _composite(call: Call) -> Callable:
     return call.primitive.composite
 
 
-def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
+def _write(call: Call, operands: Sequence[Any], arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
     """Runs `call` into the memory of existing tensors."""
     outs = tuple(out) if isinstance(out, tuple | list) else (out,)
     for o in outs:
@@ -315,7 +315,11 @@ def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) ->
             "use where or concat to build a new tensor, or write under no_grad()"
         )
     if executor.get().run(call, arrays, [o.array for o in outs]) is None:
-        raise ArgumentError(f"{call.primitive.name}: out= came, but there is no kernel: assign the result")
+        eager.check_outs(call, [o.array for o in outs])
+        with no_grad():
+            made = _composite(call)(*operands, **call.params)
+            for o, x in zip(outs, made if isinstance(made, tuple | list) else (made,), strict=True):
+                o.assign(x)
     return out
 
 
