@@ -161,7 +161,7 @@ def backends(p: Primitive) -> str:
         return "view"
     if isinstance(p, Elementwise):
         return "expression"
-    kinds = [name for name, kernels in (("cpu", CPU), ("cuda", CUDA)) if p.name in kernels]
+    kinds = [name for name, kernels in (("cpu", CPU), ("cuda", CUDA)) if p in kernels]
     return ", ".join([*kinds, *(["composite"] if p.composite else [])])
 
 

@@ -75,6 +75,31 @@ def private_uses(root):
     ]
 
 
+def uses_of_names(root):
+    """Places where compiler or backends choose by a primitive's name, which a user's operation may bear too."""
+
+    def is_name(node):
+        return isinstance(node, ast.Attribute) and node.attr == "name" and ast.unparse(node.value).endswith("primitive")
+
+    def chooses(node):
+        if isinstance(node, ast.Call):
+            function = ast.unparse(node.func)
+            return (function == "hasattr" and "primitive" in ast.unparse(node)) or (
+                function.endswith((".get", ".setdefault", ".startswith", ".endswith")) and any(map(is_name, node.args))
+            )
+        if isinstance(node, ast.Compare):
+            return any(map(is_name, [node.left, *node.comparators]))
+        return is_name(getattr(node, {ast.Subscript: "slice", ast.Match: "subject"}.get(type(node), ""), None))
+
+    return [
+        f"{path.relative_to(root)} uses {ast.unparse(node).splitlines()[0]}"
+        for place in ("tinyarr/compiler", "tinyarr/backends", "tinyarr/program.py")
+        for path in source_files(root, place, ".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if chooses(node)
+    ]
+
+
 def long_files(root):
     lengths = {
         path.relative_to(root): len(path.read_text(encoding="utf-8").splitlines())
@@ -89,7 +114,7 @@ def hidden_modules(package, modules):
     return [name for name, value in reached.items() if not isinstance(value, ModuleType)]
 
 
-@pytest.mark.parametrize("broken", [forbidden_uses, private_uses, long_files])
+@pytest.mark.parametrize("broken", [forbidden_uses, private_uses, uses_of_names, long_files])
 def test_the_source_keeps_the_rule(broken):
     assert broken(ROOT) == []
 
@@ -113,6 +138,12 @@ def test_no_module_bears_the_name_of_a_public_function():
         (private_uses, "models/gpt2.py", "from tinyarr.nn import _linear", "tinyarr.nn._linear"),
         (private_uses, "models/gpt2.py", "model().block._weight = 1", "(expression).block._weight"),
         (private_uses, "models/gpt2.py", "self.block._weight = 1", "self.block._weight"),
+        (uses_of_names, "tinyarr/compiler/plan.py", "if x.primitive.name == 'a': f()", "x.primitive.name == 'a'"),
+        (uses_of_names, "tinyarr/compiler/plan.py", "x = primitive.name not in NORMS", "primitive.name not in NORMS"),
+        (uses_of_names, "tinyarr/backends/meta.py", "TABLE.get(primitive.name)", "TABLE.get(primitive.name)"),
+        (uses_of_names, "tinyarr/backends/meta.py", "TABLE[x.primitive.name](x)", "TABLE[x.primitive.name]"),
+        (uses_of_names, "tinyarr/backends/meta.py", "match primitive.name:\n case 1: f()", "match primitive.name:"),
+        (uses_of_names, "tinyarr/backends/meta.py", "hasattr(x.primitive, 'typed')", "hasattr(x.primitive, 'typed')"),
     ],
 )
 def test_a_planted_use_is_found(tmp_path, broken, file, source, use):

@@ -59,8 +59,11 @@ def _prepare(call) -> Launch:
         try:
             function(_handles(operands), [x.data for x in outputs] if several else (outputs[0].data,))
         except OverflowError:
-            scalars = [x for x in operands if type(x) is int]
-            raise DtypeError(f"{call.primitive.name}: {scalars} does not fit int64: use a float or astype") from None
+            wide = next((x for x in operands if type(x) is int and not -(2**63) <= x < 2**63), 0)
+            shown = wide if wide.bit_length() <= 128 else f"of {wide.bit_length()} bits"
+            name = call.primitive.name
+            message = f"{name}: the Python integer {shown} does not fit int64: use a float or astype"
+            raise DtypeError(message) from None
         return outputs
 
     return launch

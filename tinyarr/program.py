@@ -159,6 +159,17 @@ class Copy(NamedTuple):
     part: View | None = None
 
 
+class Check(NamedTuple):
+    """Indices that are checked before any step runs, though step number `step` is what uses them first.
+
+    bounds: what they may be (ops.primitive.Bounds).
+    """
+
+    step: int
+    read: Read
+    bounds: Any
+
+
 @dataclass(frozen=True)
 class Plan:
     """What runs, and where.
@@ -166,6 +177,7 @@ class Plan:
     steps: nodes and copies in order; None where a copy needs none, for its values stand in one place. places: of every
     value. layouts: the views through which values are made that are not row-major. parts: values made in their
     place within another one. arena: its bytes. lives: for each value in it, the first and the last step that needs it.
+    checks: the indices that come with a call and that steps behind the first write into state use.
     guard: where not 0, what lies in the arena lies apart, with so many bytes behind it that nothing writes.
     """
 
@@ -175,4 +187,5 @@ class Plan:
     parts: frozenset[Value]
     arena: int
     lives: dict[Value, tuple[int, int]]
+    checks: Sequence[Check] = ()
     guard: int = 0

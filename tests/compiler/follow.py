@@ -7,7 +7,6 @@ import numpy as np
 from tinyarr import views
 from tinyarr.compiler.layout import is_copy
 from tinyarr.compiler.lives import is_elementwise, is_wait, nbytes
-from tinyarr.compiler.plan import ROW_BY_ROW
 from tinyarr.program import Copy, Group, Node, Read, Write
 
 EMPTY = -1
@@ -170,8 +169,7 @@ class Follower:
         if not self.overlap(operand, target):
             return True
         if not is_elementwise(part):
-            name = part.call.primitive.name
-            first = (ROW_BY_ROW.get(name) == number or name == "all_reduce") and value is part.outputs[0]
+            first = part.call.primitive.overwrites == number and value is part.outputs[0]
             return first and np.array_equal(operand[1], target[1])
         shape = part.call.out_shapes[0]
         shown = views.reshape(self.layout(value), shape)

@@ -36,7 +36,7 @@ def kernels():
 
     with pytest.MonkeyPatch.context() as patch:
         for primitive, kernel in ((matmul_wide, wide), (matmul_add, add)):
-            patch.setitem(KERNELS, primitive.name, Record(kernel, layouts=None, scratch=None, takes_lists=False))
+            patch.setitem(KERNELS, primitive, Record(kernel, layouts=None, scratch=None, takes_lists=False))
         yield
 
 
@@ -203,3 +203,16 @@ def test_on_a_device_without_kernels_for_it_nothing_changes():
         compiled = ta.compile(CASES["a sum"][0])
         compiled(*operands)
         assert names(compiled) == ["astype_add", "matmul"]
+
+
+@pytest.mark.parametrize("device", ["cpu", ta.Device("meta", like="cuda:sm_90")], ids=["cpu", "cuda"])
+def test_to_the_product_of_two_vectors_anything_may_be_added(device):
+    def function(a, b, c):
+        each = a @ b, ta.vecdot(a, b), ta.tensordot(a, b, axes=1)
+        return [product + x for product in each for x in (c, c[0], 2.0)] + [ta.gelu(each[0], approximate="tanh")]
+
+    a, b, c = (Tensor([1.0, 2.0, 3.0]).to(device) if device == "cpu" else ta.zeros((3,), device=device) for _ in "abc")
+    found = ta.compile(function)(a, b, c)
+    assert [x.shape for x in found] == [(3,), (), ()] * 3 + [()]
+    if device == "cpu":
+        assert all(np.allclose(x.numpy(), y.numpy()) for x, y in zip(found, function(a, b, c), strict=True))

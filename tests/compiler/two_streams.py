@@ -53,9 +53,9 @@ def of_two(name: str, x: np.ndarray, n: int, op: str = "sum", root: int = 0) -> 
 def simulated():
     """Collectives run in this process alone."""
 
-    def begin(name, x, out, scratch, params):
+    def begin(primitive, x, out, scratch, params):
         given = {key: params[key] for key in ("op", "root") if key in params}
-        np.copyto(out, of_two(name, np.array(x), params["group"].size, **given))
+        np.copyto(out, of_two(primitive.name, np.array(x), params["group"].size, **given))
         return lambda: None
 
     with mock.patch.object(collective, "begin", begin):

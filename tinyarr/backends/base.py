@@ -40,9 +40,11 @@ class Backend(Protocol):
 
     joins: whether kernels of one kind that follow each other in a program run as one, where none needs another's
     result.
+    stops: whether a program ends at a bad index, in place of saying so when it is waited for.
     """
 
     joins: bool
+    stops: bool
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         """A contiguous array over uninitialized memory, which returns to the backend when its last user is gone."""
@@ -64,6 +66,9 @@ class Backend(Protocol):
 
     def kernel(self, call: Any) -> Kernel | None:
         """The kernel for a call, or None where this backend has none for its primitive."""
+
+    def holds(self, call: Any) -> bool:
+        """Whether a program can hold a call; else its composite is traced in its place."""
 
     def program(self, graph: Graph, plan: Plan) -> Any | None:
         """What runs a graph as planned, `run(states, draws, floats) -> results` as the Interpreter's; None: it must."""

@@ -8,6 +8,7 @@ from ..array import Array, Storage
 from ..device import Device
 from ..dtypes import Dtype
 from ..errors import DeviceError
+from ..ops.elementwise_primitive import Pointwise
 from ..views import Shape
 from .base import Kernel, MemoryStats
 
@@ -16,6 +17,7 @@ class MetaBackend:
     def __init__(self, device: Device):
         self._device = device
         self._is_cuda = self.joins = (device.like or "").startswith("cuda")
+        self.stops = not self._is_cuda
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         return Array(Storage(None, nbytes, self._device), dtype, shape, strides, 0)
@@ -44,8 +46,13 @@ class MetaBackend:
         else:
             from .cpu import KERNELS
 
-            known = self._device.like is None or hasattr(call.primitive, "typed") or call.primitive.name in KERNELS
+            known = self._device.like is None or isinstance(call.primitive, Pointwise) or call.primitive in KERNELS
         return Kernel(lambda inputs, outputs: None, in_place=True) if known else None
+
+    def holds(self, call) -> bool:
+        if self._device.like == "cpu":
+            return Device("cpu").backend.holds(call)
+        return self.kernel(call) is not None
 
     def program(self, graph, plan) -> None:
         return None

@@ -8,8 +8,11 @@ lacks; arithmetic relies on the flags that each backend compiles with.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from .. import dtypes
 from ..dtypes import Dtype
@@ -63,10 +66,16 @@ _LIBM = {
 } | {"abs": "fabs", "round": "rint", "power": "pow"}
 
 
+def identifier(name: str) -> str:
+    """The name of an operation as a part of names in C: a lambda's, or one with letters of any script, has others."""
+    return re.sub(r"\W", "_", name, flags=re.ASCII)
+
+
 def constant(value: bool | int | float, dtype: Dtype) -> str:
     """A C literal for exactly the value that a Python scalar has in `dtype`."""
     if dtype.is_float:
-        x = dtype.numpy.type(value)
+        with np.errstate(over="ignore"):  # what is too large is infinite
+            x = dtype.numpy.type(value)
         if not math.isfinite(x):
             literal = "NAN" if math.isnan(x) else "INFINITY" if x > 0 else "-INFINITY"
         else:

@@ -7,13 +7,16 @@ its dtype in between (passes.py lists what changes bits).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any
 
 from .. import views
+from ..ops.activation import _gelu_tanh
+from ..ops.elementwise import add
 from ..ops.epilogue import matmul_bias, matmul_bias_gelu, matmul_gelu_gradient
+from ..ops.matmul import _matmul
 from ..ops.primitive import Call, Primitive
 from ..program import Graph, Node, Read, Step, Value
-from .lives import Lives, is_elementwise
+from .lives import Lives, is_call
 
 
 def product_epilogues(graph: Graph) -> Graph:
@@ -28,13 +31,13 @@ class _Epilogues:
 
     def graph(self) -> Graph:
         for position, node in enumerate(self._graph.nodes):
-            if _is(node, "gelu_tanh"):
+            if is_call(node, _gelu_tanh):
                 self._bias_gelu(position, node)
-            elif _is(node, "gelu_tanh_gradient"):
+            elif isinstance(node, Node) and node.call.primitive.gradient_of is _gelu_tanh:
                 before, g = node.inputs
                 self._replace(matmul_gelu_gradient, position, g, before, node.outputs)
         for position, left in enumerate(self._nodes):
-            if _is(left, "add") and not self._is_fused(left.outputs[0]):
+            if is_call(left, add) and not self._is_fused(left.outputs[0]):
                 self._bias(position, left)
         return replace(self._graph, nodes=[node for node in self._nodes if node is not None])
 
@@ -44,10 +47,10 @@ class _Epilogues:
         added = self._lives.maker.get(read.value)
         if added is None or not _is_whole(read):
             return
-        add = self._nodes[added]
-        if _is(add, "add"):
-            for product, bias in (add.inputs, add.inputs[::-1]):
-                if self._replace(matmul_bias_gelu, added, product, bias, (*add.outputs, *node.outputs)):
+        sum_ = self._nodes[added]
+        if is_call(sum_, add):
+            for product, bias in (sum_.inputs, sum_.inputs[::-1]):
+                if self._replace(matmul_bias_gelu, added, product, bias, (*sum_.outputs, *node.outputs)):
                     self._nodes[position] = None
                     return
 
@@ -61,13 +64,14 @@ class _Epilogues:
         lives = self._lives
         maker = lives.maker.get(product.value) if isinstance(product, Read) else None
         node = None if maker is None else self._nodes[maker]
-        if not (_is(node, "matmul") and isinstance(more, Read)):
+        if not (is_call(node, _matmul) and isinstance(more, Read)):
             return False
         (m, n), alone = node.call.out_shapes[0][-2:], lives.readers[product.value] == {position}
         shape, wanted = product.view.shape, (m, n) if made is matmul_gelu_gradient else (n,)
         along = more.view.shape == (shape if made is matmul_gelu_gradient else (n,)) and more.value is not product.value
         own = views.reshape(more.view, wanted) if along else None
-        fits = len(node.call.out_shapes[0]) == 2 and _is_whole(product) and shape[-1] == n and outputs[0].shape == shape
+        is_matrix = len(node.call.out_shapes[0]) == 2 and _is_whole(product)
+        fits = is_matrix and shape[-1:] == (n,) and outputs[0].shape == shape  # () of a product of two vectors
         if not (fits and alone and product.value not in lives.kept and own is not None):
             return False
         operands = (*node.inputs, Read(more.value, own))
@@ -85,14 +89,7 @@ class _Epilogues:
     def _is_fused(self, value: Value) -> bool:
         """Whether an elementwise kernel or a norm reads a value, and so can make it on the way."""
         readers = [self._graph.nodes[r] for r in self._lives.readers.get(value, ())]
-        return any(is_elementwise(r) or r.call.primitive.name in FUSED for r in readers if isinstance(r, Node))
-
-
-FUSED = ("layer_norm", "rms_norm")
-
-
-def _is(node: Any, name: str) -> TypeGuard[Node]:
-    return isinstance(node, Node) and node.call.primitive.name == name
+        return any(r.call.primitive.cheap for r in readers if isinstance(r, Node))
 
 
 def _is_whole(read: Read) -> bool:

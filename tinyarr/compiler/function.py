@@ -16,6 +16,7 @@ from typing import Any
 from .. import diagnostics, random
 from ..device import Device, default_device
 from ..errors import ArgumentError, TraceError
+from ..forking import renew_in_children
 from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import recording
@@ -58,7 +59,9 @@ def compile(function: Callable, *, memory_budget: int | None = None, max_program
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
     elementwise results and norms are made again when they are next read; a warning says if that is not enough.
 
-    Raises TraceError where the function asks for elements, or uses a tensor that can't be found again.
+    Raises TraceError where the function asks for elements, or uses a tensor that can't be found again; OutOfBounds for
+    a bad index, on the CPU with every tensor as it was before the call (random draws count on). On a GPU the program
+    runs to its end, whatever it then writes, and the next synchronization raises: load the state again.
     """
     if not callable(function):
         raise TypeError(f"compile: function is {type(function).__name__}: pass a function, a method or a module")
@@ -138,6 +141,7 @@ class Compiled:
         self._warned: set[str] = set()
         self._recent: Recent | None = None
         self._lock = threading.RLock()
+        renew_in_children(self, "_lock", threading.RLock)
         self.seconds = 0.0
 
     @property

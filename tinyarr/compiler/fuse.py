@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import views
-from ..ops.primitive import Call, Primitive
+from ..ops.elementwise_primitive import Pointwise
+from ..ops.primitive import Call
 from ..ops.typing import Typed, Value
 from ..program import Graph, Group, Node, Read, Step
 from ..program import Value as Made
 from ..views import Shape, View
 from .layout import is_copy, layouts
-from .lives import RUN_BY_RUN, SMALL, Lives, is_elementwise, nbytes
+from .lives import SMALL, Lives, is_elementwise, nbytes, reads_runs
 
 MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
 
@@ -27,13 +28,13 @@ def fuse(graph: Graph) -> Graph:
     return _Fusion(graph).graph()
 
 
-class Fused(Primitive):
+class Fused(Pointwise):
     """An elementwise operation that several calls make up; its expression is typed already."""
 
     def __init__(self, name: str, typed: Typed, inputs: int):
         self._typed = typed
         names = [f"x{i}" for i in range(inputs)], [f"out{i}" for i in range(len(typed.outputs))]
-        super().__init__(name, self._infer, inputs=names[0], outputs=names[1], derived=True)
+        super().__init__(name, self._infer, *names, derived=True)
 
     def typed(self, shapes: tuple[Shape, ...], dtypes: tuple, params: dict[str, Any]) -> Typed:
         return self._typed
@@ -206,7 +207,7 @@ def _cluster(node: Step, layouts: dict[Made, View]) -> _Cluster | None:
         return None
     if is_elementwise(node):
         return _Cluster([node])
-    return _Cluster([], node) if node.call.primitive.name in RUN_BY_RUN else None
+    return _Cluster([], node) if reads_runs(node) else None
 
 
 def _values(node: Node) -> list[Made]:

@@ -8,12 +8,13 @@ is through a transposed one, is made as that view sees it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from .. import eager, views
+from ..ops.create import _copy
 from ..program import Graph, Node, Read, Step, Value, Write
 from ..views import Shape, View
-from .lives import is_collective, is_elementwise, is_wait, made_by, values_read
+from .lives import is_call, is_collective, is_elementwise, is_wait, made_by, values_read
 
 
 def layouts(graph: Graph) -> dict[Value, View]:
@@ -51,8 +52,8 @@ def layouts(graph: Graph) -> dict[Value, View]:
     return found
 
 
-def is_copy(node: Step) -> bool:
-    return isinstance(node, Node) and node.call.primitive.name == "copy"
+def is_copy(node: Step) -> TypeGuard[Node]:
+    return is_call(node, _copy)
 
 
 def read_in(layout: View, view: View) -> View:

@@ -8,11 +8,11 @@ from typing import Any, TypeGuard
 
 from .. import views
 from ..ops.collective import Collective, wait
+from ..ops.elementwise_primitive import Pointwise
+from ..ops.primitive import Primitive
 from ..program import Graph, Node, Read, Step, Value, Write
 
 END = 1 << 60  # after every position
-REDUCTIONS = ("sum", "prod", "max", "min")
-RUN_BY_RUN = (*REDUCTIONS, "layer_norm", "rms_norm", "softmax", "log_softmax")  # read their first operand so
 SMALL = 4096  # bytes that it doesn't matter to hold longer
 
 
@@ -20,8 +20,18 @@ def nbytes(value: Value) -> int:
     return views.size(value.shape) * value.dtype.itemsize
 
 
+def is_call(node: Any, primitive: Primitive) -> TypeGuard[Node]:
+    """Whether a step is a call of this primitive, and of no other one of its name."""
+    return isinstance(node, Node) and node.call.primitive is primitive
+
+
 def is_elementwise(node: Any) -> bool:
-    return isinstance(node, Node) and hasattr(node.call.primitive, "typed")
+    return isinstance(node, Node) and isinstance(node.call.primitive, Pointwise)
+
+
+def reads_runs(node: Any) -> bool:
+    """Whether a node reads its first operand run by run."""
+    return isinstance(node, Node) and node.call.primitive.reads == "runs"
 
 
 def is_collective(node: Any) -> TypeGuard[Node]:
@@ -29,7 +39,7 @@ def is_collective(node: Any) -> TypeGuard[Node]:
 
 
 def is_wait(node: Any) -> TypeGuard[Node]:
-    return isinstance(node, Node) and node.call.primitive is wait
+    return is_call(node, wait)
 
 
 def made_by(node: Step) -> Sequence[Value]:

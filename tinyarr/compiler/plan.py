@@ -14,18 +14,11 @@ from typing import Any
 import numpy as np
 
 from .. import views
-from ..program import Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
+from ..program import Check, Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
 from .layout import is_copy, layouts, read_in
-from .lives import highest_number, is_collective, is_elementwise, is_wait, made_by, nbytes, values_read
+from .lives import END, highest_number, is_collective, is_elementwise, is_wait, made_by, nbytes, values_read
 
 ALIGNMENT = 128  # bytes
-
-# Kernels that read a row of this operand to the end before they write the same row of their first result, or an element
-# of it before the same element.
-ROW_BY_ROW = {
-    "layer_norm": 0, "rms_norm": 0, "softmax": 0, "log_softmax": 0, "softmax_gradient": 0, "log_softmax_gradient": 0,
-    "cross_entropy_gradient": 1, "index_add": 0, "matmul_add": 0,
-}  # fmt: skip
 
 
 def plan(graph: Graph, guard: int = 0) -> Plan:
@@ -44,6 +37,7 @@ class _Planner:
         self.made: dict[Value, int] = {}
         self.last: dict[Value, int] = {}
         self.steps: list[Any] = []
+        self.unchecked = -1
 
     def plan(self) -> Plan:
         self._given()
@@ -52,7 +46,10 @@ class _Planner:
         self._order()  # and what runs, and who lives how long: steps, made, last
         self._name_copies()
         self._hold_collectives()
+        given = self._find_checks()
         self._keep()
+        written = [self.made[v] for v, place in self.places.items() if place.buffer == "state" and v in self.made]
+        checks = [check for check in given if check.step >= min(written, default=END)]
         self._in_place()  # and what shares memory: `places` has what isn't in the arena, `shares` the others
         size, lives = self._arena()
         for value in self.shares:
@@ -60,7 +57,7 @@ class _Planner:
         for value, (whole, offset) in self.parts.items():
             place = self.places[whole]
             self.places[value] = place._replace(offset=place.offset + offset)
-        return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives, self.guard)
+        return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives, checks, self.guard)
 
     def _given(self) -> None:
         graph = self.graph
@@ -151,6 +148,29 @@ class _Planner:
         for value, (whole, _) in reversed(self.parts.items()):
             self.made[whole] = min(self.made[whole], self.made[value])
 
+    def _find_checks(self) -> list[Check]:
+        """The indices that come with a call, at their first use; `unchecked` is the step that uses the last others.
+
+        Where a program ends at a bad index, nothing of state is written up to that step, and these are checked before
+        all steps, so that a call that raises leaves state as it was.
+        """
+        found: list[Check] = []
+        known: set[tuple[Read, Any]] = set()
+        for number, step in enumerate(self.steps):
+            if not isinstance(step, Node) or step.call.primitive.bounds is None:
+                continue
+            bounds = step.call.primitive.bounds(step.call.in_shapes, step.call.params)
+            read = step.inputs[bounds.operand]
+            key = read, bounds._replace(operand=0)
+            if not step.call.device.backend.stops or key in known:
+                continue
+            known.add(key)
+            if read.value in self.places:
+                found.append(Check(number, read, bounds))
+            else:
+                self.unchecked = number
+        return found
+
     def _name_copies(self) -> None:
         """A copy of what lies as the copy does is another name for it, however long both are read."""
         for step in self.steps:
@@ -175,7 +195,7 @@ class _Planner:
             (read,), (result,), (value,) = node.inputs, node.outputs, step.outputs
             x = self._root(read.value)
             alone = x in self.made and self.last[x] == number and x not in kept and nbytes(x) == nbytes(result)
-            if alone and node.call.primitive.name == "all_reduce":
+            if alone and node.call.primitive.overwrites == 0:
                 self.shares[result] = x
             self._read_until(x, end)
             if value not in self.parts:
@@ -231,7 +251,7 @@ class _Planner:
     def _may_overwrite(self, old: Value, new: Value) -> bool:
         """Whether `new` can be made where `old` stands: nothing reads it afterwards, nor at another position."""
         made, last = self.made.get(new), self.last.get(old, -1)
-        if made is None or views.size(new.shape) != views.size(old.shape):
+        if made is None or made <= self.unchecked or views.size(new.shape) != views.size(old.shape):
             return False
         layout = self.layouts.get(new, views.contiguous(new.shape))
         return last < made or (last == made and self._reads_where_it_writes(self.steps[made], old, new, layout))
@@ -269,7 +289,7 @@ class _Planner:
             return False
         as_it_writes = first.inputs
         if not is_elementwise(first):
-            number = ROW_BY_ROW.get(first.call.primitive.name)
+            number = first.call.primitive.overwrites
             if number is None or new is not first.outputs[0]:
                 return False
             as_it_writes, later = first.inputs[number : number + 1], first.inputs[:number] + first.inputs[number + 1 :]
@@ -343,16 +363,9 @@ def _parts_of(node: Step) -> Sequence[tuple[Read, Sequence[int]]]:
     """What a node only puts into its output, and where there it begins."""
     if not isinstance(node, Node):
         return ()
-    params = node.call.params
-    if node.call.primitive.name == "unslice":
-        return [(node.inputs[0], params["starts"])] if set(params["steps"]) <= {1} else ()
-    if node.call.primitive.name != "concat":
-        return ()
-    found, start, axis = [], 0, params["axis"]
-    for x in node.inputs:
-        found.append((x, [start if a == axis else 0 for a in range(len(x.view.shape))]))
-        start += x.view.shape[axis]
-    return found
+    parts = node.call.primitive.parts
+    starts = None if parts is None else parts(node.call.in_shapes, node.call.params)
+    return () if starts is None else list(zip(node.inputs, starts, strict=True))
 
 
 def _whole(value: Value) -> Read:

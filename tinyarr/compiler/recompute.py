@@ -14,9 +14,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from ..program import Graph, Node, Step, Value
-from .lives import Lives, highest_number, is_elementwise, made_by, nbytes, reading, values_read
-
-NORMS = ("layer_norm", "rms_norm")
+from .lives import Lives, highest_number, made_by, nbytes, reading, values_read
 
 
 class _Choice(NamedTuple):
@@ -62,7 +60,7 @@ def _best(graph: Graph, chosen: Sequence[_Choice]) -> list[_Choice]:
     peak = _fullest(changed, lives)
     found: list[tuple[int, _Choice]] = []
     for made, node in enumerate(changed.nodes[:peak]):
-        if origins[made] is None or not _is_cheap(node):
+        if origins[made] is None or not (isinstance(node, Node) and node.call.primitive.cheap):
             continue
         later = min((r for v in made_by(node) for r in lives.readers.get(v, ()) if r > peak), default=None)
         operands = set(values_read(node))
@@ -75,10 +73,6 @@ def _best(graph: Graph, chosen: Sequence[_Choice]) -> list[_Choice]:
         found.append((saved, _Choice(origins[made], origins[later])))  # type: ignore[arg-type]
     most = max((saved for saved, _ in found), default=0)
     return [choice for saved, choice in sorted(found, reverse=True) if saved > 0 and 2 * saved >= most]
-
-
-def _is_cheap(node: Step) -> bool:
-    return is_elementwise(node) or (isinstance(node, Node) and node.call.primitive.name in NORMS)
 
 
 def _fullest(graph: Graph, lives: Lives) -> int:

@@ -7,11 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from .. import views
-from ..ops.index import index_add
-from ..ops.matmul import matmul_add, matmul_wide
+from ..ops.elementwise import _astype, add
+from ..ops.index import _take_gradient, index_add
+from ..ops.matmul import _matmul, matmul_add, matmul_wide
 from ..ops.primitive import Call, Primitive
+from ..ops.shape import _unslice
 from ..program import Graph, Node, Read, Step, Value
-from .lives import RUN_BY_RUN, Lives, is_elementwise
+from .lives import Lives, is_call, is_elementwise, reads_runs
 
 
 def add_rows_in_place(graph: Graph) -> Graph:
@@ -25,20 +27,20 @@ def add_rows_in_place(graph: Graph) -> Graph:
 
 
 def _with_rows(graph: Graph, lives: Lives, node: Step) -> Step:
-    if not isinstance(node, Node) or node.call.primitive.name != "add" or len(node.outputs[0].shape) < 2:
+    if not is_call(node, add) or len(node.outputs[0].shape) < 2:
         return node
     shape = node.outputs[0].shape
     for x, rows in (node.inputs, node.inputs[::-1]):
         gradient, start = _rows(graph, lives, rows), 0
         if gradient is None or gradient.outputs[0].shape != shape or not isinstance(x, Read) or x.view.shape != shape:
             continue
-        if gradient.call.primitive.name == "unslice":
+        if is_call(gradient, _unslice):
             params, part = gradient.call.params, gradient.inputs[0]
             is_rows = part.view.shape == part.value.shape and part.view.shape[1:] == shape[1:]
             if not is_rows or len(part.view.shape) != len(shape) or set(params["steps"]) != {1}:
                 continue
             gradient, start = _rows(graph, lives, part), params["starts"][0]
-        if gradient is None or gradient.call.primitive.name != "take_gradient":
+        if not is_call(gradient, _take_gradient):
             continue
         params = gradient.call.params
         if params["axis"] == 0 and not params["wrap"]:
@@ -95,7 +97,7 @@ _Found = tuple[Sequence[int], int, Node]
 def _added(graph: Graph, lives: Lives, position: int) -> _Found | None:
     """A sum with a converted product, as one call."""
     node = graph.nodes[position]
-    if not isinstance(node, Node) or node.call.primitive.name != "add":
+    if not is_call(node, add):
         return None
     shape, (dtype,) = node.outputs[0].shape, node.call.out_dtypes
     for c, converted in (node.inputs, node.inputs[::-1]):
@@ -126,11 +128,11 @@ def _product(graph: Graph, lives: Lives, cast: Step | None) -> tuple[int, Read, 
 
     Where it converts the transpose, x and y are the factors of that: (x y)^T = y^T x^T.
     """
-    if not isinstance(cast, Node) or cast.call.primitive.name != "astype":
+    if not is_call(cast, _astype):
         return None
     (read,), (wide,) = cast.inputs, cast.call.out_dtypes
     product = _maker(graph, lives, read)
-    if product is None or product.call.primitive.name != "matmul":
+    if not is_call(product, _matmul):
         return None
     (narrow,), (x, y) = product.call.out_dtypes, product.inputs
     if wide is narrow or wide is not narrow.compute:
@@ -167,4 +169,4 @@ def _is_stored(graph: Graph, lives: Lives, value: Value) -> bool:
     readers = [graph.nodes[position] for position in lives.readers.get(value, ())]
     if value in lives.kept or len(readers) != 1 or not isinstance(readers[0], Node):
         return True
-    return not is_elementwise(readers[0]) and readers[0].call.primitive.name not in RUN_BY_RUN
+    return not is_elementwise(readers[0]) and not reads_runs(readers[0])

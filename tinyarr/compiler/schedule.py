@@ -15,7 +15,7 @@ from .. import views
 from ..ops.collective import wait
 from ..ops.primitive import Call
 from ..program import Graph, Node, Read, Step, Value, Write
-from .lives import REDUCTIONS, SMALL, Lives, highest_number, is_collective, is_wait, made_by, nbytes, values_read
+from .lives import SMALL, Lives, highest_number, is_collective, is_wait, made_by, nbytes, values_read
 
 
 def sink(graph: Graph) -> Graph:
@@ -40,7 +40,7 @@ def lift(graph: Graph) -> Graph:
     keys: list[tuple[int, int]] = []
     for position, node in enumerate(graph.nodes):
         keys.append((position, 0))
-        is_reduction = not isinstance(node, Write) and node.call.primitive.name in REDUCTIONS
+        is_reduction = not isinstance(node, Write) and node.call.primitive.reduces
         if is_reduction and sum(map(nbytes, made_by(node))) <= SMALL:
             read = [v for v in values_read(node) if v in lives.maker]
             makers = [lives.maker[v] for v in read]
@@ -86,7 +86,7 @@ def _leading_to_collectives(graph: Graph, lives: Lives) -> set[int]:
     for position in reversed(range(len(graph.nodes))):
         node = graph.nodes[position]
         readers = {r for v in made_by(node) for r in lives.readers.get(v, ())}
-        arranges = isinstance(node, Node) and node.call.primitive.name in ("concat", "copy", "astype", "full")
+        arranges = isinstance(node, Node) and node.call.primitive.moves
         if is_collective(node) or (arranges and readers and readers <= early and lives.kept.isdisjoint(made_by(node))):
             early.add(position)
     return early

@@ -23,6 +23,7 @@ from ..random import Generator
 from ..tape import repetition
 from ..tensor import Tensor, result_tensor
 from ..views import Shape, View
+from .scalars import bound
 
 _PACKAGE = str(Path(__file__).parents[1])
 
@@ -92,7 +93,7 @@ class Trace:
         self._made_here: weakref.WeakSet[TracedStorage] = weakref.WeakSet()
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
-        self._has_kernel: dict[Any, bool] = {}
+        self._held: dict[Any, bool] = {}  # by call, whether a program can hold it
 
     @property
     def is_running(self) -> bool:
@@ -108,9 +109,9 @@ class Trace:
             if outs is not None:
                 raise ArgumentError(f"{call.primitive.name}: out= came, but the result is a view: assign it instead")
             return self._view(call, operands[0])
-        if call not in self._has_kernel:
-            self._has_kernel[call] = call.device.backend.kernel(call) is not None
-        if not self._has_kernel[call]:
+        if call not in self._held:
+            self._held[call] = call.device.backend.holds(call)
+        if not self._held[call]:
             return None
         if outs is not None:
             eager.check_outs(call, outs)
@@ -128,6 +129,7 @@ class Trace:
     def _record(
         self, call: Any, operands: Sequence[Any], outputs: Sequence[Array], where: str, *, writes: bool
     ) -> None:
+        call, operands = bound(call, operands)
         self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, where, repetition.get()))
 
     def _check(self, x: Array) -> None:

@@ -40,7 +40,7 @@ def _gathered(shapes, types, *, group, ticket=None):
     return [((shapes[0][0] * group.size, *shapes[0][1:]), types[0])]
 
 
-_all_reduce = Collective("all_reduce", _same)
+_all_reduce = Collective("all_reduce", _same, overwrites=0)
 _reduce = Collective("reduce", _same)
 _broadcast = Collective("broadcast", _same)
 _reduce_scatter = Collective("reduce_scatter", _scattered)

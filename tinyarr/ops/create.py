@@ -47,6 +47,9 @@ def _copy(x):
     return x
 
 
+_full.moves = _copy.moves = True
+
+
 def target(dtype, device, default: Dtype | str) -> tuple[Dtype, Device]:
     """The dtype and device to create with: the given ones, or `default` (a Dtype or a kind) and the default device."""
     dtype = (dtypes.DEFAULT[default] if isinstance(default, str) else default) if dtype is None else dtypes.dtype(dtype)

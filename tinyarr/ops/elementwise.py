@@ -105,6 +105,9 @@ def _astype(x, *, dtype):
     return scalar.cast(x, dtype)
 
 
+_astype.moves = True
+
+
 @method()
 def astype(x: Tensor, dtype: Dtype, /, *, copy: bool = True, device=None) -> Tensor:
     """The elements converted to `dtype`; halves and float8 are rounded to nearest even, out-of-range float8 is NaN/inf.

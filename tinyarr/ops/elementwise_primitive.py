@@ -17,12 +17,23 @@ from ..dtypes import Dtype
 from ..errors import ArgumentError
 from ..tensor import Tensor
 from ..views import Shape
-from .primitive import Call, Primitive, Rule, apply, parameter_key, registry
+from .primitive import Call, Primitive, Rule, apply, is_built_in, parameter_key, registry
 from .scalar import Expr, as_expr, derivative, substitute, variable, variables, with_gradient
 from .typing import Typed, type_expression
 
 
-class Elementwise(Primitive):
+class Pointwise(Primitive):
+    """A primitive that goes through its operands element by element, as its expression says."""
+
+    def __init__(self, name: str, infer: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool):
+        super().__init__(name, infer, inputs=inputs, outputs=outputs, derived=derived, reads="elements", cheap=True)
+
+    def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
+        """The expression for backends: typed for these operands, 0-d ones (and Python scalars) uniform."""
+        raise NotImplementedError
+
+
+class Elementwise(Pointwise):
     """A primitive defined by a scalar expression.
 
     function(*inputs, **params) is written in the scalar language and returns an expression or a tuple of them.
@@ -34,11 +45,11 @@ class Elementwise(Primitive):
         self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False
     ):
         # Kernels are not found by name, so a user's operation may be called as one of tinyarr's own.
-        unlisted = derived or (name in registry and not function.__module__.startswith("tinyarr."))
-        super().__init__(name, self._infer, inputs=inputs, outputs=outputs, derived=unlisted)
-        self.built_in = function.__module__.startswith("tinyarr.")
+        unlisted = derived or (name in registry and not is_built_in(function))
+        super().__init__(name, self._infer, inputs, outputs, unlisted)
+        self.built_in = is_built_in(function)
         self.function = function
-        self.__name__ = name
+        self.__name__ = self.__qualname__ = name
         names = [f"x{i}" for i in range(len(self.inputs))] if derived else self.inputs
         positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in names]
         options = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
@@ -50,7 +61,8 @@ class Elementwise(Primitive):
         self._derived: dict[tuple, tuple[Elementwise | None, tuple, tuple]] = {}
 
     def __reduce__(self):
-        return _registered, (self.name,)
+        """By name: of tinyarr's own in the registry, of a user's as a function, in its module."""
+        return (_registered, (self.name,)) if registry.get(self.name) is self and self.built_in else self.__qualname__
 
     def __repr__(self) -> str:
         return f"<elementwise operation {self.name}{self.__signature__}>"
@@ -100,7 +112,12 @@ class Elementwise(Primitive):
         The parameters after `g` are named after inputs or outputs, as in `Primitive.gradient`. It returns an
         expression for each input, or the expression alone where there is one input.
         """
-        known = {"g", *(f"g_{name}" for name in self.outputs), *self.inputs, *self.outputs}
+        others = {"g", *(f"g_{name}" for name in self.outputs), *self.outputs}
+        if taken := sorted(others.intersection(self.inputs)):
+            raise ArgumentError(
+                f"{self.name}.gradient: an operand is called {taken[0]!r}, as a gradient or a result is: rename it"
+            )
+        known = {*others, *self.inputs}
         for p in inspect.signature(function).parameters.values():
             if p.name not in known and p.kind is not p.KEYWORD_ONLY:
                 raise ArgumentError(f"{self.name}.gradient: parameter {p.name!r} is none of {sorted(known)}")
@@ -122,7 +139,6 @@ class Elementwise(Primitive):
         return self._expressions[key]
 
     def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
-        """The expression for backends: typed for these operands, 0-d ones (and Python scalars) uniform."""
         return _typed(self.name, self.expressions(params), dtypes, tuple(not shape for shape in shapes))
 
     def _infer(self, shapes, dtypes, **params):
@@ -201,6 +217,7 @@ class Elementwise(Primitive):
             outputs=[f"grad{i}" for i in range(len(given))],
             derived=True,
         )
+        primitive.gradient_of = self
         return primitive, operands, tuple(slots)
 
     def _gradients_by_hand(self, params: dict[str, Any], operands, cotangents, results) -> list[Expr | None]:
@@ -240,14 +257,14 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     """
     if function is None:
         return functools.partial(elementwise, outputs=outputs)
+    name = getattr(function, "__name__", type(function).__name__)
     inputs = []
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
             continue
         if p.default is not p.empty or p.kind is p.VAR_POSITIONAL:
-            name = function.__name__
             raise ArgumentError(f"elementwise: {name}: {p.name} is no plain operand: put options behind a *")
         inputs.append(p.name)
-    primitive = Elementwise(function.__name__.strip("_"), function, inputs, outputs)
+    primitive = Elementwise(name.strip("_"), function, inputs, outputs)
     functools.update_wrapper(primitive, function)
     return primitive

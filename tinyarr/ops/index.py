@@ -10,7 +10,7 @@ from ..errors import DtypeError, OutOfBounds, ShapeError, describe
 from ..tensor import Tensor, method, require_tensors
 from .create import arange, zeros_like
 from .elementwise import astype, equal, logical_or, where
-from .primitive import Primitive, apply
+from .primitive import Bounds, Primitive, apply
 from .reduce import max, min
 from .shape import broadcast_to, concat, reshape
 
@@ -20,18 +20,31 @@ def _infer_take(shapes, types, *, axis, wrap):
     return [(x[:axis] + indices + x[axis + 1 :], types[0])]
 
 
-_take = Primitive("take", _infer_take, inputs=("x", "indices"))
+def _take_bounds(size: int, wrap: bool) -> Bounds:
+    return Bounds(1, -size if wrap else 0, size)
+
+
+_take = Primitive(
+    "take",
+    _infer_take,
+    inputs=("x", "indices"),
+    bounds=lambda shapes, params: _take_bounds(shapes[0][params["axis"]], params["wrap"]),
+)
 _take_gradient = Primitive(
     "take_gradient",
     lambda shapes, types, *, axis, size, wrap: [
         (shapes[0][:axis] + (size,) + shapes[0][axis + len(shapes[1]) :], types[0]),
     ],
     inputs=("g", "indices"),
+    bounds=lambda shapes, params: _take_bounds(params["size"], params["wrap"]),
 )
 
 
 _scatter = Primitive(
-    "scatter", lambda shapes, types: [(shapes[0], types[0])], inputs=("x", "indices", "values")
+    "scatter",
+    lambda shapes, types: [(shapes[0], types[0])],
+    inputs=("x", "indices", "values"),
+    bounds=lambda shapes, params: Bounds(1, 0, shapes[0][0]),
 ).no_gradient()
 
 
@@ -48,6 +61,8 @@ index_add = Primitive(
     lambda shapes, types, *, start, size: [(shapes[0], types[0])],
     inputs=("x", "g", "indices"),
     composite=_index_add_composite,
+    overwrites=0,
+    bounds=lambda shapes, params: Bounds(2, 0, params["size"]),
 ).no_gradient()
 
 

@@ -11,7 +11,7 @@ from .create import ones
 from .elementwise import astype
 from .loss import cross_entropy
 from .matmul import linear
-from .primitive import Primitive, apply
+from .primitive import Bounds, Primitive, apply
 from .reduce import sum
 from .shape import reshape
 
@@ -20,11 +20,16 @@ def _composite(x, weight, targets, *, ignore_index):
     return cross_entropy(linear(x, weight), targets, ignore_index=ignore_index, reduction="sum")
 
 
+def _bounds(shapes, params):
+    return Bounds(2, 0, shapes[1][0], params["ignore_index"])
+
+
 _loss = Primitive(
     "linear_cross_entropy",
     lambda shapes, types, *, ignore_index: [((), types[0].compute)],
     inputs=("x", "weight", "targets"),
     composite=_composite,
+    bounds=_bounds,
 )
 
 
@@ -41,6 +46,7 @@ _loss_with_gradients = Primitive(
     inputs=("x", "weight", "targets"),
     outputs=("loss", "dx", "dweight"),
     composite=_composite_with_gradients,
+    bounds=_bounds,
 )
 
 

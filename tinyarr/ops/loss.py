@@ -11,7 +11,7 @@ from .create import arange
 from .elementwise import abs, astype, equal, minimum, square, where
 from .elementwise_primitive import elementwise
 from .index import take_along_axis
-from .primitive import Primitive, apply
+from .primitive import Bounds, Primitive, apply
 from .reduce import sum
 from .shape import expand_dims, reshape
 from .softmax import log_softmax, logsumexp
@@ -37,6 +37,7 @@ _cross_entropy = Primitive(
     inputs=("logits", "targets"),
     outputs=("loss", "lse"),
     composite=_cross_entropy_composite,
+    bounds=lambda shapes, params: Bounds(1, 0, shapes[0][-1], params["ignore_index"]),
 )
 
 
@@ -50,6 +51,8 @@ _cross_entropy_gradient = Primitive(
     lambda shapes, types, *, ignore_index: [(shapes[1], types[1])],
     inputs=("g", "logits", "targets", "lse"),
     composite=_cross_entropy_gradient_composite,
+    overwrites=1,
+    bounds=lambda shapes, params: Bounds(2, 0, shapes[1][-1], params["ignore_index"]),
 )
 
 

@@ -90,6 +90,7 @@ matmul_add = Primitive(
     lambda shapes, types: [(shapes[0], types[0])],
     inputs=("c", "x", "y"),
     composite=_add_composite,
+    overwrites=0,
 ).no_gradient()
 
 

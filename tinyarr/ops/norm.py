@@ -36,6 +36,9 @@ _layer_norm = Primitive(
     inputs=("x", "weight", "bias"),
     outputs=("out", "mean", "rstd"),
     composite=_layer_norm_composite,
+    reads="runs",
+    overwrites=0,
+    cheap=True,
 )
 
 
@@ -71,7 +74,14 @@ def _rms_norm_composite(x, weight, *, eps):
 
 
 _rms_norm = Primitive(
-    "rms_norm", _infer_rms_norm, inputs=("x", "weight"), outputs=("out", "rstd"), composite=_rms_norm_composite
+    "rms_norm",
+    _infer_rms_norm,
+    inputs=("x", "weight"),
+    outputs=("out", "rstd"),
+    composite=_rms_norm_composite,
+    reads="runs",
+    overwrites=0,
+    cheap=True,
 )
 
 

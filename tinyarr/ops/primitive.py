@@ -76,8 +76,20 @@ class Call:
         return f"{self.primitive.name}({operands})"
 
 
+class Bounds(NamedTuple):
+    """The integers that operand number `operand` of a call may hold: low <= i < high, and `ignored`."""
+
+    operand: int
+    low: int
+    high: int
+    ignored: int | None = None
+
+
 class Primitive:
     """An operation that backends implement.
+
+    Compiler and backends compare primitives as objects and ask the traits below, never a name: a user's operation may
+    be called as one of tinyarr's is.
 
     name: unique in the registry; a user's own may be defined again (in a notebook, say), tinyarr's may not.
     infer(shapes, dtypes, **params): one (shape, dtype) for each result; raises for operands that do not fit.
@@ -89,7 +101,24 @@ class Primitive:
     promotes(dtypes): the dtype to which all operands are cast first.
     variadic: takes any number of operands.
     derived: made by the library from another primitive (its gradient), and so not in the registry.
+
+    Traits:
+
+    reads: how kernels go through the operands. "elements": an elementwise operation, a Pointwise; a result may be made
+    in the memory of any operand. "runs": the first operand a run of neighbours at a time, so that an elementwise
+    expression may take its place. "any": in their own way.
+    overwrites: of what reads no elements, the number of the operand in whose memory the first result may be made,
+    because kernels read a row of it to the end, or an element, before they write the same one; None: no operand.
+    moves: it only copies, casts or fills.
+    cheap: it takes about the time of reading its operands, and so may run again in place of being held.
+    reduces: its result is small beside its operands.
+    parts(in_shapes, params): for an operation that only puts operands into its result, the position there at which each
+    begins; None where that is not so for these parameters.
+    bounds(in_shapes, params): the Bounds of an operand of indices, which kernels check.
+    gradient_of: the primitive whose derived gradient it is.
     """
+
+    gradient_of: Primitive | None = None
 
     def __init__(
         self,
@@ -103,11 +132,18 @@ class Primitive:
         promotes: Callable[[Sequence[Dtype]], Dtype] | None = None,
         variadic: bool = False,
         derived: bool = False,
+        reads: str = "any",
+        overwrites: int | None = None,
+        moves: bool = False,
+        cheap: bool = False,
+        reduces: bool = False,
+        parts: Callable[[Sequence[Shape], dict[str, Any]], Sequence[Sequence[int]] | None] | None = None,
+        bounds: Callable[[Sequence[Shape], dict[str, Any]], Bounds] | None = None,
     ):
         if not derived and name in registry and registry[name].built_in:
             raise ArgumentError(f"Primitive: {name!r} is one of tinyarr's own: choose another name")
         self.name: str = name
-        self.built_in: bool = infer.__module__.startswith("tinyarr.")
+        self.built_in: bool = is_built_in(infer)
         self.infer = infer
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
@@ -116,6 +152,13 @@ class Primitive:
         self.composite = composite
         self.promotes = promotes
         self.variadic = variadic
+        self.reads = reads
+        self.overwrites = overwrites
+        self.moves = moves
+        self.cheap = cheap
+        self.reduces = reduces
+        self.parts = parts
+        self.bounds = bounds
         self.non_differentiable: bool = False
         self._backward: tuple[Callable, tuple[tuple[bool, int], ...], frozenset[str]] | None = None
         self._calls: dict[tuple, Call] = {}
@@ -231,11 +274,16 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     if wants_gradient and primitive.composite is not None and not primitive.has_gradient:
         return primitive.composite(*operands, **params)
     if out is not None:
-        return _write(call, arrays, out, wants_gradient)
+        return _write(call, operands, arrays, out, wants_gradient)
     results = executor.get().run(call, arrays, None)
-    if results is None:  # the executor has no kernel: the composite is differentiated instead
-        with no_grad() if primitive.non_differentiable else nullcontext():
-            return primitive.composite(*operands, **params)  # type: ignore[misc]
+    if results is None:  # the executor has no kernel
+        # The gradients of tinyarr's own primitives are those of their composites; a user's need not be.
+        keeps_gradient = primitive.non_differentiable or (primitive.has_gradient and not primitive.built_in)
+        with no_grad() if keeps_gradient else nullcontext():
+            made = _composite(call)(*operands, **params)
+        if not keeps_gradient:
+            return made
+        results = [x.array for x in (made if isinstance(made, tuple | list) else (made,))]
     tensors = []
     for array in results:
         tensors.append(result_tensor(array))
@@ -244,7 +292,16 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     return tuple(tensors) if primitive.returns_tuple else tensors[0]
 
 
-def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
+def _composite(call: Call) -> Callable:
+    if call.primitive.composite is None:
+        raise DeviceError(
+            f"{call.primitive.name}: has no kernel on {call.device} and no composite: register a kernel, or define the "
+            "primitive with composite="
+        )
+    return call.primitive.composite
+
+
+def _write(call: Call, operands: Sequence[Any], arrays: Sequence[Any], out: Any, wants_gradient: bool) -> Any:
     """Runs `call` into the memory of existing tensors."""
     outs = tuple(out) if isinstance(out, tuple | list) else (out,)
     for o in outs:
@@ -258,8 +315,26 @@ def _write(call: Call, arrays: Sequence[Any], out: Any, wants_gradient: bool) ->
             "use where or concat to build a new tensor, or write under no_grad()"
         )
     if executor.get().run(call, arrays, [o.array for o in outs]) is None:
-        raise ArgumentError(f"{call.primitive.name}: out= came, but there is no kernel: assign the result")
+        eager.check_outs(call, [o.array for o in outs])
+        with no_grad():
+            made = _composite(call)(*operands, **call.params)
+            for o, x in zip(outs, made if isinstance(made, tuple | list) else (made,), strict=True):
+                o.assign(x)
     return out
+
+
+def is_built_in(function: Callable) -> bool:
+    """Whether a function is tinyarr's own; one made by exec has no module."""
+    return (getattr(function, "__module__", None) or "").startswith("tinyarr.")
+
+
+def defined(primitive: Primitive | str) -> Primitive:
+    """The primitive itself, or that of a name in the registry. Raises ArgumentError where there is none."""
+    if isinstance(primitive, Primitive):
+        return primitive
+    if primitive not in registry:
+        raise ArgumentError(f"kernel: no primitive is called {primitive!r}: define it before its kernels")
+    return registry[primitive]
 
 
 def parameter_key(params: dict[str, Any]) -> tuple:

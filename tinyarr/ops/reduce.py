@@ -36,10 +36,10 @@ def _infer_arg_extremum(shapes, dtypes_, *, axis, keepdims):
     return [(reduced_shape(shapes[0], (axis,), keepdims), dtypes.int64)]
 
 
-_sum = Primitive("sum", _infer_sum)
-_prod = Primitive("prod", _infer_sum)
-_max = Primitive("max", _infer_sum)
-_min = Primitive("min", _infer_sum)
+_sum = Primitive("sum", _infer_sum, reads="runs", reduces=True)
+_prod = Primitive("prod", _infer_sum, reads="runs", reduces=True)
+_max = Primitive("max", _infer_sum, reads="runs", reduces=True)
+_min = Primitive("min", _infer_sum, reads="runs", reduces=True)
 _argmax = Primitive("argmax", _infer_arg_extremum).no_gradient()
 _argmin = Primitive("argmin", _infer_arg_extremum).no_gradient()
 

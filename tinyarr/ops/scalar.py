@@ -140,8 +140,8 @@ _interned: dict[tuple, Expr] = {}
 
 
 def _intern(op: str, args: tuple[Expr, ...], value=None) -> Expr:
-    # repr tells 0.0 from -0.0 and True from 1, which compare equal.
-    key = (op, *map(id, args), type(value), repr(value))
+    # The type tells True from 1, and repr 0.0 from -0.0, which compare equal.
+    key = (op, *map(id, args), type(value), repr(value) if type(value) is float else value)
     node = _interned.get(key)
     if node is None:
         node = object.__new__(Expr)

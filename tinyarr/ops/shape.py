@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -50,7 +51,12 @@ def _slice_gradient(g, *, starts, stops, steps, shapes):
     return apply(_unslice, g, shape=shapes[0], starts=starts, stops=stops, steps=steps)
 
 
-_unslice = Primitive("unslice", lambda shapes, dtypes, *, shape, starts, stops, steps: [(shape, dtypes[0])])
+_unslice = Primitive(
+    "unslice",
+    lambda shapes, dtypes, *, shape, starts, stops, steps: [(shape, dtypes[0])],
+    moves=True,
+    parts=lambda shapes, params: [params["starts"]] if set(params["steps"]) <= {1} else None,
+)
 
 
 @_unslice.gradient
@@ -170,7 +176,13 @@ def _common(types):
     return dtypes.result_type(*types)
 
 
-_concat = Primitive("concat", _infer_concat, variadic=True, promotes=_common)
+def _concat_parts(shapes, params):
+    axis = params["axis"]
+    ends = itertools.accumulate((s[axis] for s in shapes), initial=0)
+    return [(0,) * axis + (start,) + (0,) * (len(s) - axis - 1) for s, start in zip(shapes, ends, strict=False)]
+
+
+_concat = Primitive("concat", _infer_concat, variadic=True, promotes=_common, moves=True, parts=_concat_parts)
 
 
 @_concat.gradient

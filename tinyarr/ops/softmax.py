@@ -54,13 +54,23 @@ def _infer(shapes, types):
     return [(shapes[-1], types[-1])]
 
 
-_softmax = Primitive("softmax", _infer, composite=_softmax_composite)
-_log_softmax = Primitive("log_softmax", _infer, composite=_log_softmax_composite)
+_softmax = Primitive("softmax", _infer, composite=_softmax_composite, reads="runs", overwrites=0)
+_log_softmax = Primitive("log_softmax", _infer, composite=_log_softmax_composite, reads="runs", overwrites=0)
 _softmax_gradient = Primitive(
-    "softmax_gradient", _infer, inputs=("g", "out"), outputs=("dx",), composite=_softmax_gradient_composite
+    "softmax_gradient",
+    _infer,
+    inputs=("g", "out"),
+    outputs=("dx",),
+    composite=_softmax_gradient_composite,
+    overwrites=0,
 )
 _log_softmax_gradient = Primitive(
-    "log_softmax_gradient", _infer, inputs=("g", "out"), outputs=("dx",), composite=_log_softmax_gradient_composite
+    "log_softmax_gradient",
+    _infer,
+    inputs=("g", "out"),
+    outputs=("dx",),
+    composite=_log_softmax_gradient_composite,
+    overwrites=0,
 )
 
 

@@ -8,7 +8,8 @@ themselves they are computed in float64 and int64, and they take the dtype of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import operator
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .. import dtypes
@@ -116,7 +117,7 @@ def type_expression(
     typed: dict[Expr, tuple[int, Type]] = {}
 
     def emit(op: str, args: tuple[int, ...], dtype: Dtype, value=None, is_uniform: bool | None = None) -> int:
-        key = (op, args, dtype, type(value), repr(value))
+        key = (op, args, dtype, type(value), repr(value) if type(value) is float else value)
         if key not in known:
             if is_uniform is None:
                 is_uniform = all(values[a].uniform for a in args)
@@ -177,19 +178,75 @@ def type_expression(
         else:
             numbers.append(convert(number, store.compute))
         stores.append(store)
-    return Typed(tuple(values), tuple(numbers), tuple(stores))
+    expression = Typed(tuple(values), tuple(numbers), tuple(stores))
+    return with_integers(name, expression, {}) if any(map(_is_wide, values)) else expression
+
+
+COMPARISONS = {
+    "equal": operator.eq, "not_equal": operator.ne, "less": operator.lt, "less_equal": operator.le,
+    "greater": operator.gt, "greater_equal": operator.ge,
+}  # fmt: skip
+
+
+def with_integers(name: str, typed: Typed, given: dict[int, int]) -> Typed:
+    """The expression with Python integers as constants in the place of some inputs, the others numbered anew.
+
+    An integer that int64 can't hold may be cast, or compared with what int64 holds; else it raises DtypeError.
+    """
+    values: list[Value] = []
+    for v in typed.values:
+        args = [values[a] for a in v.args]
+        if v.op == "input" and v.value in given:
+            v = Value("constant", (), v.dtype, given[v.value], True)
+        elif v.op == "input":
+            v = replace(v, value=v.value - sum(i < v.value for i in given))
+        elif any(map(_is_wide, args)):
+            if v.op == "cast":
+                result = dtype_constant(name, args[0].value, v.dtype)
+            elif v.op in COMPARISONS:  # any int64 is on the same side of it as 0 is
+                result = COMPARISONS[v.op](*(a.value if a.op == "constant" else 0 for a in args))
+            else:
+                raise _too_wide(name, next(a.value for a in args if _is_wide(a)), dtypes.int64)
+            v = Value("constant", (), v.dtype, result, True)
+        values.append(v)
+    for n in typed.outputs:
+        if _is_wide(values[n]):
+            raise _too_wide(name, values[n].value, dtypes.int64)
+    # Nothing uses the wide ones any more, and no backend could say them.
+    return replace(typed, values=tuple(replace(v, value=0) if _is_wide(v) else v for v in values))
+
+
+def fits_int64(value: int) -> bool:
+    return -(2**63) <= value < 2**63
+
+
+def _is_wide(v: Value) -> bool:
+    return v.op == "constant" and v.dtype is dtypes.int64 and not fits_int64(v.value)
+
+
+def integer_casts(typed: Typed) -> list[tuple[int, Dtype]]:
+    """The numbers of inputs that are cast before anything else is done to them, and to which dtypes."""
+    casts = [(typed.values[v.args[0]], v.dtype) for v in typed.values if v.op == "cast"]
+    return [(source.value, dtype) for source, dtype in casts if source.op == "input"]
+
+
+def _too_wide(name: str, value: int, dtype: Dtype) -> DtypeError:
+    shown = value if value.bit_length() <= 128 else f"of {value.bit_length()} bits"
+    advice = "use a float or astype" if dtype is dtypes.int64 else "use astype on the tensor first"
+    return DtypeError(f"{name}: the Python integer {shown} does not fit {dtype.name}: {advice}")
 
 
 def dtype_constant(name: str, value, dtype: Dtype):
     """A Python scalar as a constant of `dtype`. Raises DtypeError for an integer that the dtype can't hold."""
     if dtype.kind == "float":
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise _too_wide(name, value, dtype) from None
     if dtype.kind == "bool":
         return bool(value)
     bits = dtype.itemsize * 8 - (dtype.kind == "signed")
     low = -(2**bits) if dtype.kind == "signed" else 0
     if not low <= value < 2**bits:
-        raise DtypeError(
-            f"{name}: the Python integer {value} does not fit {dtype.name}: use astype on the tensor first"
-        )
+        raise _too_wide(name, value, dtype)
     return int(value)

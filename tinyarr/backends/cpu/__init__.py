@@ -14,6 +14,7 @@ import numpy as np
 from ...array import Array, Storage
 from ...device import Device
 from ...dtypes import Dtype
+from ...ops.elementwise_primitive import Pointwise
 from ...program import Graph, Plan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
@@ -45,6 +46,7 @@ class CpuBackend:
     """Memory and kernels of the device `cpu`."""
 
     joins = False
+    stops = True
 
     def __init__(self, device: Device):
         self._device = device
@@ -77,10 +79,10 @@ class CpuBackend:
         pass
 
     def kernel(self, call: Any) -> Kernel | None:
-        if hasattr(call.primitive, "typed"):
+        if isinstance(call.primitive, Pointwise):
             specs, function, in_place, layout = expression.compile_call(call)
             return Kernel(self._with_scratch(specs, function), _layouts(layout), in_place)
-        record = KERNELS.get(call.primitive.name)
+        record = KERNELS.get(call.primitive)
         if record is None:
             return None
         specs = list(record.scratch(call)) if record.scratch else []
@@ -104,13 +106,22 @@ class CpuBackend:
 
         return run
 
-    def program(self, graph: Graph, plan: Plan) -> Any | None:
-        """The plan as a C library; None, with a warning, where there is no C compiler with OpenMP, or it can't work.
-
-        Raises SourceError where it rejects the plan's code.
-        """
+    def holds(self, call: Any) -> bool:
+        """What C can't say and has no composite makes the program run NumPy's kernels."""
         from .c import library  # here: who compiles nothing needs none of it
 
+        return library.is_written(call.primitive) or (call.primitive.composite is None and call.primitive in KERNELS)
+
+    def program(self, graph: Graph, plan: Plan) -> Any | None:
+        """The plan as a C library; None, with a warning, where there is no C compiler that works, or no C kernel.
+
+        Raises SourceError where the compiler rejects the plan's code.
+        """
+        from .c import library
+
+        for primitive in library.not_written(plan):
+            _warn_of_numpy(f"{primitive.name} has no C kernel and no composite")
+            return None
         try:
             c_compiler.check_openmp()
             self._pool.give_back()  # a program works in an arena of its own
@@ -127,7 +138,7 @@ class CpuBackend:
     def scratch(self, graph: Graph, plan: Plan) -> int:
         from .c import library
 
-        return library.scratch_of(graph, plan)
+        return 0 if library.not_written(plan) else library.scratch_of(graph, plan)
 
     def synchronize(self) -> None:
         pass

@@ -9,13 +9,17 @@ from typing import Any
 import numpy as np
 
 from ...errors import RankError
+from ...ops import collective
+from ...ops.collective import Collective
 from .registry import kernel
 
 
-def begin(name: str, x: np.ndarray, out: np.ndarray, scratch: Sequence[np.ndarray], params: dict[str, Any]) -> Callable:
+def begin(
+    primitive: Collective, x: np.ndarray, out: np.ndarray, scratch: Sequence[np.ndarray], params: dict[str, Any]
+) -> Callable:
     """Begins a collective; the function that it returns ends it. Nothing may touch the arrays in between."""
     group = params["group"]
-    number = group.begin(name)
+    number = group.begin(primitive.name)
     if group.size == 1:
         np.copyto(out, x)
         return lambda: None
@@ -23,7 +27,7 @@ def begin(name: str, x: np.ndarray, out: np.ndarray, scratch: Sequence[np.ndarra
     np.copyto(sent, x, casting="unsafe")
     if x.dtype == np.bool_:
         sent, received = sent.view(np.uint8), received.view(np.uint8)
-    request = _STARTS[name](_communicator(group), sent, received, **params)
+    request = _STARTS[primitive](_communicator(group), sent, received, **params)
 
     def finish() -> None:
         group.wait(request.Test, number)
@@ -103,23 +107,31 @@ def _bytes(x: np.ndarray) -> np.ndarray:
 def widened(call: Any) -> list[tuple[tuple[int, ...], Any]]:
     """Scratch: the operand and the result in float32, where MPI can't add them up as they are."""
     dtype = call.in_dtypes[0]
-    if dtype.compute is dtype or call.primitive.name not in _REDUCTIONS:
+    if dtype.compute is dtype or call.primitive not in _REDUCTIONS:
         return []
     return [(shape, np.float32) for shape in (call.in_shapes[0], call.out_shapes[0])]
 
 
-def _register(name: str) -> None:
-    @kernel(name, layouts="dense", scratch=widened)
+def _register(primitive: Collective) -> None:
+    @kernel(primitive, layouts="dense", scratch=widened)
     def run(x, out, *scratch, **params):
-        begin(name, x, out, scratch, params)()
+        begin(primitive, x, out, scratch, params)()
 
 
-_REDUCTIONS: dict[str, Callable] = {"all_reduce": _all_reduce, "reduce": _reduce, "reduce_scatter": _reduce_scatter}
-_STARTS: dict[str, Callable] = {**_REDUCTIONS, "broadcast": _broadcast, "all_gather": _all_gather}
-for _name in _STARTS:
-    _register(_name)
+_REDUCTIONS: dict[Collective, Callable] = {
+    collective._all_reduce: _all_reduce,
+    collective._reduce: _reduce,
+    collective._reduce_scatter: _reduce_scatter,
+}
+_STARTS: dict[Collective, Callable] = {
+    **_REDUCTIONS,
+    collective._broadcast: _broadcast,
+    collective._all_gather: _all_gather,
+}
+for _primitive in _STARTS:
+    _register(_primitive)
 
 
-@kernel("wait", layouts="dense")
+@kernel(collective.wait, layouts="dense")
 def wait(x, out, *, ticket):
     np.copyto(out, x)

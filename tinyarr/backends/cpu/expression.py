@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ... import dtypes
 from ...dtypes import Dtype
-from ...ops.typing import Typed, Value, dtype_constant
+from ...ops.typing import COMPARISONS, Typed, Value, dtype_constant, fits_int64
 from . import draw
 from .functions import APPROXIMATE, FUNCTIONS, philox_scratch, random_bits
 
@@ -133,6 +134,9 @@ class _Program:
         self.constants = [v.dtype.numpy.type(v.value) if v.op == "constant" else None for v in values] + [None]
         self.uniform_inputs = [(i, v.value) for i, v in enumerate(values) if v.op == "input" and v.uniform]
         self.inputs = [(i, v.value) for i, v in enumerate(values) if v.op == "input" and not v.uniform]
+        used = {a for v in values if v.op != "cast" and v.op not in COMPARISONS for a in v.args} | {*typed.outputs}
+        # The inputs that int64 must hold.
+        self.integers = [k for i, k in self.uniform_inputs if values[i].dtype is dtypes.int64 and i in used]
         computed = [i for i, v in enumerate(values) if v.op not in ("input", "constant")]
         self.uniform = [(i, _function(values[i]), values[i].args) for i in computed if values[i].uniform]
         varying = [i for i in computed if not values[i].uniform]
@@ -189,6 +193,9 @@ class _Program:
         known = self.constants.copy()
         for i, k in self.uniform_inputs:
             known[i] = inputs[k]
+        for k in self.integers:
+            if type(inputs[k]) is int and not fits_int64(inputs[k]):
+                raise OverflowError(inputs[k])  # NumPy would compute with Python's integers
         for i, function, args in self.uniform:
             known[i] = function(*[known[a] for a in args])
         return known

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ...ops.primitive import Primitive, defined
+
 Layouts = tuple[str, ...] | str | Callable[[Any], str] | None
 
 
@@ -22,17 +24,17 @@ class Record:
     takes_lists: bool
 
 
-KERNELS: dict[str, Record] = {}
+KERNELS: dict[Primitive, Record] = {}
 
 
 def kernel(
-    name: str,
+    primitive: Primitive | str,
     *,
     layouts: Layouts = None,
     scratch: Callable[[Any], Sequence[tuple[tuple[int, ...], Any]]] | None = None,
     takes_lists: bool = False,
 ) -> Callable[[Callable], Callable]:
-    """Decorator: the function is the NumPy kernel of the primitive `name`.
+    """Decorator: the function is the NumPy kernel of a primitive, which is given itself or by its name.
 
     It receives the inputs, then the outputs, then the scratch arrays, as np.ndarrays, and the call's parameters by
     keyword. It writes every element of every output and allocates nothing that grows with the operands. With
@@ -41,7 +43,7 @@ def kernel(
     """
 
     def register(function: Callable) -> Callable:
-        KERNELS[name] = Record(function, layouts, scratch, takes_lists)
+        KERNELS[defined(primitive)] = Record(function, layouts, scratch, takes_lists)
         return function
 
     return register

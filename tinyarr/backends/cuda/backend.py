@@ -16,6 +16,10 @@ from ...cuda import warn_if_missing
 from ...device import Device
 from ...distributed.group import watching
 from ...dtypes import Dtype
+from ...ops.attention import _attention
+from ...ops.elementwise_primitive import Pointwise
+from ...ops.matmul import _matmul
+from ...ops.typing import dtype_constant, integer_casts
 from ...program import Graph
 from ...program import Plan as ProgramPlan
 from ...views import Shape
@@ -32,7 +36,7 @@ from .program import Program
 from .registry import Input, Operand, Output, Plan
 from .reports import Reports
 
-USES = {"matmul": "cuBLASLt", "scaled_dot_product_attention": "cuDNN"}  # without which they are slower
+USES: dict[Any, str] = {_matmul: "cuBLASLt", _attention: "cuDNN"}  # without which they are slower
 STAGED = 32 * 2**20  # bytes; what is smaller goes through pinned memory, without waiting for the copy
 
 
@@ -50,6 +54,7 @@ class CudaBackend:
     """Memory and kernels of one device, on one stream; another copies small tensors from the host."""
 
     joins = True
+    stops = False
 
     def __init__(self, device: Device):
         self.device = device
@@ -168,9 +173,12 @@ class CudaBackend:
         self.synchronize()
         return result
 
+    def holds(self, call: Any) -> bool:
+        return planning.planner(call) is not None
+
     def kernel(self, call: Any) -> Kernel | None:
-        if call.primitive.name in USES and call.in_dtypes[0].is_float:
-            warn_if_missing(USES[call.primitive.name])
+        if call.primitive in USES and call.in_dtypes[0].is_float:
+            warn_if_missing(USES[call.primitive])
         plan = planning.planner(call)
         if plan is None:
             return None
@@ -178,6 +186,7 @@ class CudaBackend:
         inputs_count = len(call.in_shapes)
         bound: dict[tuple, Callable] = {}
         loader = self.loader
+        name, casts = call.primitive.name, _casts_of_integers(call)
 
         def prepare(key: tuple) -> Callable:
             operands = [
@@ -188,6 +197,8 @@ class CudaBackend:
             return found
 
         def function(inputs: Sequence[Any], outputs: Sequence[Handle]) -> None:
+            for i, dtype in casts:
+                dtype_constant(name, inputs[i], dtype)
             key = tuple([x.layout if type(x) is Handle else None for x in (*inputs, *outputs)])
             addresses = [x.address if type(x) is Handle else bits(x) for x in inputs]
             with self.lock:
@@ -197,7 +208,7 @@ class CudaBackend:
                     run = prepare(key)
                 run(addresses, [x.address for x in outputs])
 
-        return Kernel(function, planning.layouts(call), in_place=hasattr(call.primitive, "typed"))
+        return Kernel(function, planning.layouts(call), in_place=isinstance(call.primitive, Pointwise))
 
     def dlpack(self, array: Array, **options: Any) -> Any:
         with self.lock:
@@ -251,3 +262,11 @@ class CudaBackend:
         """Enters; what is launched next finds what came from the host, all of it or what these arrays show."""
         self.enter()
         self._arrivals.wait_for(arrays)
+
+
+def _casts_of_integers(call: Any) -> list[tuple[int, Dtype]]:
+    """The operands that are Python integers, and the dtypes that must hold them, where a kernel would cut them off."""
+    if not isinstance(call.primitive, Pointwise) or "signed" not in call.in_dtypes:
+        return []
+    casts = integer_casts(call.primitive.typed(call.in_shapes, call.in_dtypes, call.params))
+    return [(i, dtype) for i, dtype in casts if call.in_dtypes[i] == "signed" and not dtype.is_float]

@@ -15,6 +15,7 @@ from ... import dtypes, views
 from ...distributed.group import Group, watching
 from ...dtypes import Dtype
 from ...errors import RankError
+from ...ops import collective
 from . import elementwise
 from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, kernel, library
 
@@ -111,7 +112,7 @@ for _name in (*REDUCTIONS, "broadcast", "all_gather"):
     _register(_name)
 
 
-@kernel("wait", layouts="dense")
+@kernel(collective.wait, layouts="dense")
 def wait(inputs, outputs, *, ticket):
     """In eager mode, where each collective has been waited for. Programs wait as `Lowering` says."""
     return Plan(elementwise.copy((inputs[0], Input(0)), (outputs[0], Output(0))))

@@ -12,6 +12,9 @@ from functools import partial
 from typing import Any
 
 from ... import eager, views
+from ...ops.collective import wait
+from ...ops.create import _copy
+from ...ops.shape import _concat, _unslice
 from ...program import Copy, Graph, Group, Node, Place, Read, Value
 from ...program import Plan as ProgramPlan
 from ...views import View
@@ -77,9 +80,9 @@ class Lowering:
                 self._copy(self._at(step.read.value, step.read.view), self._at(step.target, view))
         elif isinstance(step, Group):
             self._group(step)
-        elif step.call.primitive.name == "copy" and self._is_there(step.inputs[0], step.outputs[0]):
+        elif step.call.primitive is _copy and self._is_there(step.inputs[0], step.outputs[0]):
             pass
-        elif step.call.primitive.name in ("concat", "unslice"):
+        elif step.call.primitive in (_concat, _unslice):
             self._arrange(step)
         elif "ticket" in step.call.params:
             self._collective(step)
@@ -126,7 +129,7 @@ class Lowering:
         """Begins or ends one. Between the two it works where its operand and its result are, never in scratch."""
         call = node.call
         read, made = self._at(*node.inputs[0]), self._made(node.outputs[0], call.out_shapes[0])
-        if call.primitive.name != "wait":
+        if call.primitive is not wait:
             planner = planning.planner(call)
             assert planner is not None and _suits(read, "dense") and _suits(made, "dense")
             self._add(call.primitive.name, collective.begun(planner([read.operand], [made.operand])), [read], [made])

@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from ... import views
+from ...ops.elementwise_primitive import Pointwise
 from ...ops.typing import Typed, Value
+from ..scalar_source import identifier
 from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
 from .registry import KERNELS, Input, Operand, Output, Plan
 from .slots import Filling, fill
@@ -23,16 +25,17 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
 
     in_place: the first output is the memory of the first input.
     """
-    if hasattr(call.primitive, "typed"):
+    if isinstance(call.primitive, Pointwise):
         typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
 
         def plan_elementwise(inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
             sources = [(x, Input(i)) for i, x in enumerate(inputs)]
             targets = [(y, Output(i)) for i, y in enumerate(outputs)]
-            return Plan(elementwise.plan(call.primitive.name, typed, call.out_shapes[0], sources, targets))
+            name = identifier(call.primitive.name)
+            return Plan(elementwise.plan(name, typed, call.out_shapes[0], sources, targets))
 
         return plan_elementwise
-    record = KERNELS.get(call.primitive.name)
+    record = KERNELS.get(call.primitive)
     if record is None or record.plan(*dense_operands(call), **call.params) is None:
         return None
     plan, params, copies = record.plan, call.params, record.updates and not in_place
@@ -91,7 +94,7 @@ def dense_operands(call: Any) -> tuple[list[Operand], list[Operand]]:
 
 def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
     """What each operand's strides must suit (eager.fit); None where any do."""
-    record = None if hasattr(call.primitive, "typed") else KERNELS[call.primitive.name]
+    record = None if isinstance(call.primitive, Pointwise) else KERNELS[call.primitive]
     if record is None or record.layouts is None:
         return None
     each = (record.layouts,) * len(call.in_shapes) if isinstance(record.layouts, str) else record.layouts
@@ -100,5 +103,5 @@ def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
 
 def out_layouts(call: Any) -> tuple[str, ...]:
     """What each result's strides must suit."""
-    record = None if hasattr(call.primitive, "typed") else KERNELS[call.primitive.name]
+    record = None if isinstance(call.primitive, Pointwise) else KERNELS[call.primitive]
     return ("any" if record is None else record.out_layout(call),) * len(call.out_shapes)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ...ops.primitive import Primitive, defined
 from ...views import Shape
 
 
@@ -127,24 +128,24 @@ class Record:
     updates: bool
 
 
-KERNELS: dict[str, Record] = {}
+KERNELS: dict[Primitive, Record] = {}
 
 # prepare(spec) -> run(stream, *addresses). What a library works in is a scratch block of the plan.
 LIBRARIES: dict[str, Callable[[Any], Callable[..., None]]] = {}
 
 
 def kernel(
-    name: str, *, layouts: tuple[str, ...] | str | None = None, out_layout: Callable[[Any], str] = lambda call: "dense",
-    updates: bool = False,
+    primitive: Primitive | str, *, layouts: tuple[str, ...] | str | None = None,
+    out_layout: Callable[[Any], str] = lambda call: "dense", updates: bool = False,
 ) -> Callable[[Callable], Callable]:
-    """Decorator: the function plans the primitive `name`.
+    """Decorator: the function plans a primitive, which is given itself or by its name.
 
     It gets the inputs' and outputs' Operands (which a primitive with any number of them lists) and the call's
     parameters by keyword. It returns None for operands that only the composite can serve.
     """
 
     def register(function: Callable) -> Callable:
-        KERNELS[name] = Record(function, layouts, out_layout, updates)
+        KERNELS[defined(primitive)] = Record(function, layouts, out_layout, updates)
         return function
 
     return register

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...ops import shape as ops
 from ...views import Shape
 from . import elementwise
 from .registry import Input, Launch, Operand, Output, Plan, kernel
@@ -22,7 +23,7 @@ def unslice(inputs, outputs, *, shape, starts, stops, steps):
 
 def arrange(call: Any, inputs: Sequence[Operand], out: Operand, placed: Sequence[bool]) -> list[Launch]:
     """The launches of a concat or unslice call, some of whose inputs stand in their place in the result already."""
-    if call.primitive.name == "concat":
+    if call.primitive is ops._concat:
         return _concat(inputs, out, placed, call.params["axis"])
     return _unslice(inputs[0], out, placed[0], call.params["starts"], call.params["steps"])
 

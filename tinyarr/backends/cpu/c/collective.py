@@ -44,7 +44,7 @@ class Step:
         out = _array(addresses[self.made[0]] + self.made[1], call.out_shapes[0], call.out_dtypes[0].numpy)
         _, pieces = plan_scratch(widened(call))
         wide = [_array(scratch + self.held + offset, shape, dtype) for shape, dtype, offset in pieces]
-        finish = begin(call.primitive.name, x, out, wide, call.params)
+        finish = begin(call.primitive, x, out, wide, call.params)
         if ticket is None:
             finish()
         else:

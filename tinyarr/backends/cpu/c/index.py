@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .... import views
+from ....ops.primitive import Bounds
 from ...scalar_source import TYPES, cast
 from .elementwise import copied, filled
 from .kernel import Operand, Site, indented, kernel, loop, parallel
@@ -21,6 +22,17 @@ def _index(indices: Operand, number: str, size: int, wrap: bool) -> str:
         f"if (index < 0 || index >= {size}) {{\n"
         f"    report(error, launch, {number}, {at});\n    index = 0;\n}}"
     )
+
+
+def checked(indices: Operand, bounds: Bounds) -> str:
+    """Reports indices out of bounds, before they are used or where nothing is there that they could be used for."""
+    ignored = "" if bounds.ignored is None else f" && index != {bounds.ignored}"
+    body = "\n".join([
+        f"int64_t index = {indices.name}[{indices.offset('k', range(len(indices.shape)))}];",
+        f"if ((index < {bounds.low} || index >= {bounds.high}){ignored})",
+        "    report(error, launch, k, index);",
+    ])  # fmt: skip
+    return loop("k", indices.size, body, parallel(indices.size, indices.size))
 
 
 @kernel("take")

@@ -6,12 +6,14 @@ on shapes alone, so the number of threads changes no bit.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .... import views
 from ....dtypes import Dtype
+from ....ops.primitive import Primitive, defined
 from ....views import Shape
 from ...scalar_source import TYPES, cast, constant, element
 
@@ -127,18 +129,17 @@ class Site:
         return dtype.name
 
 
-KERNELS: dict[str, Callable[[Site], str]] = {}
+KERNELS: dict[Primitive, Callable[[Site], str]] = {}
 
 
-def kernel(*names: str) -> Callable[[Callable], Callable]:
-    """Decorator: `function(site)` gives the body of the C function of these primitives.
+def kernel(primitive: Primitive | str, **options: Any) -> Callable[[Callable], Callable]:
+    """Decorator: `function(site, **options)` gives the body of the C function of a primitive.
 
     The body sees the operands by their names, `scratch`, and, to report a bad index, `error` and `launch`.
     """
 
     def register(function: Callable) -> Callable:
-        for name in names:
-            KERNELS[name] = function
+        KERNELS[defined(primitive)] = functools.partial(function, **options) if options else function
         return function
 
     return register

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import json
 import string
 import threading
 from collections.abc import Callable, Sequence
@@ -16,16 +15,21 @@ import numpy as np
 from .... import diagnostics, dtypes, views
 from ....array import Array, empty
 from ....errors import OutOfBounds
+from ....forking import renew_in_children
 from ....ops.collective import Collective, wait
+from ....ops.create import _copy
+from ....ops.elementwise_primitive import Pointwise
+from ....ops.primitive import Primitive
 from ....ops.typing import Typed
 from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import Shape, View
-from ...scalar_source import TYPES
+from ...scalar_source import TYPES, identifier
 from .. import c_compiler
 from ..memory import Pool
-from ..threads import thread_count
+from ..threads import team, thread_count
 from . import collective
 from .elementwise import copied, elementwise
+from .index import checked
 from .kernel import KERNELS, Operand, Site, indented
 from .source import Source
 
@@ -61,6 +65,10 @@ class _Generator:
         self.told = diagnostics.asks("launches")
 
     def source(self) -> str:
+        for number, read, bounds in self.plan.checks:
+            launch, name = _Launch(self), self._name(number)
+            indices = launch.read("indices", read, read.value.dtype)
+            self._launch(launch, f"check_{identifier(name)}", checked(indices, bounds), number)
         for number, step in enumerate(self.plan.steps):
             if step is not None:
                 self._step(number, step)
@@ -106,12 +114,13 @@ class _Generator:
             if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
                 return
             site, title = launch.copy(step, view), "copy"
-        elif step.call.primitive.name == "copy" and self._same(step.inputs[0], step.outputs[0]):
+        elif step.call.primitive is _copy and self._same(step.inputs[0], step.outputs[0]):
             return
         elif isinstance(step, Group):
-            site, title = launch.group(step), f"{step.first.call.primitive.name}_{step.call.primitive.name}"
+            site = launch.group(step)
+            title = identifier(f"{step.first.call.primitive.name}_{step.call.primitive.name}")
         else:
-            site, title = launch.node(step), step.call.primitive.name
+            site, title = launch.node(step), identifier(step.call.primitive.name)
         key = site.key
         if key not in self.bodies:  # equal layers make equal calls
             self.bodies[key] = _body(site), site
@@ -123,6 +132,14 @@ class _Generator:
             launch.parameters.append("char *scratch")
             launch.arguments.append("scratch")
             self.scratch = max(self.scratch, site.scratch)
+        self._launch(launch, title, body, number)
+
+    def _name(self, number: int) -> str:
+        step: Any = self.plan.steps[number]
+        return step.call.primitive.name
+
+    def _launch(self, launch: _Launch, title: str, body: str, number: int) -> None:
+        """Calls a function of this body, in step `number`."""
         checks = "report(" in body
         if checks:
             launch.parameters += ["report_t *error", "int64_t launch"]
@@ -134,12 +151,12 @@ class _Generator:
             name = f"{title}_kernel" + (f"_{count}" if count else "")
             self.functions[same] = name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n"
         name, text = self.functions[same]
-        self.kernels.append(Kernel(name, text, step))
+        self.kernels.append(Kernel(name, text, self.plan.steps[number]))
         self.sections[-1].append(f"{name}({', '.join(launch.arguments)});")
         if self.told:
-            self.sections[-1].append(f"launched(&since, {json.dumps(str(self.kernels[-1]))});")
+            self.sections[-1].append(f"launched(&since, {_quoted(str(self.kernels[-1]))});")
         if checks:
-            self.sections[-1].append("if (error->launch >= 0)\n        return;")
+            self.sections[-1].append(f"if (stopped(error, {number}))\n        return;")
 
     def _between(self, node: Node) -> None:
         """A collective begins or ends, when all before it has run."""
@@ -172,11 +189,28 @@ class _Generator:
         return before[place.buffer] + place.number
 
 
+def is_written(primitive: Primitive) -> bool:
+    """Whether there is C for a primitive."""
+    return isinstance(primitive, Pointwise | Collective) or primitive is wait or primitive in KERNELS
+
+
+def not_written(plan: Plan) -> list[Primitive]:
+    """The primitives of a program for which there is no C."""
+    called = (step.call.primitive for step in plan.steps if isinstance(step, Node | Group))
+    return [primitive for primitive in called if not is_written(primitive)]
+
+
 def _body(site: Site) -> str:
     if site.call is None:
         return copied(site.inputs[0], site.outputs[0])
-    is_elementwise = hasattr(site.call.primitive, "typed")
-    return elementwise(site) if is_elementwise else KERNELS[site.call.primitive.name](site)
+    primitive = site.call.primitive
+    body = elementwise(site) if isinstance(primitive, Pointwise) else KERNELS[primitive](site)
+    if primitive.bounds is not None:
+        bounds = primitive.bounds(site.call.in_shapes, site.params)
+        others = [x for x in (*site.inputs, *site.outputs) if x is not site.inputs[bounds.operand]]
+        if not all(x.size for x in others):  # the kernel may look at no index
+            return f"{checked(site.inputs[bounds.operand], bounds)}\n{body}"
+    return body
 
 
 class _Launch:
@@ -212,9 +246,10 @@ class _Launch:
         return Site(None, inputs, [self.write("out", copy.target, view)], self._generator.threads)
 
     def node(self, node: Node) -> Site:
-        names = _names(node.call.primitive.inputs, len(node.inputs))
+        primitive = node.call.primitive
+        names = _names(primitive, primitive.inputs, len(node.inputs), "x")
         inputs = [self.read(*x) for x in zip(names, node.inputs, node.call.in_dtypes, strict=True)]
-        names = _names(node.call.primitive.outputs, len(node.outputs))
+        names = _names(primitive, primitive.outputs, len(node.outputs), "out")
         outputs = [self.made(*y) for y in zip(names, node.outputs, node.call.out_shapes, strict=True)]
         parts = self._generator.plan.parts
         placed = frozenset(i for i, x in enumerate(node.inputs) if isinstance(x, Read) and x.value in parts)
@@ -233,19 +268,27 @@ class _Launch:
         )
         shape, primitive = last.call.in_shapes[0], last.call.primitive
         source = Source.of(expression, shape, inputs, outputs)
-        names = _names(primitive.inputs, len(last.inputs))
+        names = _names(primitive, primitive.inputs, len(last.inputs), "x")
         read = [Operand(names[0], source.dtype, shape, views.contiguous_strides(shape), readonly=True)]
         read += [self.read(*x) for x in zip(names[1:], last.inputs[1:], last.call.in_dtypes[1:], strict=True)]
-        names = _names(primitive.outputs, len(last.outputs))
+        names = _names(primitive, primitive.outputs, len(last.outputs), "out")
         results = [self.made(*y) for y in zip(names, last.outputs, last.call.out_shapes, strict=True)]
         return Site(last.call, read, results, self._generator.threads, expression=source)
 
 
-def _names(names: Sequence[str], count: int) -> list[str]:
-    """A name for each operand; `*parts` stands for any number."""
-    if len(names) == count and not names[-1].startswith("*"):
-        return [f"{n}_" if n in ("default", "double", "float", "int", "for", "if") else n for n in names]
-    return [f"x{i}" for i in range(count)]
+def _names(primitive: Primitive, names: Sequence[str], count: int, numbered: str) -> list[str]:
+    """A name for each operand in C: its own where a kernel written by hand knows it by that, else a number.
+
+    The operands of elementwise operations may bear any name, C's keywords and macros among them.
+    """
+    if not isinstance(primitive, Pointwise) and len(names) == count:
+        return list(names)
+    return [f"{numbered}{i}" for i in range(count)]
+
+
+def _quoted(text: str) -> str:
+    """A text as a C string."""
+    return '"' + "".join(chr(b) if 32 <= b < 127 and b not in b'"\\' else f"\\{b:03o}" for b in text.encode()) + '"'
 
 
 class _Report(ctypes.Structure):
@@ -257,6 +300,7 @@ class Arena:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        renew_in_children(self, "lock", threading.Lock)
         self._block = np.empty(0, np.uint8)
 
     def address(self, size: int, pool: Pool) -> int:
@@ -313,17 +357,18 @@ class Library:
             addresses = [ARENA.address(self.arena, self._pool), *map(_address, states), *map(_address, self._constants)]
             addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
             self._run(addresses, report)
-        for x, written in zip(states, self._written, strict=True):
-            x.storage.version += written
         if report.launch >= 0:
             self._raise(report)
+        for x, written in zip(states, self._written, strict=True):
+            x.storage.version += written
         return results
 
     def _run(self, addresses: Sequence[int], report: _Report) -> None:
         memory = (ctypes.c_void_p * len(addresses))(*addresses)
         begun: dict[int, Callable[[], None]] = {}
+        threads = team(self.threads)
         for section, step in enumerate([*self._between, None]):
-            self._library.run(memory, ctypes.byref(report), self.threads, section)
+            self._library.run(memory, ctypes.byref(report), threads, section)
             if step is None or report.launch >= 0:
                 break
             step.run(addresses, addresses[0] + self._held, begun)

@@ -14,7 +14,8 @@ LOGITS = 1 << 24  # held at once
 ROWS = 1024  # in a block at most
 
 
-@kernel("linear_cross_entropy", "linear_cross_entropy_with_gradients")
+@kernel("linear_cross_entropy")
+@kernel("linear_cross_entropy_with_gradients")
 def linear_cross_entropy(site: Site) -> str:
     """With P = softmax(x W^T) - onehot(targets): dx = P W, dW = P^T x."""
     x, weight, targets = site.inputs

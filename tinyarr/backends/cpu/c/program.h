@@ -43,8 +43,23 @@ typedef struct {
 static inline void report(report_t *error, int64_t launch, int64_t position, int64_t value)
 {
 #pragma omp critical
-    if (error->launch < 0 || (error->launch == launch && position < error->position))
-        *error = (report_t){launch, position, value};
+    if (error->launch < 0 || (error->launch == launch && position < error->position)) {
+        error->position = position;
+        error->value = value;
+#pragma omp atomic write
+        error->launch = launch;
+    }
+}
+
+/* Whether a launch up to this one, all of whose reports a barrier has made visible, met a bad index. A thread that asks
+   late may find what a later launch has reported since, and must answer as all others did, or they wait at a barrier for
+   ever. */
+static inline int stopped(report_t *error, int64_t launch)
+{
+    int64_t first;
+#pragma omp atomic read
+    first = error->launch;
+    return first >= 0 && first <= launch;
 }
 
 /* Says how long ago `since` is, and what was launched meanwhile: for TINYARR_LOG=launches. */

@@ -55,15 +55,18 @@ class _Fold:
         return fold(total, self.type, length, f"{x}[i]", self.start, self.join("{0}", "{1}"))
 
 
-@kernel("sum", "prod", "max", "min")
-def reduction(site: Site) -> str:
+@kernel("sum", name="sum")
+@kernel("prod", name="prod")
+@kernel("max", name="max")
+@kernel("min", name="min")
+def reduction(site: Site, *, name: str) -> str:
     source, (out,), axes = Source.first(site), site.outputs, site.params["axis"]
     kept = [a for a in range(len(source.shape)) if a not in axes]
     if site.params["keepdims"]:
         out = Operand(out.name, out.dtype, tuple(out.shape[a] for a in kept), tuple(out.strides[a] for a in kept))
     if not out.size:
         return ""
-    how, last = _Fold(site.call.primitive.name, out.dtype.compute), len(source.shape) - 1
+    how, last = _Fold(name, out.dtype.compute), len(source.shape) - 1
     if last in kept and source.shape[last] >= FEW:
         return _strips(source.ordered([*kept[:-1], *axes, last]), how, out, source.shape[last])
     return _pieces(site, source.ordered([*kept, *axes]), how, out)
@@ -120,15 +123,16 @@ def _strips(source: Source, how: _Fold, out: Operand, width: int) -> str:
     return loop("job", outer * strips, body, parallel(outer * strips, outer * width * length))
 
 
-@kernel("argmax", "argmin")
-def extreme_position(site: Site) -> str:
+@kernel("argmax", sign=">")
+@kernel("argmin", sign="<")
+def extreme_position(site: Site, *, sign: str) -> str:
     """The first position of the largest or smallest; a NaN counts as both."""
     (x,), (out,), axis = site.inputs, site.outputs, site.params["axis"]
     kept = [a for a in range(len(x.shape)) if a != axis]
     out_axes = kept if site.params["keepdims"] else list(range(len(kept)))
     count = views.size(tuple(x.shape[a] for a in kept))
     compute = x.dtype.compute
-    type_, sign = TYPES[compute], ">" if site.call.primitive.name == "argmax" else "<"
+    type_ = TYPES[compute]
     at = cast(f"x_part[{x.strides[axis]} * i]", x.dtype, compute)
     better = f"value {sign} best || (value != value && best == best)"
     body = "\n".join([

@@ -24,9 +24,9 @@ def _each(n: int, body: str) -> str:
     return loop("i", n, body, "#pragma omp simd")
 
 
-@kernel("layer_norm", "rms_norm")
-def norm(site: Site) -> str:
-    centered = site.call.primitive.name == "layer_norm"
+@kernel("layer_norm", centered=True)
+@kernel("rms_norm", centered=False)
+def norm(site: Site, *, centered: bool) -> str:
     x, weight, *bias = site.inputs
     out, *statistics = site.outputs
     n, compute = x.shape[-1], x.dtype.compute
@@ -53,10 +53,10 @@ def norm(site: Site) -> str:
     return rows(site, [x, out, *map(vector, statistics)], row)
 
 
-@kernel("layer_norm_gradient", "rms_norm_gradient")
-def norm_gradient(site: Site) -> str:
+@kernel("layer_norm_gradient", centered=True)
+@kernel("rms_norm_gradient", centered=False)
+def norm_gradient(site: Site, *, centered: bool) -> str:
     """With h the normalized x and d = g weight: dx = rstd (d - mean(d) - h mean(d h)); mean(d) for layer norm alone."""
-    centered = site.call.primitive.name == "layer_norm_gradient"
     g, x, weight, *statistics = site.inputs
     dx, *totals = site.outputs
     n, compute = x.shape[-1], x.dtype.compute
@@ -113,13 +113,14 @@ def norm_gradient(site: Site) -> str:
     ])  # fmt: skip
 
 
-@kernel("softmax", "log_softmax")
-def softmax(site: Site) -> str:
+@kernel("softmax", log=False)
+@kernel("log_softmax", log=True)
+def softmax(site: Site, *, log: bool) -> str:
     (x,), (out,) = site.inputs, site.outputs
     n, compute = x.shape[-1], x.dtype.compute
     if not x.size:
         return ""
-    t, log = TYPES[compute], site.call.primitive.name == "log_softmax"
+    t = TYPES[compute]
 
     def row(x: Operand, out: Operand) -> str:
         e = f"exp_{compute.name}({x.load('i')} - top)"
@@ -132,14 +133,15 @@ def softmax(site: Site) -> str:
     return rows(site, [x, out], row)
 
 
-@kernel("softmax_gradient", "log_softmax_gradient")
-def softmax_gradient(site: Site) -> str:
+@kernel("softmax_gradient", log=False)
+@kernel("log_softmax_gradient", log=True)
+def softmax_gradient(site: Site, *, log: bool) -> str:
     """dx = out (g - sum(g out)), or g - exp(out) sum(g)."""
     (g, out), (dx,) = site.inputs, site.outputs
     n, compute = g.shape[-1], dx.dtype.compute
     if not g.size:
         return ""
-    t, log = TYPES[compute], site.call.primitive.name == "log_softmax_gradient"
+    t = TYPES[compute]
 
     def row(g: Operand, out: Operand, dx: Operand) -> str:
         gi, y = g.load("i"), out.load("i")

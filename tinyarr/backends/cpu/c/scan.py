@@ -7,12 +7,12 @@ from ...scalar_source import TYPES, cast
 from .kernel import Site, kernel, loop, parallel
 
 
-@kernel("cumulative_sum", "cumulative_prod")
-def scan(site: Site) -> str:
+@kernel("cumulative_sum", first="0", operator="+")
+@kernel("cumulative_prod", first="1", operator="*")
+def scan(site: Site, *, first: str, operator: str) -> str:
     (x,), (out,), axis = site.inputs, site.outputs, site.params["axis"]
     kept = [a for a in range(len(x.shape)) if a != axis]
     count, compute = views.size(tuple(x.shape[a] for a in kept)), out.dtype.compute
-    first, operator = ("0", "+") if site.call.primitive.name == "cumulative_sum" else ("1", "*")
     body = "\n".join([
         f"const {x.type} *x_line = x + {x.offset('n', kept)};",
         f"{out.type} *out_line = out + {out.offset('n', kept)};",
