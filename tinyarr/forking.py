@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+_undone: dict[object, tuple[int, Callable[[], Any]]] = {}
 _locks: weakref.WeakKeyDictionary[Any, tuple[str, Callable[[], Any]]] = weakref.WeakKeyDictionary()
 
 
@@ -25,3 +28,22 @@ def in_children(function: Callable[[], None]) -> None:
 def _renew() -> None:
     for owner, (attribute, make) in list(_locks.items()):
         setattr(owner, attribute, make())
+
+
+@contextlib.contextmanager
+def undone_in_children(undo: Callable[[], Any]) -> Iterator[None]:
+    """Has what the block changes for a while undone in a child that another thread forks meanwhile."""
+    key = object()
+    _undone[key] = threading.get_ident(), undo
+    try:
+        yield
+    finally:
+        del _undone[key]
+
+
+@in_children
+def _undo() -> None:
+    for key, (thread, undo) in reversed(list(_undone.items())):
+        if thread != threading.get_ident():
+            del _undone[key]
+            undo()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import random
+from ..forking import undone_in_children
 from ..ops.primitive import executor
 from ..program import Graph
 from .build import build
@@ -65,12 +67,11 @@ def trace_call(
     templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()})
     found.output = Output(trace, templates)
     observed = Observed(_PACKAGE)
-    with (
-        standing_in({**numbers, **opaque}, capture, args, kwargs) as (args, kwargs),
-        apart_from_history(capture) as outside,
-        random.drawn_by(trace),
-    ):
+    with contextlib.ExitStack() as meanwhile, undone_in_children(meanwhile.close), random.drawn_by(trace):
+        args, kwargs = meanwhile.enter_context(standing_in({**numbers, **opaque}, capture, args, kwargs))
+        outside = meanwhile.enter_context(apart_from_history(capture))
         snapshot = Snapshot(capture)
+        meanwhile.callback(snapshot.restore)
         watched = {path: WatchedArray(x.array) for path, x in capture.tensors.items()}
         token = executor.set(trace)
         try:
@@ -106,7 +107,7 @@ def trace_call(
                 raise
         finally:
             executor.reset(token)
-            snapshot.restore()
+            meanwhile.close()
             trace.restore()
             templates.forget()
     return found
