@@ -20,8 +20,8 @@ from .layout import is_copy, layouts
 from .lives import RUN_BY_RUN, SMALL, Lives, is_elementwise, nbytes
 
 MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
-# Of one kernel. A loop of 64 operations makes vectors of 32 calls of erf or tanh; gcc 12 no longer does of 56, each of which
-# then takes 8 times as long. To store and load what is between two kernels takes far less than so many operations, and
+# Of one kernel. A loop of 64 operations makes vectors of 32 calls of erf or tanh; of 56 calls gcc 12 no longer does, and
+# each takes 8 times as long. To store and load what is between two kernels takes far less than so many operations, and
 # equal pieces of a long chain are one function.
 MOST_OPERATIONS = 64
 

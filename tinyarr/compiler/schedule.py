@@ -76,7 +76,7 @@ def overlap(graph: Graph) -> Graph:
     for position, node in enumerate(begun.nodes):
         keys.append((position, 0))
         if is_wait(node):
-            keys[position] = lives.readers.get(node.outputs[0], [len(begun.nodes)])[0], -1
+            keys[position] = min(lives.readers.get(node.outputs[0], {len(begun.nodes)})), -1
     return _ordered(begun, keys)
 
 
