@@ -120,7 +120,7 @@ class Before:
         for i, ((path, x), old) in enumerate(zip(self._reach.containers, self._contents, strict=True)):
             new = contents(x)
             where = {id(value): key for key, value in old.items() if not isinstance(value, int)}
-            for key in new.keys() | old.keys():
+            for key in old | new:  # in the order in which they came, not in that of a set
                 value = new.get(key, GONE)
                 if value is old.get(key, GONE):
                     continue

@@ -16,7 +16,7 @@ from ..device import Device, default_device
 from ..errors import ArgumentError, TraceError
 from ..ops.primitive import executor
 from ..program import Graph, State
-from ..tape import recording
+from ..tape import recording, watched
 from ..tensor import Tensor, result_tensor
 from .agree import agree
 from .build import build
@@ -139,7 +139,7 @@ class Compiled:
         return self if instance is None else types.MethodType(self, instance)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(executor.get(), Trace):
+        if isinstance(executor.get(), Trace) or watched():  # gradients are looked at one by one
             return self.function(*args, **kwargs)
         with self._lock:
             reach = Reach(self.function, args, kwargs, self._needed)

@@ -20,9 +20,9 @@ from .layout import is_copy, layouts
 from .lives import RUN_BY_RUN, SMALL, Lives, is_elementwise, nbytes
 
 MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
-# Of one kernel. A loop of 64 operations makes vectors of 32 calls of erf or tanh; of 56 calls gcc 12 no longer does, and
-# each takes 8 times as long. To store and load what is between two kernels takes far less than so many operations, and
-# equal pieces of a long chain are one function.
+# Of one kernel. gcc 12 makes vectors of a loop with 32 calls of erf or tanh, and of one with 56 no longer, where each
+# takes 8 times as long. To store and load what is between two kernels takes far less than so many operations, and equal
+# pieces of a long chain are one function.
 MOST_OPERATIONS = 64
 
 
