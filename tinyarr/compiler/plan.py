@@ -40,6 +40,7 @@ class _Planner:
         self.places: dict[Value, Place] = {}
         self.layouts: dict[Value, views.View] = {}
         self.parts: dict[Value, tuple[Value, int]] = {}  # in which value, and how many bytes from its start
+        self.holders: dict[Value, tuple[Value, int]] = {}  # the same of the value that is no part itself
         self.shares: dict[Value, Value] = {}  # the value whose place another one takes over
         self.names: dict[Value, list[Value]] = {}  # by its root, what is in one place while any of it is read
         self.made: dict[Value, int] = {}
@@ -58,7 +59,7 @@ class _Planner:
         size, lives = self._arena()
         for value in self.shares:
             self.places[value] = self.places[self._root(value)]
-        for value, (whole, offset) in self.parts.items():
+        for value, (whole, offset) in self.holders.items():
             place = self.places[whole]
             self.places[value] = place._replace(offset=place.offset + offset)
         return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives, self.guard)
@@ -96,6 +97,8 @@ class _Planner:
                         self.layouts[value] = layout
                         first = sum(a * s for a, s in zip(starts, strides, strict=True))
                         self.parts[value] = out, first * value.dtype.itemsize
+                        holder, start = self.holders.get(out, (out, 0))
+                        self.holders[value] = holder, start + first * value.dtype.itemsize
 
     def _turned(self, node: Node | Group) -> Node | Group:
         """The node, reading each value as it lies."""
@@ -247,7 +250,7 @@ class _Planner:
         for number, step in enumerate(self.steps):
             taken: set[Value] = set()
             for value in writes(step):
-                whole, offset = self._holder(value)
+                whole, offset = self.holders.get(value, (value, 0))
                 if whole in self.places or whole in self.shares or self.made[whole] != number:
                     continue
                 layout = self.layouts.get(value, views.contiguous(value.shape))
@@ -287,14 +290,6 @@ class _Planner:
         if shown is None or any(map(is_of_old, later)):
             return False
         return all(_is_like(x.view, shown) for x in as_it_writes if is_of_old(x))
-
-    def _holder(self, value: Value) -> tuple[Value, int]:
-        """The value within which one is made, itself if there is none, and how many bytes from its start."""
-        offset = 0
-        while value in self.parts:
-            value, more = self.parts[value]
-            offset += more
-        return value, offset
 
     def _root(self, value: Value) -> Value:
         root = value
