@@ -6,7 +6,7 @@ import pytest
 
 import tinyarr as ta
 from tinyarr import Tensor
-from tinyarr.errors import GradientError
+from tinyarr.errors import GradientError, TraceError
 
 
 def spoiled(x):
@@ -48,3 +48,20 @@ def test_a_nan_that_came_from_outside_is_not_blamed_on_an_operation():
     with ta.detect_anomaly():
         (x * 2).backward(Tensor([float("nan")]))
     assert x.grad.isnan().all()
+
+
+def test_a_compiled_step_names_the_line_too():
+    weight = Tensor([0.0, 1.0], requires_grad=True)
+    step = ta.compile(lambda: spoiled(weight).backward())
+    step()
+    with ta.detect_anomaly(), pytest.raises(GradientError, match=rf"sqrt became NaN.*test_anomaly\.py:{LINE}: "):
+        step()
+
+
+def test_a_block_in_a_compiled_function_is_refused():
+    def function(x):
+        with ta.detect_anomaly():
+            return ta.grad(spoiled)(x)
+
+    with pytest.raises(TraceError, match=rf"not there yet.*test_anomaly\.py:{LINE + 1}: .*open it around the call"):
+        ta.compile(function)(Tensor([1.0]))

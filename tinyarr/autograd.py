@@ -11,9 +11,11 @@ import heapq
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import ArgumentError, GradientError, describe
+from . import eager
+from .errors import ArgumentError, GradientError, TraceError, describe
 from .ops.create import copy, ones_like, zeros
 from .ops.elementwise import add, astype, isnan
+from .ops.primitive import executor
 from .ops.reduce import sum_to
 from .ops.shape import reshape
 from .tape import CustomCall, Edge, Node, edge_of, numbers, reachable, recording, set_recording
@@ -195,6 +197,11 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
 
 def _require_numbers(node: Node, gs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
     """Raises GradientError where a gradient is NaN now and was none before."""
+    if executor.get() is not eager:
+        raise TraceError(
+            f"backward: detect_anomaly() was opened in a function that is being compiled, whose gradients are not "
+            f"there yet to be looked at (of {node.name}, computed at {node.line}): open it around the call"
+        )
     with set_recording(False):
         came, made = ([g for g in group if g is not None and isnan(g).any()] for group in (gs, grads))
     if made and not came:

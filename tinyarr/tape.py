@@ -118,7 +118,7 @@ def detect_anomaly() -> Iterator[None]:
     """Context manager: backward raises where a gradient becomes NaN, and names the line that computed the value.
 
     It covers operations recorded inside it, whenever backward reaches them. Each costs a look at the stack and a
-    check of its gradients: for finding a mistake, not for training.
+    check of its gradients: for finding a mistake, not for training. Compiled functions run as they are written.
     """
     global _watched
     _watched += 1
@@ -126,6 +126,11 @@ def detect_anomaly() -> Iterator[None]:
         yield
     finally:
         _watched -= 1
+
+
+def watched() -> bool:
+    """Whether a detect_anomaly() block is open."""
+    return _watched > 0
 
 
 def _caller() -> str:

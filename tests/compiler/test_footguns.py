@@ -4,6 +4,7 @@ import contextvars
 import functools
 import json
 import logging
+import re
 import sys
 import threading
 import warnings
@@ -285,6 +286,47 @@ def test_asking_for_elements_in_a_trace_raises_and_says_what_to_do(read):
     for function in (lambda x: read(x * 2), lambda x: read(captured) + x):
         with pytest.raises(TraceError, match="asked for its elements in a function that is being compiled"):
             ta.compile(function)(Tensor(1.0))
+
+
+def test_what_asks_for_elements_in_a_trace_is_named_with_its_line():
+    counts = Tensor([1, 2])
+    asks = {
+        "repeat": lambda x: ta.repeat(x, counts),
+        "one_hot": lambda x: ta.one_hot(counts),
+        "nonzero": lambda x: ta.nonzero(x),
+        "item": lambda x: x.sum().item(),
+    }
+    for name, function in asks.items():
+        place = f"test_footguns.py:{function.__code__.co_firstlineno}"
+        with pytest.raises(TraceError, match=rf"^{name} \(.*{re.escape(place)}\): a tensor of shape"):
+            ta.compile(function)(ta.ones(2))
+
+
+def test_a_compiled_one_hot_has_its_classes_given_and_refuses_others():
+    run = ta.compile(lambda x: ta.one_hot(x, 3))
+    assert run(Tensor([2, 0])).tolist() == ta.one_hot(Tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
+    for outside in 3, -1:
+        with pytest.raises(OutOfBounds, match=rf"index 1 is {outside}: out of range \(.*test_footguns.py"):
+            run(Tensor([2, outside]))
+
+
+class Held:
+    pass
+
+
+def test_results_are_in_the_order_in_which_attributes_were_set():
+    names = [f"{'xyz'[i % 3]}{i}" for i in range(12)]  # hashes of which the order is another one in each process
+
+    def function(x):
+        for i, name in enumerate(names):
+            setattr(held, name, x * (i + 2))
+
+    held = Held()
+    run = ta.compile(function)
+    run(ta.ones(3))
+    made = [read.value.number for read in run.graphs[0].results]
+    assert made == sorted(made) and len(made) == len(names)
+    assert list(vars(held)) == names
 
 
 def test_what_is_printed_logged_and_warned_of_comes_at_each_call_with_its_values(capsys, caplog, recwarn):

@@ -6,8 +6,11 @@ one view of it is read through all others. Regions of one storage do not overlap
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from .. import views
 from ..array import Array, Storage
@@ -22,19 +25,18 @@ from .capture import Leaf
 from .symbolic_numbers import SymbolicFloat, SymbolicInt
 from .trace import Drawn, Instruction, Trace, TracedStorage
 
+_Ends = tuple[int, int]  # the first element, and the one behind the last
+
 
 class _Region:
     """A stretch of memory: elements `low` to `high` of a storage, seen whole by leaf `leaf` (None: a constant)."""
 
-    def __init__(self, storage: Storage, low: int, high: int, leaf: int | None, like: Array):
-        self.storage, self.low, self.high, self.leaf, self.like = storage, low, high, leaf, like
+    def __init__(self, leaf: int | None, whole: Array):
+        self.storage, self.leaf, self.like = whole.storage, leaf, whole
+        self.low, self.high = self.ends = views.extent(whole.view)
         self.written = False
         self.before: Value
         self.value: Value
-
-
-def _holds(ends: tuple[int, int], low: int, high: int) -> bool:
-    return low == high or (ends[0] <= low and high <= ends[1])  # nothing is anywhere
 
 
 def build(trace: Trace, leaves: Sequence[Leaf], results: Sequence[Tensor]) -> Graph:
@@ -49,12 +51,13 @@ class _Builder:
         self._count = 0
         self._nodes: list[Node | Write] = []
         self._made: dict[int, Value] = {}  # the value of each storage that the trace made
-        self._regions: dict[int, dict[tuple[int, int], _Region]] = {}  # of each storage, by their ends
-        self._tensors: dict[int, dict[tuple[int, int], int]] = {}  # the first leaf of each storage and ends
-        for i, leaf in enumerate(leaves):
-            if isinstance(leaf.object, Tensor):
-                a = leaf.object.array
-                self._tensors.setdefault(id(a.storage), {}).setdefault(views.extent(a.view), i)
+        self._regions: dict[int, dict[_Ends, _Region]] = {}  # of each storage, by their ends
+        self._tensors: dict[int, dict[_Ends, tuple[int | None, Array]]] = {}  # the first leaf of each storage and ends
+        tensors = [(i, leaf.object.array) for i, leaf in enumerate(leaves) if isinstance(leaf.object, Tensor)]
+        for leaf, a in [*tensors, *((None, a) for a in trace.constants)]:
+            self._tensors.setdefault(id(a.storage), {}).setdefault(views.extent(a.view), (leaf, a))
+        self._ends = {storage: np.array([*found]) for storage, found in self._tensors.items()}
+        self._holders: dict[tuple[int, int, int], list[_Ends]] = {}
         self._drawn: dict[Drawn, Value] = {}
         self._floats: dict[str, tuple[Any, Value]] = {}  # what each is, and its value, by the former's repr
 
@@ -83,7 +86,6 @@ class _Builder:
 
     def _find_regions(self, results: Sequence[Array]) -> None:
         """The smallest tensors among the leaves that hold all that is read or written."""
-        constants = {id(c.storage): c for c in self._trace.constants}
         used: list[tuple[Any, bool, str]] = []
         for step in self._trace.instructions:
             used += [(a, False, step.line) for a in step.inputs] + [(a, step.writes, step.line) for a in step.outputs]
@@ -92,65 +94,72 @@ class _Builder:
                 continue
             low, high = views.extent(a.view)
             regions = self._regions.setdefault(id(a.storage), {})
-            region = self._holding(regions, low, high)
+            region = self._holding(a.storage, low, high)
             if region is None:
-                if id(a.storage) in constants:
-                    whole = constants[id(a.storage)]
-                    region = _Region(a.storage, *views.extent(whole.view), None, whole)
-                else:
-                    region = self._from_leaf(a.storage, low, high)
+                region = self._from_leaf(a.storage, low, high)
                 if region is None:
                     raise TraceError(
                         f"compile: {line}: a tensor of shape {a.shape}, dtype {a.dtype.name} comes from outside, but "
                         "no argument, and nothing that the function names, leads to it: pass it as an argument"
                     )
-                regions[region.low, region.high] = region
+                regions[region.ends] = region
             region.written |= written
         for regions in self._regions.values():
-            self._join(regions)
+            while self._join(regions):
+                pass
             for r in regions.values():
                 self._count += 1
                 r.before = r.value = Value(self._count - 1, (r.high - r.low,), r.like.dtype, r.like.device)
 
     def _from_leaf(self, storage: Storage, low: int, high: int) -> _Region | None:
         """The region of the smallest leaf that holds elements low to high."""
-        tensors = self._tensors.get(id(storage), {})
+        holders = self._leaves_holding(storage, low, high)
         ends = (low, high)
-        if ends not in tensors:
-            holding = [found for found in tensors if _holds(found, low, high)]
-            if not holding:
+        if ends not in holders:
+            if not holders:
                 return None
-            ends = min(holding, key=lambda found: found[1] - found[0])
-        leaf = tensors[ends]
-        return _Region(storage, *ends, leaf, self._leaves[leaf].object.array)
+            ends = min(holders, key=lambda found: found[1] - found[0])
+        return _Region(*self._tensors[id(storage)][ends])
 
-    def _join(self, regions: dict[tuple[int, int], _Region]) -> None:
-        """Regions that overlap and are written become one."""
-        ordered = [regions[ends] for ends in sorted(regions)]
+    def _leaves_holding(self, storage: Storage, low: int, high: int) -> Sequence[_Ends]:
+        """The ends of the leaves that hold elements low to high."""
+        key = id(storage), low, high
+        if key not in self._holders:
+            ends = self._ends.get(id(storage), np.empty((0, 2)))  # an array, since a storage may have thousands
+            holds = (ends[:, 0] <= low) & (high <= ends[:, 1]) | (low == high)  # nothing is anywhere
+            self._holders[key] = [(int(a), int(b)) for a, b in ends[holds]]
+        return self._holders[key]
+
+    def _join(self, regions: dict[_Ends, _Region]) -> bool:
+        """Makes one region of those that overlap and are written; whether there were any."""
+        ordered, joined = [regions[ends] for ends in sorted(regions)], False
+        lows = [r.low for r in ordered]
         for i, r in enumerate(ordered):
-            for j in range(i + 1, len(ordered)):
+            for j in range(i + 1, bisect_left(lows, r.high)):
                 other = ordered[j]
-                if other.low >= r.high:
-                    break
-                if (r.written or other.written) and r.low < other.high:
-                    joined = self._from_leaf(r.storage, r.low, max(r.high, other.high))
-                    if joined is None:
+                is_left = regions.get(r.ends) is r and regions.get(other.ends) is other
+                if is_left and (r.written or other.written) and r.low < other.high:
+                    whole = self._from_leaf(r.storage, r.low, max(r.high, other.high))
+                    if whole is None:
                         paths = [self._leaves[x.leaf].path for x in (r, other) if x.leaf is not None]
                         raise TraceError(
                             f"compile: {' and '.join(paths)} share memory that is written: pass what holds both"
                         )
-                    joined.written = True
-                    del regions[r.low, r.high], regions[other.low, other.high]
-                    regions[joined.low, joined.high] = joined
-                    return self._join(regions)
+                    whole.written = joined = True
+                    for part in ordered[bisect_left(lows, whole.low) : bisect_right(lows, whole.high)]:
+                        if part.high <= whole.high:
+                            regions.pop(part.ends, None)
+                    regions[whole.ends] = whole
+        return joined
 
-    @staticmethod
-    def _holding(regions: dict[tuple[int, int], _Region], low: int, high: int) -> _Region | None:
-        exact = regions.get((low, high))  # most often; a search at every read would take longer than all else
-        return exact or next((r for ends, r in regions.items() if _holds(ends, low, high)), None)
+    def _holding(self, storage: Storage, low: int, high: int) -> _Region | None:
+        regions = self._regions[id(storage)]
+        if (low, high) in regions or not regions:  # most often; a search at every read would take longer than all else
+            return regions.get((low, high))
+        return next((regions[ends] for ends in self._leaves_holding(storage, low, high) if ends in regions), None)
 
     def _region(self, a: Array) -> _Region:
-        found = self._holding(self._regions[id(a.storage)], *views.extent(a.view))
+        found = self._holding(a.storage, *views.extent(a.view))
         assert found is not None
         return found
 

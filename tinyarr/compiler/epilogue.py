@@ -66,7 +66,7 @@ class _Epilogues:
         node = None if maker is None else self._nodes[maker]
         if not (is_call(node, _matmul) and isinstance(more, Read)):
             return False
-        (m, n), alone = node.call.out_shapes[0][-2:], lives.readers[product.value] == {position}
+        (m, n), alone = node.call.out_shapes[0][-2:], lives.readers[product.value] == [position]
         shape, wanted = product.view.shape, (m, n) if made is matmul_gelu_gradient else (n,)
         along = more.view.shape == (shape if made is matmul_gelu_gradient else (n,)) and more.value is not product.value
         own = views.reshape(more.view, wanted) if along else None

@@ -19,7 +19,7 @@ from ..errors import ArgumentError, TraceError
 from ..forking import renew_in_children
 from ..ops.primitive import executor
 from ..program import Graph
-from ..tape import recording
+from ..tape import recording, watched
 from ..transforms import is_nested
 from .agree import agree
 from .calls import called
@@ -183,7 +183,7 @@ class Compiled:
         return type(self), (self.function, self._passes, self._build, self._max_programs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(executor.get(), Trace):
+        if isinstance(executor.get(), Trace) or watched():  # gradients are looked at one by one
             return self.function(*args, **kwargs)
         with self._lock:
             mode = recording.get(), is_nested(), default_device()

@@ -21,6 +21,10 @@ from .layout import is_copy, layouts
 from .lives import SMALL, Lives, is_elementwise, nbytes, reads_runs
 
 MOST_OPERANDS = 24  # of one kernel: more need more registers than there are for their addresses
+# Of one kernel. gcc 12 makes vectors of a loop with 32 calls of erf or tanh, and of one with 56 no longer, where each
+# takes 8 times as long. To store and load what is between two kernels takes far less than so many operations, and equal
+# pieces of a long chain are one function.
+MOST_OPERATIONS = 64
 
 
 def fuse(graph: Graph) -> Graph:
@@ -47,10 +51,12 @@ class Fused(Pointwise):
 class _Cluster:
     """Elementwise nodes, makers before readers, that go through the same elements in row-major order.
 
+    operations: of their expressions together, at least one for each.
     end: the node that reads them run by run as its first operand, if any.
     """
 
     nodes: list[Node]
+    operations: int
     end: Node | None = None
 
     @property
@@ -74,7 +80,7 @@ class _Cluster:
         return {x.value for _, x in self.inputs() if isinstance(x, Read)}
 
     def joined_to(self, consumer: _Cluster) -> _Cluster:
-        return _Cluster(self.nodes + consumer.nodes, consumer.end)
+        return _Cluster(self.nodes + consumer.nodes, self.operations + consumer.operations, consumer.end)
 
 
 class _Fusion:
@@ -83,7 +89,7 @@ class _Fusion:
         self._lives = Lives(graph)
         laid = layouts(graph)
         self._clusters: list[_Cluster | None] = [_cluster(n, laid) for n in graph.nodes]
-        self._gone: set[int] = set()
+        self._is_left = bytearray(b"\1" * len(graph.nodes))  # of each position; searched as fast as memory is read
         self._calls: dict[tuple, Call] = {}
 
     def graph(self) -> Graph:
@@ -92,9 +98,9 @@ class _Fusion:
                 while (producer := self._producer_for(position)) is not None:
                     self._join(producer, position)
         nodes = [
-            node if cluster is None or len(cluster.all_nodes) == 1 else self._fused(cluster)
+            node if cluster is None or len(cluster.all_nodes) == 1 else self._fused(cluster, position)
             for position, (node, cluster) in enumerate(zip(self._graph.nodes, self._clusters, strict=True))
-            if position not in self._gone
+            if self._is_left[position]
         ]
         return replace(self._graph, nodes=nodes)
 
@@ -110,7 +116,9 @@ class _Fusion:
 
     def _may_join(self, producer: int, consumer: int) -> bool:
         a, b = self._clusters[producer], self._clusters[consumer]
-        if a is None or b is None or a.end is not None or not self._may_wait(a, producer, consumer):
+        if a is None or b is None or a.end is not None or a.operations + b.operations > MOST_OPERATIONS:
+            return False
+        if not self._may_wait(a, producer, consumer):
             return False
         stored = self._stored(a.joined_to(b), {producer, consumer})
         return _is_one_kernel(a, b, stored) and self._needs_no_more_memory(a, stored, producer, consumer)
@@ -118,12 +126,12 @@ class _Fusion:
     def _may_wait(self, a: _Cluster, producer: int, consumer: int) -> bool:
         """Whether a producer may run where its consumer does: nothing between reads it, nor writes what it reads."""
         lives = self._lives
-        is_read = any(producer < reader < consumer for v in a.outputs for reader in lives.readers.get(v, ()))
+        is_read = any(lives.is_read_between(producer, consumer, v) for v in a.outputs)
         return not is_read and not any(lives.overwritten(v) < consumer for v in a.values_read())
 
     def _needs_no_more_memory(self, a: _Cluster, stored: set[Made], producer: int, consumer: int) -> bool:
         """Whether what a producer reads, and would keep until its consumer runs, is no more than what it makes."""
-        if all(position in self._gone for position in range(producer + 1, consumer)):
+        if 1 not in self._is_left[producer + 1 : consumer]:
             return True
         longer = sum(nbytes(v) for v in a.values_read() if self._lives.ends(v) < consumer)
         return longer <= SMALL + sum(nbytes(v) for v in set(a.outputs) - stored)
@@ -131,18 +139,18 @@ class _Fusion:
     def _stored(self, cluster: _Cluster, positions: set[int]) -> set[Made]:
         """What a cluster makes for others, which stand at other positions."""
         lives = self._lives
-        return {v for v in cluster.outputs if v in lives.kept or not lives.readers.get(v, set()) <= positions}
+        return {v for v in cluster.outputs
+                if v in lives.kept or any(reader not in positions for reader in lives.readers.get(v, ()))}  # fmt: skip
 
     def _join(self, producer: int, consumer: int) -> None:
         a, b = self._clusters[producer], self._clusters[consumer]
         assert a is not None and b is not None
         self._clusters[producer], self._clusters[consumer] = None, a.joined_to(b)
-        self._gone.add(producer)
+        self._is_left[producer] = 0
         self._lives.move(producer, consumer, [v for node in a.nodes for v in _values(node)], a.outputs)
 
-    def _fused(self, cluster: _Cluster) -> Node | Group:
-        """The cluster as one node, or as a group."""
-        (position,) = {self._lives.maker[v] for v in cluster.outputs}
+    def _fused(self, cluster: _Cluster, position: int) -> Node | Group:
+        """The cluster at a position as one node, or as a group."""
         stored = self._stored(cluster, {position})
         if cluster.end is None:
             return self._joined(cluster, tuple(v for v in cluster.outputs if v in stored))
@@ -206,8 +214,9 @@ def _cluster(node: Step, layouts: dict[Made, View]) -> _Cluster | None:
     if not isinstance(node, Node) or (is_copy(node) and not layouts.keys().isdisjoint(_values(node))):
         return None
     if is_elementwise(node):
-        return _Cluster([node])
-    return _Cluster([], node) if reads_runs(node) else None
+        operations = sum(v.op not in ("input", "constant") for v in _typed(node.call).values)
+        return _Cluster([node], max(operations, 1))
+    return _Cluster([], 0, node) if reads_runs(node) else None
 
 
 def _values(node: Node) -> list[Made]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, TypeGuard
@@ -71,15 +72,20 @@ def highest_number(graph: Graph) -> int:
 
 
 class Lives:
-    """maker, readers: by value the positions of the nodes that make and read it. kept: what the program ends with."""
+    """maker, readers: by value the positions of the nodes that make and read it. kept: what the program ends with.
+
+    readers are in ascending order, each once: a weight may have thousands, of which passes ask for the first or last.
+    """
 
     def __init__(self, graph: Graph):
         self.kept = {read.value for read in graph.results} | {s.after for s in graph.states}
         self.maker: dict[Value, int] = {}
-        self.readers: dict[Value, set[int]] = {}
+        self.readers: dict[Value, list[int]] = {}
         for position, node in enumerate(graph.nodes):
             for value in values_read(node):
-                self.readers.setdefault(value, set()).add(position)
+                readers = self.readers.setdefault(value, [])
+                if readers[-1:] != [position]:
+                    readers.append(position)
             for value in made_by(node):
                 self.maker[value] = position
         self._after = {s.before: s.after for s in graph.states if s.after is not s.before}
@@ -89,7 +95,13 @@ class Lives:
         """The position of a value's last reader; END for what outlives the program or was there before it."""
         if value in self.kept or value in self._outside:
             return END
-        return max(self.readers.get(value, ()), default=self.maker.get(value, -1))
+        readers = self.readers.get(value)
+        return readers[-1] if readers else self.maker.get(value, -1)
+
+    def is_read_between(self, first: int, last: int, value: Value) -> bool:
+        """Whether a node reads a value that is behind one position and before another one."""
+        readers = self.readers.get(value, [])
+        return bisect_right(readers, first) < bisect_left(readers, last)
 
     def overwritten(self, value: Value) -> int:
         """Where the state that a value is the old contents of gets its new ones."""
@@ -99,7 +111,10 @@ class Lives:
     def move(self, old: int, new: int, read: Iterable[Value], made: Iterable[Value]) -> None:
         """What stood at a position, and read and made these values, is now part of what stands at another one."""
         for value in read:
-            self.readers[value].discard(old)
-            self.readers[value].add(new)
+            readers = self.readers[value]
+            if self.is_read_between(old - 1, old + 1, value):
+                readers.remove(old)
+            if not self.is_read_between(new - 1, new + 1, value):
+                insort(readers, new)
         for value in made:
             self.maker[value] = new

@@ -33,7 +33,9 @@ class _Planner:
         self.places: dict[Value, Place] = {}
         self.layouts: dict[Value, views.View] = {}
         self.parts: dict[Value, tuple[Value, int]] = {}  # in which value, and how many bytes from its start
+        self.holders: dict[Value, tuple[Value, int]] = {}  # the same of the value that is no part itself
         self.shares: dict[Value, Value] = {}  # the value whose place another one takes over
+        self.names: dict[Value, list[Value]] = {}  # by its root, what is in one place while any of it is read
         self.made: dict[Value, int] = {}
         self.last: dict[Value, int] = {}
         self.steps: list[Any] = []
@@ -54,7 +56,7 @@ class _Planner:
         size, lives = self._arena()
         for value in self.shares:
             self.places[value] = self.places[self._root(value)]
-        for value, (whole, offset) in self.parts.items():
+        for value, (whole, offset) in self.holders.items():
             place = self.places[whole]
             self.places[value] = place._replace(offset=place.offset + offset)
         return Plan(self.steps, self.places, self.layouts, frozenset(self.parts), size, lives, checks, self.guard)
@@ -92,6 +94,8 @@ class _Planner:
                         self.layouts[value] = layout
                         first = sum(a * s for a, s in zip(starts, strides, strict=True))
                         self.parts[value] = out, first * value.dtype.itemsize
+                        holder, start = self.holders.get(out, (out, 0))
+                        self.holders[value] = holder, start + first * value.dtype.itemsize
 
     def _turned(self, node: Node | Group) -> Node | Group:
         """The node, reading each value as it lies."""
@@ -178,8 +182,7 @@ class _Planner:
                 (read,), (value,) = step.inputs, step.outputs
                 whole = read.view == views.contiguous(value.shape) and nbytes(read.value) == nbytes(value)
                 if whole and read.value in self.made and self.parts.keys().isdisjoint({read.value, value}):
-                    self.shares[value] = read.value
-                    self._read_until(value, self.last[value])
+                    self._name(value, read.value)
 
     def _hold_collectives(self) -> None:
         """What a collective reads and makes is held until it is waited for; a sum is made in the place of its operand.
@@ -196,28 +199,35 @@ class _Planner:
             x = self._root(read.value)
             alone = x in self.made and self.last[x] == number and x not in kept and nbytes(x) == nbytes(result)
             if alone and node.call.primitive.overwrites == 0:
-                self.shares[result] = x
+                self._name(result, x)
             self._read_until(x, end)
             if value not in self.parts:
-                self.shares[value] = result
-                self._read_until(value, self.last[value])
+                self._name(value, result)
+
+    def _name(self, value: Value, old: Value) -> None:
+        """Makes a value another name for what `old` names."""
+        root, names = self._root(old), self.names.pop(value, [value])
+        self.shares[value] = root
+        self.names.setdefault(root, [root]).extend(names)
+        self._read_until(root, self.last[value])
+        self.last.update(dict.fromkeys(names, self.last[root]))
 
     def _read_until(self, value: Value, number: int) -> None:
         """What a value names is read until this step, or later, under all its names."""
         root = self._root(value)
-        names = [root, *(v for v in self.shares if self._root(v) is root)]
-        latest = max(number, *(self.last[v] for v in names))
-        self.last.update(dict.fromkeys(names, latest))
+        if number > self.last[root]:
+            self.last.update(dict.fromkeys(self.names.get(root, [root]), number))
 
     def _keep(self) -> None:
         """Values that stand from the beginning in the memory that they are for."""
+        kept = {self._root(v) for v, _ in self.ends}  # which are read once more at the end
         for value, place in self.ends:
             if place.buffer != "state":
                 continue
             state, root = self.graph.states[place.number], self._root(value)
             if root not in self.places and self._may_overwrite(state.before, root):
                 self.places[root] = place
-                while (old := self._rewritten(root)) is not None and self._may_overwrite(state.before, old):
+                while (old := self._rewritten(root, kept)) is not None and self._may_overwrite(state.before, old):
                     self.places[root := old] = place
             else:
                 target = Value(-1, state.before.shape, value.dtype, value.device)
@@ -233,11 +243,10 @@ class _Planner:
                     self.steps[number] = None
         # The numbers of steps stay, so that lives remain right.
 
-    def _rewritten(self, value: Value) -> Value | None:
+    def _rewritten(self, value: Value, kept: set[Value]) -> Value | None:
         """What a value may be made over, which ends there and has no place yet."""
         number = self.made[value]
         step, layout = self.steps[number], self.layouts.get(value, views.contiguous(value.shape))
-        kept = {self._root(v) for v, _ in self.ends}  # which are read once more at the end
         for read in reads(step):
             old = self._root(read)
             if (
@@ -261,7 +270,7 @@ class _Planner:
         for number, step in enumerate(self.steps):
             taken: set[Value] = set()
             for value in writes(step):
-                whole, offset = self._holder(value)
+                whole, offset = self.holders.get(value, (value, 0))
                 if whole in self.places or whole in self.shares or self.made[whole] != number:
                     continue
                 layout = self.layouts.get(value, views.contiguous(value.shape))
@@ -302,18 +311,13 @@ class _Planner:
             return False
         return all(_is_like(x.view, shown) for x in as_it_writes if is_of_old(x))
 
-    def _holder(self, value: Value) -> tuple[Value, int]:
-        """The value within which one is made, itself if there is none, and how many bytes from its start."""
-        offset = 0
-        while value in self.parts:
-            value, more = self.parts[value]
-            offset += more
-        return value, offset
-
     def _root(self, value: Value) -> Value:
-        while value in self.shares:
-            value = self.shares[value]
-        return value
+        root = value
+        while root in self.shares:
+            root = self.shares[root]
+        while value is not root:  # so that a chain of thousands is gone through once
+            self.shares[value], value = root, self.shares[value]
+        return root
 
     def _arena(self) -> tuple[int, dict[Value, tuple[int, int]]]:
         """Offsets by first fit, the largest first: below each value, those that live at the same time."""
@@ -323,17 +327,21 @@ class _Planner:
             if root not in self.places and value not in self.parts:
                 first, last = lives.get(root, (made, made))
                 lives[root] = min(first, made), max(last, self.last[value])
-        placed = np.empty((4, 0), np.int64)  # where each begins and ends, and its life; in the order of where
+        placed = np.empty((4, len(lives)), np.int64)  # where each begins and ends, and its life; in the order of where
         size = 0
-        for value in sorted(lives, key=lambda v: (-nbytes(v), v.number)):
+        for count, value in enumerate(sorted(lives, key=lambda v: (-nbytes(v), v.number))):
             first, last = (0, len(self.steps)) if self.guard else lives[value]
             need = -(-nbytes(value) // ALIGNMENT) * ALIGNMENT + self.guard
-            low, high = placed[:2, (placed[2] <= last) & (placed[3] >= first)]
-            begins = np.concatenate([[0], np.maximum.accumulate(high)])
-            fits = np.flatnonzero(begins[:-1] + need <= low)
-            offset = int(begins[fits[0] if len(fits) else -1])
+            begins, ends, made, read = placed[:, :count]
+            beside = np.flatnonzero((made <= last) & (read >= first))
+            gaps = np.zeros(len(beside) + 1, np.int64)  # where each begins; the last one has no end
+            np.maximum.accumulate(ends[beside], out=gaps[1:])
+            fits = gaps + need <= np.append(begins[beside], np.iinfo(np.int64).max)
+            offset = int(gaps[fits.argmax()])
             self.places[value] = Place("arena", 0, offset)
-            placed = np.insert(placed, np.searchsorted(placed[0], offset), [offset, offset + need, first, last], axis=1)
+            at = begins.searchsorted(offset)
+            placed[:, at + 1 : count + 1] = placed[:, at:count]
+            placed[:, at] = offset, offset + need, first, last
             size = max(size, offset + need)
         return size, lives
 

@@ -8,7 +8,9 @@ that of Jain et al. 2020 ("Checkmate") made greedy.
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,8 +20,9 @@ from .lives import Lives, highest_number, made_by, nbytes, reading, values_read
 
 
 class _Choice(NamedTuple):
-    """The node at position `made` is run again before the one at position `again`."""
+    """The node at position `made` is run again before the one at position `again`, which frees `saved` bytes."""
 
+    saved: int
     made: int
     again: int
 
@@ -29,13 +32,20 @@ def recompute(graph: Graph, budget: int, size: Callable[[Graph], int]) -> Graph:
 
     Warns where all that can be made again does not suffice.
     """
-    if size(graph) <= budget:
+    taken = size(graph)
+    if taken <= budget:
         return graph
-    choices = _choices(graph)
+    choices, alive = _choices(graph)
+    # A plan takes as long as all passes: the first is made where the bytes alive have fallen by what is too much.
+    guess = bisect_left(alive, taken - budget, key=lambda bytes_alive: alive[0] - bytes_alive)
     low, high = 0, len(choices)  # so many are too few, and enough
+    step, was_enough = 1, None
     while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if size(_repeated(graph, choices[:middle])[0]) <= budget else (middle, high)
+        guess = min(max(guess, low + 1), high - 1)
+        is_enough = size(_repeated(graph, choices[:guess])[0]) <= budget
+        low, high = (low, guess) if is_enough else (guess, high)
+        step = 2 * step if is_enough is was_enough else min(step, (high - low + 1) // 2)
+        guess, was_enough = (high - step if is_enough else low + step), is_enough
     least, _ = _repeated(graph, choices[:high])
     if high == len(choices) and (reached := size(least)) > budget:
         warnings.warn(
@@ -45,20 +55,31 @@ def recompute(graph: Graph, budget: int, size: Callable[[Graph], int]) -> Graph:
     return least
 
 
-def _choices(graph: Graph) -> list[_Choice]:
-    """What to make again, in rounds: those that lower the peak most, until nothing lowers it."""
+def _choices(graph: Graph) -> tuple[list[_Choice], list[int]]:
+    """What to make again, in rounds: those that lower the peak most, until nothing lowers it.
+
+    And about how many bytes are alive at the peak with none of them, the first, the first two, and so on.
+    """
     found: list[_Choice] = []
-    while more := _best(graph, found):
+    alive: list[int] = []
+    while True:
+        more, most = _best(graph, found)
+        alive.append(most)
+        if not more:
+            return found, alive
         found += more
-    return found
+        alive += [most - saved for saved in itertools.accumulate(choice.saved for choice in more[:-1])]
 
 
-def _best(graph: Graph, chosen: Sequence[_Choice]) -> list[_Choice]:
-    """What frees most of the memory that is taken where most is, and all that frees at least half as much."""
+def _best(graph: Graph, chosen: Sequence[_Choice]) -> tuple[list[_Choice], int]:
+    """What frees most of the memory that is taken where most is, and all that frees at least half as much.
+
+    And how many bytes are alive there.
+    """
     changed, origins = _repeated(graph, chosen)
     lives = Lives(changed)
-    peak = _fullest(changed, lives)
-    found: list[tuple[int, _Choice]] = []
+    peak, alive = _fullest(changed, lives)
+    found: list[_Choice] = []
     for made, node in enumerate(changed.nodes[:peak]):
         if origins[made] is None or not (isinstance(node, Node) and node.call.primitive.cheap):
             continue
@@ -70,13 +91,13 @@ def _best(graph: Graph, chosen: Sequence[_Choice]) -> list[_Choice]:
                  and peak not in lives.readers[v]]  # fmt: skip
         longer = [v for v in operands if lives.ends(v) < peak]
         saved = sum(map(nbytes, freed)) - sum(map(nbytes, longer))
-        found.append((saved, _Choice(origins[made], origins[later])))  # type: ignore[arg-type]
-    most = max((saved for saved, _ in found), default=0)
-    return [choice for saved, choice in sorted(found, reverse=True) if saved > 0 and 2 * saved >= most]
+        found.append(_Choice(saved, origins[made], origins[later]))  # type: ignore[arg-type]
+    most = max((choice.saved for choice in found), default=0)
+    return [choice for choice in sorted(found, reverse=True) if choice.saved > 0 and 2 * choice.saved >= most], alive
 
 
-def _fullest(graph: Graph, lives: Lives) -> int:
-    """The position at which most bytes are alive."""
+def _fullest(graph: Graph, lives: Lives) -> tuple[int, int]:
+    """The position at which most bytes are alive, and how many."""
     change = [0] * (len(graph.nodes) + 1)
     for value, made in lives.maker.items():
         change[made] += nbytes(value)
@@ -86,13 +107,13 @@ def _fullest(graph: Graph, lives: Lives) -> int:
         total += by
         if total > most:
             most, best = total, position
-    return best
+    return best, most
 
 
 def _repeated(graph: Graph, choices: Sequence[_Choice]) -> tuple[Graph, list[int | None]]:
     """The graph with the chosen nodes run again, for all that reads them from there on; and where its nodes were."""
     before: dict[int, list[int]] = {}
-    for made, again in sorted(choices):
+    for made, again in sorted((choice.made, choice.again) for choice in choices):
         before.setdefault(again, []).append(made)
     count = highest_number(graph)
     renamed: dict[Value, Value] = {}

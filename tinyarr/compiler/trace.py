@@ -44,7 +44,7 @@ class TracedStorage(Storage):
     def memory(self) -> Any:
         if self.trace.ended:
             raise kept_too_long(self)
-        raise TraceError(f"a tensor of {self.nbytes} bytes was asked for its elements {ADVICE}")
+        raise TraceError(f"{asked_by()}: a tensor of {self.nbytes} bytes was asked for its elements {ADVICE}")
 
 
 def kept_too_long(storage: TracedStorage) -> TraceError:
@@ -167,7 +167,7 @@ class Trace:
         return self._traced(device, shape, dtype, line())
 
     def observe(self, x: Array) -> None:
-        raise TraceError(f"a tensor of shape {x.shape} was asked for its elements {ADVICE}")
+        raise TraceError(f"{asked_by()}: a tensor of shape {x.shape} was asked for its elements {ADVICE}")
 
     def constant(self, x: Array) -> None:
         """Remembers an array made of Python numbers: every call makes the same."""
@@ -228,6 +228,15 @@ class WatchedArray(Array):
 
 def is_traced(x: Any) -> bool:
     return isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage)
+
+
+def asked_by() -> str:
+    """The function of tinyarr's that was called from outside of it, and where: `repeat (file:line)`."""
+    frame: Any = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        name = frame.f_code.co_name
+        frame = frame.f_back
+    return f"{name.strip('_')} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
 
 def line() -> str:

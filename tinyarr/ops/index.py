@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from .. import dtypes, views
+from .. import dtypes, eager, views
 from ..errors import DtypeError, OutOfBounds, ShapeError, describe
 from ..tensor import Tensor, method, require_tensors
 from .create import arange, zeros_like
 from .elementwise import astype, equal, logical_or, where
-from .primitive import Bounds, Primitive, apply
+from .primitive import Bounds, Primitive, apply, executor
 from .reduce import max, min
 from .shape import broadcast_to, concat, reshape
 
@@ -161,9 +161,12 @@ def one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
     require_integers("one_hot", "x", x)
     if num_classes == -1:
         num_classes = int(max(x).item()) + 1
-    if x.size and (int(min(x).item()) < 0 or int(max(x).item()) >= num_classes):
+    classes = arange(num_classes, device=x.device)
+    if executor.get() is not eager:
+        x = apply(_take, classes, x, axis=0, wrap=False)  # x itself; a program refuses an index outside as it runs
+    elif x.size and (int(min(x).item()) < 0 or int(max(x).item()) >= num_classes):
         raise OutOfBounds(f"one_hot: x goes from {min(x).item()} to {max(x).item()}: it must lie in [0, {num_classes})")
-    hit = equal(reshape(astype(x, dtypes.int64, copy=False), (*x.shape, 1)), arange(num_classes, device=x.device))
+    hit = equal(reshape(astype(x, dtypes.int64, copy=False), (*x.shape, 1)), classes)
     return astype(hit, dtypes.int64)
 
 

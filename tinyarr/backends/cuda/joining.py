@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,24 @@ LARGE = 2**14  # blocks; a launch of more fills a GPU many times over, and would
 
 # What two tasks may not do to the same bytes if one is to run before the other or after it.
 CONFLICTS = {"read": ("write", "scratch"), "write": ("read", "write", "scratch"), "scratch": ("read", "write")}
+
+
+class _Stretches:
+    """Stretches of bytes that don't overlap, in ascending order."""
+
+    def __init__(self) -> None:
+        self._begins: list[int] = []
+        self._ends: list[int] = []
+
+    def overlap(self, begin: int, end: int) -> bool:
+        at = bisect_right(self._ends, begin)
+        return at < len(self._ends) and self._begins[at] < end
+
+    def add(self, begin: int, end: int) -> None:
+        first, last = bisect_right(self._ends, begin), bisect_left(self._begins, end)
+        if first < last:
+            begin, end = min(begin, self._begins[first]), max(end, self._ends[last - 1])
+        self._begins[first:last], self._ends[first:last] = [begin], [end]
 
 
 class Joined(NamedTuple):
@@ -75,7 +94,7 @@ def join(lowered: Lowering, plan: ProgramPlan, table: int = TABLE) -> Joined:
 def _runs(tasks: Sequence[Task]) -> Iterator[list[Task]]:
     """Tasks that follow each other, can be joined and may run in any order; each of the others alone."""
     run: list[Task] = []
-    touched: dict[tuple, list[tuple[int, int]]] = defaultdict(list)
+    touched: dict[tuple, _Stretches] = defaultdict(_Stretches)
     for task in tasks:
         joinable = all(isinstance(s, Launch) and s.types and math.prod(s.grid) <= LARGE for s in task.plan.steps)
         if run and not (joinable and _is_free(task, touched)):
@@ -87,18 +106,17 @@ def _runs(tasks: Sequence[Task]) -> Iterator[list[Task]]:
             continue
         run.append(task)
         for kind, buffer, low, high in _spans(task):
-            touched[kind, buffer].append((low, high))
+            touched[kind, buffer].add(low, high)
     if run:
         yield run
 
 
-def _is_free(task: Task, touched: dict[tuple, list[tuple[int, int]]]) -> bool:
+def _is_free(task: Task, touched: dict[tuple, _Stretches]) -> bool:
     """Whether a task may run before those that have touched these bytes."""
     return not any(
-        low < b and a < high
+        (other, buffer) in touched and touched[other, buffer].overlap(low, high)
         for kind, buffer, low, high in _spans(task)
         for other in CONFLICTS[kind]
-        for a, b in touched.get((other, buffer), ())
     )
 
 

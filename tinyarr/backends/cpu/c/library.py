@@ -79,7 +79,7 @@ class _Generator:
         functions = [k.source for k in {k.name: k for k in self.kernels}.values()]
         start = ["double since = omp_get_wtime();"] if self.told else []
         schedules = [
-            f"static void section_{i}(char *const *memory, char *scratch, report_t *error)\n"
+            f"SCHEDULE section_{i}(char *const *memory, char *scratch, report_t *error)\n"
             f"{{\n{indented(chr(10).join(start + calls))}\n}}\n"
             for i, calls in enumerate(self.sections)
         ]

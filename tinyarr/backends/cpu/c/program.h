@@ -5,6 +5,8 @@
 
 /* Not inlined: compilers take long over one function that holds a whole program. */
 #define KERNEL __attribute__((noinline)) static void
+/* Calls alone: optimized, thousands of them take gcc more than their number. */
+#define SCHEDULE __attribute__((optimize("O0"))) static void
 #define CONTRACTED __attribute__((optimize("fp-contract=fast")))
 #define MIN(x, y) ((x) < (y) ? (x) : (y))
 #define MAX(x, y) ((x) > (y) ? (x) : (y))
