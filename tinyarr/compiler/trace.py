@@ -234,7 +234,8 @@ def asked_by() -> str:
     """The function of tinyarr's that was called from outside of it, and where: `repeat (file:line)`."""
     frame: Any = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
-        name = frame.f_code.co_name
+        if not frame.f_code.co_filename.endswith("other_names.py"):  # which calls the function that was named
+            name = frame.f_code.co_name
         frame = frame.f_back
     return f"{name.strip('_')} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
