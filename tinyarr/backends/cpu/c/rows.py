@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from .... import views
 from ...scalar_source import TYPES, constant
-from .kernel import Operand, Site, fold, indented, kernel, loop, parallel, rows, vector
+from .kernel import Operand, Site, fold, in_pairs, indented, kernel, loop, parallel, rows, vector
 
 STRIP = 64  # columns
-RUN = 64  # rows that are added before their sum is added to the total
+RUN = 32  # rows that are added one after another
 
 
 def _largest(x: Operand, type_: str) -> str:
@@ -84,24 +84,20 @@ def norm_gradient(site: Site) -> str:
 
     def strip(g: Operand, x: Operand, *kept: Operand) -> str:
         read, h, d = pieces(g, x, *kept)
-        bias = f"\nd_piece[j] += {d};" if centered else ""
-        inside = f"int64_t i = first + j;\nw_piece[j] += {d} * ({h});{bias}"
+        bias = f"\npiece[{STRIP} + j] += {d};" if centered else ""
+        inside = f"int64_t i = first + j;\npiece[j] += {d} * ({h});{bias}"
         return f"{read}\n" + loop("j", f"MIN({STRIP}, {n} - first)", inside, "#pragma omp simd")
 
     declarations, parts = zip(*(o.row("row") for o in (g, x, *map(vector, statistics))), strict=True)
     one_row = "\n".join([*declarations, strip(*parts)])
-    names = ["w", "d"][: len(totals)]
-    declare = ", ".join(f"{k}_total[{STRIP}] = {{0}}" for k in names)
-    fresh = ", ".join(f"{k}_piece[{STRIP}] = {{0}}" for k in names)
-    store = "\n".join(o.store(f"{k}_total[j]", "(first + j)") for k, o in zip(names, totals, strict=True))
-    join = "\n".join(f"{k}_total[j] += {k}_piece[j];" for k in names)
+    width = STRIP * len(totals)
+    store = "\n".join(o.store(f"total[{i * STRIP} + j]", "(first + j)") for i, o in enumerate(totals))
+    run = "\n".join([
+        loop("i", width, "piece[i] = 0;"),
+        f"for (int64_t row = k * {RUN}; row < MIN((k + 1) * {RUN}, {count}); row++) {{\n{indented(one_row)}\n}}",
+    ])  # fmt: skip
     column = "\n".join([
-        f"{t} {declare};",
-        f"for (int64_t from = 0; from < {count}; from += {RUN}) {{",
-        indented(f"{t} {fresh};"),
-        indented(f"for (int64_t row = from; row < MIN(from + {RUN}, {count}); row++) {{\n{indented(one_row)}\n}}"),
-        indented(loop("j", STRIP, join)),
-        "}",
+        in_pairs(t, max(-(-count // RUN), 1), width, run),
         loop("j", f"MIN({STRIP}, {n} - first)", store),
     ])  # fmt: skip
     strips = -(-n // STRIP)
