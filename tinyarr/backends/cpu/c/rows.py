@@ -6,7 +6,10 @@ has the shape of an operand, it may lie where that does, except for the gradient
 
 from __future__ import annotations
 
-from .... import views
+import math
+
+from .... import dtypes, views
+from ....ops.norm import LARGEST_RSTD, STEEPEST
 from ...scalar_source import TYPES, constant
 from .kernel import Operand, Site, fold, in_pairs, indented, kernel, loop, parallel, rows, vector
 
@@ -32,22 +35,52 @@ def norm(site: Site) -> str:
     n, compute = x.shape[-1], x.dtype.compute
     if not n:
         return ""
-    t, eps = TYPES[compute], constant(site.params["eps"], compute)
+    t, f = TYPES[compute], "f" if compute is dtypes.float32 else ""
+    eps, root_eps = (constant(e, compute) for e in (site.params["eps"], math.sqrt(site.params["eps"])))
+
+    def stored(value: str, out: Operand) -> str:
+        return _each(n, out.store(" + ".join([f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)]), "i"))
+
+    def average(name: str, value: str) -> str:
+        return f"{fold(f'{name}_sum', t, n, value)}\n{t} {name} = {name}_sum / {n};"
+
+    def again(x: Operand, out: Operand) -> str:
+        """A row that was not normalized well, as by NumPy's kernel (backends/cpu/norm.py)."""
+        value = f"({x.load('i')} * scale)"
+        size = f"{t} size = fabs{f}({x.load('i')});\ntop = size > top ? size : top;"
+        lines = [
+            f"{t} top = {root_eps};",
+            loop("i", n, size, "#pragma omp simd reduction(max:top)"),
+            f"int exponent = 0;\nfrexp{f}(top, &exponent);",
+            f"{t} scale = top < INFINITY ? ldexp{f}(1, -MAX(exponent, -126)) : 1;",
+        ]
+        if centered:
+            lines += [
+                average("about", value), average("more", f"({value} - about)"), "about += more;",
+                average("rest", f"({value} - about)"), "mean = (about + rest) / scale;",
+            ]  # fmt: skip
+            value = f"({value} - about - rest)"
+        return "\n".join([
+            *lines,
+            fold("squares", t, n, f"{value} * {value}"),
+            f"rstd = 1 / sqrt{f}(squares / {n} + {root_eps} * scale * ({root_eps} * scale));",
+            stored(value, out),
+            "rstd *= scale;",
+        ])  # fmt: skip
 
     def row(x: Operand, out: Operand, *kept: Operand) -> str:
+        value, well = x.load("i"), f"rstd > 0 && rstd < {constant(LARGEST_RSTD[compute.itemsize], compute)}"
         lines = []
-        value = x.load("i")
         if centered:
-            lines += [fold("sum", t, n, value), f"{t} mean = sum / {n};"]
-            value = f"({value} - mean)"
-        scaled = " + ".join([f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)])
+            lines.append(average("mean", value))
+            value, well = f"({value} - mean)", f"{well} && fabs{f}(mean) * rstd < {STEEPEST}"
+        names = ["mean", "rstd"] if centered else ["rstd"]
         lines += [
             fold("squares", t, n, f"{value} * {value}"),
-            f"{t} rstd = 1 / sqrt{'f' if t == 'float' else ''}(squares / {n} + {eps});",
-            _each(n, out.store(scaled, "i")),
+            f"{t} rstd = 1 / sqrt{f}(squares / {n} + {eps});",
+            f"if ({well}) {{\n{indented(stored(value, out))}\n}} else {{\n{indented(again(x, out))}\n}}",
+            *(k.store(name, "0") for k, name in zip(kept, names, strict=True)),
         ]
-        names = ["mean", "rstd"] if centered else ["rstd"]
-        lines += [k.store(name, "0") for k, name in zip(kept, names, strict=True)]
         return "\n".join(lines)
 
     return rows(site, [x, out, *map(vector, statistics)], row)
