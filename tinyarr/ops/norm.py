@@ -10,14 +10,13 @@ from ..errors import ShapeError, describe
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from .create import ones, zeros, zeros_like
-from .elementwise import abs, astype, maximum, rsqrt, square, where
+from .elementwise import abs, astype, maximum, rsqrt, square
 from .primitive import Primitive, apply
 from .reduce import max
-from .statistics import mean
+from .statistics import mean, scale_of
 
-# A kernel takes a row's mean and 1 / standard deviation (rstd) for good where 0 < rstd < LARGEST_RSTD, by the bytes of
-# the dtype, so that no square was lost, and |mean| rstd < STEEPEST, so that the rounding of the mean doesn't count.
-LARGEST_RSTD = {4: 2.0**50, 8: 2.0**500}
+# A kernel takes a row's mean and 1 / standard deviation (rstd) for good where 0 < rstd < LARGEST (statistics.py), so
+# that no square was lost, and |mean| rstd < STEEPEST, so that the rounding of the mean does not count.
 STEEPEST = 64
 
 
@@ -28,11 +27,8 @@ def _infer_layer_norm(shapes, types, *, eps):
 
 
 def _scale(wide: Tensor, eps: float) -> Tensor:
-    """1, or for rows whose squares would be lost about 1 / the largest of their elements and sqrt(eps)."""
-    largest = maximum(max(abs(wide.detach()), axis=-1, keepdims=True), math.sqrt(eps))
-    limit, least = LARGEST_RSTD[wide.dtype.itemsize], float(dtypes.finfo(wide.dtype).smallest_normal)
-    plain = ((largest > 1 / limit) & (largest < limit)) | (largest == math.inf)
-    return where(plain, 1, 1 / maximum(largest, least))
+    """What a row and sqrt(eps) are multiplied by, so that no square is lost; without a gradient."""
+    return scale_of(maximum(max(abs(wide.detach()), axis=-1, keepdims=True), math.sqrt(eps)))
 
 
 def _layer_norm_composite(x, weight, bias, *, eps):

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from ...ops.norm import LARGEST_RSTD, STEEPEST
+from ...ops.norm import STEEPEST
+from ...ops.statistics import LARGEST, SCALE
 from .reduce import UNCUT, blocks, sum_of_blocks
 from .registry import kernel
 
@@ -56,20 +57,23 @@ def layer_norm(x, weight, bias, out, mean, rstd, centered, squares, slope, *, ep
         np.multiply(c, weight, c)
         np.add(c, bias, c)
         np.copyto(out[a:b], c, casting="unsafe")
-    fits = np.minimum.reduce(rstd, initial=1) > 0 and np.maximum.reduce(rstd, initial=0) < LARGEST_RSTD[rstd.itemsize]
     np.abs(np.multiply(mean, rstd, slope), slope)
-    if not (fits and np.maximum.reduce(slope, initial=0) < STEEPEST):
+    if not (_in_range(rstd) and np.maximum.reduce(slope, initial=0) < STEEPEST):
         _do_again(x, weight, bias, out, mean, rstd, centered, squares, eps)
+
+
+def _in_range(rstd: np.ndarray) -> bool:
+    return np.minimum.reduce(rstd, initial=1) > 0 and np.maximum.reduce(rstd, initial=0) < LARGEST[rstd.itemsize]
 
 
 def _do_again(x, weight, bias, out, mean, rstd, block, other, eps: float) -> None:
     """The rows that were not normalized well; without mean and bias, by RMS norm.
 
-    They are scaled to numbers of about 1 at most, and so is sqrt(eps). The mean that is subtracted first is exact for
+    They and sqrt(eps) are scaled (statistics.scale_of). The mean that is subtracted first is exact for
     equal elements; what its rounding has left is subtracted then.
     """
-    n = x.shape[-1]
-    well = (rstd > 0) & (rstd < LARGEST_RSTD[rstd.itemsize])
+    n, limit, factor = x.shape[-1], LARGEST[rstd.itemsize], SCALE[rstd.itemsize]
+    well = (rstd > 0) & (rstd < limit)
     if mean is not None:
         well &= np.abs(mean) * rstd < STEEPEST
     every = np.flatnonzero(~well)
@@ -77,8 +81,8 @@ def _do_again(x, weight, bias, out, mean, rstd, block, other, eps: float) -> Non
         rows = every[first : first + len(block)]
         c, s = block[: len(rows)], other[: len(rows)]
         np.copyto(c, x[rows], casting="unsafe")
-        _, exponent = np.frexp(np.maximum(np.abs(c, s).max(axis=-1), math.sqrt(eps)))
-        scale = np.ldexp(c.dtype.type(1), -np.maximum(exponent, -126))
+        largest = np.maximum(np.abs(c, s).max(axis=-1), math.sqrt(eps))
+        scale = np.where(largest >= limit, 1 / factor, np.where(largest <= 1 / limit, factor, 1)).astype(c.dtype)
         np.multiply(c, scale[:, None], c)
         if mean is not None:
             average = np.add.reduce(c, axis=-1) / n
@@ -120,7 +124,8 @@ def _gradient_scratch(call):
 
 @kernel("layer_norm_gradient", layouts=("dense", "dense", "any", "any", "any"), scratch=_gradient_scratch)
 def layer_norm_gradient(
-    g, x, weight, mean, rstd, dx, dweight, dbias, normalized, wide_g, product, total_w, total_b, column, sums, row, *, eps
+    g, x, weight, mean, rstd, dx, dweight, dbias, normalized, wide_g, product, total_w, total_b, column, sums, row,
+    *, eps
 ):
     """With h = (x - mean) rstd, d = g weight: dx = rstd (d - mean(d) - h mean(d h)), dweight: sum g h, dbias: sum g."""
     n = x.shape[-1]
@@ -169,7 +174,7 @@ def rms_norm(x, weight, out, rstd, wide, squares, *, eps):
         np.multiply(w, rstd[a:b, None], w)
         np.multiply(w, weight, w)
         np.copyto(out[a:b], w, casting="unsafe")
-    if not (np.minimum.reduce(rstd, initial=1) > 0 and np.maximum.reduce(rstd, initial=0) < LARGEST_RSTD[rstd.itemsize]):
+    if not _in_range(rstd):
         _do_again(x, weight, None, out, None, rstd, wide, squares, eps)
 
 

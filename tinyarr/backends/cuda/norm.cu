@@ -27,8 +27,8 @@ template <bool SQUARED> __device__ __forceinline__ A sum_about(const A (&row)[PA
 
 __device__ __forceinline__ A larger(A a, A b) { return a > b ? a : b; }
 
-/* out, x (R, C), weight, bias (C), mean, rstd (R). A row that is not normalized well (LARGEST_RSTD, STEEPEST: ops/norm.py)
-   is done again: scaled to numbers of about 1 at most, as is sqrt(eps), and centered in steps. The mean that is subtracted
+/* out, x (R, C), weight, bias (C), mean, rstd (R). A row that is not normalized well (ops/norm.py) is done
+   again: scaled as by ops/statistics.py's scale_of, as is sqrt(eps), and centered in steps. The mean that is subtracted
    first is exact for equal elements; what its rounding has left is subtracted then. */
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
 normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias, int64_t rows, A eps)
@@ -39,9 +39,10 @@ normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias
     A h[PACKS][PACK], w[PACKS][PACK];
     load_row(h, x, row * C);
     load_row(w, weight, 0);
+    const A limit = LARGEST;
     A average = CENTER ? sum_of(h) / (A)C : (A)0, by = 1;
     A scale = 1 / SQRT(sum_about<true>(h, average) / (A)C + eps);
-    bool is_well = scale > 0 && scale < (A)LARGEST_RSTD && (average < 0 ? -average : average) * scale < (A)STEEPEST;
+    bool is_well = scale > 0 && scale < limit && (average < 0 ? -average : average) * scale < (A)STEEPEST;
     A all_of_mean = average;
     if (!is_well) { /* all threads of a row agree, and a block of several warps has one row */
         A top = SQRT(eps);
@@ -50,9 +51,7 @@ normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias
 #pragma unroll
             EACH top = larger(h[p][k] < 0 ? -h[p][k] : h[p][k], top);
         top = over_row<larger>(top);
-        int exponent = 0;
-        FREXP(top, &exponent);
-        by = top < (A)INFINITY ? LDEXP((A)1, exponent < -126 ? 126 : -exponent) : (A)1;
+        by = top >= limit ? 1 / (A)SCALE : top <= 1 / limit ? (A)SCALE : (A)1;
 #pragma unroll
         EACH_PACK
 #pragma unroll

@@ -79,11 +79,12 @@ def _pieces(site: Site, source: Source, how: _Fold, out: Operand) -> str:
     if not length:
         return loop("n", out.size, f"{how.type} total[] = {{{how.start}}};\n{store}", parallel(out.size, out.size))
     size = f"MIN({FOLDED}, {length} - start)" if length % FOLDED else str(FOLDED)
+    begin = f"n * {length} + start"
     if cut == 1:
-        size = str(length)
+        size, begin = str(length), f"n * {length}"
     one = "\n".join([
         f"const int64_t start = k * {FOLDED};",
-        source.run("x_part", f"n * {length} + start" if cut > 1 else f"n * {length}", size, min(FOLDED, length), length),
+        source.run("x_part", begin, size, min(FOLDED, length), length),
         how.over("joined", size, "x_part"),
         "piece[0] = joined;",
     ])  # fmt: skip
@@ -107,9 +108,10 @@ def _strips(source: Source, how: _Fold, out: Operand, width: int) -> str:
     size = f"MIN({strip}, {width} - first)" if width % strip else str(strip)
     row = source.run("x_row", f"(outer * {length} + r) * {width} + first", size, min(strip, width), width)
     add = loop("i", size, how.join("piece[i]", "x_row[i]"), "#pragma omp simd")
+    rows = f"for (int64_t r = k * {BLOCK}; r < MIN((k + 1) * {BLOCK}, {length}); r++)"
     block = "\n".join([
         loop("i", size, f"piece[i] = {how.start};"),
-        f"for (int64_t r = k * {BLOCK}; r < MIN((k + 1) * {BLOCK}, {length}); r++) {{\n{indented(row)}\n{indented(add)}\n}}",
+        f"{rows} {{\n{indented(row)}\n{indented(add)}\n}}",
     ])  # fmt: skip
     at = out.offset("outer", range(len(out.shape) - 1))
     body = "\n".join([

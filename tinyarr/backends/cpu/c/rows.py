@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 
 from .... import dtypes, views
-from ....ops.norm import LARGEST_RSTD, STEEPEST
+from ....ops.norm import STEEPEST
+from ....ops.statistics import LARGEST, SCALE
 from ...scalar_source import TYPES, constant
 from .kernel import Operand, Site, fold, in_pairs, indented, kernel, loop, parallel, rows, vector
 
@@ -37,9 +38,11 @@ def norm(site: Site) -> str:
         return ""
     t, f = TYPES[compute], "f" if compute is dtypes.float32 else ""
     eps, root_eps = (constant(e, compute) for e in (site.params["eps"], math.sqrt(site.params["eps"])))
+    limit, factor = (constant(table[compute.itemsize], compute) for table in (LARGEST, SCALE))
 
     def stored(value: str, out: Operand) -> str:
-        return _each(n, out.store(" + ".join([f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)]), "i"))
+        terms = [f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)]
+        return _each(n, out.store(" + ".join(terms), "i"))
 
     def average(name: str, value: str) -> str:
         return f"{fold(f'{name}_sum', t, n, value)}\n{t} {name} = {name}_sum / {n};"
@@ -51,8 +54,7 @@ def norm(site: Site) -> str:
         lines = [
             f"{t} top = {root_eps};",
             loop("i", n, size, "#pragma omp simd reduction(max:top)"),
-            f"int exponent = 0;\nfrexp{f}(top, &exponent);",
-            f"{t} scale = top < INFINITY ? ldexp{f}(1, -MAX(exponent, -126)) : 1;",
+            f"{t} scale = top >= {limit} ? 1 / {factor} : top <= 1 / {limit} ? {factor} : 1;",
         ]
         if centered:
             lines += [
@@ -69,7 +71,7 @@ def norm(site: Site) -> str:
         ])  # fmt: skip
 
     def row(x: Operand, out: Operand, *kept: Operand) -> str:
-        value, well = x.load("i"), f"rstd > 0 && rstd < {constant(LARGEST_RSTD[compute.itemsize], compute)}"
+        value, well = x.load("i"), f"rstd > 0 && rstd < {limit}"
         lines = []
         if centered:
             lines.append(average("mean", value))
