@@ -42,6 +42,7 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
         raise ShapeError("Tensor: the nested lists have unequal lengths: every row must have the same shape") from None
     if values.dtype.kind not in "biufV" or values.dtype.names:
         raise DtypeError(f"Tensor: data holds {values.dtype}: use bool, integers or real floating numbers")
+    values = _of_truth(values)
     natural = dtypes.dtype(values.dtype)
     if natural is dtypes.float64 and not hasattr(data, "dtype"):
         natural = dtypes.float32  # the default for Python's floats
@@ -56,6 +57,13 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     if not hasattr(data, "dtype"):
         executor.get().constant(stored)
     return stored
+
+
+def _of_truth(values: np.ndarray) -> np.ndarray:
+    """The array itself; of bool bytes that are neither 0 nor 1, which only foreign memory has, a copy with 1."""
+    if values.dtype != bool or not (values.view(np.uint8) > 1).any():
+        return values
+    return values.view(np.uint8) != 0
 
 
 def asarray(data: Any, /, *, dtype=None, device=None, copy: bool | None = None) -> Tensor:
@@ -89,6 +97,10 @@ def from_dlpack(x: Any, /, *, device=None, copy: bool | None = None) -> Tensor:
         values = np.from_dlpack(x)
     except (BufferError, TypeError, RuntimeError) as error:
         raise ArgumentError(f"from_dlpack: {error}: copy it to the CPU, in a dtype that NumPy has") from None
+    if _of_truth(values) is not values:
+        if copy is False:
+            raise ArgumentError("from_dlpack: copy is False, but bytes of bool are neither 0 nor 1: allow a copy")
+        copy = True
     if copy is True or not values.flags.writeable or values.dtype.kind not in "biuf":
         return Tensor(values, device=device)
     shared = result_tensor(_over(values))
@@ -241,6 +253,11 @@ def _repr(self: Tensor) -> str:
     return f"Tensor({', '.join(parts)})"
 
 
+def _format(self: Tensor, spec: str) -> str:
+    """With a format such as .3f that of the one element, without one the tensor's text."""
+    return format(self.item(), spec) if spec else str(self)
+
+
 Tensor.__array__ = _as_numpy_array
 Tensor.__array_namespace__ = _namespace
 Tensor.__dlpack__ = _dlpack
@@ -250,6 +267,7 @@ Tensor.__array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
 Tensor.__init__ = _initialize  # type: ignore[method-assign]
 Tensor.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
 Tensor.__repr__ = _repr  # type: ignore[method-assign, assignment]
+Tensor.__format__ = _format  # type: ignore[method-assign, assignment]
 Tensor.__float__ = lambda self: float(self.item())
 Tensor.__complex__ = lambda self: complex(self.item())
 Tensor.__int__ = lambda self: int(self.item())

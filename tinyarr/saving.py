@@ -95,7 +95,8 @@ def load(
             raise FileError(f"load: {path} holds no {name!r}; it has {len(header)} tensors, such as {list(header)[:3]}")
         dtype, shape, begin, end = header[name]
         array = empty(place, shape, dtype)
-        place.backend.from_numpy(data[begin:end].view(dtype.numpy).reshape(shape), array)
+        values = data[begin:end] != 0 if dtype is dtypes.bool else data[begin:end].view(dtype.numpy)
+        place.backend.from_numpy(values.reshape(shape), array)
         tensors[name] = result_tensor(array)
     return tensors, metadata
 

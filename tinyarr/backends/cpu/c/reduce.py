@@ -33,8 +33,8 @@ class _Fold:
     @property
     def start(self) -> str:
         """What changes nothing that is joined to it."""
-        if self.name in ("sum", "prod"):
-            return "0" if self.name == "sum" else "1"
+        if self.name == "sum":
+            return "0"
         if self.dtype.is_float:
             return "-INFINITY" if self.name == "max" else "INFINITY"
         if self.dtype is dtypes.bool:
@@ -43,8 +43,8 @@ class _Fold:
         return constant(limits.min if self.name == "max" else limits.max, self.dtype)
 
     def join(self, total: str, x: str) -> str:
-        if self.name in ("sum", "prod"):
-            return f"{total} {'+' if self.name == 'sum' else '*'}= {x};"
+        if self.name == "sum":
+            return f"{total} += {x};"
         if self.dtype.is_float:
             return f"{total} = {self.name}imum_{self.dtype.name}({total}, {x});"
         return f"{total} = {total} {'>' if self.name == 'max' else '<'} {x} ? {total} : {x};"
@@ -66,6 +66,8 @@ def reduction(site: Site) -> str:
         out = Operand(out.name, out.dtype, tuple(out.shape[a] for a in kept), tuple(out.strides[a] for a in kept))
     if not out.size:
         return ""
+    if site.call.primitive.name == "prod":
+        return _product(source.ordered([*kept, *axes]), out)
     how, last = _Fold(site.call.primitive.name, out.dtype.compute), len(source.shape) - 1
     if last in kept and source.shape[last] >= FEW:
         return _strips(source.ordered([*kept[:-1], *axes, last]), how, out, source.shape[last])
@@ -120,6 +122,20 @@ def _strips(source: Source, how: _Fold, out: Operand, width: int) -> str:
         loop("i", size, f"out[{at} + {out.strides[-1]} * (first + i)] = {cast('total[i]', how.dtype, out.dtype)};"),
     ])  # fmt: skip
     return loop("job", outer * strips, body, parallel(outer * strips, outer * width * length))
+
+
+def _product(source: Source, out: Operand) -> str:
+    """Factors are taken in order, as NumPy takes them: whether they overflow on the way depends on it."""
+    length, compute = views.size(source.shape) // out.size, out.dtype.compute
+    run = source.run("x_part", f"n * {length} + start", f"MIN({FOLDED}, {length} - start)", FOLDED, length)
+    body = "\n".join([
+        f"{TYPES[compute]} total = 1;",
+        f"for (int64_t start = 0; start < {length}; start += {FOLDED}) {{",
+        indented(f"{run}\n{loop('i', f'MIN({FOLDED}, {length} - start)', 'total *= x_part[i];')}"),
+        "}",
+        f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', compute, out.dtype)};",
+    ])  # fmt: skip
+    return loop("n", out.size, body, parallel(out.size, out.size * length))
 
 
 @kernel("argmax", "argmin")
