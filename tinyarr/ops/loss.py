@@ -119,13 +119,13 @@ def _rows(operation: str, name: str, x: Tensor, targets: Tensor) -> tuple[Tensor
 
 
 @elementwise
-def _quotient(total, count):
+def _mean_of_counted(total, count):
     return scalar.where(count > 0, total / scalar.maximum(count, 1), math.nan)
 
 
 def mean_of_counted(total: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     """The sum of losses over the number of targets that count; NaN for none, but its gradient is 0 then."""
-    return _quotient(total, sum(astype(targets != ignore_index, total.dtype)))
+    return _mean_of_counted(total, sum(astype(targets != ignore_index, total.dtype)))
 
 
 def _over_targets(operation: str, losses: Tensor, targets: Tensor, shape, ignore_index: int, reduction: str) -> Tensor:

@@ -13,10 +13,10 @@ from .create import ones, zeros, zeros_like
 from .elementwise import abs, astype, maximum, rsqrt, square
 from .primitive import Primitive, apply
 from .reduce import max
-from .statistics import mean, scale_of
+from .statistics import SMALLEST, mean, scale_of
 
-# A kernel takes a row's mean and 1 / standard deviation (rstd) for good where 0 < rstd < LARGEST (statistics.py), so
-# that no square was lost, and |mean| rstd < STEEPEST, so that the rounding of the mean does not count.
+# A kernel takes a row's statistics for good where 0 < rstd < LARGEST (statistics.py), so that no square was lost, and
+# |mean| <= STEEPEST standard deviations, so that the rounding of the mean doesn't count.
 STEEPEST = 64
 
 
@@ -31,6 +31,11 @@ def _scale(wide: Tensor, eps: float) -> Tensor:
     return scale_of(maximum(max(abs(wide.detach()), axis=-1, keepdims=True), math.sqrt(eps)))
 
 
+def _scaled_eps(eps: float, scale: Tensor) -> Tensor:
+    """What is added to a scaled variance, not 0 unless eps is: so a row of equal elements gives 0."""
+    return maximum(square(math.sqrt(eps) * scale), SMALLEST[scale.dtype.itemsize] if eps else 0.0)
+
+
 def _layer_norm_composite(x, weight, bias, *, eps):
     wide = astype(x, x.dtype.compute, copy=False)
     scale = _scale(wide, eps)
@@ -39,7 +44,7 @@ def _layer_norm_composite(x, weight, bias, *, eps):
     average = average + mean(scaled - average, axis=-1, keepdims=True)  # exact where all elements are equal
     rest = mean(scaled - average, axis=-1, keepdims=True)
     centered = scaled - average - rest
-    rstd = rsqrt(mean(square(centered), axis=-1, keepdims=True) + square(math.sqrt(eps) * scale))
+    rstd = rsqrt(mean(square(centered), axis=-1, keepdims=True) + _scaled_eps(eps, scale))
     weight, bias = (astype(w, wide.dtype, copy=False) for w in (weight, bias))
     out = astype(centered * rstd * weight + bias, x.dtype, copy=False)
     return out, ((average + rest) / scale).squeeze(-1), (rstd * scale).squeeze(-1)
@@ -82,7 +87,7 @@ def _rms_norm_composite(x, weight, *, eps):
     wide = astype(x, x.dtype.compute, copy=False)
     scale = _scale(wide, eps)
     scaled = wide * scale
-    rstd = rsqrt(mean(square(scaled), axis=-1, keepdims=True) + square(math.sqrt(eps) * scale))
+    rstd = rsqrt(mean(square(scaled), axis=-1, keepdims=True) + _scaled_eps(eps, scale))
     weight = astype(weight, wide.dtype, copy=False)
     return astype(scaled * rstd * weight, x.dtype, copy=False), (rstd * scale).squeeze(-1)
 

@@ -24,6 +24,9 @@ LARGEST = {4: 2.0**50, 8: 2.0**500}
 SCALE = {4: 2.0**80, 8: 2.0**700}
 """What smaller ones are multiplied by first, and larger ones divided by."""
 
+SMALLEST = {4: 2.0**-126, 8: 2.0**-1022}
+"""The smallest normal numbers."""
+
 
 def _count(operation: str, x: Tensor, axis: Axis) -> int:
     return math.prod(x.shape[a] for a in views.normalize_axes(operation, axis, x.ndim))
@@ -78,6 +81,9 @@ def _scale_of(largest, *, limit, scale, dtype):
     return cast(where(largest >= limit, 1 / scale, where(small, scale, 1.0)), dtype)
 
 
+_scale_of.no_gradient()
+
+
 def scale_of(largest: Tensor) -> Tensor:
     """1, or the power of 2 with which the squares of numbers up to `largest` neither overflow nor are lost."""
     size = largest.dtype.itemsize
@@ -94,7 +100,7 @@ class _Root(Elementwise):
     def rule(self, call, needs):
         def backward(call, needs, gs, values):
             (g,), (out,) = gs, values
-            slope = _root_slope(out)
+            slope = where(equal(out, 0), 0, 0.5 / where(equal(out, 0), 1, out))
             if recording.get() and g.requires_grad:
                 (curvature,) = gradients([g], [out], [ones_like(g)], create_graph=True)
                 if curvature is not None:
@@ -102,11 +108,6 @@ class _Root(Elementwise):
             return [g * slope]
 
         return Rule(((True, 0),), backward)
-
-
-@elementwise
-def _root_slope(root):
-    return where(equal(root, 0), 0, 0.5 / where(equal(root, 0), 1, root))
 
 
 _root = _Root("root", scalar_sqrt, ("total",), ("out",), derived=True)
@@ -144,11 +145,6 @@ def _scaled_square(x, scale):
     return square(x * scale)
 
 
-@elementwise
-def _scaled_power(x, scale, order):
-    return abs(x * scale) ** order
-
-
 def _norm(x: Tensor, axes: Sequence[int], keepdims: bool, order: float) -> Tensor:
     """The norm of x scaled so that no power of its elements overflows or is lost, and scaled back."""
     shape = reduced_shape(x.shape, axes, keepdims)
@@ -160,9 +156,9 @@ def _norm(x: Tensor, axes: Sequence[int], keepdims: bool, order: float) -> Tenso
         scale = scale_of(largest)
         root = _root(sum(_scaled_square(x, scale), axis=axes, keepdims=keepdims))
     else:
-        least = float(dtypes.finfo(x.dtype).smallest_normal)
-        scale = 1 / where(equal(largest, 0) | equal(largest, math.inf), 1, maximum(largest, least))
-        total = sum(_scaled_power(x, scale, order), axis=axes, keepdims=keepdims)
+        largest = where(equal(largest, 0) | equal(largest, math.inf), 1, largest)
+        scale = 1 / maximum(largest, SMALLEST[x.dtype.itemsize])
+        total = sum(abs(x * scale) ** order, axis=axes, keepdims=keepdims)
         # At 0 the root has no derivative: it is taken of 1 there, and its result not used.
         safe = where(equal(total, 0), 1, total)
         root = where(equal(total, 0), total, safe ** (1 / order))

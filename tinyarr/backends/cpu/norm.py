@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from ...ops.norm import STEEPEST
-from ...ops.statistics import LARGEST, SCALE
+from ...ops.statistics import LARGEST, SCALE, SMALLEST
 from .reduce import UNCUT, blocks, sum_of_blocks
 from .registry import kernel
 
@@ -32,11 +32,11 @@ def _flat(x: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 def _layer_norm_scratch(call):
     parts = row_blocks(call, 2)
-    return [*parts, ((math.prod(call.in_shapes[0][:-1]),), parts[0][1])]
+    return [*parts, *[((math.prod(call.in_shapes[0][:-1]),), parts[0][1])] * 2]
 
 
 @kernel("layer_norm", layouts=("dense", "any", "any"), scratch=_layer_norm_scratch)
-def layer_norm(x, weight, bias, out, mean, rstd, centered, squares, slope, *, eps):
+def layer_norm(x, weight, bias, out, mean, rstd, centered, squares, var, other, *, eps):
     n = x.shape[-1]
     x, out, mean, rstd = _flat(x, n), _flat(out, n), _flat(mean), _flat(rstd)
     step = max(len(centered), 1)
@@ -49,34 +49,31 @@ def layer_norm(x, weight, bias, out, mean, rstd, centered, squares, slope, *, ep
         np.subtract(c, mean[a:b, None], c)
         np.multiply(c, c, s)
         np.add.reduce(s, axis=-1, out=rstd[a:b])
-        np.divide(rstd[a:b], n, rstd[a:b])
-        np.add(rstd[a:b], eps, rstd[a:b])
+        np.divide(rstd[a:b], n, var[a:b])
+        np.add(var[a:b], eps, rstd[a:b])
         np.sqrt(rstd[a:b], rstd[a:b])
         np.divide(1, rstd[a:b], rstd[a:b])
         np.multiply(c, rstd[a:b, None], c)
         np.multiply(c, weight, c)
         np.add(c, bias, c)
         np.copyto(out[a:b], c, casting="unsafe")
-    np.abs(np.multiply(mean, rstd, slope), slope)
-    if not (_in_range(rstd) and np.maximum.reduce(slope, initial=0) < STEEPEST):
-        _do_again(x, weight, bias, out, mean, rstd, centered, squares, eps)
+    steep = np.subtract(np.multiply(mean, mean, other), np.multiply(var, STEEPEST**2, var), other)
+    if not (_in_range(rstd) and np.maximum.reduce(steep, initial=0) <= 0):
+        well = (rstd > 0) & (rstd < LARGEST[rstd.itemsize]) & (steep <= 0)
+        _do_again(np.flatnonzero(~well), x, weight, bias, out, mean, rstd, centered, squares, eps)
 
 
 def _in_range(rstd: np.ndarray) -> bool:
     return np.minimum.reduce(rstd, initial=1) > 0 and np.maximum.reduce(rstd, initial=0) < LARGEST[rstd.itemsize]
 
 
-def _do_again(x, weight, bias, out, mean, rstd, block, other, eps: float) -> None:
-    """The rows that were not normalized well; without mean and bias, by RMS norm.
+def _do_again(every, x, weight, bias, out, mean, rstd, block, other, eps: float) -> None:
+    """The rows, by their numbers, that were not normalized well; without mean and bias, by RMS norm.
 
     They and sqrt(eps) are scaled (statistics.scale_of). The mean that is subtracted first is exact for
     equal elements; what its rounding has left is subtracted then.
     """
     n, limit, factor = x.shape[-1], LARGEST[rstd.itemsize], SCALE[rstd.itemsize]
-    well = (rstd > 0) & (rstd < limit)
-    if mean is not None:
-        well &= np.abs(mean) * rstd < STEEPEST
-    every = np.flatnonzero(~well)
     for first in range(0, len(every), len(block)):
         rows = every[first : first + len(block)]
         c, s = block[: len(rows)], other[: len(rows)]
@@ -91,7 +88,9 @@ def _do_again(x, weight, bias, out, mean, rstd, block, other, eps: float) -> Non
             rest = np.add.reduce(c, axis=-1) / n
             np.subtract(c, rest[:, None], c)
             mean[rows] = (average + rest) / scale
-        root = 1 / np.sqrt(np.add.reduce(np.multiply(c, c, s), axis=-1) / n + np.square(math.sqrt(eps) * scale))
+        least = SMALLEST[rstd.itemsize] if eps else 0
+        scaled_eps = np.maximum(np.square(math.sqrt(eps) * scale), least)
+        root = 1 / np.sqrt(np.add.reduce(np.multiply(c, c, s), axis=-1) / n + scaled_eps)
         rstd[rows] = root * scale
         np.multiply(c, root[:, None], c)
         np.multiply(c, weight, c)
@@ -175,7 +174,8 @@ def rms_norm(x, weight, out, rstd, wide, squares, *, eps):
         np.multiply(w, weight, w)
         np.copyto(out[a:b], w, casting="unsafe")
     if not _in_range(rstd):
-        _do_again(x, weight, None, out, None, rstd, wide, squares, eps)
+        well = (rstd > 0) & (rstd < LARGEST[rstd.itemsize])
+        _do_again(np.flatnonzero(~well), x, weight, None, out, None, rstd, wide, squares, eps)
 
 
 def _rms_gradient_scratch(call):

@@ -41,8 +41,8 @@ normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias
     load_row(w, weight, 0);
     const A limit = LARGEST;
     A average = CENTER ? sum_of(h) / (A)C : (A)0, by = 1;
-    A scale = 1 / SQRT(sum_about<true>(h, average) / (A)C + eps);
-    bool is_well = scale > 0 && scale < limit && (average < 0 ? -average : average) * scale < (A)STEEPEST;
+    A var = sum_about<true>(h, average) / (A)C, scale = 1 / SQRT(var + eps);
+    bool is_well = scale > 0 && scale < limit && average * average <= var * (A)(STEEPEST * STEEPEST);
     A all_of_mean = average;
     if (!is_well) { /* all threads of a row agree, and a block of several warps has one row */
         A top = SQRT(eps);
@@ -65,7 +65,8 @@ normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias
             all_of_mean = (about + average) / by;
         }
         A scaled_eps = SQRT(eps) * by;
-        scale = 1 / SQRT(sum_about<true>(h, average) / (A)C + scaled_eps * scaled_eps);
+        scaled_eps = scaled_eps * scaled_eps < (A)SMALLEST && eps > 0 ? (A)SMALLEST : scaled_eps * scaled_eps;
+        scale = 1 / SQRT(sum_about<true>(h, average) / (A)C + scaled_eps);
     }
     if (threadIdx.x % THREADS == 0) {
         if (CENTER)

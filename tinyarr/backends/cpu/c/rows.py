@@ -10,7 +10,7 @@ import math
 
 from .... import dtypes, views
 from ....ops.norm import STEEPEST
-from ....ops.statistics import LARGEST, SCALE
+from ....ops.statistics import LARGEST, SCALE, SMALLEST
 from ...scalar_source import TYPES, constant
 from .kernel import Operand, Site, fold, in_pairs, indented, kernel, loop, parallel, rows, vector
 
@@ -39,6 +39,7 @@ def norm(site: Site) -> str:
     t, f = TYPES[compute], "f" if compute is dtypes.float32 else ""
     eps, root_eps = (constant(e, compute) for e in (site.params["eps"], math.sqrt(site.params["eps"])))
     limit, factor = (constant(table[compute.itemsize], compute) for table in (LARGEST, SCALE))
+    least = constant(SMALLEST[compute.itemsize] if site.params["eps"] else 0.0, compute)
 
     def stored(value: str, out: Operand) -> str:
         terms = [f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)]
@@ -65,7 +66,8 @@ def norm(site: Site) -> str:
         return "\n".join([
             *lines,
             fold("squares", t, n, f"{value} * {value}"),
-            f"rstd = 1 / sqrt{f}(squares / {n} + {root_eps} * scale * ({root_eps} * scale));",
+            f"{t} scaled_eps = {root_eps} * scale * ({root_eps} * scale);",
+            f"rstd = 1 / sqrt{f}(squares / {n} + MAX(scaled_eps, {least}));",
             stored(value, out),
             "rstd *= scale;",
         ])  # fmt: skip
@@ -75,7 +77,7 @@ def norm(site: Site) -> str:
         lines = []
         if centered:
             lines.append(average("mean", value))
-            value, well = f"({value} - mean)", f"{well} && fabs{f}(mean) * rstd < {STEEPEST}"
+            value, well = f"({value} - mean)", f"{well} && mean * mean <= squares / {n} * {STEEPEST**2}"
         names = ["mean", "rstd"] if centered else ["rstd"]
         lines += [
             fold("squares", t, n, f"{value} * {value}"),
