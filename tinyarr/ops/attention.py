@@ -13,7 +13,7 @@ from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from ..views import Shape
 from .create import arange
-from .elementwise import astype, where
+from .elementwise import astype, greater, logical_and, where
 from .matmul import matmul
 from .primitive import Primitive, apply
 from .reduce import any
@@ -124,9 +124,9 @@ def _masked_attention(
     """A query that sees no key is let see all of them, so that its NaN is in no gradient; its result is made NaN."""
     scores, T, S = _scores(q, k, scale), q.shape[2], k.shape[2]
     mask = mask if mask.ndim else reshape(mask, (1,))
-    visible = mask if mask.dtype is dtypes.bool else mask > -math.inf
+    visible = mask if mask.dtype is dtypes.bool else greater(mask, -math.inf)
     if causal:
-        visible = visible & _visible(T, S, q.device)
+        visible = logical_and(visible, _visible(T, S, q.device))
     sees = any(visible, axis=-1, keepdims=True)
 
     def of_scores(x: Tensor, keys: int) -> Tensor:

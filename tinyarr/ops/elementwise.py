@@ -7,7 +7,6 @@ give float32. Gradients are derived; where a function has a kink or a tie, its d
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 
 from .. import dtypes
 from ..dtypes import Dtype
@@ -28,8 +27,11 @@ def _lift(
     return primitive
 
 
-def _keeping_zero(primitive: Elementwise, vjp: Callable) -> None:
+def _keeping_zero(primitive: Elementwise, operation: str) -> None:
     """Gives an operation with infinite slopes a gradient that is 0 where that of its result is 0."""
+
+    vjp = scalar.OPERATIONS[operation].vjp
+    assert vjp is not None
 
     def gradient(g, out, *inputs):
         grads = vjp(g, out, *inputs)
@@ -112,7 +114,7 @@ where = _lift(
 )
 
 for _f in (sqrt, log, log1p, log2, log10, asin, acos, acosh, atanh, pow):
-    _keeping_zero(_f, scalar.OPERATIONS["power" if _f is pow else _f.name].vjp)
+    _keeping_zero(_f, "power" if _f is pow else _f.name)
 
 for _f in (
     equal, not_equal, less, less_equal, greater, greater_equal, isnan, isinf, isfinite, signbit,
@@ -209,9 +211,10 @@ def _logaddexp_gradient(g, x, y):
 
 def logaddexp(x1: Tensor | float, x2: Tensor | float, /) -> Tensor:
     """log(exp(x1) + exp(x2)), without overflow; of integers in float32. One of the two may be a Python number."""
-    given = [x for x in (x1, x2) if isinstance(x, Tensor)] or [x1]
-    require_tensors("logaddexp", x1=given[0])
-    dtype = dtypes.result_type(*(x.dtype for x in given))
+    given = [x for x in (x1, x2) if isinstance(x, Tensor)]
+    if not given:
+        require_tensors("logaddexp", x1=x1)
+    dtype = dtypes.result_type(*given)
     dtype = dtype if dtype.is_float else dtypes.float32
     return _logaddexp(*(astype(x, dtype, copy=False) if isinstance(x, Tensor) else x for x in (x1, x2)))
 

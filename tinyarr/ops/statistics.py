@@ -9,6 +9,7 @@ from .. import dtypes, views
 from ..autograd import gradients
 from ..tape import recording
 from ..tensor import Tensor, method, require_tensors
+from ..views import Shape
 from .create import full, ones_like
 from .elementwise import abs, astype, equal, maximum, not_equal, square, where
 from .elementwise_primitive import Elementwise, elementwise
@@ -145,7 +146,7 @@ def _scaled_square(x, scale):
     return square(x * scale)
 
 
-def _norm(x: Tensor, axes: Sequence[int], keepdims: bool, order: float) -> Tensor:
+def _norm(x: Tensor, axes: Shape, keepdims: bool, order: float) -> Tensor:
     """The norm of x scaled so that no power of its elements overflows or is lost, and scaled back."""
     shape = reduced_shape(x.shape, axes, keepdims)
     if 0 in x.shape:

@@ -61,16 +61,16 @@ def sum_of_blocks(x: np.ndarray, out: np.ndarray, sums: np.ndarray) -> None:
     for first in range(0, length, BLOCK * together):
         n = (length - first) // BLOCK if length - first < BLOCK * together else together
         whole = x[:, first : first + n * BLOCK].reshape(before, BLOCK, n * after)
-        np.add.reduce(whole, 1, dtype, sums[:, count : count + n].reshape(before, n * after))
+        np.add.reduce(whole, 1, dtype, out=sums[:, count : count + n].reshape(before, n * after))
         count += n
     if length % BLOCK:
-        np.add.reduce(x[:, -(length % BLOCK) :], 1, dtype, sums[:, count])
+        np.add.reduce(x[:, -(length % BLOCK) :], 1, dtype, out=sums[:, count])
         count += 1
     while count > 8:
         half = count // 2
         np.add(sums[:, :half], sums[:, count - half : count], sums[:, :half])
         count -= half
-    np.add.reduce(sums[:, :count], 1, dtype, out)
+    np.add.reduce(sums[:, :count], 1, dtype, out=out)
 
 
 def _sum_scratch(call):
@@ -81,7 +81,7 @@ def _sum_scratch(call):
     cut = [_is_cut(step, i == 0 and x is not dtype) for i, step in enumerate(steps)]
     if not dtype.is_float or 0 in shape or (columns < 2 and True not in cut):
         return _wide(call)
-    shapes = [(steps[-1][0], steps[-1][2])]
+    shapes: list[tuple[int, ...]] = [(steps[-1][0], steps[-1][2])]
     for i, step in enumerate(steps):
         shapes += [blocks(*step)] if cut[i] else []
         shapes += [(step[0], step[2])] if step is not steps[-1] else []

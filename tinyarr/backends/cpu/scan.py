@@ -31,15 +31,15 @@ def _sum_scratch(call):
 
 @kernel("cumulative_sum", scratch=_sum_scratch)
 def cumulative_sum(x, out, *scratch, axis):
-    wide = out
+    wide, sums = out, scratch
     if scratch and scratch[0].dtype != out.dtype:
-        wide, *scratch = scratch
+        wide, sums = scratch[0], scratch[1:]
         np.copyto(wide, x, casting="unsafe")
         x = wide
-    if not scratch:
+    if not sums:
         np.add.accumulate(x, axis=axis, out=wide, dtype=wide.dtype)
     else:
-        _sum_in_blocks(x, wide, axis, *scratch)
+        _sum_in_blocks(x, wide, axis, *sums)
     if wide is not out:
         np.copyto(out, wide, casting="unsafe")
 
