@@ -74,7 +74,7 @@ def test_one_long_row_is_as_right_as_a_short_one(function):
     x = np.random.default_rng(0).uniform(1, 2, 10_000_000).astype(np.float32)
     wide = x.astype(np.float64)
     right = {
-        ta.layer_norm: lambda: (wide - wide.mean()) / wide.std(),
+        ta.layer_norm: lambda: (wide - wide.mean()) / np.sqrt(wide.var() + 1e-5),
         ta.softmax: lambda: np.exp(wide) / np.exp(wide).sum(),
         ta.rms_norm: lambda: wide / np.sqrt((wide**2).mean()),
     }[function]()
