@@ -40,7 +40,7 @@ from tinyarr.dtypes import (
 from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops.activation import _leaky_relu
 from tinyarr.ops.loss import _mean_of_counted
-from tinyarr.ops.statistics import _scaled_square, _squared_difference, scale_of
+from tinyarr.ops.statistics import _squared_distance, _wide_square, scale_of
 from tinyarr.testing import broadcastable_shapes, shapes
 
 
@@ -148,11 +148,12 @@ for _name, _reference in {"floor_divide": np.floor_divide, "remainder": np.remai
     elementwise(_name, _reference, apart(0), whole)
 elementwise("pow", integer_or_float_power, between(0.2, 3), between(-2, 2))
 for _operation, _reference in {
-    _squared_difference: lambda x, y: (x - y) ** 2, _scaled_square: lambda x, scale: (x * scale) ** 2,
+    _squared_distance: lambda x, first, average: ((x - first) - average) ** 2,
     _mean_of_counted: lambda total, count: total / np.maximum(count, 1),
-}.items():  # fmt: skip
-    _values = apart(0), between(0.2, 3)
+}.items():
+    _values = [apart(0), between(0.2, 3), between(0.2, 3)][: len(_operation.inputs)]
     elementwise(_operation.name, _reference, *_values, function=_operation, takes=FLOATS, refuses=())
+elementwise("wide_square", np.square, apart(0), function=_wide_square, gives=lambda dtype: float64, refuses=())
 for _name, _reference in {"maximum": np.maximum, "minimum": np.minimum}.items():
     elementwise(_name, _reference, apart(0), apart(1), takes=ALL)
 for _name, _reference in {

@@ -43,15 +43,17 @@ def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
 
 
 @elementwise
-def _squared_difference(x, y):
-    return square(x - y)
+def _squared_distance(x, first, average):
+    return square((x - first) - average)
 
 
-def _shifted(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """x less the first element along the axes, and the mean of that: exactly 0 where all elements are equal."""
+def _average(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The mean as a sum of two numbers: the first element along the axes, and how far the mean is from it.
+
+    x less one and the other is exactly 0 where all elements are equal.
+    """
     first = slice_axes(x.detach(), [slice(1) if a in axes else slice(None) for a in range(x.ndim)])
-    shifted = x - first
-    return shifted, mean(shifted, axis=axes, keepdims=True)
+    return first, mean(x - first, axis=axes, keepdims=True)
 
 
 @method()
@@ -60,7 +62,7 @@ def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: b
     """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
     axes = views.normalize_axes("var", axis, x.ndim)
     divisor = _count("var", x, axes) - correction
-    squares = sum(_squared_difference(*_shifted(x, axes)), axis=axes, keepdims=keepdims)
+    squares = sum(_squared_distance(x, *_average(x, axes)), axis=axes, keepdims=keepdims)
     return squares / divisor if divisor > 0 else full(squares.shape, math.nan, dtype=x.dtype, device=x.device)
 
 
@@ -72,8 +74,8 @@ def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: b
     divisor = _count("std", x, axes) - correction
     if divisor <= 0:
         return var(x, axis=axes, correction=correction, keepdims=keepdims)
-    shifted, average = _shifted(x, axes)
-    return vector_norm(shifted - average, axis=axes, keepdims=keepdims) / math.sqrt(divisor)
+    first, average = _average(x, axes)
+    return vector_norm(x - first - average, axis=axes, keepdims=keepdims) / math.sqrt(divisor)
 
 
 @elementwise
@@ -142,20 +144,25 @@ def vector_norm(
 
 
 @elementwise
-def _scaled_square(x, scale):
-    return square(x * scale)
+def _wide_square(x):
+    return square(cast(x, dtypes.float64))
 
 
 def _norm(x: Tensor, axes: Shape, keepdims: bool, order: float) -> Tensor:
-    """The norm of x scaled so that no power of its elements overflows or is lost, and scaled back."""
+    """The norm, with no power of an element overflowing or lost: squares of float32 are added in float64.
+
+    Other elements are scaled first, and the norm is scaled back.
+    """
     shape = reduced_shape(x.shape, axes, keepdims)
     if 0 in x.shape:
         return sum(x, axis=axes, keepdims=keepdims)
+    if order == 2 and x.dtype is dtypes.float32:
+        return astype(_root(sum(_wide_square(x), axis=axes, keepdims=keepdims)), x.dtype)
     values = x.detach()
     largest = maximum(max(values, axis=axes, keepdims=True), -min(values, axis=axes, keepdims=True))
     if order == 2:
         scale = scale_of(largest)
-        root = _root(sum(_scaled_square(x, scale), axis=axes, keepdims=keepdims))
+        root = _root(sum(square(x * scale), axis=axes, keepdims=keepdims))
     else:
         largest = where(equal(largest, 0) | equal(largest, math.inf), 1, largest)
         scale = 1 / maximum(largest, SMALLEST[x.dtype.itemsize])
