@@ -203,6 +203,7 @@ SAMPLES["scale_of"] = Sample(
     np.ones_like,
     st.builds(lambda shape: Case((Operand(shape, between(0.2, 3)),)), shapes(max_side=SIDE)),
     takes=(float32, float64),
+    refuses=(),
     roundings=exact,
 )
 SAMPLES["integer_power"] = Sample(
