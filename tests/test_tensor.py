@@ -455,7 +455,7 @@ def test_numbers_are_no_tensors_to_join(operation):
 def test_an_axis_that_does_not_fit_is_named_with_the_operation_that_was_called(name):
     with pytest.raises(OutOfBounds, match=rf"^{name}: axis is 5"):
         getattr(ta, name)(ta.ones((2, 0)), axis=5)
-    if name not in ("mean", "var", "std"):  # they give NaN
+    if name in ("max", "min", "argmax", "argmin"):
         with pytest.raises(ShapeError, match=rf"^{name}: x has shape \(2, 0\), axis is \(1,\): an empty axis"):
             getattr(ta, name)(ta.ones((2, 0)), axis=-1)
 

@@ -48,7 +48,7 @@ from .ops.create import (
     zeros,
     zeros_like,
 )
-from .ops.einsum import einsum, outer, tensordot, vecdot, vector_norm
+from .ops.einsum import einsum, outer, tensordot, vecdot
 from .ops.elementwise import (
     abs,
     acos,
@@ -154,7 +154,7 @@ from .ops.shape import (
 )
 from .ops.softmax import log_softmax, logsumexp, softmax
 from .ops.sort import argsort, nonzero, searchsorted, sort, topk
-from .ops.statistics import mean, std, var
+from .ops.statistics import mean, std, var, vector_norm
 from .other_names import FUNCTIONS as _OTHER_NAMES
 from .other_names import explained as _explained
 from .other_names import missing as _missing

@@ -70,7 +70,6 @@ from .ops.einsum import einsum as einsum
 from .ops.einsum import outer as outer
 from .ops.einsum import tensordot as tensordot
 from .ops.einsum import vecdot as vecdot
-from .ops.einsum import vector_norm as vector_norm
 from .ops.elementwise import abs as abs
 from .ops.elementwise import acos as acos
 from .ops.elementwise import acosh as acosh
@@ -204,6 +203,7 @@ from .ops.sort import topk as topk
 from .ops.statistics import mean as mean
 from .ops.statistics import std as std
 from .ops.statistics import var as var
+from .ops.statistics import vector_norm as vector_norm
 from .random import Generator as Generator
 from .random import default_generator as default_generator
 from .random import manual_seed as manual_seed

@@ -254,7 +254,9 @@ def _owned(g: Tensor, shared: set[int]) -> Tensor:
 
 
 def _hooked(hooks: Sequence[Callable] | None, g: Tensor, shared: set[int]) -> Tensor:
-    """What the hooks make of a gradient, which they may keep."""
+    """What the hooks make of a gradient, which they may keep, or write into: so they get one of their own."""
+    if hooks:
+        g = copy(g)
     for hook in tuple(hooks or ()):
         replaced = hook(g)
         if replaced is not None:
@@ -326,9 +328,14 @@ def gradients(
         return [None] * len(inputs)
     require_tensors("gradients", **{f"input {i}": x for i, x in enumerate(inputs)})
     roots = _root_gradients("gradients", outputs, output_gradients)
-    return walk(
-        roots, [edge_of(x) for x in inputs], create_graph, create_graph if retain_graph is None else retain_graph
-    )
+    keep = create_graph if retain_graph is None else retain_graph
+    found = walk(roots, [edge_of(x) for x in inputs], create_graph, keep)
+    seen: set[int] = set()
+    for i, g in enumerate(found):
+        if g is not None:
+            found[i] = copy(g) if id(g.array.storage) in seen else g
+            seen.add(id(g.array.storage))
+    return found
 
 
 def independent(x: Tensor) -> tuple[Tensor, bool]:

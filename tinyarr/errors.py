@@ -33,6 +33,10 @@ class OutOfBounds(TinyarrError, IndexError):
     """An index outside its axis."""
 
 
+class MaskError(ShapeError, OutOfBounds):
+    """A mask whose shape is not that of what it indexes."""
+
+
 class GradientError(TinyarrError, RuntimeError):
     """A gradient that cannot be computed: no graph, a graph already freed, a saved value since overwritten."""
 

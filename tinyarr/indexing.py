@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 from . import dtypes, views
-from .errors import DtypeError, OutOfBounds, ShapeError
+from .errors import DtypeError, MaskError, OutOfBounds
 from .interchange import asarray
 from .ops.create import arange, assign
 from .ops.elementwise import astype
@@ -71,8 +71,9 @@ def _parts(x: Tensor, key: Any) -> list[Any]:
     axis = 0
     for k, width in zip(given, widths, strict=True):
         if _is_mask(k):
-            if x.shape[axis : axis + width] != k.shape:
-                raise ShapeError(
+            sizes = x.shape[axis : axis + width]
+            if len(sizes) < width or any(m not in (0, n) for n, m in zip(sizes, k.shape, strict=True)):
+                raise MaskError(
                     f"index: x has shape {x.shape}, a mask has shape {k.shape}: it must match x from axis {axis} on"
                 )
             parts += nonzero(k)

@@ -42,6 +42,7 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
         raise ShapeError("Tensor: the nested lists have unequal lengths: every row must have the same shape") from None
     if values.dtype.kind not in "biufV" or values.dtype.names:
         raise DtypeError(f"Tensor: data holds {values.dtype}: use bool, integers or real floating numbers")
+    values = _of_truth(values)
     natural = dtypes.dtype(values.dtype)
     if natural is dtypes.float64 and not hasattr(data, "dtype"):
         natural = dtypes.float32  # the default for Python's floats
@@ -56,6 +57,13 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     if not hasattr(data, "dtype"):
         executor.get().constant(stored)
     return stored
+
+
+def _of_truth(values: np.ndarray) -> np.ndarray:
+    """The array itself; of bool bytes that are neither 0 nor 1, which only foreign memory has, a copy with 1."""
+    if values.dtype != bool or not (values.view(np.uint8) > 1).any():
+        return values
+    return values.view(np.uint8) != 0
 
 
 def asarray(data: Any, /, *, dtype=None, device=None, copy: bool | None = None) -> Tensor:
@@ -89,6 +97,10 @@ def from_dlpack(x: Any, /, *, device=None, copy: bool | None = None) -> Tensor:
         values = np.from_dlpack(x)
     except (BufferError, TypeError, RuntimeError) as error:
         raise ArgumentError(f"from_dlpack: {error}: copy it to the CPU, in a dtype that NumPy has") from None
+    if _of_truth(values) is not values:
+        if copy is False:
+            raise ArgumentError("from_dlpack: copy is False, but bytes of bool are neither 0 nor 1: allow a copy")
+        copy = True
     if copy is True or not values.flags.writeable or values.dtype.kind not in "biuf":
         return Tensor(values, device=device)
     shared = result_tensor(_over(values))
@@ -252,6 +264,11 @@ def _repr(self: Tensor) -> str:
     return f"Tensor({', '.join(parts)})"
 
 
+def _format(self: Tensor, spec: str) -> str:
+    """With a format such as .3f that of the one element, without one the tensor's text."""
+    return format(self.item(), spec) if spec else str(self)
+
+
 method("__array__")(_as_numpy_array)
 method("__array_namespace__")(_namespace)
 method("__dlpack__")(_dlpack)
@@ -262,6 +279,7 @@ method("__copy__")(_copied)
 method("__deepcopy__")(_copied)
 method("__reduce__")(_reduce)
 method("__repr__")(_repr)
+method("__format__")(_format)
 method("__float__")(lambda self: float(self.item()))
 method("__complex__")(lambda self: complex(self.item()))
 method("__int__")(lambda self: int(self.item()))

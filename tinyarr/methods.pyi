@@ -159,7 +159,9 @@ class Methods:
     def var(self, axis: int | Sequence[int] | None = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
         """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
     def std(self, axis: int | Sequence[int] | None = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-        """The square root of `var`."""
+        """The square root of `var`. Gradient 0 where all elements are equal."""
+    def vector_norm(self, *, axis: int | Sequence[int] | None = None, keepdims: bool = False, ord: float = 2) -> Tensor:
+        """sum(|x|**ord)**(1/ord) over axes; the largest |x| for inf, the smallest for -inf, how many are not 0 for 0."""
     def leaky_relu(self, negative_slope: float = 0.01) -> Tensor:
         """x where it is positive, else x times `negative_slope`, which is the gradient at 0 too."""
     def gelu(self, *, approximate: str = 'none') -> Tensor:
@@ -173,11 +175,11 @@ class Methods:
     def softplus(self, *, out: Tensor | None = None) -> Tensor:
         """log(1 + exp(x)), without overflow."""
     def logsumexp(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Tensor:
-        """log(sum(exp(x))) over axes, without overflow."""
+        """log(sum(exp(x))) over axes, without overflow; -inf over an empty axis."""
     def softmax(self, axis: int = -1) -> Tensor:
-        """exp(x) / sum(exp(x)) along an axis, without overflow. Raises ShapeError where that axis is empty."""
+        """exp(x) / sum(exp(x)) along an axis, without overflow."""
     def log_softmax(self, axis: int = -1) -> Tensor:
-        """log(softmax(x)) along an axis, exact where softmax underflows. Raises ShapeError where that axis is empty."""
+        """log(softmax(x)) along an axis, exact where softmax underflows."""
     def to(self, device: str | Device) -> Tensor:
         """The tensor on another device; itself where it is there already. The copy has no history."""
     def numpy(self) -> np.ndarray:
@@ -203,6 +205,8 @@ class Methods:
     def __copy__(self, memo: dict | None = None) -> Tensor:
         ...
     def __deepcopy__(self, memo: dict | None = None) -> Tensor:
+        ...
+    def __format__(self, spec: str) -> str:
         ...
     def __float__(self) -> float:
         ...
@@ -300,6 +304,22 @@ class Methods:
         ...
     def __bool__(self) -> bool:
         ...
+    def __iadd__(self, other: Tensor | float) -> Tensor:
+        ...
+    def __isub__(self, other: Tensor | float) -> Tensor:
+        ...
+    def __imul__(self, other: Tensor | float) -> Tensor:
+        ...
+    def __itruediv__(self, other: Tensor | float) -> Tensor:
+        ...
+    def __ifloordiv__(self, other: Tensor | float) -> Tensor:
+        ...
+    def __imod__(self, other: Tensor | float) -> Tensor:
+        ...
+    def __ipow__(self, other: Tensor | float) -> Tensor:
+        ...
+    def __imatmul__(self, other: Tensor | float) -> Tensor:
+        ...
     def cumulative_sum(self, *, axis: int | None = None, dtype=None, include_initial: bool = False) -> Tensor:
         """At each position the sum of the elements up to it along an axis; with `include_initial` a 0 comes first."""
     def cumulative_prod(self, *, axis: int | None = None, dtype=None, include_initial: bool = False) -> Tensor:
@@ -312,5 +332,3 @@ class Methods:
         """x repeated as a whole along each axis; axes missing on either side count as 1."""
     def repeat(self, repeats: int | Tensor, *, axis: int | None = None) -> Tensor:
         """Each element repeated in place along an axis (None: flattened); `repeats` may differ, a 1-d tensor of ints."""
-    def vector_norm(self, *, axis: int | Sequence[int] | None = None, keepdims: bool = False, ord: float = 2) -> Tensor:
-        """sum(|x|**ord)**(1/ord) over axes; the largest |x| for inf, the smallest for -inf, how many are not 0 for 0."""

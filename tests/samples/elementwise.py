@@ -24,6 +24,7 @@ from tests.samples.record import (
     between,
     boolean,
     cases_of,
+    exact,
     floating,
     refused,
     same,
@@ -38,6 +39,8 @@ from tinyarr.dtypes import (
 )
 from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops.activation import _leaky_relu
+from tinyarr.ops.loss import _mean_of_counted
+from tinyarr.ops.statistics import _squared_distance, _wide_square, scale_of
 from tinyarr.testing import broadcastable_shapes, shapes
 
 
@@ -144,6 +147,13 @@ for _name, _reference in {
 for _name, _reference in {"floor_divide": np.floor_divide, "remainder": np.remainder}.items():
     elementwise(_name, _reference, apart(0), whole)
 elementwise("pow", integer_or_float_power, between(0.2, 3), between(-2, 2))
+for _operation, _reference in {
+    _squared_distance: lambda x, first, average: ((x - first) - average) ** 2,
+    _mean_of_counted: lambda total, count: total / np.maximum(count, 1),
+}.items():
+    _values = [apart(0), between(0.2, 3), between(0.2, 3)][: len(_operation.inputs)]
+    elementwise(_operation.name, _reference, *_values, function=_operation, takes=FLOATS, refuses=())
+elementwise("wide_square", np.square, apart(0), function=_wide_square, gives=lambda dtype: float64, refuses=())
 for _name, _reference in {"maximum": np.maximum, "minimum": np.minimum}.items():
     elementwise(_name, _reference, apart(0), apart(1), takes=ALL)
 for _name, _reference in {
@@ -187,6 +197,14 @@ SAMPLES["where"] = Sample(
         refused(lambda: tinyarr.where(ones((2, 3)), ones((2, 4)), 0), ShapeError, "where", "(2, 3)", "(2, 4)"),
         refused(lambda: tinyarr.where([True], 1, 0), TypeError, "where", "condition", "list"),
     ),
+)
+SAMPLES["scale_of"] = Sample(
+    scale_of,
+    np.ones_like,
+    st.builds(lambda shape: Case((Operand(shape, between(0.2, 3)),)), shapes(max_side=SIDE)),
+    takes=(float32, float64),
+    refuses=(),
+    roundings=exact,
 )
 SAMPLES["integer_power"] = Sample(
     lambda x, n: x**n,

@@ -213,10 +213,12 @@ FUNCTION double log_float64(double x)
 
 /* Floating numbers. `f` is the suffix of libm's functions. fmod is exact and has the sign of x.
    Conversions to integers truncate, as NumPy's on x86-64 do: by way of int32, for uint32 and int64 by way of int64,
-   where NaN and what does not fit become the lowest number. uint64 takes its upper half by way of int64 too. */
+   where NaN and what does not fit become the lowest number. uint64 takes its upper half by way of int64 too.
+   Of 0.0 and -0.0, which are equal, the second is the maximum and the minimum; a power of 0.5 is the square root. */
 #define FLOATING(name, type, f)                                                                                        \
-    FUNCTION type maximum_##name(type x, type y) { return (x >= y) | (x != x) ? x : y; }                               \
-    FUNCTION type minimum_##name(type x, type y) { return (x <= y) | (x != x) ? x : y; }                               \
+    FUNCTION type maximum_##name(type x, type y) { return (x > y) | (x != x) ? x : y; }                                \
+    FUNCTION type minimum_##name(type x, type y) { return (x < y) | (x != x) ? x : y; }                                \
+    FUNCTION type power_##name(type x, type y) { return y == (type)0.5 ? sqrt##f(x) : pow##f(x, y); }                  \
     FUNCTION type sign_##name(type x) { return x != x ? x : (type)((x > 0) - (x < 0)); }                               \
                                                                                                                        \
     FUNCTION type remainder_##name(type x, type y)                                                                     \

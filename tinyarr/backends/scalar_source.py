@@ -63,7 +63,7 @@ _LIBM = {
         "sqrt floor ceil trunc expm1 log1p log2 log10 sin cos tan asin acos atan atan2 sinh cosh asinh acosh "
         "atanh hypot copysign nextafter"
     ).split()
-} | {"abs": "fabs", "round": "rint", "power": "pow"}
+} | {"abs": "fabs", "round": "rint"}
 
 
 def identifier(name: str) -> str:

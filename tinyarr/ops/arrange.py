@@ -104,6 +104,8 @@ def repeat(x: Tensor, repeats: int | Tensor, /, *, axis: int | None = None) -> T
         return reshape(wide, (*before, n * times, *after))
     if repeats.shape not in ((n,), (1,), ()):
         raise ShapeError(f"repeat: repeats has shape {repeats.shape}, axis {axis} of x has size {n}: one for each")
+    if repeats.dtype.kind == "signed" and n and (repeats < 0).any():
+        raise ArgumentError("repeat: repeats holds a negative number: each must be 0 or more")
     ends = cumulative_sum(broadcast_to(repeats, (n,)), axis=0, dtype=dtypes.int64)
     total = int(ends[-1].item()) if n else 0
     return take(x, searchsorted(ends, arange(total, device=x.device), side="right"), axis=axis)

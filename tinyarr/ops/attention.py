@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .. import dtypes, views
 from ..device import Device
@@ -12,9 +13,10 @@ from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from ..views import Shape
 from .create import arange
-from .elementwise import astype, where
+from .elementwise import astype, greater, logical_and, where
 from .matmul import matmul
 from .primitive import Primitive, apply
+from .reduce import any
 from .shape import broadcast_to, expand_dims, matrix_transpose, reshape
 from .softmax import logsumexp, softmax
 
@@ -106,7 +108,7 @@ def scaled_dot_product_attention(
     if attn_mask is None:
         out = apply(_attention, q, k, v, causal=is_causal, scale=scale)[0]
     else:
-        out = _masked_attention(q, k, v, broadcast_to(attn_mask, (*lead, T, key.shape[-2])), is_causal, scale)
+        out = _masked_attention(q, k, v, attn_mask, lead, is_causal, scale)
     return reshape(out, (*lead, T, Dv))
 
 
@@ -116,13 +118,26 @@ def _batched(shape: Shape) -> Shape:
     return (math.prod(lead[:-1]), lead[-1], *shape[-2:])
 
 
-def _masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, causal: bool, scale: float) -> Tensor:
-    scores = _scores(q, k, scale)
-    mask = reshape(mask, scores.shape)
+def _masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lead: Sequence[int], causal: bool, scale: float
+) -> Tensor:
+    """A query that sees no key is let see all of them, so that its NaN is in no gradient; its result is made NaN."""
+    scores, T, S = _scores(q, k, scale), q.shape[2], k.shape[2]
+    mask = mask if mask.ndim else reshape(mask, (1,))
+    visible = mask if mask.dtype is dtypes.bool else greater(mask, -math.inf)
     if causal:
-        scores = where(_visible(q.shape[2], k.shape[2], q.device), scores, -math.inf)
-    scores = where(mask, scores, -math.inf) if mask.dtype is dtypes.bool else scores + mask
-    return _weighted(softmax(scores), v, q.dtype)
+        visible = logical_and(visible, _visible(T, S, q.device))
+    sees = any(visible, axis=-1, keepdims=True)
+
+    def of_scores(x: Tensor, keys: int) -> Tensor:
+        return reshape(broadcast_to(x, (*lead, T, keys)), (*scores.shape[:-1], keys))
+
+    if causal or mask.dtype is dtypes.bool:
+        scores = where(of_scores(visible, S), scores, of_scores(where(sees, -math.inf, 0.0), 1))
+    if mask.dtype is not dtypes.bool:
+        scores = scores + of_scores(where(sees, mask, 0), S)
+    out = _weighted(softmax(scores), v, q.dtype)
+    return where(reshape(broadcast_to(sees, (*lead, T, 1)), (*out.shape[:-1], 1)), out, math.nan)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, grouped: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 
 from .. import dtypes, views
@@ -148,6 +149,7 @@ def eye(n_rows: int, n_cols: int | None = None, *, k: int = 0, dtype=None, devic
     """Ones on the k-th diagonal, zeros elsewhere."""
     dtype, device = target(dtype, device, "float")
     shape = views.normalize_shape("eye", (n_rows, n_rows if n_cols is None else n_cols))
+    k = min(max(operator.index(k), -shape[0]), shape[1])  # beyond the corners no diagonal has elements
     return apply(_eye, k, shape=shape, dtype=dtype, device=device)
 
 

@@ -1,18 +1,16 @@
-"""Products over chosen axes, composed of matmul: tensordot, vecdot, outer, einsum; and vector_norm."""
+"""Products over chosen axes, composed of matmul: tensordot, vecdot, outer, einsum."""
 
 from __future__ import annotations
 
 import builtins
 import math
 from collections.abc import Sequence
-from typing import Any
 
-from .. import dtypes, views
+from .. import views
 from ..errors import ArgumentError, ShapeError, describe
-from ..tensor import Tensor, method, require_tensors
-from .elementwise import abs, astype, equal, not_equal, sqrt, square, where
+from ..tensor import Tensor, require_tensors
 from .matmul import matmul
-from .reduce import max, min, sum
+from .reduce import sum
 from .shape import broadcast_to, expand_dims, moveaxis, permute_dims, reshape
 
 
@@ -59,36 +57,6 @@ def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
     if x1.ndim != 1 or x2.ndim != 1:
         raise ShapeError(f"outer: {describe('x1', x1)}, {describe('x2', x2)}: both must have 1 dimension")
     return expand_dims(x1, -1) * x2
-
-
-@method()
-def vector_norm(
-    x: Tensor, /, *, axis: int | Sequence[int] | None = None, keepdims: bool = False, ord: float = 2
-) -> Tensor:
-    """sum(|x|**ord)**(1/ord) over axes; the largest |x| for inf, the smallest for -inf, how many are not 0 for 0.
-
-    The gradient of a norm that is 0 is 0.
-    """
-    require_tensors("vector_norm", x=x)
-    if not x.dtype.is_float:
-        x = astype(x, dtypes.float32)
-    wide = astype(x, x.dtype.compute, copy=False)
-    over: Any = {"axis": axis, "keepdims": keepdims}
-    if ord == math.inf:
-        found = max(abs(wide), **over)
-    elif ord == -math.inf:
-        found = min(abs(wide), **over)
-    elif ord == 0:
-        found = sum(astype(not_equal(wide, 0), wide.dtype), **over)
-    elif ord == 1:
-        found = sum(abs(wide), **over)
-    else:
-        total = sum(square(wide) if ord == 2 else abs(wide) ** float(ord), **over)
-        # At 0 the root has no derivative: it is taken of 1 there, and its result not used.
-        safe = where(equal(total, 0), 1, total)
-        root = sqrt(safe) if ord == 2 else safe ** (1 / ord)
-        found = where(equal(total, 0), total, root)
-    return astype(found, x.dtype, copy=False)
 
 
 def einsum(subscripts: str, *operands: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ give float32. Gradients are derived; where a function has a kink or a tie, its d
 
 from __future__ import annotations
 
+import inspect
+
 from .. import dtypes
 from ..dtypes import Dtype
 from ..tensor import Tensor, method, require_tensors
@@ -23,6 +25,22 @@ def _lift(
     primitive = Elementwise(public_name or name, function, inputs, ("out",))
     primitive.__doc__ = documentation
     return primitive
+
+
+def _keeping_zero(primitive: Elementwise, operation: str) -> None:
+    """Gives an operation with infinite slopes a gradient that is 0 where that of its result is 0."""
+
+    vjp = scalar.OPERATIONS[operation].vjp
+    assert vjp is not None
+
+    def gradient(g, out, *inputs):
+        grads = vjp(g, out, *inputs)
+        return tuple(scalar.where(scalar.equal(g, 0) & isnan(d), 0, d) for d in grads)
+
+    names = ("g", "out", *primitive.inputs)
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    gradient.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    primitive.gradient(gradient)
 
 
 add = _lift("add", "x + y.")
@@ -56,7 +74,9 @@ tan = _lift("tan", "The tangent; x in radians.")
 asin = _lift("asin", "The inverse sine, in radians.")
 acos = _lift("acos", "The inverse cosine, in radians.")
 atan = _lift("atan", "The inverse tangent, in radians.")
-atan2 = _lift("atan2", "The angle of the point (y, x) in radians, in [-pi, pi].", inputs=("y", "x"))
+atan2 = _lift(
+    "atan2", "The angle of the point (y, x) in radians, in [-pi, pi]. Gradient 0 at (0, 0).", inputs=("y", "x")
+)
 sinh = _lift("sinh", "The hyperbolic sine.")
 cosh = _lift("cosh", "The hyperbolic cosine.")
 tanh = _lift("tanh", "The hyperbolic tangent.")
@@ -64,7 +84,7 @@ asinh = _lift("asinh", "The inverse hyperbolic sine.")
 acosh = _lift("acosh", "The inverse hyperbolic cosine.")
 atanh = _lift("atanh", "The inverse hyperbolic tangent.")
 erf = _lift("erf", "The error function, 2 / sqrt(pi) times the integral of exp(-t**2) from 0 to x.")
-hypot = _lift("hypot", "sqrt(x**2 + y**2) without overflow.")
+hypot = _lift("hypot", "sqrt(x**2 + y**2) without overflow. Gradient 0 at (0, 0).")
 copysign = _lift("copysign", "|x| with the sign of y.")
 nextafter = _lift("nextafter", "The number next to x in the direction of y, of float32 or float64.")
 equal = _lift("equal", "x == y, bool.")
@@ -87,11 +107,14 @@ where = _lift(
     "where",
     """x where the condition holds, else y. No gradient reaches the branch that is not taken.
 
-    An operation before it whose slope is infinite there makes NaN of that 0: either guard its argument, as in
-    where(x > 0, sqrt(where(x > 0, x, 1)), 0), or write the whole as one @elementwise function, in which it stays 0.
+    A division by 0 or an exponential that overflows before it makes NaN of that 0: either guard its argument, as in
+    where(x > 0, 1 / where(x > 0, x, 1), 0), or write the whole as one @elementwise function, in which it stays 0.
     """,
     inputs=("condition", "x", "y"),
 )
+
+for _f in (sqrt, log, log1p, log2, log10, asin, acos, acosh, atanh, pow):
+    _keeping_zero(_f, "power" if _f is pow else _f.name)
 
 for _f in (
     equal, not_equal, less, less_equal, greater, greater_equal, isnan, isinf, isfinite, signbit,
@@ -189,12 +212,14 @@ def _logaddexp_gradient(g, x, y):
     return scalar.where(d >= 0, larger, smaller), scalar.where(d >= 0, smaller, larger)
 
 
-def logaddexp(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """log(exp(x1) + exp(x2)), without overflow; of integers in float32."""
-    require_tensors("logaddexp", x1=x1, x2=x2)
-    dtype = dtypes.result_type(x1, x2)
+def logaddexp(x1: Tensor | float, x2: Tensor | float, /) -> Tensor:
+    """log(exp(x1) + exp(x2)), without overflow; of integers in float32. One of the two may be a Python number."""
+    given = [x for x in (x1, x2) if isinstance(x, Tensor)]
+    if not given:
+        require_tensors("logaddexp", x1=x1)
+    dtype = dtypes.result_type(*given)
     dtype = dtype if dtype.is_float else dtypes.float32
-    return _logaddexp(astype(x1, dtype, copy=False), astype(x2, dtype, copy=False))
+    return _logaddexp(*(astype(x, dtype, copy=False) if isinstance(x, Tensor) else x for x in (x1, x2)))
 
 
 @elementwise

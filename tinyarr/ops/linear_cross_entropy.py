@@ -9,10 +9,9 @@ from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from .create import ones
 from .elementwise import astype
-from .loss import cross_entropy
+from .loss import cross_entropy, mean_of_counted
 from .matmul import linear
 from .primitive import Bounds, Primitive, apply
-from .reduce import sum
 from .shape import reshape
 
 
@@ -78,4 +77,4 @@ def linear_cross_entropy(
     wanted = recording.get() and (x.requires_grad or weight.requires_grad)
     found = apply(_loss_with_gradients if wanted else _loss, rows, weight, flat, ignore_index=ignore_index)
     loss = found[0] if wanted else found
-    return loss if reduction == "sum" else loss / sum(astype(flat != ignore_index, loss.dtype))
+    return loss if reduction == "sum" else mean_of_counted(loss, flat, ignore_index)

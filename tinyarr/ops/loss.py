@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from .. import dtypes
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
+from . import scalar
 from .activation import softplus
 from .create import arange
 from .elementwise import abs, astype, equal, minimum, square, where
@@ -118,9 +121,19 @@ def _rows(operation: str, name: str, x: Tensor, targets: Tensor) -> tuple[Tensor
     return reshape(x, (targets.size, x.shape[-1])), flat
 
 
+@elementwise
+def _mean_of_counted(total, count):
+    return scalar.where(count > 0, total / scalar.maximum(count, 1), math.nan)
+
+
+def mean_of_counted(total: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """The sum of losses over the number of targets that count; NaN for none, but its gradient is 0 then."""
+    return _mean_of_counted(total, sum(astype(targets != ignore_index, total.dtype)))
+
+
 def _over_targets(operation: str, losses: Tensor, targets: Tensor, shape, ignore_index: int, reduction: str) -> Tensor:
     if reduction == "mean":
-        return sum(losses) / sum(astype(targets != ignore_index, losses.dtype))
+        return mean_of_counted(sum(losses), targets, ignore_index)
     return _reduce(operation, reshape(losses, shape), reduction)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from .. import dtypes
@@ -9,9 +10,14 @@ from ..errors import ShapeError, describe
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from .create import ones, zeros, zeros_like
-from .elementwise import astype, rsqrt, square
+from .elementwise import abs, astype, maximum, rsqrt, square
 from .primitive import Primitive, apply
-from .statistics import mean
+from .reduce import max
+from .statistics import SMALLEST, mean, scale_of
+
+# A kernel takes a row's statistics for good where 0 < rstd < LARGEST (statistics.py), so that no square was lost, and
+# |mean| <= STEEPEST standard deviations, so that the rounding of the mean doesn't count.
+STEEPEST = 64
 
 
 def _infer_layer_norm(shapes, types, *, eps):
@@ -20,14 +26,28 @@ def _infer_layer_norm(shapes, types, *, eps):
     return [(x, types[0]), (x[:-1], kept), (x[:-1], kept)]
 
 
+def _scale(wide: Tensor, eps: float) -> Tensor:
+    """What a row and sqrt(eps) are multiplied by, so that no square is lost; without a gradient."""
+    return scale_of(maximum(max(abs(wide.detach()), axis=-1, keepdims=True), math.sqrt(eps)))
+
+
+def _scaled_eps(eps: float, scale: Tensor) -> Tensor:
+    """What is added to a scaled variance, not 0 unless eps is: so a row of equal elements gives 0."""
+    return maximum(square(math.sqrt(eps) * scale), SMALLEST[scale.dtype.itemsize] if eps else 0.0)
+
+
 def _layer_norm_composite(x, weight, bias, *, eps):
     wide = astype(x, x.dtype.compute, copy=False)
-    average = mean(wide, axis=-1, keepdims=True)
-    centered = wide - average
-    rstd = rsqrt(mean(square(centered), axis=-1, keepdims=True) + eps)
+    scale = _scale(wide, eps)
+    scaled = wide * scale
+    average = mean(scaled, axis=-1, keepdims=True)
+    average = average + mean(scaled - average, axis=-1, keepdims=True)  # exact where all elements are equal
+    rest = mean(scaled - average, axis=-1, keepdims=True)
+    centered = scaled - average - rest
+    rstd = rsqrt(mean(square(centered), axis=-1, keepdims=True) + _scaled_eps(eps, scale))
     weight, bias = (astype(w, wide.dtype, copy=False) for w in (weight, bias))
     out = astype(centered * rstd * weight + bias, x.dtype, copy=False)
-    return out, average.squeeze(-1), rstd.squeeze(-1)
+    return out, ((average + rest) / scale).squeeze(-1), (rstd * scale).squeeze(-1)
 
 
 _layer_norm = Primitive(
@@ -68,9 +88,11 @@ def _infer_rms_norm(shapes, types, *, eps):
 
 def _rms_norm_composite(x, weight, *, eps):
     wide = astype(x, x.dtype.compute, copy=False)
-    rstd = rsqrt(mean(square(wide), axis=-1, keepdims=True) + eps)
+    scale = _scale(wide, eps)
+    scaled = wide * scale
+    rstd = rsqrt(mean(square(scaled), axis=-1, keepdims=True) + _scaled_eps(eps, scale))
     weight = astype(weight, wide.dtype, copy=False)
-    return astype(wide * rstd * weight, x.dtype, copy=False), rstd.squeeze(-1)
+    return astype(scaled * rstd * weight, x.dtype, copy=False), (rstd * scale).squeeze(-1)
 
 
 _rms_norm = Primitive(

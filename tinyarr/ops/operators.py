@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import dtypes
-from ..errors import ShapeError
+from ..errors import GradientError, ShapeError
 from ..tensor import Tensor, method
 from .elementwise import (
     abs,
@@ -72,6 +72,21 @@ for _symbol, _primitive in {
     _binary(_symbol, _primitive)
 
 
+def _in_place(symbol: str, sign: str) -> None:
+    """x op= y makes a new tensor, as `x = x op y` does: so it is refused where someone means to train x by it."""
+    operation = getattr(Tensor, f"__{symbol}__")
+
+    def rebind(self: Tensor, other):
+        if self._requires_grad and self.node is None:
+            raise GradientError(
+                f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write "
+                f"p.assign(p {sign} ...) under no_grad() to update it, or y = p {sign} ... for a new tensor"
+            )
+        return operation(self, other)
+
+    method(f"__i{symbol}__")(rebind)
+
+
 def _comparison(symbol: str, primitive) -> None:
     def compare(self: Tensor, other):
         # What can't be compared is left to Python: `x == object()` is False, `x < object()` a TypeError. What says
@@ -110,3 +125,8 @@ method("__invert__")(lambda self: bitwise_invert(self))
 method("__matmul__")(lambda self, other: matmul(self, other))
 method("__rmatmul__")(lambda self, other: matmul(other, self))
 method("__bool__")(_truth)
+
+for _symbol, _sign in {
+    "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",
+}.items():  # fmt: skip
+    _in_place(_symbol, _sign)

@@ -119,6 +119,8 @@ def uniform(shape, low=0.0, high=1.0, *, generator=None, dtype=None, device=None
 def normal(shape, mean=0.0, std=1.0, *, generator=None, dtype=None, device=None, requires_grad=False) -> Tensor:
     """Normal with the given mean and standard deviation (Box & Muller 1958); computed in float32."""
     dtype, device = _floating_target("normal", dtype, device)
+    if std < 0:
+        raise ArgumentError(f"normal: std is {std}: it must be 0 or more")
     shape = views.normalize_shape("normal", shape)
     result = _draw(_normal, generator, float(mean), float(std), shape=shape, dtype=dtype, device=device)
     return with_gradient(result, requires_grad)

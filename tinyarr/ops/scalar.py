@@ -255,8 +255,17 @@ def _power_vjp(g, out, x, y):
     return dx, dy
 
 
+def _or_one(r):
+    """1 in place of 0: what is divided by it is 0 there, and so is the quotient."""
+    return where(equal(r, 0), 1, r)
+
+
+def _hypot_vjp(g, out, x, y):
+    return g * (x / _or_one(out)), g * (y / _or_one(out))
+
+
 def _atan2_vjp(g, out, y, x):
-    r = hypot(x, y)  # x**2 + y**2 would overflow where the angle does not
+    r = _or_one(hypot(x, y))  # x**2 + y**2 would overflow where the angle does not
     return g * (x / r) / r, -g * (y / r) / r
 
 
@@ -296,7 +305,7 @@ _operation("asinh", 1, "float", lambda g, out, x: (g / hypot(x, 1),))
 _operation("acosh", 1, "float", lambda g, out, x: (g / (sqrt(x - 1) * sqrt(x + 1)),))
 _operation("atanh", 1, "float", lambda g, out, x: (g / (1 - x * x),))
 _operation("erf", 1, "float", lambda g, out, x: (g * (2 / math.sqrt(math.pi) * exp(-x * x)),))
-_operation("hypot", 2, "float", lambda g, out, x, y: (g * (x / out), g * (y / out)))
+_operation("hypot", 2, "float", _hypot_vjp)
 _operation("copysign", 2, "float", lambda g, out, x, y: (where(equal(signbit(x), signbit(y)), g, -g), None))
 _operation("nextafter", 2, "wide float", lambda g, out, x, y: (g, None))
 

@@ -6,9 +6,10 @@ import math
 
 from .. import dtypes, views
 from ..tensor import Tensor, method, require_tensors
+from .create import copy
 from .elementwise import astype, equal, exp, log, where
 from .primitive import Primitive, apply
-from .reduce import Axis, computed_wide, extremum, reduced_shape, require_elements, sum
+from .reduce import Axis, computed_wide, extremum, reduced_shape, sum
 from .shape import moveaxis, reshape
 
 
@@ -20,11 +21,13 @@ def _largest(operation: str, x: Tensor, axis: Axis) -> Tensor:
 @method()
 @computed_wide
 def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) over axes, without overflow."""
-    largest = _largest("logsumexp", x, axis)
-    shift = where(equal(abs(largest), math.inf), 0, largest)
-    total = log(sum(exp(x - shift), axis=axis, keepdims=True)) + shift
+    """log(sum(exp(x))) over axes, without overflow; -inf over an empty axis."""
     axes = views.normalize_axes("logsumexp", axis, x.ndim)
+    if 0 in [x.shape[a] for a in axes]:
+        return sum(x, axis=axes, keepdims=keepdims) - math.inf
+    largest = _largest("logsumexp", x, axes)
+    shift = where(equal(abs(largest), math.inf), 0, largest)
+    total = log(sum(exp(x - shift), axis=axes, keepdims=True)) + shift
     return total if keepdims else reshape(total, reduced_shape(x.shape, axes, keepdims=False))
 
 
@@ -88,9 +91,10 @@ def _along(primitive: Primitive, x: Tensor, axis: int) -> Tensor:
     """A primitive over the last axis, run over another."""
     require_tensors(primitive.name, x=x)
     axis = views.normalize_axis(primitive.name, axis, x.ndim)
-    require_elements(primitive.name, x, (axis,))
     if not x.dtype.is_float:
         x = astype(x, dtypes.float32)
+    if not x.shape[axis]:
+        return copy(x)
     if axis == x.ndim - 1:
         return apply(primitive, x)
     return moveaxis(apply(primitive, moveaxis(x, axis, -1)), -1, axis)
@@ -98,11 +102,11 @@ def _along(primitive: Primitive, x: Tensor, axis: int) -> Tensor:
 
 @method()
 def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
-    """exp(x) / sum(exp(x)) along an axis, without overflow. Raises ShapeError where that axis is empty."""
+    """exp(x) / sum(exp(x)) along an axis, without overflow."""
     return _along(_softmax, x, axis)
 
 
 @method()
 def log_softmax(x: Tensor, /, axis: int = -1) -> Tensor:
-    """log(softmax(x)) along an axis, exact where softmax underflows. Raises ShapeError where that axis is empty."""
+    """log(softmax(x)) along an axis, exact where softmax underflows."""
     return _along(_log_softmax, x, axis)

@@ -20,9 +20,15 @@ def _where(condition: Any, x: Any, y: Any, out: np.ndarray) -> None:
 
 
 def _power(x: Any, y: Any, out: np.ndarray) -> None:
-    """x**y; where NumPy raises, for integers and negative y, 1 / x**-y rounded toward zero, and 0 for x = 0."""
-    negative = np.less(y, 0)
-    if out.dtype.kind == "f" or not np.any(negative):
+    """x**y; where NumPy raises, for integers and negative y, 1 / x**-y rounded toward zero, and 0 for x = 0.
+
+    NumPy takes the square root, which differs from a power at -0.0 and -inf, where y is 0.5 for all elements.
+    """
+    if out.dtype.kind == "f":
+        np.power(x, y, out)
+        if np.ndim(y):
+            np.sqrt(x, out, where=np.equal(y, 0.5))
+    elif not np.any(negative := np.less(y, 0)):
         np.power(x, y, out)
     else:
         quotient = np.where(np.abs(x) == 1, np.where(np.bitwise_and(y, 1), x, 1), 0)

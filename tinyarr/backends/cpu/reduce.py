@@ -1,10 +1,23 @@
-"""Reductions. Half types accumulate in float32: NumPy's own sum of bfloat16 stays in bfloat16."""
+"""Reductions. Half types accumulate in float32: NumPy's own sum of bfloat16 stays in bfloat16.
+
+NumPy adds in pairs along the last axis alone; over any other, and between the pieces in which it converts half types,
+it adds one by one. So floating sums over those are cut into blocks, by shape alone, whose sums are added in pairs.
+"""
 
 from __future__ import annotations
+
+import functools
+import itertools
+import math
 
 import numpy as np
 
 from .registry import kernel
+
+BLOCK = 32  # elements that are added one after another
+UNCUT = 256  # so many are, where cutting a sum would cost more than adding
+UNCUT_HALVES = 4096  # of half types, whose result is rounded more coarsely than their sum in float32
+WIDTH = 1 << 17  # sums that are made side by side at most: so many stay in cache
 
 
 def _wide(call):
@@ -13,14 +26,93 @@ def _wide(call):
     return [] if dtype.compute is dtype else [(call.out_shapes[0], dtype.compute.numpy)]
 
 
-# NumPy adds in the order of memory; in dense memory that depends on the shape alone.
-@kernel("sum", layouts="dense", scratch=_wide)
-def sum(x, out, wide=None, *, axis, keepdims):
-    if wide is None:
+@functools.lru_cache(maxsize=4096)
+def _steps(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """(before, length, after) of each run of neighbouring reduced axes, the last first, given what is reduced then."""
+    runs = [
+        (reduced, math.prod(n for _, n in run))
+        for reduced, run in itertools.groupby(enumerate(shape), key=lambda pair: pair[0] in axes)
+    ]
+    steps, after = [], 1
+    for i in reversed(range(len(runs))):
+        reduced, length = runs[i]
+        if reduced:
+            steps.append((math.prod(n for _, n in runs[:i]), length, after))
+        else:
+            after *= length
+    return tuple(steps)
+
+
+def _is_cut(step: tuple[int, int, int], converts: bool) -> bool:
+    _, length, after = step
+    return length > (UNCUT_HALVES if converts else UNCUT if after > 1 else math.inf)
+
+
+def blocks(before: int, length: int, after: int) -> tuple[int, int, int]:
+    """The shape of the scratch in which sum_of_blocks works."""
+    return before, -(-length // BLOCK), after
+
+
+def sum_of_blocks(x: np.ndarray, out: np.ndarray, sums: np.ndarray) -> None:
+    """out (K, C) = x (K, R, C) summed over R: blocks of BLOCK rows, then their sums in pairs."""
+    before, length, after = x.shape
+    dtype, count = sums.dtype, 0
+    together = WIDTH // after or 1
+    for first in range(0, length, BLOCK * together):
+        n = (length - first) // BLOCK if length - first < BLOCK * together else together
+        whole = x[:, first : first + n * BLOCK].reshape(before, BLOCK, n * after)
+        np.add.reduce(whole, 1, dtype, out=sums[:, count : count + n].reshape(before, n * after))
+        count += n
+    if length % BLOCK:
+        np.add.reduce(x[:, -(length % BLOCK) :], 1, dtype, out=sums[:, count])
+        count += 1
+    while count > 8:
+        half = count // 2
+        np.add(sums[:, :half], sums[:, count - half : count], sums[:, :half])
+        count -= half
+    np.add.reduce(sums[:, :count], 1, dtype, out=out)
+
+
+def _sum_scratch(call):
+    """None of its own where no sum is cut; else the total, each cut step's blocks, and what all but the last give."""
+    x, dtype, shape = call.in_dtypes[0], call.out_dtypes[0].compute, call.in_shapes[0]
+    steps = _steps(shape, call.params["axis"])
+    columns = len([after for _, _, after in steps if after > 1])
+    cut = [_is_cut(step, i == 0 and x is not dtype) for i, step in enumerate(steps)]
+    if not dtype.is_float or 0 in shape or (columns < 2 and True not in cut):
+        return _wide(call)
+    shapes: list[tuple[int, ...]] = [(steps[-1][0], steps[-1][2])]
+    for i, step in enumerate(steps):
+        shapes += [blocks(*step)] if cut[i] else []
+        shapes += [(step[0], step[2])] if step is not steps[-1] else []
+    return [(s, dtype.numpy) for s in shapes]
+
+
+@kernel("sum", layouts="dense", scratch=_sum_scratch)
+def sum(x, out, *scratch, axis, keepdims):
+    if len(scratch) > 1:
+        _sum_in_steps(x, out, *scratch, axis=axis)
+    elif not scratch:
         np.add.reduce(x, axis=axis, out=out, keepdims=keepdims, dtype=out.dtype)
     else:
+        (wide,) = scratch
         np.add.reduce(x, axis=axis, out=wide, keepdims=keepdims, dtype=wide.dtype)
         np.copyto(out, wide, casting="unsafe")
+
+
+def _sum_in_steps(x, out, total, *scratch, axis):
+    """The sum in the steps of _steps, each in scratch of its own."""
+    remaining, steps = iter(scratch), _steps(x.shape, axis)
+    for step in steps:
+        x = x.reshape(step)
+        sums = next(remaining) if _is_cut(step, x.dtype != total.dtype) else None
+        result = total if step is steps[-1] else next(remaining)
+        if sums is None:
+            np.add.reduce(x, axis=1, out=result, dtype=result.dtype)
+        else:
+            sum_of_blocks(x, result, sums)
+        x = result
+    np.copyto(out, total.reshape(out.shape), casting="unsafe")
 
 
 @kernel("prod", layouts="dense", scratch=_wide)

@@ -3,7 +3,33 @@
    Sources: Ba et al. 2016, "Layer normalization", eq. 3 and 4; Zhang & Sennrich 2019, "Root mean square layer
    normalization", eq. 4. */
 
-/* out, x (R, C), weight, bias (C), mean, rstd (R). */
+/* row -= a, in its columns. */
+__device__ __forceinline__ void subtract(A (&row)[PACKS][PACK], A a)
+{
+#pragma unroll
+    EACH_PACK
+        if (COLUMN(p) < C)
+#pragma unroll
+            EACH row[p][k] -= a;
+}
+
+/* The sum of x - a over a row, or of its square. */
+template <bool SQUARED> __device__ __forceinline__ A sum_about(const A (&row)[PACKS][PACK], A a)
+{
+    A sum = 0;
+#pragma unroll
+    EACH_PACK
+        if (COLUMN(p) < C)
+#pragma unroll
+            EACH sum += SQUARED ? (row[p][k] - a) * (row[p][k] - a) : row[p][k] - a;
+    return over_row<add>(sum);
+}
+
+__device__ __forceinline__ A larger(A a, A b) { return a > b ? a : b; }
+
+/* out, x (R, C), weight, bias (C), mean, rstd (R). A row that is not normalized well (ops/norm.py) is done
+   again: scaled as by ops/statistics.py's scale_of, as is sqrt(eps), and centered in steps. The mean that is subtracted
+   first is exact for equal elements; what its rounding has left is subtracted then. */
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
 normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias, int64_t rows, A eps)
 {
@@ -13,22 +39,44 @@ normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias
     A h[PACKS][PACK], w[PACKS][PACK];
     load_row(h, x, row * C);
     load_row(w, weight, 0);
-    if (CENTER) {
-        A average = sum_of(h) / (A)C;
+    const A limit = LARGEST;
+    A average = CENTER ? sum_of(h) / (A)C : (A)0, by = 1;
+    A var = sum_about<true>(h, average) / (A)C, scale = 1 / SQRT(var + eps);
+    bool is_well = scale > 0 && scale < limit && average * average <= var * (A)(STEEPEST * STEEPEST);
+    A all_of_mean = average;
+    if (!is_well) { /* all threads of a row agree, and a block of several warps has one row */
+        A top = SQRT(eps);
 #pragma unroll
         EACH_PACK
 #pragma unroll
-            EACH h[p][k] = COLUMN(p) < C ? h[p][k] - average : (A)0;
-        if (threadIdx.x % THREADS == 0)
-            mean[row] = average;
+            EACH top = larger(h[p][k] < 0 ? -h[p][k] : h[p][k], top);
+        top = over_row<larger>(top);
+        by = top >= limit ? 1 / (A)SCALE : top <= 1 / limit ? (A)SCALE : (A)1;
+#pragma unroll
+        EACH_PACK
+#pragma unroll
+            EACH h[p][k] *= by;
+        average = 0;
+        if (CENTER) {
+            A about = sum_of(h) / (A)C;
+            about += sum_about<false>(h, about) / (A)C;
+            subtract(h, about);
+            average = sum_of(h) / (A)C;
+            all_of_mean = (about + average) / by;
+        }
+        A scaled_eps = SQRT(eps) * by;
+        scaled_eps = scaled_eps * scaled_eps < (A)SMALLEST && eps > 0 ? (A)SMALLEST : scaled_eps * scaled_eps;
+        scale = 1 / SQRT(sum_about<true>(h, average) / (A)C + scaled_eps);
     }
-    A scale = 1 / SQRT(dot(h, h) / (A)C + eps);
-    if (threadIdx.x % THREADS == 0)
-        rstd[row] = scale;
+    if (threadIdx.x % THREADS == 0) {
+        if (CENTER)
+            mean[row] = all_of_mean;
+        rstd[row] = scale * by;
+    }
 #pragma unroll
     EACH_PACK
 #pragma unroll
-        EACH h[p][k] = h[p][k] * scale * w[p][k];
+        EACH h[p][k] = (h[p][k] - average) * scale * w[p][k];
     if (CENTER) {
         load_row(w, bias, 0);
 #pragma unroll

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ... import dtypes
+from ...ops.norm import STEEPEST
+from ...ops.statistics import LARGEST, SCALE, SMALLEST
 from . import elementwise
 from .registry import Input, Launch, Operand, Output, Plan, Scratch, Source, kernel
 from .rows import Rows
@@ -19,7 +21,9 @@ WALKERS = 4 * 132
 
 def _source(rows: Rows, x: Operand, center: bool, aligned: bool) -> Source:
     slots = ("TO_OUT", "TO_DX", "FROM_G", "FROM_X")
-    return rows.source("norm.cu", aligned, slots, CENTER=int(center), SQRT=function("sqrt", x.dtype))
+    size = x.dtype.compute.itemsize
+    limits = {"LARGEST": LARGEST[size], "SCALE": SCALE[size], "SMALLEST": SMALLEST[size], "STEEPEST": STEEPEST}
+    return rows.source("norm.cu", aligned, slots, CENTER=int(center), SQRT=function("sqrt", x.dtype), **limits)
 
 
 def _forward(inputs, outputs, eps: float) -> Plan | None:

@@ -3,6 +3,8 @@
    T is how elements are stored, A what they are accumulated in, R how results are stored. COMBINE(a, b) and START are
    the operation. PACK neighbours are loaded at once where ALIGNED says that addresses allow it. */
 
+#define RUN 64
+
 __device__ __forceinline__ A combine(A a, A b) { return COMBINE(a, b); }
 
 __device__ __forceinline__ A combine_warp(A a)
@@ -85,14 +87,22 @@ KERNEL(THREADS, reduce_columns, TO_OUT out, FROM_X x, int64_t outer, int64_t len
 #pragma unroll
         for (int j = 0; j < PACK; j++)
             total[j] = START;
-        if (column < columns) {
+        for (int64_t first = begin + warp; column < columns && first < end; first += 8 * RUN) {
+            int64_t last = first + 8 * RUN < end ? first + 8 * RUN : end;
+            A run[PACK];
+#pragma unroll
+            for (int j = 0; j < PACK; j++)
+                run[j] = START;
 #pragma unroll 4
-            for (int64_t i = begin + warp; i < end; i += 8) {
+            for (int64_t i = first; i < last; i += 8) {
                 Pack<T, PACK> pack = fetch<PACK, ALIGNED>(x, (k * length + i) * columns + column);
 #pragma unroll
                 for (int j = 0; j < PACK; j++)
-                    total[j] = combine(total[j], (A)widen(pack.at[j]));
+                    run[j] = combine(run[j], (A)widen(pack.at[j]));
             }
+#pragma unroll
+            for (int j = 0; j < PACK; j++)
+                total[j] = combine(total[j], run[j]);
         }
 #pragma unroll
         for (int j = 0; j < PACK; j++)

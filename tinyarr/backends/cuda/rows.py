@@ -30,7 +30,7 @@ class Rows:
         self.block = (self._threads * self.together, 1, 1)
         self.grid = (-(-self.count // self.together), 1, 1)
 
-    def source(self, file: str, aligned: bool, slots: Sequence[str], **macros: int | str) -> Source:
+    def source(self, file: str, aligned: bool, slots: Sequence[str], **macros: float | str) -> Source:
         """A file after rows.cu. slots: the macros of its kernels' slots, filled with pointers."""
         pack = math.gcd(packed(self._dtype), self._columns)
         sizes = {"C": self._columns, "PACK": pack, "PACKS": -(-self._columns // (self._threads * pack))}

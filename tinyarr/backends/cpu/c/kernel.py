@@ -20,6 +20,8 @@ from ...scalar_source import TYPES, cast, constant, element
 PARALLEL = "#pragma omp for schedule(static)"
 SMALL = 4096  # elements: less work than this is done by one thread
 LANES = 32  # sums that are made side by side: as many on every processor, so that they are the same
+FOLDED = 1024  # elements at most that are added up in the lanes: 32 a lane, so that rounding errors stay few
+STRIP = 256  # neighbouring results that are made together at most
 ON_STACK = 4096  # elements of a thread's own that need no scratch
 LINE = 128  # bytes that scratch is aligned to
 
@@ -163,9 +165,24 @@ def loop(i: str, size: int | str, body: str, directive: str = "") -> str:
 
 
 def fold(total: str, type_: str, length: int | str, value: str, start: str = "0", join: str = "{0} += {1};") -> str:
-    """Declares `total`, the values for i = 0, 1, ... joined: as many side by side as there are lanes, then those."""
+    """Declares `total`, the values for i = 0, 1, ... joined: as many side by side as there are lanes, then those.
+
+    A length that isn't known is at most FOLDED; of more, so many at a time are joined in pairs.
+    """
+    if isinstance(length, int) and length > FOLDED:
+        size = f"MIN({FOLDED}, {length} - from)" if length % FOLDED else str(FOLDED)
+        body = f"const int64_t from = k * {FOLDED};\n{_fold('joined', type_, size, value, start, join, 'from')}"
+        pairs = in_pairs(type_, -(-length // FOLDED), 1, f"{body}\npiece[0] = joined;", start, join)
+        return f"{type_} {total};\n{{\n{indented(pairs)}\n    {total} = total[0];\n}}"
+    return _fold(total, type_, length, value, start, join)
+
+
+def _fold(
+    total: str, type_: str, length: int | str, value: str, start: str, join: str, begin: str = "0"
+) -> str:
     lane, next_lane = "lanes[lane]", "lanes[lane + half]"
-    inside = f"int64_t i = first + lane;\n{join.format(lane, value)}"
+    i = "first + lane" if begin == "0" else f"{begin} + first + lane"
+    inside = f"int64_t i = {i};\n{join.format(lane, value)}"
     lines = [
         f"{type_} lanes[{LANES}];",
         loop("lane", LANES, f"{lane} = {start};"),
@@ -179,6 +196,36 @@ def fold(total: str, type_: str, length: int | str, value: str, start: str = "0"
     ]
     text = indented("\n".join(lines))
     return f"{type_} {total};\n{{\n{text}\n}}"
+
+
+def in_pairs(type_: str, pieces: int, width: int | str, piece: str, start: str = "0", join: str = "{0} += {1};") -> str:
+    """Declares the array `total`: what `piece` writes into the array `piece`, for k = 0, 1, ..., joined in pairs.
+
+    Of `pieces` numbers each is then in log2(pieces) additions. width: of the arrays, at most STRIP. Joined are always
+    as many neighbours as they have been joined of: `stack` holds a total for each bit of the number of pieces.
+    """
+    most = width if isinstance(width, int) else STRIP
+    if pieces == 1:
+        return f"const int64_t k = 0;\n{type_} piece[{most}], *total = piece;\n{piece}"
+    each = "piece[i]", "stack[depth][i]"
+    push = "\n".join([
+        "for (int64_t bits = k; bits & 1; bits >>= 1) {",
+        "    depth--;",
+        indented(loop("i", width, join.format(*each), "#pragma omp simd")),
+        "}",
+        loop("i", width, f"{each[1]} = {each[0]};", "#pragma omp simd"),
+        "depth++;",
+    ])  # fmt: skip
+    return "\n".join([
+        f"{type_} piece[{most}], total[{most}], stack[{pieces.bit_length()}][{most}];",
+        "int64_t depth = 0;",
+        loop("k", pieces, f"{piece}\n{push}"),
+        loop("i", width, f"total[i] = {start};"),
+        "while (depth) {",
+        "    depth--;",
+        indented(loop("i", width, join.format("total[i]", each[1]))),
+        "}",
+    ])  # fmt: skip
 
 
 def rows(site: Site, operands: Sequence[Operand], body: Callable[..., str], index: str = "row") -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from .... import views
 from ...scalar_source import TYPES, cast
-from .kernel import Operand, Site, indented, kernel, loop, parallel
+from .kernel import Operand, Site, fold, indented, kernel, loop, parallel
 from .matmul import product, wide_result, widened
 from .rows import checked_target
 
@@ -42,9 +42,9 @@ def linear_cross_entropy(site: Site) -> str:
     one_row = [
         f"{t} *row = logits + r * {classes};",
         checked_target(targets, classes, site.params["ignore_index"], "(start + r)"),
-        f"{t} top = row[0], sum = 0;",
+        f"{t} top = row[0];",
         loop("i", classes, "top = row[i] > top ? row[i] : top;", "#pragma omp simd reduction(max:top)"),
-        loop("i", classes, f"sum += {e};", "#pragma omp simd reduction(+:sum)"),
+        fold("sum", t, classes, e),
         f"losses[start + r] = counts ? log_{f}(sum) - (row[target] - top) : 0;",
     ]
     if gradients:
@@ -61,8 +61,7 @@ def linear_cross_entropy(site: Site) -> str:
                 head = f"for (int64_t start = {first}; start < {last}; start += {size}) {{"
                 text.append(f"{head}\n{indented(inside)}\n}}")
     total = "\n".join([
-        f"{t} sum = 0;",
-        loop("i", rows, "sum += losses[i];", "#pragma omp simd reduction(+:sum)"),
+        fold("sum", t, rows, "losses[i]"),
         f"{loss.at()} = {cast('sum', compute, loss.dtype)};",
     ])  # fmt: skip
     text += [f"#pragma omp single\n{{\n{indented(total)}\n}}", *(after for _, after in results)]

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from .... import dtypes, views
 from ....dtypes import Dtype
 from ...scalar_source import TYPES, cast, constant
-from .kernel import ON_STACK, Operand, Site, fold, indented, kernel, loop, parallel
+from .kernel import FOLDED, STRIP, Operand, Site, fold, in_pairs, indented, kernel, loop, parallel
 from .source import Source
 
-PIECE = ON_STACK  # elements that are added one after another
-STRIPS = (256, 64)  # neighbouring results that are made together: as many as leave all threads something to do
-BLOCK = 64  # rows of a strip that are added before their sum is added to the total
+STRIPS = (STRIP, 64)  # neighbouring results that are made together: as many as leave all threads something to do
+BLOCK = 32  # rows of a strip that are added one after another
 FEW = 8  # results: so many threads' work is not worth sharing out more finely
 
 
@@ -34,8 +33,8 @@ class _Fold:
     @property
     def start(self) -> str:
         """What changes nothing that is joined to it."""
-        if self.name in ("sum", "prod"):
-            return "0" if self.name == "sum" else "1"
+        if self.name == "sum":
+            return "0"
         if self.dtype.is_float:
             return "-INFINITY" if self.name == "max" else "INFINITY"
         if self.dtype is dtypes.bool:
@@ -44,26 +43,35 @@ class _Fold:
         return constant(limits.min if self.name == "max" else limits.max, self.dtype)
 
     def join(self, total: str, x: str) -> str:
-        if self.name in ("sum", "prod"):
-            return f"{total} {'+' if self.name == 'sum' else '*'}= {x};"
+        if self.name == "sum":
+            return f"{total} += {x};"
         if self.dtype.is_float:
             return f"{total} = {self.name}imum_{self.dtype.name}({total}, {x});"
         return f"{total} = {total} {'>' if self.name == 'max' else '<'} {x} ? {total} : {x};"
+
+    def in_pairs(self, pieces: int, width: int | str, piece: str) -> str:
+        """Declares `total`, the pieces joined (kernel.in_pairs)."""
+        return in_pairs(self.type, pieces, width, piece, self.start, self.join("{0}", "{1}"))
 
     def over(self, total: str, length: str, x: str) -> str:
         """Declares `total`, of `length` neighbours in x."""
         return fold(total, self.type, length, f"{x}[i]", self.start, self.join("{0}", "{1}"))
 
 
-@kernel("sum", name="sum")
-@kernel("prod", name="prod")
-@kernel("max", name="max")
-@kernel("min", name="min")
-def reduction(site: Site, *, name: str) -> str:
+def _reduced(site: Site) -> tuple[Source, Operand, list[int], tuple[int, ...]]:
+    """What is reduced, the result as if without the axes reduced, the axes kept and those reduced."""
     source, (out,), axes = Source.first(site), site.outputs, site.params["axis"]
     kept = [a for a in range(len(source.shape)) if a not in axes]
     if site.params["keepdims"]:
         out = Operand(out.name, out.dtype, tuple(out.shape[a] for a in kept), tuple(out.strides[a] for a in kept))
+    return source, out, kept, axes
+
+
+@kernel("sum", name="sum")
+@kernel("max", name="max")
+@kernel("min", name="min")
+def reduction(site: Site, *, name: str) -> str:
+    source, out, kept, axes = _reduced(site)
     if not out.size:
         return ""
     how, last = _Fold(name, out.dtype.compute), len(source.shape) - 1
@@ -74,29 +82,30 @@ def reduction(site: Site, *, name: str) -> str:
 
 def _pieces(site: Site, source: Source, how: _Fold, out: Operand) -> str:
     length = views.size(source.shape) // out.size
-    cut = -(-length // PIECE)
-    begin = f"{how.type} total = {how.start};"
-    store = f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', how.dtype, out.dtype)};"
-    if cut < 2:
-        run = source.run("x_part", f"n * {length}", str(length), length, length) if length else ""
-        total = f"{run}\n{how.over('total', str(length), 'x_part')}" if length else begin
-        return loop("n", out.size, f"{total}\n{store}", parallel(out.size, out.size * length))
-    size = f"MIN({PIECE}, {length} - start)" if length % PIECE else str(PIECE)
-    piece = "\n".join([
-        f"int64_t start = k * {PIECE};",
-        source.run("x_part", f"n * {length} + start", size, PIECE, length),
-        how.over("piece", size, "x_part"),
+    cut = -(-length // FOLDED)
+    store = f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total[0]', how.dtype, out.dtype)};"
+    if not length:
+        return loop("n", out.size, f"{how.type} total[] = {{{how.start}}};\n{store}", parallel(out.size, out.size))
+    size = f"MIN({FOLDED}, {length} - start)" if length % FOLDED else str(FOLDED)
+    begin = f"n * {length} + start"
+    if cut == 1:
+        size, begin = str(length), f"n * {length}"
+    one = "\n".join([
+        f"const int64_t start = k * {FOLDED};",
+        source.run("x_part", begin, size, min(FOLDED, length), length),
+        how.over("joined", size, "x_part"),
+        "piece[0] = joined;",
     ])  # fmt: skip
-    if out.size >= FEW:
-        body = "\n".join([begin, loop("k", cut, f"{piece}\n{how.join('total', 'piece')}"), store])
+    if cut == 1 or out.size >= FEW:
+        body = f"{how.in_pairs(cut, 1, one)}\n{store}"
         return loop("n", out.size, body, parallel(out.size, out.size * length))
     scratch = site.take_scratch(out.size * cut * how.dtype.itemsize)
-    job = f"int64_t n = job / {cut}, k = job % {cut};\n{piece}\npieces[job] = piece;"
-    total = "\n".join([begin, loop("k", cut, how.join("total", f"pieces[n * {cut} + k]")), store])
+    job = f"int64_t n = job / {cut}, k = job % {cut};\n{how.type} *piece = pieces + job;\n{one}"
+    total = how.in_pairs(cut, 1, f"piece[0] = pieces[n * {cut} + k];")
     return "\n".join([
         f"{how.type} *pieces = ({how.type} *)({scratch});",
         loop("job", out.size * cut, job, parallel(out.size * cut, out.size * length)),
-        loop("n", out.size, total, "#pragma omp single"),
+        loop("n", out.size, f"{total}\n{store}", "#pragma omp single"),
     ])  # fmt: skip
 
 
@@ -105,22 +114,39 @@ def _strips(source: Source, how: _Fold, out: Operand, width: int) -> str:
     outer, strips = out.size // width, -(-width // strip)
     length = views.size(source.shape) // out.size
     size = f"MIN({strip}, {width} - first)" if width % strip else str(strip)
-    row = source.run("x_row", f"(outer * {length} + k) * {width} + first", size, min(strip, width), width)
+    row = source.run("x_row", f"(outer * {length} + r) * {width} + first", size, min(strip, width), width)
     add = loop("i", size, how.join("piece[i]", "x_row[i]"), "#pragma omp simd")
+    rows = f"for (int64_t r = k * {BLOCK}; r < MIN((k + 1) * {BLOCK}, {length}); r++)"
     block = "\n".join([
         loop("i", size, f"piece[i] = {how.start};"),
-        f"for (int64_t k = from; k < MIN(from + {BLOCK}, {length}); k++) {{\n{indented(row)}\n{indented(add)}\n}}",
-        loop("i", size, how.join("total[i]", "piece[i]")),
+        f"{rows} {{\n{indented(row)}\n{indented(add)}\n}}",
     ])  # fmt: skip
     at = out.offset("outer", range(len(out.shape) - 1))
     body = "\n".join([
         f"int64_t outer = job / {strips}, first = job % {strips} * {strip};",
-        f"{how.type} total[{strip}], piece[{strip}];",
-        loop("i", size, f"total[i] = {how.start};"),
-        f"for (int64_t from = 0; from < {length}; from += {BLOCK}) {{\n{indented(block)}\n}}",
+        how.in_pairs(max(-(-length // BLOCK), 1), size, block),
         loop("i", size, f"out[{at} + {out.strides[-1]} * (first + i)] = {cast('total[i]', how.dtype, out.dtype)};"),
     ])  # fmt: skip
     return loop("job", outer * strips, body, parallel(outer * strips, outer * width * length))
+
+
+@kernel("prod")
+def product(site: Site) -> str:
+    """Factors are taken in order, as NumPy takes them: whether they overflow on the way depends on it."""
+    source, out, kept, axes = _reduced(site)
+    if not out.size:
+        return ""
+    source = source.ordered([*kept, *axes])
+    length, compute = views.size(source.shape) // out.size, out.dtype.compute
+    run = source.run("x_part", f"n * {length} + start", f"MIN({FOLDED}, {length} - start)", FOLDED, length)
+    body = "\n".join([
+        f"{TYPES[compute]} total = 1;",
+        f"for (int64_t start = 0; start < {length}; start += {FOLDED}) {{",
+        indented(f"{run}\n{loop('i', f'MIN({FOLDED}, {length} - start)', 'total *= x_part[i];')}"),
+        "}",
+        f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', compute, out.dtype)};",
+    ])  # fmt: skip
+    return loop("n", out.size, body, parallel(out.size, out.size * length))
 
 
 @kernel("argmax", sign=">")

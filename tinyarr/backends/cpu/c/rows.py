@@ -6,12 +6,16 @@ has the shape of an operand, it may lie where that does, except for the gradient
 
 from __future__ import annotations
 
-from .... import views
+import math
+
+from .... import dtypes, views
+from ....ops.norm import STEEPEST
+from ....ops.statistics import LARGEST, SCALE, SMALLEST
 from ...scalar_source import TYPES, constant
-from .kernel import Operand, Site, fold, indented, kernel, loop, parallel, rows, vector
+from .kernel import Operand, Site, fold, in_pairs, indented, kernel, loop, parallel, rows, vector
 
 STRIP = 64  # columns
-RUN = 64  # rows that are added before their sum is added to the total
+RUN = 32  # rows that are added one after another
 
 
 def _largest(x: Operand, type_: str) -> str:
@@ -32,22 +36,55 @@ def norm(site: Site, *, centered: bool) -> str:
     n, compute = x.shape[-1], x.dtype.compute
     if not n:
         return ""
-    t, eps = TYPES[compute], constant(site.params["eps"], compute)
+    t, f = TYPES[compute], "f" if compute is dtypes.float32 else ""
+    eps, root_eps = (constant(e, compute) for e in (site.params["eps"], math.sqrt(site.params["eps"])))
+    limit, factor = (constant(table[compute.itemsize], compute) for table in (LARGEST, SCALE))
+    least = constant(SMALLEST[compute.itemsize] if site.params["eps"] else 0.0, compute)
+
+    def stored(value: str, out: Operand) -> str:
+        terms = [f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)]
+        return _each(n, out.store(" + ".join(terms), "i"))
+
+    def average(name: str, value: str) -> str:
+        return f"{fold(f'{name}_sum', t, n, value)}\n{t} {name} = {name}_sum / {n};"
+
+    def again(x: Operand, out: Operand) -> str:
+        """A row that was not normalized well, as by NumPy's kernel (backends/cpu/norm.py)."""
+        value = f"({x.load('i')} * scale)"
+        size = f"{t} size = fabs{f}({x.load('i')});\ntop = size > top ? size : top;"
+        lines = [
+            f"{t} top = {root_eps};",
+            loop("i", n, size, "#pragma omp simd reduction(max:top)"),
+            f"{t} scale = top >= {limit} ? 1 / {factor} : top <= 1 / {limit} ? {factor} : 1;",
+        ]
+        if centered:
+            lines += [
+                average("about", value), average("more", f"({value} - about)"), "about += more;",
+                average("rest", f"({value} - about)"), "mean = (about + rest) / scale;",
+            ]  # fmt: skip
+            value = f"({value} - about - rest)"
+        return "\n".join([
+            *lines,
+            fold("squares", t, n, f"{value} * {value}"),
+            f"{t} scaled_eps = {root_eps} * scale * ({root_eps} * scale);",
+            f"rstd = 1 / sqrt{f}(squares / {n} + MAX(scaled_eps, {least}));",
+            stored(value, out),
+            "rstd *= scale;",
+        ])  # fmt: skip
 
     def row(x: Operand, out: Operand, *kept: Operand) -> str:
+        value, well = x.load("i"), f"rstd > 0 && rstd < {limit}"
         lines = []
-        value = x.load("i")
         if centered:
-            lines += [fold("sum", t, n, value), f"{t} mean = sum / {n};"]
-            value = f"({value} - mean)"
-        scaled = " + ".join([f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)])
+            lines.append(average("mean", value))
+            value, well = f"({value} - mean)", f"{well} && mean * mean <= squares / {n} * {STEEPEST**2}"
+        names = ["mean", "rstd"] if centered else ["rstd"]
         lines += [
             fold("squares", t, n, f"{value} * {value}"),
-            f"{t} rstd = 1 / sqrt{'f' if t == 'float' else ''}(squares / {n} + {eps});",
-            _each(n, out.store(scaled, "i")),
+            f"{t} rstd = 1 / sqrt{f}(squares / {n} + {eps});",
+            f"if ({well}) {{\n{indented(stored(value, out))}\n}} else {{\n{indented(again(x, out))}\n}}",
+            *(k.store(name, "0") for k, name in zip(kept, names, strict=True)),
         ]
-        names = ["mean", "rstd"] if centered else ["rstd"]
-        lines += [k.store(name, "0") for k, name in zip(kept, names, strict=True)]
         return "\n".join(lines)
 
     return rows(site, [x, out, *map(vector, statistics)], row)
@@ -84,24 +121,20 @@ def norm_gradient(site: Site, *, centered: bool) -> str:
 
     def strip(g: Operand, x: Operand, *kept: Operand) -> str:
         read, h, d = pieces(g, x, *kept)
-        bias = f"\nd_piece[j] += {d};" if centered else ""
-        inside = f"int64_t i = first + j;\nw_piece[j] += {d} * ({h});{bias}"
+        bias = f"\npiece[{STRIP} + j] += {d};" if centered else ""
+        inside = f"int64_t i = first + j;\npiece[j] += {d} * ({h});{bias}"
         return f"{read}\n" + loop("j", f"MIN({STRIP}, {n} - first)", inside, "#pragma omp simd")
 
     declarations, parts = zip(*(o.row("row") for o in (g, x, *map(vector, statistics))), strict=True)
     one_row = "\n".join([*declarations, strip(*parts)])
-    names = ["w", "d"][: len(totals)]
-    declare = ", ".join(f"{k}_total[{STRIP}] = {{0}}" for k in names)
-    fresh = ", ".join(f"{k}_piece[{STRIP}] = {{0}}" for k in names)
-    store = "\n".join(o.store(f"{k}_total[j]", "(first + j)") for k, o in zip(names, totals, strict=True))
-    join = "\n".join(f"{k}_total[j] += {k}_piece[j];" for k in names)
+    width = STRIP * len(totals)
+    store = "\n".join(o.store(f"total[{i * STRIP} + j]", "(first + j)") for i, o in enumerate(totals))
+    run = "\n".join([
+        loop("i", width, "piece[i] = 0;"),
+        f"for (int64_t row = k * {RUN}; row < MIN((k + 1) * {RUN}, {count}); row++) {{\n{indented(one_row)}\n}}",
+    ])  # fmt: skip
     column = "\n".join([
-        f"{t} {declare};",
-        f"for (int64_t from = 0; from < {count}; from += {RUN}) {{",
-        indented(f"{t} {fresh};"),
-        indented(f"for (int64_t row = from; row < MIN(from + {RUN}, {count}); row++) {{\n{indented(one_row)}\n}}"),
-        indented(loop("j", STRIP, join)),
-        "}",
+        in_pairs(t, max(-(-count // RUN), 1), width, run),
         loop("j", f"MIN({STRIP}, {n} - first)", store),
     ])  # fmt: skip
     strips = -(-n // STRIP)
