@@ -10,7 +10,6 @@ from ..errors import TraceError
 from .capture import Capture, is_rebuilt, item_path
 from .holders import GONE, Cell, Elements, Holder, Variable
 from .templates import Filling, Templates
-from .trace import is_traced
 
 
 class Unchanged(NamedTuple):
@@ -29,7 +28,8 @@ class Snapshot:
             path: (x, x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node)
             for path, x in capture.tensors.items()
         }
-        self._generators = {path: (g.key, g.counter) for path, g in capture.generators.items()}
+        self._generators = {path: (g._key, g._counter) for path, g in capture.generators.items()}
+        self._kinds = {path: type(x) for path, x in capture.objects.items()}
 
     def changes(self, templates: Templates) -> Changes:
         """What is different now. Raises TraceError for what can't be done again at each call."""
@@ -40,15 +40,16 @@ class Snapshot:
                     f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
                 )
             if x.grad is not gradient:
-                if x.grad is not None and not is_traced(x.grad):
-                    raise TraceError(f"compile: {path}.grad was set to a tensor from outside: copy it")
                 gradients[path] = templates.template(x.grad, f"{path}.grad")
             if x._hooks and hooks is None:
                 raise TraceError(f"compile: {path} got a hook: register it outside of it")
         for path, drawn in self._generators.items():
             g = self._capture.generators[path]
-            if (g.key, g.counter) != drawn:
+            if (g._key, g._counter) != drawn:
                 raise TraceError(f"compile: {path}, a generator, was set: do that outside of it")
+        for path, kind in self._kinds.items():
+            if type(self._capture.objects[path]) is not kind:
+                raise TraceError(f"compile: the class of {path} was set: do that outside of it")
         held: dict[str, dict[Any, Any]] = {}
         for path, old in self._contents.items():
             holder = self._capture.holders[path]
@@ -82,6 +83,9 @@ class Snapshot:
             x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = fields
         for path, (key, counter) in self._generators.items():
             self._capture.generators[path].load_state_dict({"key": key, "counter": counter})
+        for path, kind in self._kinds.items():
+            if type(self._capture.objects[path]) is not kind:
+                self._capture.objects[path].__class__ = kind
 
 
 def _is_same(holder: Holder, new: dict, old: dict) -> bool:
@@ -103,13 +107,15 @@ class Changes:
     def repeat(self, capture: Capture, filling: Filling) -> None:
         for path, gradient in self._gradients.items():
             capture.tensors[path].grad = filling.fill(gradient)
-        # Read all before any is written: what one holder gets may be what another held.
+        # Read and make all before any is written: what one holder gets may be what another held, and what makes an
+        # object may count it, as it did in the trace.
         held = {path: capture.holders[path].contents() for path in self._held}
-        for path, changed in self._held.items():
-            old = held[path]
-            capture.holders[path].put(
-                {key: old[x.key] if type(x) is Unchanged else filling.fill(x) for key, x in changed.items()}
-            )
+        new = {
+            path: {key: held[path][x.key] if type(x) is Unchanged else filling.fill(x) for key, x in changed.items()}
+            for path, changed in self._held.items()
+        }
+        for path, contents in new.items():
+            capture.holders[path].put(contents)
 
 
 @contextlib.contextmanager
