@@ -336,9 +336,10 @@ class _Program:
         floats = [float(value_of(x, numbers)) for x, _ in self.graph.floats]
         draws = [(objects[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
         filling = Filling(capture.objects, self.runner.run(memory, draws, floats), numbers)
+        returned = filling.fill(self._traced.returned)
         self._traced.changes.repeat(capture, filling)
         self._traced.output.repeat(filling)
-        return filling.fill(self._traced.returned)
+        return returned
 
 
 def _memory(leaf: Array, state: State) -> Array:
@@ -393,7 +394,6 @@ def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, 
             for path, array in watched.items():
                 if capture.tensors[path].array is array:
                     capture.tensors[path].array = array.watched
-            found.looked_at = {path for path, array in watched.items() if array.was_looked_at}
             if observed.refused is not None:
                 raise observed.refused
             found.changes = snapshot.changes(templates)
@@ -402,9 +402,14 @@ def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, 
             leaves = [Leaf(path, x) for path, x in (*capture.tensors.items(), *capture.generators.items())]
             found.leaves = [leaf.path for leaf in leaves]
             found.graph = build(trace, leaves, templates.tensors)
+            returned = {id(x) for x in templates.tensors}
+            found.looked_at = {path for path, array in watched.items()
+                               if array.was_looked_at or id(capture.tensors[path]) in returned}  # fmt: skip
             found.names, found.is_plain = observed.names()
             found.more_code = observed.code_beyond(capture.code)
-            if observed.asks_for_types and numbers:
+            if observed.asks_for("id"):
+                trace.as_it_is = "it asks for id(), which is another for the objects of each call"
+            if observed.asks_for("type") and numbers:
                 trace.needed |= dict.fromkeys(numbers, "type() was asked for, which tells it from Python's own")
         except (Exception, NeedsValue, RunAsItIs) as error:
             if isinstance(error, NotMadeAnew | RecursionError):

@@ -31,7 +31,7 @@ class Recent:
 
     def again(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> Capture | None:
         """Returns the capture of a call that is like the last one, or None for another."""
-        if mode != self._mode or len(args) != len(self._args) or kwargs.keys() != self._kwargs.keys():
+        if mode != self._mode or len(args) != len(self._args) or [*kwargs] != [*self._kwargs]:
             return None
         if default_generator() is not self._default or not self._capture.is_lasting:
             return None
@@ -55,7 +55,7 @@ class Recent:
             part, a = capture.parts[path], x.array
             if type(part) is not TensorKind or x.grad is not None or x._hooks is not None or id(x) in capture.paths:
                 return False
-            if (a.shape, a.dtype, a.device, a.strides) != part[:4] or part.storage != path:
+            if (a.shape, a.dtype, a.device, a.strides) != part[:4] or path in capture.shared:
                 return False
             if id(a.storage) in capture.storages or any(a.storage is y.array.storage for y in changed.values()
                                                         if isinstance(y, Tensor)):  # fmt: skip
