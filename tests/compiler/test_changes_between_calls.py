@@ -301,6 +301,24 @@ def objects_that_are_counted_where_they_are_made(compiled):
 
 
 @scenario
+def attributes_beside_those_that_the_function_sets(compiled):
+    bag = Bag(a=1, n=0)
+
+    def f(x):
+        bag.n += 1
+        bag.__dict__.pop("last", None)
+        bag.last = x
+        return x
+
+    f, found = compiled(f), []
+    for change in (lambda: None, lambda: setattr(bag, "z", 2), lambda: delattr(bag, "a"), lambda: setattr(bag, "y", 3)):
+        change()
+        f(of(1))
+        found.append((list(vars(bag)), bag.n))
+    return found
+
+
+@scenario
 def an_argument_that_is_not_read(compiled):
     f, g = compiled(lambda x, u: x * 2), compiled(lambda x, u=None: x * 2 if u is None else x * u)
     both = [(of(1), None), (of(1), of(5)), (of(1), 3), (of(1), None)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +17,27 @@ class Unchanged(NamedTuple):
     """Stands for what a holder held under a key before the call."""
 
     key: Any
+
+
+class Held(NamedTuple):
+    """A holder that the function changed: its keys before, and after the call all that it holds, as templates."""
+
+    before: tuple[Any, ...]
+    after: dict[Any, Any]
+
+    def now(self, contents: dict[Any, Any], filling: Filling) -> dict[Any, Any]:
+        """Returns what it will hold of what it holds. Attributes that no code names come and go between calls."""
+        new = {
+            key: contents[x.key] if type(x) is Unchanged else filling.fill(x)
+            for key, x in self.after.items()
+            if type(x) is not Unchanged or x.key in contents
+        }
+        others = {key: x for key, x in contents.items() if key not in self.before}
+        if not others:
+            return new
+        in_order = iter(self.before)
+        stay = {*itertools.takewhile(lambda key: key in in_order, self.after)}
+        return {key: x if key in others else new[key] for key, x in contents.items() if key in others or key in stay} | new
 
 
 class Snapshot:
@@ -50,12 +72,12 @@ class Snapshot:
         for path, kind in self._kinds.items():
             if type(self._capture.objects[path]) is not kind:
                 raise TraceError(f"compile: the class of {path} was set: do that outside of it")
-        held: dict[str, dict[Any, Any]] = {}
+        held: dict[str, Held] = {}
         for path, old in self._contents.items():
             holder = self._capture.holders[path]
             new = holder.contents()
             if not _is_same(holder, new, old):
-                held[path] = self._difference(holder, path, new, old, templates)
+                held[path] = Held(tuple(old), self._difference(holder, path, new, old, templates))
         return Changes(gradients, held)
 
     def _difference(
@@ -98,9 +120,9 @@ def _is_same(holder: Holder, new: dict, old: dict) -> bool:
 
 
 class Changes:
-    """What is different after a call: gradients by path, and what each holder then holds, as templates."""
+    """What is different after a call: gradients and holders, by path."""
 
-    def __init__(self, gradients: dict[str, Any], held: dict[str, dict[Any, Any]]):
+    def __init__(self, gradients: dict[str, Any], held: dict[str, Held]):
         self._gradients = gradients
         self._held = held
 
@@ -109,13 +131,10 @@ class Changes:
             capture.tensors[path].grad = filling.fill(gradient)
         # Read and make all before any is written: what one holder gets may be what another held, and what makes an
         # object may count it, as it did in the trace.
-        held = {path: capture.holders[path].contents() for path in self._held}
-        new = {
-            path: {key: held[path][x.key] if type(x) is Unchanged else filling.fill(x) for key, x in changed.items()}
-            for path, changed in self._held.items()
-        }
-        for path, contents in new.items():
-            capture.holders[path].put(contents)
+        contents = {path: capture.holders[path].contents() for path in self._held}
+        new = {path: held.now(contents[path], filling) for path, held in self._held.items()}
+        for path, x in new.items():
+            capture.holders[path].put(x)
 
 
 @contextlib.contextmanager
