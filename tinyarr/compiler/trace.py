@@ -169,6 +169,7 @@ class Trace:
         self.ended = True
         for storage, version in self._versions.values():
             storage.version = version
+        self._versions.clear()
 
     def seed(self, generator: Generator, *, again: bool) -> None:
         """Remembers a generator that the function makes: every call makes the same."""
