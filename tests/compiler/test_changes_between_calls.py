@@ -51,6 +51,7 @@ def classes_that_derive_from_containers_numbers_and_texts(compiled):
         k = 2
 
         def total(self):
+            self.k += 1
             return sum(self) * self.k
 
     class Doubled(dict):
@@ -93,7 +94,8 @@ def attributes_of_tensors_of_a_class_of_one_s_own(compiled):
 
     def count(x):
         weight.k += 1
-        return x * weight.k
+        weight.shift += 1
+        return x * weight.k * weight.shift
 
     f, g = compiled(lambda x: x * weight.detach() * weight.k + weight.shift), compiled(count)
     found = twice(f, lambda: setattr(weight, "k", 3)) + twice(f, lambda: setattr(Weight, "shift", 5))

@@ -360,10 +360,8 @@ class Capture:
             attributes = (threading.local if isinstance(x, threading.local) else object).__getattribute__(x, "__dict__")
         except AttributeError:
             return found
-        if attributes or not isinstance(x, list | tuple | set | frozenset | dict | deque):
-            self._note(f"{path}'s attributes", Keys(attributes), task.names)
-            found += self._entries(task, attributes, lambda key: f"{path}.{key}", named=True)
-        return found
+        self._note(f"{path}'s attributes", Keys(attributes), task.names)
+        return found + self._entries(task, attributes, lambda key: f"{path}.{key}", named=True)
 
     def _named(self, task: Task, holder: Holder, contents: dict[str, Any]) -> list[Task]:
         self._note(f"{task.path}'s slots", Keys(contents), task.names)
