@@ -321,6 +321,20 @@ def attributes_beside_those_that_the_function_sets(compiled):
 
 
 @scenario
+def sets_of_tensors(compiled):
+    kept = {of(7)}
+
+    def f(x):
+        kept.add(x * 2)
+        return sum(sorted(len(t.shape) for t in kept))
+
+    f, found = compiled(f), []
+    for value in range(3):
+        found.append((f(of(value)), sorted(t.item() for t in kept)))
+    return found
+
+
+@scenario
 def an_argument_that_is_not_read(compiled):
     f, g = compiled(lambda x, u: x * 2), compiled(lambda x, u=None: x * 2 if u is None else x * u)
     both = [(of(1), None), (of(1), of(5)), (of(1), 3), (of(1), None)]

@@ -23,22 +23,27 @@ from tests.compiler.worlds import FUNCTION, differences, execute, world
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.errors import ArgumentError, GradientError, TraceError
+from tinyarr.tensor import result_tensor
 
 REFUSALS = TraceError, ArgumentError, GradientError
 
 # Expressions that give a tensor, in the function and outside of it.
 TENSORS = """a row turned corner G bag.t slotted.t ns.t table['t'] items[0] items[-1] last[-1] Shared.t pair[0] other.t
+    named.t weight locked.t local.t weak().t graph.t graph.parent.t linear.weight.detach() getattr(weak(),'t')
     nested['l'][0].t other.up.t model.buffer result[0][0] result[0][-1] w.detach() model.weight.detach()""".split()
-INSIDE = ["x", "y", "x", "y", "u", "cell_t", "u"]
+INSIDE = ["tensor_in(z)", "x", "y", "x", "y", "u", "cell_t", "u"]
 NUMBERS = """N bag.n slotted.n ns.n table['n'] counter['n'] Shared.n pair[1] len(items) len(table) bag.pair[0] bag.pair[1]
     bag.doubled bag.shift bag.config.n listed.total() sum(bag.items) Shared.items[0] nested['d']['e'][0] helper.k len(seen)
     float(numbers[0]) float(numbers.sum()) model.calls ordered['p'] next(iter(ordered.values())) other.up.n
+    mode.value float(number) named.n locked.n locked.missing weight.tag weight.scale local.n weak().n Node.made
+    dataclasses.replace(bag.config).n copy.deepcopy(nested['d'])['e'][0] int(f"{bag.n}") Caller.count optimizer.lr.size
     sum(vars(bag.config).values()) getattr(bag,'n') helper.__defaults__[0][0]""".split()
-NUMBERS_INSIDE = ["k", "i", "k", "cell_n", "cell_l[-1]", "(1.5 if z is None else z)"]
+NUMBERS_INSIDE = ["k", "i", "k", "cell_n", "cell_l[-1]", "number_in(z)"]
 # What can be assigned.
 PLACES = """G bag.t bag.u slotted.t ns.t table['t'] table['u'] items[0] Shared.t nested['l'][0].t model.buffer helper.t
-    other.t""".split()
+    other.t locked.t local.t graph.t weight.t helper.t""""".split()
 COUNTERS = """N bag.n slotted.n ns.n table['n'] counter['n'] Shared.n numbers[0] nested['d']['e'][0] helper.k model.calls
+    locked.n locked.new weight.tag weight.scale local.n graph.n Caller.count weak().n
     bag.items[0] Shared.items[0] Bag.shift ordered['p'] listed.k Listed.k""".split()
 
 # Lines of the function. {t}: a tensor; {n}: a number; {p}: where a tensor can be put; {c}: a counter; {d}: a small int.
@@ -109,6 +114,30 @@ if w.grad is not None: w.grad = w.grad * 0.5
 if w.grad is not None: w.grad.assign({n})
 w.assign(w * 0.5)
 w.assign({n})
+if linear.weight.requires_grad: backward(lambda: linear(u.sum().reshape((1, 1)) * ta.ones((1, 2))))
+if linear.weight.grad is not None and linear.bias.grad is not None: optimizer.step()
+optimizer.zero_grad()
+graph = Node(u, graph)
+graph.parent = Node({t})
+graph, graph.parent = (graph.parent or graph), graph
+graph.parent = None
+local.new = u
+locked.t = u
+weight.kept = [u, {n}]
+bag.own = Weight(ta.copy({t}))
+named = Named(u, {d})
+mode = Mode.two if {n} > 2 else Mode.one
+tensors.add(u)
+bag.f = functools.partial(helper, scale=[{d}])
+bag.g = lambda t, n={n}: t * n + u
+if hasattr(bag, 'g'): u = bag.g(u)
+if hasattr(bag, 'f'): u = bag.f(u)
+if {n} > 3: fail(u)
+attempt(u)
+with ta.use_generator(g): u = u + ta.rand((1,)).sum()
+table.update({{'u': u, 't': {t}}})
+table.pop('v', None)
+weak().seen = u
 model.weight.assign(model.weight - 0.5)
 """.strip().splitlines()
 PREFIXES = ["", "", "", "", "if {n} > 2: ", "for j in range({d}): ", "if w.requires_grad: ", "if {t}.ndim == 1: "]
@@ -178,6 +207,28 @@ helper.__defaults__ = ([{d}],)
 slotted = Slotted({t}, {d})
 set_cells({t}, {d})
 g = ta.Generator({d})
+mode = Mode.two
+Mode.one.tag = {d}
+number = Number({d}.5)
+named = Named({t}, {d})
+locked.t, locked._n = {t}, {d}
+weight.tag = {d}
+weight.assign({d}.0)
+Weight.scale = {d}
+local.t = {t}
+weak = weakref.ref(other)
+graph = graph.parent or graph
+graph.parent = graph
+Node.made = 0
+optimizer.lr = 0.25
+linear.bias.requires_grad = not linear.bias.requires_grad
+linear.weight.grad = None
+linear.eval() if linear.training else linear.train()
+tensors.discard(w)
+bag.f = helper
+bag.unseen = [{d}]
+del bag.pair; bag.pair = ({d}, {d}.5)
+vars(bag).pop('new', None)
 g.load_state_dict({{'key': {d}, 'counter': 1}})
 ta.manual_seed({d})
 result = result[::1]
@@ -185,7 +236,8 @@ result = result[::1]
 
 ARGUMENTS = ["Tensor([1.0, 2.0])", "Tensor([[0.5, -1.0]])", "a", "row", "result[0][0]", "result[0][-1]", "G", "{t}", "{t}",
              "{t}[..., :1]", "turn({t})"]  # fmt: skip
-KEYWORDS = ["k={d}.5", "k={n}", "i={d}", "i={n}", "z=0.5", "z={n}"]
+KEYWORDS = ["z=bag", "z=other", "z=[{t}, {n}]", "z=({t}, {d}.5)", "z={{'t': {t}, 'n': {n}}}", "z=table", "z=pair", "z={t}",
+            "z=items", "k={d}.5", "k={n}", "i={d}", "i={n}", "z=0.5", "z={n}"]
 RETURNED = ["u", "x", "u[..., :1]", "{t}", "u.sum()"]
 NESTED = ["[u, u]", "{{'t': {t}}}", "(u, [{t}])"]
 OTHERS = ["bag", "items", "{n}", "bag.kept if hasattr(bag, 'kept') else 0", "cell_n", "nested['l'][-1]"]
@@ -218,16 +270,17 @@ def programs(draw) -> Program:
         return filled(draw(st.sampled_from(templates)), TENSORS, NUMBERS)
 
     body = []
-    for _ in range(draw(st.integers(1, 6))):
+    for _ in range(draw(st.integers(1, 10))):
         line = inside(LINES)
         simple = not line.startswith(("if ", "with "))
         body.append((inside(PREFIXES) if simple else "") + line)
     returned = [inside(RETURNED), *(inside(NESTED) for _ in range(draw(st.integers(0, 1)))), inside(RETURNED)]
     others = [inside(OTHERS) for _ in range(draw(st.integers(0, 1)))]
     shown = f"({', '.join(returned)},), ({''.join(f'{x},' for x in others)})"
-    source = FUNCTION.format(body="\n            ".join(body), returned=shown)
+    run = draw(st.sampled_from(("f", "f", "f", "Caller(f)", "Caller(f).call", "functools.partial(f, i=3)")))
+    source = FUNCTION.format(body="\n            ".join(body), returned=shown, run=run)
     calls = []
-    for _ in range(draw(st.integers(2, 5))):
+    for _ in range(draw(st.integers(2, 6))):
         changes = [outside(CHANGES) for _ in range(draw(st.integers(0, 2)))]
         arguments = [outside(ARGUMENTS) for _ in range(2)] + [outside(KEYWORDS) for _ in range(draw(st.integers(0, 1)))]
         calls.append((changes, ", ".join(arguments)))
@@ -241,7 +294,7 @@ class World:
         self.generator = ta.Generator(7)
         with ta.use_generator(self.generator):
             self.variables = world(program.source)
-        self.run = self.variables["f"] if compiled is None else compiled(self.variables["f"])
+        self.run = self.variables["run"] if compiled is None else compiled(self.variables["run"])
         self.is_eager = compiled is None
 
     def change(self, lines: list[str]) -> Exception | None:
@@ -271,7 +324,10 @@ class World:
 def _new(x: Any) -> Any:
     """What is returned, as a compiled function returns it: tensors are new ones, without history."""
     if isinstance(x, Tensor):
-        return ta.copy(x.detach())
+        new = result_tensor(ta.copy(x.detach()).array, type(x))
+        new._requires_grad, new.grad = x.is_leaf and x.requires_grad, x.grad
+        vars(new).update(vars(x)) if hasattr(x, "__dict__") else None
+        return new
     if isinstance(x, dict):
         return {key: _new(part) for key, part in x.items()}
     return type(x)(map(_new, x)) if isinstance(x, list | tuple) else x

@@ -5,7 +5,9 @@ in the other compiled; afterwards they must still be equal in all that their var
 """
 
 import collections
+import functools
 import types
+import weakref
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from tinyarr import Tensor
 from tinyarr.random import Generator
 
 SETUP = """
-import collections, dataclasses, types
+import collections, copy, dataclasses, enum, functools, threading, types, weakref
 import numpy as np
 import tinyarr as ta
 from tinyarr import Tensor, nn
@@ -40,6 +42,50 @@ class Listed(list):
     k = 2
     def total(self):
         return len(self) * self.k
+
+class Number(float):
+    pass
+
+class Weight(nn.Parameter):
+    scale = 2
+
+class Mode(enum.Enum):
+    one, two = 1, 2
+
+class Caller:
+    count = 0
+    def __init__(self, f):
+        self.f = f
+    def __call__(self, *args, **kwargs):
+        self.count += 1
+        return self.f(*args, **kwargs)
+    def call(self, *args, **kwargs):
+        Caller.count += 1
+        return self(*args, **kwargs)
+
+class Node:
+    made = 0
+    def __init__(self, t, parent=None):
+        type(self).made += 1
+        self.t, self.parent = t, parent
+
+class Locked:
+    __slots__ = ("_n", "t", "__dict__")
+    def __init__(self):
+        self._n, self.t = 1, Tensor([0.5])
+    @property
+    def n(self):
+        return self._n
+    @n.setter
+    def n(self, value):
+        self._n = value
+        self.sets = getattr(self, "sets", 0) + 1
+    def __getattr__(self, name):
+        if name == "missing":
+            return 3
+        raise AttributeError(name)
+
+Named = collections.namedtuple("Named", "t n")
 
 @dataclasses.dataclass(slots=True)
 class Slotted:
@@ -77,6 +123,14 @@ listed, seen, pair = Listed([1]), {1}, (Tensor([0.75]), 3)
 numbers = np.array([1.0, 2.0])
 nested = {"l": [Bag(t=Tensor([1.0, -1.0]), n=1)], "d": {"e": [1, 2]}}
 model, g = Model(), ta.Generator(3)
+mode, number, named, locked = Mode.one, Number(1.5), Named(Tensor([2.0, 0.5]), 2), Locked()
+weight, local, weak = Weight(Tensor([1.0])), threading.local(), weakref.ref(bag)
+weight.tag, local.t, local.n = 1, Tensor([1.0]), 1
+linear = nn.Linear(2, 1)
+with ta.no_grad():
+    linear.weight.assign(0.5), linear.bias.assign(0.25)
+optimizer = ta.optim.AdamW([linear.weight, linear.bias], lr=0.1)
+tensors, graph = {w}, Node(Tensor([1.0]), Node(Tensor([2.0])))
 result = (Tensor([1.0]), Tensor([2.0, 3.0])), ()
 
 def helper(x, scale=[2]):
@@ -86,6 +140,30 @@ helper.k = 1
 def backward(loss):
     with ta.enable_grad():
         loss().sum().backward()
+
+def number_in(z):
+    if isinstance(z, int | float | Tensor | None):
+        return z.size if isinstance(z, Tensor) else z or 2
+    parts = z.values() if isinstance(z, dict) else vars(z).values() if hasattr(z, "__dict__") else z
+    return sum(part for part in parts if isinstance(part, int | float))
+
+def tensor_in(z):
+    if isinstance(z, int | float | Tensor | None):
+        return z if isinstance(z, Tensor) else a
+    parts = z.values() if isinstance(z, dict) else vars(z).values() if hasattr(z, "__dict__") else z
+    return next((part for part in parts if isinstance(part, Tensor)), a)
+
+def attempt(x):
+    try:
+        fail(x)
+    except ValueError as error:
+        bag.error = str(error)
+
+def fail(x):
+    items.append(x)
+    bag.n += 1
+    w.assign(0.0)
+    raise ValueError("failed")
 
 def turn(x):
     return ta.permute_dims(x, tuple(range(x.ndim))[::-1])
@@ -99,14 +177,15 @@ def make():
         cell_t, cell_n = t, n
         cell_l.append(n)
     def f(x, y, k=1.5, i=2, *, z=None):
-        global G, N
+        global G, N, graph, mode, named
         nonlocal cell_t, cell_n
-        u = x * 1.0
         with ta.no_grad():
+            u = x * 1.0
             {body}
         return {returned}
     return f, set_cells
 f, set_cells = make()
+run = {run}
 """
 
 
@@ -158,8 +237,8 @@ class _Comparison:
         return []
 
     def _parts(self, path: str, one: Any, other: Any) -> list[tuple[str, Any, Any]]:
-        if isinstance(one, bool | int | float | str | bytes | None | types.CodeType | types.ModuleType):
-            if type(one) is not type(other) or (one != other if isinstance(one, types.CodeType) else repr(one) != repr(other)):
+        if type(one) in _VALUES:
+            if type(one) is not type(other) or (one != other if type(one) is types.CodeType else repr(one) != repr(other)):
                 self._differ(path, "value", one, other)
             return []
         forth, back = self._pairs
@@ -199,6 +278,12 @@ class _Comparison:
         elif isinstance(one, types.MethodType | property | staticmethod | classmethod):
             names = "__self__", "__func__", "fget"
             found += [(f"{path}.{name}", *(getattr(x, name, None) for x in (one, other))) for name in names]
+        elif isinstance(one, float):
+            found.append((path, float(one), float(other)))
+        elif isinstance(one, weakref.ref):
+            found.append((f"{path}()", one(), other()))
+        elif isinstance(one, functools.partial):
+            found += [(f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in ("func", "args", "keywords")]
         if isinstance(one, types.FunctionType):
             names = "__code__", "__closure__", "__defaults__", "__kwdefaults__"
             found += [(f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in names]
@@ -243,5 +328,6 @@ def _attributes(x: Any) -> dict[str, Any]:
     return {name: part for name, part in vars(x).items() if name not in _PYTHONS}
 
 
+_VALUES = {bool, int, float, str, bytes, type(None), types.CodeType, types.ModuleType}
 _PYTHONS = {"__builtins__", "__dict__", "__weakref__", "__doc__", "__spec__", "__loader__", "__annotations__",
             "__dataclass_fields__", "__dataclass_params__", "__slotnames__"}  # fmt: skip

@@ -53,31 +53,16 @@ class Items(Holder):
 
 
 class Members(Holder):
-    """A set."""
+    """A set, in the order in which it gives its members."""
 
     __slots__ = ()
 
     def contents(self) -> dict[Any, Any]:
-        return {_Member(x): x for x in self.object}
+        return dict(enumerate(self.object))
 
     def put(self, new: dict[Any, Any]) -> None:
         set.clear(self.object)
         set.update(self.object, new.values())
-
-
-class _Member:
-    """A key for a member of a set that is another's only if both are one object."""
-
-    __slots__ = ("object",)
-
-    def __init__(self, x: Any):
-        self.object = x
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-    def __eq__(self, other: Any) -> bool:
-        return self.object is other.object
 
 
 class Entries(Holder):
