@@ -13,8 +13,15 @@ from typing import Any
 from .errors import ArgumentError, whole_number
 
 
+def _part_of_state(name: str) -> property:
+    return property(lambda self: self.state_dict()[name], lambda self, x: setattr(self, f"_{name}", x))
+
+
 class Generator:
     """A stream of draws: `Generator(seed)` with 0 <= seed < 2**63. Its whole state is `key` and `counter`."""
+
+    key = _part_of_state("key")
+    counter = _part_of_state("counter")
 
     def __init__(self, seed: int = 0):
         seed = whole_number("Generator", "seed", seed)
@@ -22,12 +29,12 @@ class Generator:
             raise ArgumentError(f"Generator: seed is {seed}: it must lie in [0, 2**63)")
         trace = drawing.get()
         if trace is not None:
-            trace.seed(self, again=hasattr(self, "key"))
-        self.key = seed
-        self.counter = 0
+            trace.seed(self, again=hasattr(self, "_key"))
+        self._key: Any = seed
+        self._counter: Any = 0
 
     def __repr__(self) -> str:
-        return f"Generator(key={self.key}, counter={self.counter})"
+        return f"Generator(key={self._key}, counter={self._counter})"
 
     def take(self) -> tuple[Any, Any]:
         """The key and the counter of the next draw: ints, or in a trace what stands for them."""
@@ -40,8 +47,8 @@ class Generator:
         elif trace is not None:
             drawn = trace.draw(self)
         else:
-            drawn = self.key, self.counter
-            self.counter += 1
+            drawn = self._key, self._counter
+            self._counter += 1
         log = _log.get()
         if log is not None:
             log.append(drawn)
@@ -49,10 +56,13 @@ class Generator:
 
     def state_dict(self) -> dict[str, int]:
         """`{"key", "counter"}`: with load_state_dict, the stream goes on where it was."""
-        return {"key": self.key, "counter": self.counter}
+        trace = drawing.get()
+        if trace is not None:
+            trace.ask_state(self)
+        return {"key": self._key, "counter": self._counter}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.key, self.counter = state["key"], state["counter"]
+        self._key, self._counter = state["key"], state["counter"]
 
 
 drawing: ContextVar[Any] = ContextVar("drawing", default=None)  # the trace that hands out draws, if one does

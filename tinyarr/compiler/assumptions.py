@@ -27,10 +27,11 @@ from .holders import slots_of
 
 _CONSTANT = (bool, int, str, bytes, type(None), type(...), Dtype, Device, Group, range)
 PLAIN = frozenset((*_CONSTANT, float, complex, slice))
+NUMBERS_AND_TEXTS = (int, float, complex, str, bytes)
 BUFFERS = (np.ndarray, bytearray, array.array)
 UNCHANGING = (
     types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType,
-    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType, enum.Enum,
+    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType,
     re.Pattern, re.Match, np.generic, np.dtype, np.ufunc, type(len), type(NotImplemented),
 )  # fmt: skip
 LOCKS = ("lock", "RLock")  # of module _thread; who holds one changes no number
@@ -51,6 +52,12 @@ def is_users(module: str | None) -> bool:
     return not is_library(module) and "-packages" not in (
         getattr(sys.modules.get(module or ""), "__file__", None) or ""
     )
+
+
+@functools.cache
+def is_pythons(module: str | None) -> bool:
+    """Whether a module is one of Python's library."""
+    return module != "__main__" and (module or "").split(".")[0] in sys.stdlib_module_names
 
 
 _KNOWN = (

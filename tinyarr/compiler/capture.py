@@ -17,13 +17,15 @@ ran names all of them. What is not used belongs to no program.
 from __future__ import annotations
 
 import copy
+import enum
 import functools
+import inspect
 import logging
 import sys
 import threading
 import types
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Container, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -37,19 +39,34 @@ from ..tensor import Tensor
 from .assumptions import (
     BUFFERS,
     LOCKS,
+    NUMBERS_AND_TEXTS,
     PLAIN,
     UNCHANGING,
     hides_state,
     is_library,
+    is_pythons,
     is_users,
     is_value,
     slot_count,
 )  # fmt: skip
 from .code_names import names_of, with_inner
-from .holders import Cell, ClassAttributes, Elements, Entries, Holder, Items, Members, Slots, Variable, bytes_of
+from .holders import (
+    Cell,
+    ClassAttributes,
+    Elements,
+    Entries,
+    Holder,
+    Items,
+    Members,
+    Slots,
+    Variable,
+    bytes_of,
+    layout_of,
+)
 from .parts import GRADIENT, GradientKind, Identical, Keys, Part, Same, TensorKind, all_exactly, exactly
 
 MANY = 64  # more plain values in a list are one part of the signature, so that a long list costs no path for each
+_CALLED = ("__new__", "__init__", "__post_init__", "__call__")  # where a class or its instance is called
 _NUMBERS = (int, float, np.float64)
 _NO_CODE: Mapping[types.CodeType, dict[str, Any]] = types.MappingProxyType({})
 
@@ -78,7 +95,8 @@ class Capture:
     compared; signature: the same, to look a program up by. names: what code must name to come to each part. numbers:
     Python numbers that are inputs of a program. opaque: the class of what can't be seen into. slots: of these two the
     holder and the key where each is, None for a part of a tuple. paths: by id. storages: by id, path and offset of the
-    first tensor over each. code: of the functions met. is_lasting: whether a Fingerprint tells that all is as it was.
+    first tensor over each. shared: of objects that another path leads to, and tensors that share memory. code: of the
+    functions met. is_lasting: whether a Fingerprint tells that all is as it was.
     """
 
     def __init__(
@@ -105,22 +123,36 @@ class Capture:
         self.opaque: dict[str, str] = {}
         self.slots: dict[str, tuple[Holder, Any] | None] = {}
         self.is_lasting = True
-        self._varying, self._needed = varying, needed
+        self._varying, self._needed, self._more_code = varying, needed, more_code
         self.code: set[types.CodeType] = set()  # of the functions met
         self._held: set[Any] = set()  # the identities of the holders
         self.storages: dict[int, tuple[str, int]] = {}
-        self._attributes: dict[str, None] = {}  # that any code met so far names
+        self.shared: set[str] = set()
+        self._attributes = dict.fromkeys(_CALLED)  # that any code met so far names
         self._open: list[tuple[str, Any, tuple[str, ...], set[str]]] = []  # classes and modules, and what was looked at
         self._stack: list[Task] = []
         name = "" if isinstance(function, types.FunctionType) else "self"
         if not isinstance(function, types.FunctionType | types.MethodType):
             name = type(function).__name__
-        self._push([Task(name, function, ()), *_arguments(function, arguments, keywords)])
+        takes = Parameters.of(function)
+        given = [
+            Task(f"arguments[{i}]", x, (), True)
+            for i, x in enumerate(arguments)
+            if i >= len(takes.names) or takes.names[i] not in takes.unread
+        ]
+        given += [
+            Task(item_path("keywords", key), x, (), True)
+            for key, x in keywords.items()
+            if key not in takes.unread_keywords
+        ]
+        self._push([Task(name, function, ()), *given])
         for code, variables in more_code.items():
             self._push(self._globals(code, variables, ()))
         while self._stack or self._look_further():
             self._visit(self._stack.pop())
         default = default_generator()
+        if takes.any_keyword and len(keywords) > 1:
+            self._note("the order of the keywords", tuple(keywords), ())
         self._note("the default generator", self.paths.get(id(default), "another"), ())
         self.signature = tuple(self.parts), tuple(self.parts.values())
 
@@ -167,28 +199,29 @@ class Capture:
         self._stack += reversed(tasks)
 
     def _visit(self, task: Task) -> None:
-        path, x, names, is_argument, slot = task
+        path, x, names, _, slot = task
         kind: Any = type(x)
         if path in self.parts:
-            while path in self.parts:  # keys of a dict that print alike
-                path += "'"
+            path = _fresh(path, self.parts)
             task = task._replace(path=path)
-        if kind in _NUMBERS and self._is_input(path, kind, is_argument):
+        if kind in _NUMBERS and self._is_input(task, kind):
             self._note(path, f"a {kind.__name__}", names)
             self.numbers[path], self.slots[path] = x, slot
         elif kind in PLAIN:
             self._note(path, exactly(x), names)
         elif id(x) in self.paths:
+            self.shared.add(self.paths[id(x)])
             self._note(path, Same(self.paths[id(x)]), names)
         else:
             self.paths[id(x)] = path
             self.objects[path] = x
             self._enter(task)
 
-    def _is_input(self, path: str, kind: type, is_argument: bool) -> bool:
-        if is_argument and kind is not int:
-            return path not in self._needed
-        return path in self._varying and kind is not np.float64
+    def _is_input(self, task: Task, kind: type) -> bool:
+        if task.is_argument and kind is not int:
+            return task.path not in self._needed
+        is_replaceable = task.is_argument or task.slot is not None  # and not a part of a tuple that others hold too
+        return task.path in self._varying and kind is not np.float64 and is_replaceable
 
     def _enter(self, task: Task) -> None:
         """Notes what an object is, met for the first time, and pushes its parts."""
@@ -205,7 +238,9 @@ class Capture:
             self._set(task)
         elif isinstance(x, dict):
             self._note(path, (kind, tuple(map(exactly, x))), names)
-            self._push(self._entries(task, x, lambda key: item_path(path, key), named=False) + self._fields(task))
+            made = [Task(f"{path}'s default", x.default_factory, names)] if isinstance(x, defaultdict) else []
+            entries = self._entries(task, x, lambda key: item_path(path, key), named=False)
+            self._push(made + entries + self._fields(task))
         elif isinstance(x, types.FunctionType):
             self._function(task)
         elif isinstance(x, types.MethodType):
@@ -221,13 +256,16 @@ class Capture:
             self._push([Task(f"{path}.{i}", part, names) for i, part in enumerate(found) if part is not None])
         elif isinstance(x, type | types.ModuleType):
             self._note(path, x, names)
-            self._open.append((path, x, names, set()))
+            self._open.append((path, x, names, set(_CALLED) if isinstance(x, types.ModuleType) else set()))
         elif isinstance(x, weakref.ref):
             self.is_lasting = False
             self._note(path, kind, names)
             self._push([Task(f"{path}()", x(), names)])
         elif isinstance(x, BUFFERS) and not (isinstance(x, np.ndarray) and x.dtype.hasobject):
             self._buffer(task)
+        elif isinstance(x, enum.Enum):
+            self._note(path, exactly(x), names)
+            self._push(self._fields(task))
         elif isinstance(x, UNCHANGING) or (kind.__module__ == "_thread" and kind.__name__ in LOCKS):
             self._note(path, exactly(x), names)
         elif isinstance(x, functools._lru_cache_wrapper):
@@ -250,12 +288,16 @@ class Capture:
         self.tensors[path] = x
         a: Array = x.array
         first, start = self.storages.setdefault(id(a.storage), (path, a.offset))
+        if first != path:
+            self.shared |= {first, path}
         self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, first, a.offset - start), names)
         self._note(path + GRADIENT, GradientKind.of(x), names)
         if x.grad is not None:
             self._push([Task(f"{path}.grad", x.grad, names)])
         if x._hooks is not None:
             self._push([Task(f"{path}'s hooks", x._hooks, names)])
+        if not is_library(type(x).__module__):
+            self._push(self._fields(task))
 
     def _sequence(self, task: Task) -> None:
         path, x, names = task.path, task.object, task.names
@@ -292,8 +334,8 @@ class Capture:
         if task.is_argument and isinstance(x, np.ndarray):
             raise TraceError(f"compile: {task.path} is a NumPy array, which can change unseen: make it a Tensor")
         self._hold(task.path, Elements(x))
-        like = (x.dtype, x.shape) if isinstance(x, np.ndarray) else getattr(x, "typecode", None)
-        self._note(task.path, (type(x), like, bytes_of(x)), task.names)
+        self._note(task.path, (type(x), layout_of(x), bytes_of(x)), task.names)
+        self._push(self._fields(task))
 
     def _object(self, task: Task) -> None:
         """An object of a class that none of the above knows: its attributes, if those are all that it is."""
@@ -308,14 +350,19 @@ class Capture:
             self.opaque[path], self.slots[path] = kind.__qualname__, task.slot
             self._note(path, kind, names)
             return
-        self._note(path, kind, names)
-        self._push([*self._fields(task), *self._class(path, kind, names)])
+        own = next((base for base in NUMBERS_AND_TEXTS if isinstance(x, base)), None)
+        self._note(path, kind if own is None else (kind, exactly(getattr(own, f"__{own.__name__}__")(x))), names)
+        parts = []
+        if isinstance(x, BaseException):
+            self.is_lasting = False
+            parts = [Task(f"{path}.args", x.args, names)]
+        self._push(parts + self._fields(task))
 
     def _fields(self, task: Task) -> list[Task]:
-        """The attributes of an object, in its `__dict__` and in its slots."""
+        """The attributes of an object, in its `__dict__`, its slots and its class."""
         x, path = task.object, task.path
-        found = []
         kind: Any = type(x)
+        found = self._class(kind, task.names)
         if slot_count(kind):
             held = Slots(x)
             found += self._named(task, self._hold(path + "'s slots", held), held.contents())
@@ -323,10 +370,8 @@ class Capture:
             attributes = (threading.local if isinstance(x, threading.local) else object).__getattribute__(x, "__dict__")
         except AttributeError:
             return found
-        if attributes or not isinstance(x, list | tuple | set | frozenset | dict | deque):
-            self._note(f"{path}'s attributes", Keys(attributes), task.names)
-            found += self._entries(task, attributes, lambda key: f"{path}.{key}", named=True)
-        return found
+        self._note(f"{path}'s attributes", Keys(attributes), task.names)
+        return found + self._entries(task, attributes, lambda key: f"{path}.{key}", named=True)
 
     def _named(self, task: Task, holder: Holder, contents: dict[str, Any]) -> list[Task]:
         self._note(f"{task.path}'s slots", Keys(contents), task.names)
@@ -338,9 +383,10 @@ class Capture:
     def _entries(self, task: Task, x: dict, path_of: Callable[[Any], str], *, named: bool) -> list[Task]:
         holder = self._hold(path_of("__dict__") if named else task.path, Entries(x))
         is_argument = task.is_argument and is_rebuilt(x) and not named
+        compares_all = isinstance(task.object, types.SimpleNamespace)  # == and repr name no attribute
         found = []
         for key, part in x.items():
-            names = (*task.names, key) if named else task.names
+            names = (*task.names, key) if named and not compares_all else task.names
             found.append(Task(path_of(key), part, names, is_argument and type(key) in PLAIN, (holder, key)))
             if not named and not isinstance(key, str) and type(key) not in PLAIN and not is_value(key):
                 found.append(Task(f"{path_of(key)}'s key", key, names))
@@ -349,15 +395,15 @@ class Capture:
     def _hold(self, path: str, holder: Holder) -> Holder:
         if holder.identity not in self._held:
             self._held.add(holder.identity)
-            self.holders[path] = holder
+            self.holders[_fresh(path, self.holders)] = holder
         return holder
 
-    def _class(self, path: str, kind: type, names: tuple[str, ...]) -> list[Task]:
+    def _class(self, kind: type, names: tuple[str, ...]) -> list[Task]:
         """The attributes of a class that is not a library's: values that its instances share, and methods."""
         found = []
         for owner in kind.__mro__:
             if id(owner) not in self.paths and not is_library(owner.__module__):
-                self.paths[id(owner)] = owner_path = f"class {owner.__qualname__}"
+                self.paths[id(owner)] = owner_path = _fresh(f"class {owner.__qualname__}", self.parts)
                 self.objects[owner_path] = owner
                 held = self._hold(owner_path, ClassAttributes(owner))
                 self._note(owner_path, owner, names)
@@ -372,7 +418,8 @@ class Capture:
         path, f, names = task.path, task.object, task.names
         self._note(path, f, names)
         self._note(f"{path}'s code", f.__code__, names)
-        if not is_users(f.__module__):
+        closes = f.__closure__ and (is_pythons(f.__module__) or f.__code__ in self._more_code)
+        if not (is_users(f.__module__) or closes):
             return
         prefix = f"{path}." if path else ""
         tasks = []
@@ -383,7 +430,7 @@ class Capture:
             tasks += [Task(prefix + name, x, (*names, name), False, (holder, 0)) for x in contents.values()]
         for name in ("__defaults__", "__kwdefaults__"):
             tasks.append(Task(f"{prefix}{name}", getattr(f, name), names))
-        for code in with_inner(f.__code__):
+        for code in with_inner(f.__code__) if is_users(f.__module__) else ():
             tasks += self._globals(code, f.__globals__, names)
         self._push(tasks + self._fields(task))
 
@@ -427,13 +474,16 @@ class Capture:
         if is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
             return []
         name, *rest = attributes
-        names, path = (*names, name), f"{path}.{name}"
+        names, path = names if name in _CALLED else (*names, name), f"{path}.{name}"
         if isinstance(x, type):
-            owner = next((owner for owner in x.__mro__ if name in vars(owner)), None)
-            if owner is None:
+            kinds: Any = x, type(x)
+            owners = [owner for kind in kinds for owner in kind.__mro__ if not is_library(owner.__module__)]
+            having = [owner for owner in owners if name in vars(owner)]
+            for owner in owners[: owners.index(having[0]) + 1 if having else None]:  # any may come to have it
+                held, key = self._hold(f"class {owner.__qualname__}", ClassAttributes(owner)), name
+            if not having:
                 return []
-            held, key = self._hold(f"class {owner.__qualname__}", ClassAttributes(owner)), name
-            part = _function_of(vars(owner)[name])
+            part = _function_of(vars(having[0])[name])
         else:
             held, key = self._hold(path, Variable(vars(x), name)), name
             if name not in vars(x):
@@ -463,29 +513,40 @@ class Capture:
         return False
 
 
-def _arguments(function: Callable, arguments: tuple, keywords: dict[str, Any]) -> list[Task]:
-    """The arguments, less those that the function's code never reads."""
-    names, unread = _parameters(function)
-    tasks = [
-        Task(f"arguments[{i}]", x, (), True)
-        for i, x in enumerate(arguments)
-        if i >= len(names) or names[i] not in unread
-    ]
-    return tasks + [Task(item_path("keywords", key), x, (), True) for key, x in keywords.items() if key not in unread]
+class Parameters(NamedTuple):
+    """A function's parameters, as far as its code shows: in order, and which of them it never reads, by name.
+
+    any_keyword: whether it may see the keywords of a call in their order.
+    """
+
+    names: Sequence[str] = ()
+    unread: Container[str] = ()
+    unread_keywords: Container[str] = ()
+    any_keyword: bool = True
+
+    @classmethod
+    def of(cls, function: Callable) -> Parameters:
+        code = getattr(function, "__code__", None)
+        is_method = isinstance(function, types.MethodType)
+        if not (is_method or isinstance(function, types.FunctionType)) or not isinstance(code, types.CodeType):
+            return cls()
+        inner = [names_of(c) for c in with_inner(code)]
+        if any(n.all & {"locals", "vars", "eval", "exec", "dir"} for n in inner):
+            return cls()
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        unread = {name for name in names if not any(name in n.locals for n in inner)}
+        if any(chain.name == "super" for n in inner for chain in n.chains):  # which takes the first by itself
+            unread -= {*names[:1]}
+        positional = code.co_varnames[is_method : code.co_argcount]
+        unread_keywords = unread - {*code.co_varnames[: code.co_posonlyargcount]}
+        return cls(positional, unread, unread_keywords, bool(code.co_flags & inspect.CO_VARKEYWORDS))
 
 
-def _parameters(function: Callable) -> tuple[Sequence[str], set[str]]:
-    """The names of a function's positional parameters, and of all parameters those that its code never reads."""
-    code = getattr(function, "__code__", None)
-    is_method = isinstance(function, types.MethodType)
-    if not (is_method or isinstance(function, types.FunctionType)) or not isinstance(code, types.CodeType):
-        return (), set()
-    inner = [names_of(c) for c in with_inner(code)]
-    if any(n.all & {"locals", "vars", "eval", "exec", "dir"} for n in inner):
-        return (), set()
-    parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    unread = {name for name in parameters if not any(name in n.locals for n in inner)}
-    return code.co_varnames[is_method : code.co_argcount], unread
+def _fresh(path: str, known: Container[str]) -> str:
+    """The path, or one like it that is none of the known: keys of a dict, and names of classes, may print alike."""
+    while path in known:
+        path += "'"
+    return path
 
 
 def _function_of(x: Any) -> Any:

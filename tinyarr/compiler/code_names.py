@@ -31,8 +31,8 @@ class Names(NamedTuple):
     """What a code object names, each name once and in order.
 
     chains: one for each place where a global is read or written. attributes: of whatever object. imports: modules that
-    it imports itself. locals: parameters and variables whose value is read. all: every name, and every string constant,
-    which getattr may take for one.
+    it imports itself. locals: parameters and variables whose value is read. all: every name, every string constant,
+    which getattr may take for one, and MATCH_CLASS, which takes attributes that are named elsewhere.
     """
 
     chains: tuple[Chain, ...]
@@ -55,6 +55,7 @@ def names_of(code: CodeType) -> Names:
     attributes: dict[str, None] = {}
     imports: dict[str, None] = {}
     read: set[str] = set()
+    strings = {x for x in code.co_consts if isinstance(x, str)}
     chain: Chain | None = None
     for instruction in dis.get_instructions(code):
         operation, name = instruction.opname, instruction.argval
@@ -68,9 +69,10 @@ def names_of(code: CodeType) -> Names:
         chain = Chain(name, (), instruction.offset) if operation in _GLOBALS else None
         if operation == "IMPORT_NAME":
             imports[name] = None
-        elif operation in _LOCALS or operation.startswith("LOAD_FAST"):
+        elif operation in _LOCALS or "LOAD_FAST" in operation:
             read.update(name if isinstance(name, tuple) else (name,))
-    strings = (x for x in code.co_consts if isinstance(x, str))
+        elif operation == "MATCH_CLASS":
+            strings.add(operation)
     named = frozenset((*code.co_names, *code.co_freevars, *code.co_cellvars, *strings))
     return Names(tuple(chains), tuple(attributes), tuple(imports), frozenset(read), named)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import types
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
@@ -15,8 +16,7 @@ _FIELDS: Sequence[Callable] = tuple(
     map(operator.attrgetter, ("array", "grad", "node", "_hooks", "_requires_grad", "_has_wide_grad"))
 )
 _FUNCTION = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
-
-
+_FACTORY = operator.attrgetter("default_factory")
 _LONG = 1000  # elements of a list that is compared by itself
 
 
@@ -34,6 +34,7 @@ class Fingerprint:
         self._tensors = list(capture.tensors.values())
         self._functions = [x for x in capture.objects.values() if type(x) is types.FunctionType]
         self._objects = list(capture.objects.values())
+        self._factories = [x for x in self._objects if isinstance(x, defaultdict)]
         self._values, self._keys, self._contents = self._look()
 
     def _look(self) -> tuple[list[Any], list[Any], list[Any]]:
@@ -42,9 +43,11 @@ class Fingerprint:
             *chain.from_iterable(held.values() for held in self._classes),
             *chain.from_iterable(map(field, self._tensors) for field in _FIELDS),
             *chain.from_iterable(map(_FUNCTION, self._functions)), *map(type, self._objects),
+            *map(_FACTORY, self._factories),
         ]  # fmt: skip
         keys = [
-            *map(len, self._sequences), *chain.from_iterable(self._dicts), *chain.from_iterable(self._classes),
+            *map(len, self._sequences), *map(len, self._dicts), *chain.from_iterable(self._dicts),
+            *map(len, self._classes), *chain.from_iterable(self._classes),
         ]  # fmt: skip
         return values, keys, [h.contents() for h in self._others]
 

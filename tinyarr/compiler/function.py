@@ -362,6 +362,7 @@ class _Program:
         if self.history is not None:
             self.history.record(leaves, results, draws, capture.numbers)
         filling = Filling(capture.objects, results, capture.numbers)
+        returned = filling.fill(self._traced.returned)
         self._traced.changes.repeat(capture, filling)
         self._traced.output.repeat(filling)
-        return filling.fill(self._traced.returned)
+        return returned

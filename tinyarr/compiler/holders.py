@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ..tensor import Tensor
+
 GONE: Any = type("Gone", (), {"__repr__": lambda self: "nothing"})()
 
 
@@ -51,31 +53,16 @@ class Items(Holder):
 
 
 class Members(Holder):
-    """A set."""
+    """A set, in the order in which it gives its members."""
 
     __slots__ = ()
 
     def contents(self) -> dict[Any, Any]:
-        return {_Member(x): x for x in self.object}
+        return dict(enumerate(self.object))
 
     def put(self, new: dict[Any, Any]) -> None:
         set.clear(self.object)
         set.update(self.object, new.values())
-
-
-class _Member:
-    """A key for a member of a set that is another's only if both are one object."""
-
-    __slots__ = ("object",)
-
-    def __init__(self, x: Any):
-        self.object = x
-
-    def __hash__(self) -> int:
-        return id(self.object)
-
-    def __eq__(self, other: Any) -> bool:
-        return self.object is other.object
 
 
 class Entries(Holder):
@@ -166,8 +153,8 @@ class Slots(Holder):
 
 
 def slots_of(kind: type) -> dict[str, Any]:
-    """Returns the descriptors of the slots of a class and its bases, by name."""
-    owners = [owner for owner in reversed(kind.__mro__) if "__slots__" in vars(owner)]
+    """Returns the descriptors of the slots of a class and its bases, by name; but for those of a tensor."""
+    owners = [owner for owner in reversed(kind.__mro__) if "__slots__" in vars(owner) and owner is not Tensor]
     return {
         name: x for owner in owners for name, x in vars(owner).items() if type(x) is types.MemberDescriptorType
     }
@@ -197,21 +184,27 @@ def _is_pythons(name: str, x: Any) -> bool:
 
 
 class Elements(Holder):
-    """The elements of a NumPy array, a bytearray or an array.array, as one value under key 0."""
+    """The elements of a NumPy array, a bytearray or an array.array, as one value under what tells how to read them."""
 
     __slots__ = ()
 
     def contents(self) -> dict[Any, Any]:
-        return {0: bytes_of(self.object)}
+        return {layout_of(self.object): bytes_of(self.object)}
 
     def put(self, new: dict[Any, Any]) -> None:
         x = self.object
+        (elements,) = new.values()
         if isinstance(x, np.ndarray):
-            x[...] = np.frombuffer(new[0], x.dtype).reshape(x.shape)
+            x[...] = np.frombuffer(elements, x.dtype).reshape(x.shape)
         elif isinstance(x, array.array):
-            x[:] = array.array(x.typecode, new[0])
+            x[:] = array.array(x.typecode, elements)
         else:
-            x[:] = new[0]
+            x[:] = elements
+
+
+def layout_of(x: Any) -> Any:
+    """Returns the dtype and shape of a NumPy array, and the type code of an array.array."""
+    return (x.dtype, x.shape) if isinstance(x, np.ndarray) else getattr(x, "typecode", None)
 
 
 def bytes_of(x: Any) -> bytes:
@@ -225,5 +218,5 @@ def holds_the_same(holder: Holder, contents: dict[Any, Any]) -> bool:
     if isinstance(holder, Elements):
         return new == contents
     return len(new) == len(contents) and all(
-        a is b and x is y for (a, x), (b, y) in zip(new.items(), contents.items(), strict=True)
+        x is y and (a is b or (type(a) is int and a == b)) for (a, x), (b, y) in zip(new.items(), contents.items(), strict=True)
     )

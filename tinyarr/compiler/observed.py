@@ -36,7 +36,7 @@ _ADVICE = {
 }
 # What takes attributes by names that are in no code.
 _READERS = frozenset("""getattr hasattr vars __dict__ dir locals eval exec asdict astuple fields attrgetter copy
-    deepcopy""".split())
+    deepcopy __getattribute__ __getstate__ __reduce_ex__ dumps format format_map MATCH_CLASS""".split())
 # Whole modules of Python's library whose functions, written in Python, may not run.
 _MODULES = {"random": "random", "secrets": "random", "uuid": "random", "tempfile": "os", "subprocess": "os"}
 
@@ -100,11 +100,10 @@ class Observed:
             is_plain &= not names & _READERS or (module.startswith("tinyarr.") and not module.startswith("tinyarr.nn."))
         return frozenset(found), is_plain
 
-    @property
-    def asks_for_types(self) -> bool:
-        """Whether code of the user's, or of a package, names `type`."""
+    def asks_for(self, name: str) -> bool:
+        """Whether code of the user's, or of a package, names this function of Python's."""
         return any(
-            chain.name == "type" and not chain.attributes and not self._is_library(code)
+            chain.name == name and not chain.attributes and not self._is_library(code)
             for code in self.ran
             for chain in names_of(code).chains
         )

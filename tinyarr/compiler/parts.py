@@ -75,7 +75,7 @@ def exactly(x: Any) -> Part:
         return kind, repr(x)
     if kind is tuple:
         return kind, tuple(map(exactly, x))
-    if kind in PLAIN or isinstance(x, enum.Enum) or is_value(x):
+    if kind in PLAIN or (isinstance(x, enum.Enum) and kind.__hash__ is not None) or is_value(x):
         return kind, x
     return kind, Identical(x)
 

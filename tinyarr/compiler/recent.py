@@ -27,6 +27,8 @@ class Recent:
         self._mode = mode
         self._default = default_generator()
         self._parts = capture.parts
+        self._shared = capture.shared
+        self._count, self._keywords = len(args), [*kwargs]
         given = {f"arguments[{i}]": x for i, x in enumerate(args)}
         given |= {item_path("keywords", key): x for key, x in kwargs.items()}
         passing = [path for path, x in given.items() if isinstance(x, Tensor) and self._may_be_another(path)]
@@ -38,7 +40,7 @@ class Recent:
         """Returns the capture of a call that is like the last one, or None for another."""
         if mode != self._mode or default_generator() is not self._default or not self._capture.is_lasting:
             return None
-        if len(args) + len(kwargs) != len(self._given):
+        if len(args) != self._count or [*kwargs] != self._keywords:
             return None
         others: dict[str, Any] = {}
         for i, x in enumerate(args):
@@ -56,7 +58,7 @@ class Recent:
         part, gradient = self._parts.get(path), self._parts.get(path + GRADIENT)
         if type(part) is not TensorKind or type(gradient) is not GradientKind:
             return False
-        return part.storage == path and not (gradient.has_grad or gradient.has_hooks)
+        return path not in self._shared and not (gradient.has_grad or gradient.has_hooks)
 
     def _is_like(self, path: str, x: Any, others: dict[str, Any]) -> bool:
         """Whether an argument is the same as last time or another of its kind, which then joins the others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,13 +11,33 @@ from ..errors import TraceError
 from .capture import Capture, is_rebuilt, item_path
 from .holders import GONE, Cell, Holder, Variable, holds_the_same
 from .templates import Filling, Templates
-from .trace import is_traced
 
 
 class Unchanged(NamedTuple):
     """Stands for what a holder held under a key before the call."""
 
     key: Any
+
+
+class Held(NamedTuple):
+    """A holder that the function changed: its keys before, and after the call all that it holds, as templates."""
+
+    before: tuple[Any, ...]
+    after: dict[Any, Any]
+
+    def now(self, contents: dict[Any, Any], filling: Filling) -> dict[Any, Any]:
+        """Returns what it will hold of what it holds. Attributes that no code names come and go between calls."""
+        new = {
+            key: contents[x.key] if type(x) is Unchanged else filling.fill(x)
+            for key, x in self.after.items()
+            if type(x) is not Unchanged or x.key in contents
+        }
+        others = {key: x for key, x in contents.items() if key not in self.before}
+        if not others:
+            return new
+        in_order = iter(self.before)
+        stay = {*itertools.takewhile(lambda key: key in in_order, self.after)}
+        return {key: x if key in others else new[key] for key, x in contents.items() if key in others or key in stay} | new
 
 
 class Snapshot:
@@ -29,7 +50,8 @@ class Snapshot:
             path: (x, x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node)
             for path, x in capture.tensors.items()
         }
-        self._generators = {path: (g.key, g.counter) for path, g in capture.generators.items()}
+        self._generators = {path: (g._key, g._counter) for path, g in capture.generators.items()}
+        self._kinds = {path: type(x) for path, x in capture.objects.items()}
 
     def changes(self, templates: Templates) -> Changes:
         """What is different now. Raises TraceError for what can't be done again at each call."""
@@ -40,21 +62,22 @@ class Snapshot:
                     f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
                 )
             if x.grad is not gradient:
-                if x.grad is not None and not is_traced(x.grad):
-                    raise TraceError(f"compile: {path}.grad was set to a tensor from outside: copy it")
                 gradients[path] = templates.template(x.grad, f"{path}.grad")
             if x._hooks and hooks is None:
                 raise TraceError(f"compile: {path} got a hook: register it outside of it")
         for path, drawn in self._generators.items():
             g = self._capture.generators[path]
-            if (g.key, g.counter) != drawn:
+            if (g._key, g._counter) != drawn:
                 raise TraceError(f"compile: {path}, a generator, was set: do that outside of it")
-        held: dict[str, dict[Any, Any]] = {}
+        for path, kind in self._kinds.items():
+            if type(self._capture.objects[path]) is not kind:
+                raise TraceError(f"compile: the class of {path} was set: do that outside of it")
+        held: dict[str, Held] = {}
         for path, old in self._contents.items():
             holder = self._capture.holders[path]
             new = holder.contents()
             if not holds_the_same(holder, old):
-                held[path] = self._difference(holder, path, new, old, templates)
+                held[path] = Held(tuple(old), self._difference(holder, path, new, old, templates))
         return Changes(gradients, held)
 
     def _difference(
@@ -82,25 +105,27 @@ class Snapshot:
             x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = fields
         for path, (key, counter) in self._generators.items():
             self._capture.generators[path].load_state_dict({"key": key, "counter": counter})
+        for path, kind in self._kinds.items():
+            if type(self._capture.objects[path]) is not kind:
+                self._capture.objects[path].__class__ = kind
 
 
 class Changes:
-    """What is different after a call: gradients by path, and what each holder then holds, as templates."""
+    """What is different after a call: gradients and holders, by path."""
 
-    def __init__(self, gradients: dict[str, Any], held: dict[str, dict[Any, Any]]):
+    def __init__(self, gradients: dict[str, Any], held: dict[str, Held]):
         self._gradients = gradients
         self._held = held
 
     def repeat(self, capture: Capture, filling: Filling) -> None:
         for path, gradient in self._gradients.items():
             capture.tensors[path].grad = filling.fill(gradient)
-        # Read all before any is written: what one holder gets may be what another held.
-        held = {path: capture.holders[path].contents() for path in self._held}
-        for path, changed in self._held.items():
-            old = held[path]
-            capture.holders[path].put(
-                {key: old[x.key] if type(x) is Unchanged else filling.fill(x) for key, x in changed.items()}
-            )
+        # Read and make all before any is written: what one holder gets may be what another held, and what makes an
+        # object may count it, as it did in the trace.
+        contents = {path: capture.holders[path].contents() for path in self._held}
+        new = {path: held.now(contents[path], filling) for path, held in self._held.items()}
+        for path, x in new.items():
+            capture.holders[path].put(x)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class Existing(NamedTuple):
 class Result:
     """A tensor that the program makes. number: of the result; view: of it, where more than one tensor shares it."""
 
-    __slots__ = ("grad", "has_wide_grad", "kind", "number", "requires_grad", "view")
+    __slots__ = ("attributes", "grad", "has_wide_grad", "kind", "number", "requires_grad", "view")
 
     def __init__(self, x: Tensor, number: int):
         is_leaf = x.node is None
@@ -52,6 +52,7 @@ class Result:
         self.number = number
         self.view: View | None = None
         self.grad: Any = None
+        self.attributes: Any = None  # of a class of the user's
 
 
 class Built:
@@ -118,6 +119,8 @@ class Templates:
             self._kept.setdefault(id(x.array.storage), []).append(made)
         if x.grad is not None:
             made.grad = self.template(x.grad, f"{where}.grad")
+        if getattr(x, "__dict__", None):
+            made.attributes = self.template(vars(x), where)
         return made
 
     def share(self) -> None:
@@ -209,6 +212,8 @@ class Filling:
             self._made[id(x)] = t
             if x.grad is not None:
                 t.grad = self.fill(x.grad)
+            if x.attributes is not None:
+                vars(t).update(self.fill(x.attributes))
         return self._made[id(x)]
 
     def _build(self, x: Built) -> Any:

@@ -189,11 +189,19 @@ class Trace:
     def draw(self, generator: Generator) -> tuple[Any, Any]:
         """The key and counter of a draw, which each call of the program asks for."""
         if any(generator is g for g in self._made):
-            generator.counter += 1
-            return generator.key, generator.counter - 1
+            generator._counter += 1
+            return generator._key, generator._counter - 1
         key, counter = Drawn(), Drawn()
         self.draws.append((generator, key, counter))
         return key, counter
+
+
+    def ask_state(self, generator: Generator) -> None:
+        """Raises TraceError where a trace asks for the key and counter of a generator that each call brings."""
+        if not any(generator is g for g in self._made):
+            raise TraceError(
+                f"compile: the key or counter of {generator} was asked for {ADVICE}, and pass the number as an argument"
+            )
 
 
 class Drawn:

@@ -82,7 +82,7 @@ def trace_call(
             for path, array in watched.items():
                 if capture.tensors[path].array is array:
                     capture.tensors[path].array = array.watched
-            found.looked_at = {path for path, array in watched.items() if array.was_looked_at}
+            looked_at = {path for path, array in watched.items() if array.was_looked_at}
             if observed.refused is not None:
                 raise observed.refused
             found.changes = snapshot.changes(templates)
@@ -94,9 +94,13 @@ def trace_call(
                 found.history = differentiate(trace, capture, leaves, outside, templates.tensors, name, make)
             residuals = [] if found.history is None else found.history.residuals
             found.graph = build(trace, leaves, templates.tensors + residuals)
+            returned = {id(x) for x in templates.tensors}
+            found.looked_at = looked_at | {path for path, x in capture.tensors.items() if id(x) in returned}
             found.names, found.is_plain = observed.names()
             found.more_code = observed.code_beyond(capture.code)
-            if observed.asks_for_types and numbers:
+            if observed.asks_for("id"):
+                trace.as_it_is = "it asks for id(), which is another for the objects of each call"
+            if observed.asks_for("type") and numbers:
                 trace.needed |= dict.fromkeys(numbers, "type() was asked for, which tells it from Python's own")
         except (Exception, NeedsValue, RunAsItIs) as error:
             if isinstance(error, NotMadeAnew | RecursionError):
