@@ -282,6 +282,14 @@ def test_gradients_that_are_returned_share_no_memory():
     assert gy.tolist() == [1, 2]
 
 
+def test_an_in_place_operator_makes_a_new_tensor_in_a_function_that_is_differentiated():
+    def f(x):
+        x += 1
+        return (x * x).sum()
+
+    assert ta.grad(f)(Tensor([1.0, 2.0])).tolist() == [4, 6]
+
+
 def test_an_in_place_operator_on_a_parameter_is_refused():
     p = Tensor([1.0], requires_grad=True)
     with ta.no_grad(), pytest.raises(GradientError, match=r"-=: .*p\.assign"):

@@ -21,11 +21,17 @@ from .tensor import Tensor, result_tensor
 from .views import Shape
 
 recording: ContextVar[bool] = ContextVar("recording", default=True)
+nested: ContextVar[int] = ContextVar("nested", default=0)  # how many transformations run, as grad in grad
 numbers = itertools.count()
 
 # Which run of a checkpointed function this is in backward, by a number; 0 outside of any. A compiler must not take what
 # it computes from the first run.
 repetition: ContextVar[int] = ContextVar("repetition", default=0)
+
+
+def is_nested() -> bool:
+    """Whether a function runs that a transformation differentiates: then those inside keep their history."""
+    return nested.get() > 0
 
 
 class Node:

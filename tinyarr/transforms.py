@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from typing import Any
 
 from . import random
@@ -16,6 +15,8 @@ from .tape import (
     Node,
     edge_of,
     gradient_spec,
+    is_nested,
+    nested,
     no_grad,
     numbers,
     reachable,
@@ -25,13 +26,6 @@ from .tape import (
     set_recording,
 )  # fmt: skip
 from .tensor import Tensor, require_tensors, result_tensor
-
-_nested: ContextVar[int] = ContextVar("nested", default=0)
-
-
-def is_nested() -> bool:
-    """Whether a function runs that a transformation differentiates: then those inside keep their history."""
-    return _nested.get() > 0
 
 
 def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
@@ -54,12 +48,12 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
         raise ArgumentError("vjp: no primals came: pass the tensors at which to differentiate")
     require_tensors("vjp", **{f"primal {i}": x for i, x in enumerate(primals)})
     variables, connected = zip(*map(independent, primals), strict=True)
-    token = _nested.set(_nested.get() + 1)
+    token = nested.set(nested.get() + 1)
     try:
         with set_recording(True):
             result = function(*variables)
     finally:
-        _nested.reset(token)
+        nested.reset(token)
     outputs = _tensors("vjp", result)
     again = any(connected) or is_nested()
 
@@ -98,14 +92,14 @@ def jvp(function: Callable, primals: Sequence[Tensor], tangents: Sequence[Tensor
     for i, (x, t) in enumerate(zip(primals, tangents, strict=True)):
         if x.shape != t.shape or x.dtype is not t.dtype:
             raise ArgumentError(f"jvp: {describe(f'primal {i}', x)}, {describe(f'tangent {i}', t)}: they must be equal")
-    token = _nested.set(_nested.get() + 1)
+    token = nested.set(nested.get() + 1)
     try:
         result, pull = vjp(function, *primals)
         outputs = _tensors("jvp", result)
         _, push = vjp(pull, *(zeros_like(o) for o in outputs))
         changes = push(*tangents)
     finally:
-        _nested.reset(token)
+        nested.reset(token)
     if not is_nested() and not any(x._requires_grad for x in (*primals, *tangents)):
         result, changes = _detached(result), _detached(changes)
     return result, changes if isinstance(result, tuple) else changes[0]

@@ -530,11 +530,11 @@ def test_a_gradient_kept_wide_is_added_up_wide():
     assert same_in_both(run)[1:] == (ta.float32, ta.bfloat16)
 
 
-def test_anomaly_mode_names_the_call():
+def test_anomaly_mode_names_the_line_in_a_compiled_function():
     x = parameter(0.0)
     with ta.detect_anomaly():
-        y = bits_of_eager(lambda x: ta.sqrt(x * 0) * 0)(x)
-    with pytest.raises(GradientError, match=r"of compiled .* became NaN; it was computed at .*test_gradients.py"):
+        y = bits_of_eager(lambda x: (1 / x) * 0)(x)
+    with pytest.raises(GradientError, match=r"became NaN; it was computed at .*test_gradients.py"):
         y.sum().backward()
 
 

@@ -19,8 +19,7 @@ from ..errors import ArgumentError, TraceError
 from ..forking import renew_in_children
 from ..ops.primitive import executor
 from ..program import Graph
-from ..tape import recording, watched
-from ..transforms import is_nested
+from ..tape import is_nested, recording, watched
 from .agree import agree
 from .calls import called
 from .capture import Capture, Leaf

@@ -217,6 +217,7 @@ def holds_the_same(holder: Holder, contents: dict[Any, Any]) -> bool:
     new = holder.contents()
     if isinstance(holder, Elements):
         return new == contents
+    pairs = zip(new.items(), contents.items(), strict=False)
     return len(new) == len(contents) and all(
-        x is y and (a is b or (type(a) is int and a == b)) for (a, x), (b, y) in zip(new.items(), contents.items(), strict=True)
+        x is y and (a is b or (type(a) is int and a == b)) for (a, x), (b, y) in pairs
     )

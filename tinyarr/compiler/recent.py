@@ -15,6 +15,8 @@ from .fingerprint import Fingerprint
 from .holders import GONE
 from .parts import GRADIENT, GradientKind, TensorKind
 
+ANOTHER = object()  # stands for a tensor that may be another at each call
+
 
 class Recent:
     """The last call: what it captured, less the tensors among its arguments, and its program.
@@ -32,7 +34,7 @@ class Recent:
         given = {f"arguments[{i}]": x for i, x in enumerate(args)}
         given |= {item_path("keywords", key): x for key, x in kwargs.items()}
         passing = [path for path, x in given.items() if isinstance(x, Tensor) and self._may_be_another(path)]
-        self._given = {path: None if path in passing else x for path, x in given.items()}
+        self._given = {path: ANOTHER if path in passing else x for path, x in given.items()}
         self._capture = capture.without(passing)
         self._fingerprint = Fingerprint(self._capture)
 
@@ -63,7 +65,7 @@ class Recent:
     def _is_like(self, path: str, x: Any, others: dict[str, Any]) -> bool:
         """Whether an argument is the same as last time or another of its kind, which then joins the others."""
         before = self._given.get(path, GONE)
-        if before is None and isinstance(x, Tensor):
+        if before is ANOTHER and isinstance(x, Tensor):
             part, a = self._parts[path], x.array
             shares = any(isinstance(y, Tensor) and y.array.storage is a.storage for y in others.values())
             if shares or id(x) in self._capture.paths or id(a.storage) in self._capture.storages:

@@ -37,7 +37,8 @@ class Held(NamedTuple):
             return new
         in_order = iter(self.before)
         stay = {*itertools.takewhile(lambda key: key in in_order, self.after)}
-        return {key: x if key in others else new[key] for key, x in contents.items() if key in others or key in stay} | new
+        held = {key: x if key in others else new[key] for key, x in contents.items() if key in others or key in stay}
+        return held | new
 
 
 class Snapshot:

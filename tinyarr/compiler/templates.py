@@ -206,7 +206,8 @@ class Filling:
             t = self._results[x.number]
             if x.view is not None:
                 t = result_tensor(t.array.through(x.view._replace(offset=t.array.offset + x.view.offset)))
-            t.__class__ = x.kind  # a Parameter, say
+            if x.kind is not Tensor:  # a Parameter, say
+                t = _as(x.kind, t)
             t._requires_grad |= x.requires_grad
             t._has_wide_grad = x.has_wide_grad
             self._made[id(x)] = t
@@ -229,6 +230,16 @@ class Filling:
         for key, part in x.entries:
             made[self.fill(key)] = self.fill(part)
         return made
+
+
+def _as(kind: type[Tensor], x: Tensor) -> Tensor:
+    """A tensor as one of this class, the same object where Python can make it one."""
+    try:
+        x.__class__ = kind
+    except TypeError:  # it has attributes of its own
+        x, history = result_tensor(x.array, kind), (x.node, x.node_output, x._requires_grad)
+        x.node, x.node_output, x._requires_grad = history
+    return x
 
 
 def _make_function(

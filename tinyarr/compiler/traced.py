@@ -82,7 +82,6 @@ def trace_call(
             for path, array in watched.items():
                 if capture.tensors[path].array is array:
                     capture.tensors[path].array = array.watched
-            looked_at = {path for path, array in watched.items() if array.was_looked_at}
             if observed.refused is not None:
                 raise observed.refused
             found.changes = snapshot.changes(templates)
@@ -95,7 +94,9 @@ def trace_call(
             residuals = [] if found.history is None else found.history.residuals
             found.graph = build(trace, leaves, templates.tensors + residuals)
             returned = {id(x) for x in templates.tensors}
-            found.looked_at = looked_at | {path for path, x in capture.tensors.items() if id(x) in returned}
+            found.looked_at = {
+                path for path, x in capture.tensors.items() if id(x) in returned or watched[path].was_looked_at
+            }
             found.names, found.is_plain = observed.names()
             found.more_code = observed.code_beyond(capture.code)
             if observed.asks_for("id"):

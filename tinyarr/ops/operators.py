@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .. import dtypes
 from ..errors import GradientError, ShapeError
+from ..tape import is_nested
 from ..tensor import Tensor, method
 from .elementwise import (
     abs,
@@ -77,7 +78,7 @@ def _in_place(symbol: str, sign: str) -> None:
     operation = getattr(Tensor, f"__{symbol}__")
 
     def rebind(self: Tensor, other):
-        if self._requires_grad and self.node is None:
+        if self._requires_grad and self.node is None and not is_nested():  # a variable of grad() is a leaf too
             raise GradientError(
                 f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write "
                 f"p.assign(p {sign} ...) under no_grad() to update it, or y = p {sign} ... for a new tensor"
