@@ -299,7 +299,11 @@ class _Comparison:
         return [(f"{path}{key}", one[key], other[key]) for key in keys[0]]
 
     def _tensor(self, path: str, one: Tensor, other: Tensor) -> list[tuple[str, Any, Any]]:
-        kinds = [(x.shape, x.dtype, x.requires_grad, x.is_leaf, x._hooks is None) for x in (one, other)]
+        # What is returned is a copy, and so none is a leaf.
+        kinds = [
+            (x.shape, x.dtype, x.requires_grad, path.startswith("result") or x.is_leaf, x._hooks is None)
+            for x in (one, other)
+        ]
         if kinds[0] != kinds[1]:
             return self._differ(path, "shape, dtype, requires_grad, is_leaf, no hooks", *kinds)
         values = [x.detach().numpy() for x in (one, other)]

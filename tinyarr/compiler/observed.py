@@ -123,9 +123,10 @@ class Observed:
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
         if code not in self.ran:
-            self.ran[code] = frame.f_globals
-            self._suspects[code] = self._find_suspects(frame)
-        if self._suspects[code]:
+            if code.co_filename.startswith(self._package) or self._is_the_functions(frame):
+                self.ran[code] = frame.f_globals
+                self._suspects[code] = self._find_suspects(frame)
+        if self._suspects.get(code):
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
             return self._opcode
@@ -157,10 +158,21 @@ class Observed:
                 x = getattr(x, attribute, None)
         return found
 
+    def _is_the_functions(self, frame: FrameType | None) -> bool:
+        """Whether it is the function that runs this code, not tinyarr or an import, which may do as they like."""
+        while frame is not None:
+            file, name = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
+            if file.startswith(self._package) or name == "importlib._bootstrap":
+                return False
+            if "-packages" not in file and (name == "__main__" or name.split(".")[0] not in sys.stdlib_module_names):
+                return True
+            frame = frame.f_back
+        return True
+
     def _opcode(self, frame: FrameType, event: str, argument: Any) -> Any:
         suspects = self._suspects[frame.f_code]
         what = suspects.get(frame.f_lasti) or suspects.get(-1)
-        if what is not None:
+        if what is not None and self._is_the_functions(frame):
             while frame.f_back is not None and -1 in self._suspects.get(frame.f_code, {}):
                 frame = frame.f_back
             self.refused = TraceError(
