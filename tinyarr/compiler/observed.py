@@ -122,10 +122,10 @@ class Observed:
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
-        if code not in self.ran:
-            if code.co_filename.startswith(self._package) or self._is_the_functions(frame):
-                self.ran[code] = frame.f_globals
-                self._suspects[code] = self._find_suspects(frame)
+        is_tinyarrs = code.co_filename.startswith(self._package)
+        if code not in self.ran and (is_tinyarrs or self._is_the_functions(frame)):
+            self.ran[code] = frame.f_globals
+            self._suspects[code] = self._find_suspects(frame)
         if self._suspects.get(code):
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
