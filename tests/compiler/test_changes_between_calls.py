@@ -336,6 +336,24 @@ def sets_of_tensors(compiled):
 
 
 @scenario
+def views_of_state_and_arguments_that_are_kept(compiled):
+    bag = Bag(t=Tensor([5.0, 6.0]), v=None, w=None)
+
+    def f(x):
+        bag.v, bag.w = bag.t[1:], x.detach()
+        return x * bag.v
+
+    f, found, x = compiled(f), [], Tensor([1.0, 2.0])
+    for t in (bag.t, Tensor([7.0, 8.0]), Tensor([7.0, 8.0, 9.0])[::-1], x):
+        bag.t = t
+        found.append(f(x).tolist())
+        bag.v.assign(3.0)
+        bag.w[0] = 4.0
+        found.append((t.tolist(), x.tolist()))
+    return found
+
+
+@scenario
 def an_argument_that_is_not_read(compiled):
     f, g = compiled(lambda x, u: x * 2), compiled(lambda x, u=None: x * 2 if u is None else x * u)
     both = [(of(1), None), (of(1), of(5)), (of(1), 3), (of(1), None)]

@@ -379,7 +379,7 @@ def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, 
     found.trace, found.needed = trace, trace.needed
     numbers = {path: symbolic(trace, Given(path), x) for path, x in capture.numbers.items()}
     opaque = {path: StandIn(trace, path, capture.objects[path]) for path in capture.opaque}
-    templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()})
+    templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()}, capture.storages)
     found.output = Output(trace, templates)
     observed = Observed(_PACKAGE)
     with standing_in({**numbers, **opaque}, capture, args, kwargs) as (args, kwargs):
@@ -402,9 +402,7 @@ def _trace(function: Callable, capture: Capture, args: tuple, kwargs: dict[str, 
             leaves = [Leaf(path, x) for path, x in (*capture.tensors.items(), *capture.generators.items())]
             found.leaves = [leaf.path for leaf in leaves]
             found.graph = build(trace, leaves, templates.tensors)
-            returned = {id(x) for x in templates.tensors}
-            found.looked_at = {path for path, array in watched.items()
-                               if array.was_looked_at or id(capture.tensors[path]) in returned}  # fmt: skip
+            found.looked_at = {path for path, array in watched.items() if array.was_looked_at} | templates.looked_at
             found.names, found.is_plain = observed.names()
             found.more_code = observed.code_beyond(capture.code)
             if observed.asks_for("id"):
