@@ -20,7 +20,7 @@ class Unchanged(NamedTuple):
 
 
 class Held:
-    """A holder that the function changed: its keys before, those that stay where they are, and all after, as templates."""
+    """A holder that the function changed: its keys before, those that stay in place, and all after, as templates."""
 
     def __init__(self, before: dict[Any, Any], after: dict[Any, Any]):
         self._before = frozenset(before)
