@@ -313,7 +313,8 @@ def attributes_beside_those_that_the_function_sets(compiled):
         return x
 
     f, found = compiled(f), []
-    for change in (lambda: None, lambda: setattr(bag, "z", 2), lambda: delattr(bag, "a"), lambda: setattr(bag, "y", 3)):
+    for change in (lambda: None, lambda: setattr(bag, "z", 2), lambda: delattr(bag, "a"),
+                   lambda: vars(bag).update(y=3, n=vars(bag).pop("n"))):  # fmt: skip
         change()
         f(of(1))
         found.append((list(vars(bag)), bag.n))
@@ -331,6 +332,24 @@ def sets_of_tensors(compiled):
     f, found = compiled(f), []
     for value in range(3):
         found.append((f(of(value)), sorted(t.item() for t in kept)))
+    return found
+
+
+@scenario
+def views_of_state_and_arguments_that_are_kept(compiled):
+    bag = Bag(t=Tensor([5.0, 6.0]), v=None, w=None)
+
+    def f(x):
+        bag.v, bag.w = bag.t[1:], x.detach()
+        return x * bag.v
+
+    f, found, x = compiled(f), [], Tensor([1.0, 2.0])
+    for t in (bag.t, Tensor([7.0, 8.0]), Tensor([7.0, 8.0, 9.0])[::-1], x):
+        bag.t = t
+        found.append(f(x).tolist())
+        bag.v.assign(3.0)
+        bag.w[0] = 4.0
+        found.append((t.tolist(), x.tolist()))
     return found
 
 

@@ -22,8 +22,8 @@ import tinyarr as ta
 from tests.compiler.worlds import FUNCTION, differences, execute, world
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.errors import ArgumentError, GradientError, TraceError
-from tinyarr.tensor import result_tensor
+from tinyarr.errors import ArgumentError, GradientError, OutOfBounds, TraceError
+from tinyarr.tape import set_recording
 
 REFUSALS = TraceError, ArgumentError, GradientError
 
@@ -32,9 +32,10 @@ TENSORS = """a row turned corner G bag.t slotted.t ns.t table['t'] items[0] item
     named.t weight locked.t local.t weak().t graph.t graph.parent.t linear.weight.detach() getattr(weak(),'t')
     nested['l'][0].t other.up.t model.buffer result[0][0] result[0][-1] w.detach() model.weight.detach()""".split()
 INSIDE = ["tensor_in(z)", "x", "y", "x", "y", "u", "cell_t", "u"]
-NUMBERS = """N bag.n slotted.n ns.n table['n'] counter['n'] Shared.n pair[1] len(items) len(table) bag.pair[0] bag.pair[1]
-    bag.doubled bag.shift bag.config.n listed.total() sum(bag.items) Shared.items[0] nested['d']['e'][0] helper.k len(seen)
-    float(numbers[0]) float(numbers.sum()) model.calls ordered['p'] next(iter(ordered.values())) other.up.n
+NUMBERS = """
+    N bag.n slotted.n ns.n table['n'] counter['n'] Shared.n pair[1] len(items) len(table) bag.pair[0] bag.pair[1]
+    bag.doubled bag.shift bag.config.n listed.total() sum(bag.items) Shared.items[0] nested['d']['e'][0] helper.k
+    len(seen) float(numbers[0]) float(numbers.sum()) model.calls ordered['p'] next(iter(ordered.values())) other.up.n
     mode.value float(number) named.n locked.n locked.missing weight.tag weight.scale local.n weak().n Node.made
     dataclasses.replace(bag.config).n copy.deepcopy(nested['d'])['e'][0] int(f"{bag.n}") Caller.count optimizer.lr.size
     sum(vars(bag.config).values()) getattr(bag,'n') helper.__defaults__[0][0]""".split()
@@ -42,7 +43,8 @@ NUMBERS_INSIDE = ["k", "i", "k", "cell_n", "cell_l[-1]", "number_in(z)"]
 # What can be assigned.
 PLACES = """G bag.t bag.u slotted.t ns.t table['t'] table['u'] items[0] Shared.t nested['l'][0].t model.buffer helper.t
     other.t locked.t local.t graph.t weight.t helper.t""""".split()
-COUNTERS = """N bag.n slotted.n ns.n table['n'] counter['n'] Shared.n numbers[0] nested['d']['e'][0] helper.k model.calls
+COUNTERS = """
+    N bag.n slotted.n ns.n table['n'] counter['n'] Shared.n numbers[0] nested['d']['e'][0] helper.k model.calls
     locked.n locked.new weight.tag weight.scale local.n graph.n Caller.count weak().n
     bag.items[0] Shared.items[0] Bag.shift ordered['p'] listed.k Listed.k""".split()
 
@@ -61,6 +63,7 @@ u = ta.concat([{t}.reshape((-1,)), {t2}.reshape((-1,))])
 u = helper({t})
 u = table['f']({t})
 u = bag.scaled({t})
+u = u + ta.take({t}.reshape((-1,)), Tensor([{d}]), axis=0).sum()
 u = model({t})
 u = u + ta.rand((2,))[0]
 u = u + ta.rand((1,), generator=g).sum()
@@ -234,23 +237,26 @@ ta.manual_seed({d})
 result = result[::1]
 """.strip().splitlines()
 
-ARGUMENTS = ["Tensor([1.0, 2.0])", "Tensor([[0.5, -1.0]])", "a", "row", "result[0][0]", "result[0][-1]", "G", "{t}", "{t}",
-             "{t}[..., :1]", "turn({t})"]  # fmt: skip
-KEYWORDS = ["z=bag", "z=other", "z=[{t}, {n}]", "z=({t}, {d}.5)", "z={{'t': {t}, 'n': {n}}}", "z=table", "z=pair", "z={t}",
-            "z=items", "k={d}.5", "k={n}", "i={d}", "i={n}", "z=0.5", "z={n}"]
-RETURNED = ["u", "x", "u[..., :1]", "{t}", "u.sum()"]
-NESTED = ["[u, u]", "{{'t': {t}}}", "(u, [{t}])"]
+ARGUMENTS = ["Tensor([1.0, 2.0])", "Tensor([[0.5, -1.0]])", "a", "row", "result[0][0]", "result[0][-1]", "G", "{t}",
+             "{t}", "{t}[..., :1]", "turn({t})"]  # fmt: skip
+KEYWORDS = ["z=bag", "z=other", "z=[{t}, {n}]", "z=({t}, {d}.5)", "z={{'t': {t}, 'n': {n}}}", "z=table", "z=pair",
+            "z={t}", "z=items", "k={d}.5", "k={n}", "i={d}", "i={n}", "z=0.5", "z={n}"]  # fmt: skip
+RETURNED = ["u", "x.detach()", "u[..., :1]", "{t}.detach()", "u.sum()"]
+NESTED = ["[u, u]", "{{'t': {t}.detach()}}", "(u, [{t}.detach()])"]
 OTHERS = ["bag", "items", "{n}", "bag.kept if hasattr(bag, 'kept') else 0", "cell_n", "nested['l'][-1]"]
 
 
 class Program(NamedTuple):
-    """source: of the function. calls: of each the lines that run before it, and its arguments."""
+    """source: of the function. calls: of each the lines that run before it, its arguments, and the gradient mode."""
 
     source: str
-    calls: list[tuple[list[str], str]]
+    calls: list[tuple[list[str], str, bool]]
 
     def __repr__(self) -> str:
-        calls = "\n".join("\n".join([*changes, f"result = f({arguments})"]) for changes, arguments in self.calls)
+        calls = "\n".join(
+            "\n".join([*changes, f"result = run({arguments})" + ("" if recording else "  # under no_grad()")])
+            for changes, arguments, recording in self.calls
+        )
         return f"{self.source}\n{calls}\n"
 
 
@@ -283,7 +289,7 @@ def programs(draw) -> Program:
     for _ in range(draw(st.integers(2, 6))):
         changes = [outside(CHANGES) for _ in range(draw(st.integers(0, 2)))]
         arguments = [outside(ARGUMENTS) for _ in range(2)] + [outside(KEYWORDS) for _ in range(draw(st.integers(0, 1)))]
-        calls.append((changes, ", ".join(arguments)))
+        calls.append((changes, ", ".join(arguments), draw(st.booleans())))
     return Program(source, calls)
 
 
@@ -298,7 +304,7 @@ class World:
         self.is_eager = compiled is None
 
     def change(self, lines: list[str]) -> Exception | None:
-        with ta.use_generator(self.generator):
+        with ta.use_generator(self.generator), ta.no_grad():
             for line in lines:
                 try:
                     execute(line, self.variables)
@@ -306,12 +312,14 @@ class World:
                     return error
         return None
 
-    def call(self, arguments: str) -> Exception | None:
+    def call(self, arguments: str, recording: bool) -> Exception | None:
         with ta.use_generator(self.generator):
             try:
-                execute(f"args, kwargs = (lambda *args, **kwargs: (args, kwargs))({arguments})", self.variables)
+                with ta.no_grad():
+                    execute(f"args, kwargs = (lambda *args, **kwargs: (args, kwargs))({arguments})", self.variables)
                 args, kwargs = self.variables.pop("args"), self.variables.pop("kwargs")
-                tensors, others = self.run(*args, **kwargs)
+                with set_recording(recording):
+                    tensors, others = self.run(*args, **kwargs)
             except Exception as error:
                 return error
         self.variables["result"] = _new(tensors) if self.is_eager else tensors, others
@@ -324,10 +332,7 @@ class World:
 def _new(x: Any) -> Any:
     """What is returned, as a compiled function returns it: tensors are new ones, without history."""
     if isinstance(x, Tensor):
-        new = result_tensor(ta.copy(x.detach()).array, type(x))
-        new._requires_grad, new.grad = x.is_leaf and x.requires_grad, x.grad
-        vars(new).update(vars(x)) if hasattr(x, "__dict__") else None
-        return new
+        return ta.copy(x.detach())
     if isinstance(x, dict):
         return {key: _new(part) for key, part in x.items()}
     return type(x)(map(_new, x)) if isinstance(x, list | tuple) else x
@@ -336,31 +341,39 @@ def _new(x: Any) -> Any:
 def as_before(program: Program, number: int) -> Any:
     """All there is before call `number` of the program, in eager mode."""
     fresh = World(program, None)
-    for changes, arguments in program.calls[:number]:
+    for changes, *call in program.calls[:number]:
         fresh.change(changes)
-        fresh.call(arguments)
+        fresh.call(*call)
     fresh.change(program.calls[number][0])
     return fresh.everything()
 
 
-def require_equal(one: Any, other: Any) -> None:
-    found = differences(one, other)
-    assert not found, found[0]
-
-
-def check(program: Program, compiled: Callable, told: Callable[[str], None] = lambda what: None) -> None:
+def check(
+    program: Program, compiled: Callable, tolerance: float = 0, told: Callable[[str], None] = lambda what: None
+) -> None:
     """Runs a program in both worlds and compares them after each call. told: gets a word on how it ended."""
+
+    def require_equal(one: Any, other: Any) -> None:
+        found = differences(one, other, tolerance)
+        assert not found, found[0]
+
     eager, other = World(program, None), World(program, compiled)
-    for number, (changes, arguments) in enumerate(program.calls):
+    for number, (changes, *call) in enumerate(program.calls):
         errors = eager.change(changes), other.change(changes)
         assert type(errors[0]) is type(errors[1]), errors
         require_equal(eager.everything(), other.everything())
-        errors = eager.call(arguments), other.call(arguments)
+        errors = eager.call(*call), other.call(*call)
         if errors[1] is not None:
             told(f"raised {str(errors[1])[:70]}" if errors[0] is not None else f"refused: {str(errors[1])[:400]}")
             assert type(errors[1]) in (type(errors[0]), *REFUSALS), errors
-            require_equal(as_before(program, number), other.everything())
+            before = as_before(program, number)
+            if isinstance(errors[1], OutOfBounds):  # which a program finds when it runs: random draws count on
+                for name in ("g", "the default generator"):
+                    before[name].load_state_dict(other.everything()[name].state_dict())
+            require_equal(before, other.everything())
             return
+        if isinstance(errors[0], OutOfBounds):  # where nothing is made of what was read
+            return told("read nothing at a bad index")
         assert errors[0] is None, errors
         require_equal(eager.everything(), other.everything())
     told("agreed")
@@ -374,7 +387,7 @@ few = settings(phases=[Phase.generate, Phase.shrink], suppress_health_check=list
 
 
 @pytest.mark.filterwarnings("ignore:compile. ")
-@settings(few, max_examples=100)
+@settings(few, max_examples=60)
 @given(programs())
 def test_a_program_with_state_leaves_all_there_is_as_eager_mode_does(program):
     check(program, interpreted)
@@ -388,6 +401,15 @@ def test_many_programs_with_state_leave_all_there_is_as_eager_mode_does(program)
     check(program, interpreted)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:compile. ")
+@settings(few, max_examples=60)
+@given(programs())
+def test_a_program_with_state_in_c_leaves_all_there_is_as_eager_mode_does(program):
+    # Some sixty operations one after the other, each of a condition below 100, err by 6e-8 in float32.
+    check(program, ta.compile, tolerance=4e-4)
+
+
 def main(examples: int) -> None:
     ends: collections.Counter[str] = collections.Counter()
 
@@ -396,7 +418,7 @@ def main(examples: int) -> None:
     def run(program):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            check(program, interpreted, lambda end: ends.update([end]))
+            check(program, interpreted, told=lambda end: ends.update([end]))
         ends.update(f"warned: {str(w.message)[:150]}" for w in caught)
 
     try:

@@ -212,16 +212,20 @@ def _code(source: str) -> types.CodeType:
 _known: dict[str, types.CodeType] = {}
 
 
-def differences(one: Any, other: Any) -> list[str]:
-    """Where two objects differ in what they lead to: values, kinds, order, which is the same object, shared memory."""
-    comparison = _Comparison()
+def differences(one: Any, other: Any, tolerance: float = 0) -> list[str]:
+    """Where two objects differ in what they lead to: values, kinds, order, which is the same object, shared memory.
+
+    tolerance: of the elements of tensors, relative to the largest of each; 0 asks for the same bits.
+    """
+    comparison = _Comparison(tolerance)
     comparison.compare("", one, other)
     return comparison.found
 
 
 class _Comparison:
-    def __init__(self) -> None:
+    def __init__(self, tolerance: float) -> None:
         self.found: list[str] = []
+        self._tolerance = tolerance
         self._pairs: tuple[dict[int, int], dict[int, int]] = ({}, {})  # objects met, by id, each way
         self._alive: list[Any] = []
         self._memory: tuple[dict, dict] = ({}, {})  # a number for each address, in the order in which they are met
@@ -237,7 +241,8 @@ class _Comparison:
 
     def _parts(self, path: str, one: Any, other: Any) -> list[tuple[str, Any, Any]]:
         if type(one) in _VALUES:
-            if type(one) is not type(other) or (one != other if type(one) is types.CodeType else repr(one) != repr(other)):
+            is_one = one == other if type(one) is types.CodeType else repr(one) == repr(other)
+            if type(one) is not type(other) or not is_one:
                 self._differ(path, "value", one, other)
             return []
         forth, back = self._pairs
@@ -263,7 +268,7 @@ class _Comparison:
         if isinstance(one, Generator):
             return [(f"{path}'s state", one.state_dict(), other.state_dict())]
         if isinstance(one, np.ndarray):
-            return [(f"{path}'s elements", one.tolist(), other.tolist()), (f"{path}'s dtype", *map(_name, (one, other)))]
+            return [(f"{path}'s elements", one.tolist(), other.tolist()), (f"{path}'s dtype", one.dtype, other.dtype)]
         found = []
         if isinstance(one, dict):
             found += self._dict(path, one, other)
@@ -282,7 +287,8 @@ class _Comparison:
         elif isinstance(one, weakref.ref):
             found.append((f"{path}()", one(), other()))
         elif isinstance(one, functools.partial):
-            found += [(f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in ("func", "args", "keywords")]
+            names = "func", "args", "keywords"
+            found += [(f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in names]
         if isinstance(one, types.FunctionType):
             names = "__code__", "__closure__", "__defaults__", "__kwdefaults__"
             found += [(f"{path}.{name}", getattr(one, name), getattr(other, name)) for name in names]
@@ -307,12 +313,16 @@ class _Comparison:
         if kinds[0] != kinds[1]:
             return self._differ(path, "shape, dtype, requires_grad, is_leaf, no hooks", *kinds)
         values = [x.detach().numpy() for x in (one, other)]
-        if values[0].tobytes() != values[1].tobytes():
+        if values[0].tobytes() != values[1].tobytes() and not self._is_near(*values):
             return self._differ(path, "elements", *(x.tolist() for x in values))
         addresses = [self._numbered(i, x) for i, x in enumerate((one, other))]
         if addresses[0] != addresses[1]:
             return self._differ(path, "shared memory", *addresses)
         return [(f"{path}.grad", one.grad, other.grad)]
+
+    def _is_near(self, x: np.ndarray, y: np.ndarray) -> bool:
+        near = self._tolerance * np.abs(y).max(initial=1)
+        return bool(near) and np.allclose(x, y, rtol=0, atol=near, equal_nan=True)
 
     def _numbered(self, world: int, x: Tensor) -> list[int]:
         """For each element of a tensor the number of its address."""
@@ -321,10 +331,6 @@ class _Comparison:
         steps = [np.arange(n) * s for n, s in zip(a.shape, a.strides)]
         places = a.offset + sum(np.meshgrid(*steps, indexing="ij"), np.zeros(a.shape, np.int64))
         return [known.setdefault((id(a.storage), int(p)), len(known)) for p in places.reshape(-1)]
-
-
-def _name(x: np.ndarray) -> str:
-    return x.dtype.name
 
 
 def _attributes(x: Any) -> dict[str, Any]:

@@ -19,26 +19,24 @@ class Unchanged(NamedTuple):
     key: Any
 
 
-class Held(NamedTuple):
-    """A holder that the function changed: its keys before, and after the call all that it holds, as templates."""
+class Held:
+    """A holder that the function changed: its keys before, those that stay in place, and all after, as templates."""
 
-    before: tuple[Any, ...]
-    after: dict[Any, Any]
+    def __init__(self, before: dict[Any, Any], after: dict[Any, Any]):
+        self._before = frozenset(before)
+        in_order = iter(before)
+        self._stay = frozenset(itertools.takewhile(lambda key: key in in_order, after))
+        self._after = after
 
     def now(self, contents: dict[Any, Any], filling: Filling) -> dict[Any, Any]:
-        """Returns what it will hold of what it holds. Attributes that no code names come and go between calls."""
+        """Returns what it will hold of what it holds. Attributes that no code names may have come, gone or moved."""
         new = {
             key: contents[x.key] if type(x) is Unchanged else filling.fill(x)
-            for key, x in self.after.items()
+            for key, x in self._after.items()
             if type(x) is not Unchanged or x.key in contents
         }
-        others = {key: x for key, x in contents.items() if key not in self.before}
-        if not others:
-            return new
-        in_order = iter(self.before)
-        stay = {*itertools.takewhile(lambda key: key in in_order, self.after)}
-        held = {key: x if key in others else new[key] for key, x in contents.items() if key in others or key in stay}
-        return held | new
+        stay = {key: new.get(key, x) for key, x in contents.items() if key in self._stay or key not in self._before}
+        return stay | new
 
 
 class Snapshot:
@@ -78,7 +76,7 @@ class Snapshot:
             holder = self._capture.holders[path]
             new = holder.contents()
             if not holds_the_same(holder, old):
-                held[path] = Held(tuple(old), self._difference(holder, path, new, old, templates))
+                held[path] = Held(old, self._difference(holder, path, new, old, templates))
         return Changes(gradients, held)
 
     def _difference(

@@ -40,17 +40,21 @@ class Existing(NamedTuple):
 
 
 class Result:
-    """A tensor that the program makes. number: of the result; view: of it, where more than one tensor shares it."""
+    """A tensor that the program makes, or a view of one that was there before the call.
 
-    __slots__ = ("attributes", "grad", "has_wide_grad", "kind", "number", "requires_grad", "view")
+    number: of the result; path: of the other. view: of it, where more than one tensor shares it.
+    """
 
-    def __init__(self, x: Tensor, number: int):
+    __slots__ = ("attributes", "grad", "has_wide_grad", "kind", "number", "path", "requires_grad", "view")
+
+    def __init__(self, x: Tensor, number: int, path: str | None = None, view: View | None = None):
         is_leaf = x.node is None
         self.kind = type(x)
         self.requires_grad = is_leaf and x._requires_grad
         self.has_wide_grad = is_leaf and x._has_wide_grad
         self.number = number
-        self.view: View | None = None
+        self.path = path
+        self.view = view
         self.grad: Any = None
         self.attributes: Any = None  # of a class of the user's
 
@@ -65,11 +69,17 @@ class Built:
 
 
 class Templates:
-    """Makes the templates of one trace. tensors: the results, in the order of their numbers."""
+    """Makes the templates of one trace. tensors: the results, in the order of their numbers.
 
-    def __init__(self, paths: dict[int, str]):
+    looked_at: the paths of tensors whose elements or shapes count, since they or views of them are kept or returned.
+    """
+
+    def __init__(self, paths: dict[int, str], storages: dict[int, tuple[str, int]]):
+        """paths, storages: as those of the capture."""
         self.tensors: list[Tensor] = []
+        self.looked_at: set[str] = set()
         self._paths = paths
+        self._storages = storages
         self._made: dict[int, Any] = {}
         self._kept: dict[int, list[Result]] = {}  # by their storage
         self._alive: list[Any] = []  # what an id stands for must not go away meanwhile
@@ -111,12 +121,20 @@ class Templates:
         self._alive.clear()
 
     def _result(self, x: Tensor, where: str) -> Result:
-        if not isinstance(x.array.storage, TracedStorage) and where != RETURNED:
+        a = x.array
+        if id(x) in self._paths:
+            self.looked_at.add(self._paths[id(x)])
+        if isinstance(a.storage, TracedStorage) or where == RETURNED:
+            made = Result(x, len(self.tensors))
+            self.tensors.append(x)
+            if where != RETURNED and not x._requires_grad:
+                self._kept.setdefault(id(a.storage), []).append(made)
+        elif id(a.storage) in self._storages:
+            path, start = self._storages[id(a.storage)]
+            self.looked_at.add(path)
+            made = Result(x, -1, path, a.view._replace(offset=a.offset - start))
+        else:
             raise TraceError(f"compile: {where} was set to a tensor from outside: copy it")
-        made = Result(x, len(self.tensors))
-        self.tensors.append(x)
-        if where != RETURNED and not x._requires_grad:
-            self._kept.setdefault(id(x.array.storage), []).append(made)
         if x.grad is not None:
             made.grad = self.template(x.grad, f"{where}.grad")
         if getattr(x, "__dict__", None):
@@ -203,7 +221,7 @@ class Filling:
 
     def _tensor(self, x: Result) -> Tensor:
         if id(x) not in self._made:
-            t = self._results[x.number]
+            t = self._results[x.number] if x.path is None else self._objects[x.path]
             if x.view is not None:
                 t = result_tensor(t.array.through(x.view._replace(offset=t.array.offset + x.view.offset)))
             if x.kind is not Tensor:  # a Parameter, say

@@ -64,7 +64,7 @@ def trace_call(
     found.trace, found.needed = trace, trace.needed
     numbers = {path: symbolic(trace, Given(path), x) for path, x in capture.numbers.items()}
     opaque = {path: StandIn(trace, path, capture.objects[path]) for path in capture.opaque}
-    templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()})
+    templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()}, capture.storages)
     found.output = Output(trace, templates)
     observed = Observed(_PACKAGE)
     with contextlib.ExitStack() as meanwhile, undone_in_children(meanwhile.close), random.drawn_by(trace):
@@ -93,10 +93,7 @@ def trace_call(
                 found.history = differentiate(trace, capture, leaves, outside, templates.tensors, name, make)
             residuals = [] if found.history is None else found.history.residuals
             found.graph = build(trace, leaves, templates.tensors + residuals)
-            returned = {id(x) for x in templates.tensors}
-            found.looked_at = {
-                path for path, x in capture.tensors.items() if id(x) in returned or watched[path].was_looked_at
-            }
+            found.looked_at = {path for path, array in watched.items() if array.was_looked_at} | templates.looked_at
             found.names, found.is_plain = observed.names()
             found.more_code = observed.code_beyond(capture.code)
             if observed.asks_for("id"):
