@@ -188,6 +188,17 @@ def modules_named_by_a_chain_through_a_variable_or_in_an_import(compiled):
 
 
 @scenario
+def a_module_that_is_imported_in_the_function_and_reads_files_meanwhile(compiled):
+    def f(x):
+        import pydoc_data.topics  # which opens nothing itself; the import does
+
+        sys.modules.pop("pydoc_data.topics")
+        return x * len(pydoc_data.topics.topics)
+
+    return [compiled(f)(of(1)).item()]
+
+
+@scenario
 def a_global_that_is_made_and_removed(compiled):
     names = {}
     exec("def f(x):\n    return x * (k if 'k' in globals() else 7)", names)

@@ -306,7 +306,7 @@ def test_a_compiled_one_hot_has_its_classes_given_and_refuses_others():
     run = ta.compile(lambda x: ta.one_hot(x, 3))
     assert run(Tensor([2, 0])).tolist() == ta.one_hot(Tensor([2, 0]), 3).tolist() == [[0, 0, 1], [1, 0, 0]]
     for outside in 3, -1:
-        with pytest.raises(OutOfBounds, match=rf"index 1 is {outside}: out of range \(.*test_footguns.py"):
+        with pytest.raises(OutOfBounds, match=rf"1.* is {outside}.* \(.*test_footguns.py"):
             run(Tensor([2, outside])).tolist()  # on a GPU it is told of here
 
 

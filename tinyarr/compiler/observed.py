@@ -68,6 +68,14 @@ def _of_the_collector() -> set[CodeType]:
     return {f.__code__ for f in gc.callbacks if hasattr(f, "__code__")}
 
 
+def _is_import(frame: FrameType) -> bool:
+    """Whether this is the body of a module that is being imported."""
+    caller = frame.f_back
+    return frame.f_code.co_name == "<module>" and caller is not None and caller.f_globals.get("__name__", "") in (
+        "importlib._bootstrap", "importlib._bootstrap_external"
+    )  # fmt: skip
+
+
 class Observed:
     """The code that ran under it, by the dict of its globals: a context manager around a trace.
 
@@ -162,7 +170,7 @@ class Observed:
         """Whether it is the function that runs this code, not tinyarr or an import, which may do as they like."""
         while frame is not None:
             file, name = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
-            if file.startswith(self._package) or name == "importlib._bootstrap":
+            if file.startswith(self._package) or _is_import(frame):
                 return False
             if "-packages" not in file and (name == "__main__" or name.split(".")[0] not in sys.stdlib_module_names):
                 return True
