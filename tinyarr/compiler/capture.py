@@ -67,6 +67,7 @@ from .parts import GRADIENT, GradientKind, Identical, Keys, Part, Same, TensorKi
 
 MANY = 64  # more plain values in a list are one part of the signature, so that a long list costs no path for each
 _CALLED = ("__new__", "__init__", "__post_init__", "__call__")  # where a class or its instance is called
+_BARE = frozenset((list, tuple, dict, set, frozenset, deque))  # which have no attributes
 _NUMBERS = (int, float, np.float64)
 _NO_CODE: Mapping[types.CodeType, dict[str, Any]] = types.MappingProxyType({})
 
@@ -352,6 +353,8 @@ class Capture:
         """The attributes of an object, in its `__dict__`, its slots and its class."""
         x, path = task.object, task.path
         kind: Any = type(x)
+        if kind in _BARE:
+            return []
         found = self._class(kind, task.names)
         if slot_count(kind):
             held = Slots(x)
@@ -385,7 +388,7 @@ class Capture:
     def _hold(self, path: str, holder: Holder) -> Holder:
         if holder.identity not in self._held:
             self._held.add(holder.identity)
-            self.holders[_fresh(path, self.holders)] = holder
+            self.holders[path if path not in self.holders else _fresh(path, self.holders)] = holder
         return holder
 
     def _class(self, kind: type, names: tuple[str, ...]) -> list[Task]:
