@@ -51,6 +51,7 @@ from .assumptions import (
 )  # fmt: skip
 from .code_names import names_of, with_inner
 from .holders import (
+    Attributes,
     Cell,
     ClassAttributes,
     Elements,
@@ -257,6 +258,9 @@ class Capture:
         elif isinstance(x, enum.Enum):
             self._note(path, exactly(x), names)
             self._push(self._fields(task))
+        elif isinstance(x, np.void):  # a view of an array's elements
+            self.is_lasting = False
+            self._note(path, exactly(x), names)
         elif isinstance(x, UNCHANGING) or (kind.__module__ == "_thread" and kind.__name__ in LOCKS):
             self._note(path, exactly(x), names)
         elif isinstance(x, functools._lru_cache_wrapper):
@@ -374,7 +378,8 @@ class Capture:
         ]
 
     def _entries(self, task: Task, x: dict, path_of: Callable[[Any], str], *, named: bool) -> list[Task]:
-        holder = self._hold(path_of("__dict__") if named else task.path, Entries(x))
+        held = Attributes(task.object, x) if named else Entries(x)
+        holder = self._hold(path_of("__dict__") if named else task.path, held)
         is_argument = task.is_argument and is_rebuilt(x) and not named
         compares_all = isinstance(task.object, types.SimpleNamespace)  # == and repr name no attribute
         found = []
