@@ -354,6 +354,28 @@ def views_of_state_and_arguments_that_are_kept(compiled):
 
 
 @scenario
+def what_is_set_as_a_whole(compiled):
+    class Base:
+        k = 2
+
+    class Other:
+        k = 3
+
+    class Model(Base):
+        """A class whose base changes."""
+
+    bag, model = Bag(n=1), Model()
+    records = np.array([(2.0,)], [("k", float)])
+    record = records[0]
+    f, g, h = (compiled(f) for f in (lambda x: x * bag.n, lambda x: x * model.k, lambda x: x * float(record["k"])))
+    return [
+        *twice(f, lambda: setattr(bag, "__dict__", {"n": 5})),
+        *twice(g, lambda: setattr(Model, "__bases__", (Other,))),
+        *twice(h, lambda: records.__setitem__(0, (3.0,))),
+    ]
+
+
+@scenario
 def an_argument_that_is_not_read(compiled):
     f, g = compiled(lambda x, u: x * 2), compiled(lambda x, u=None: x * 2 if u is None else x * u)
     both = [(of(1), None), (of(1), of(5)), (of(1), 3), (of(1), None)]
@@ -378,7 +400,7 @@ def test_a_function_that_asks_for_identities_runs_as_it_is():
         assert [f(t).item() for t in (x, y, x)] == [1, 2, 1]
 
 
-def test_the_counter_of_a_generator_cant_be_read_nor_the_class_of_an_object_set():
+def test_the_counter_of_a_generator_cant_be_read_nor_an_object_s_class_or_attributes_set_as_a_whole():
     g, bag = ta.Generator(3), Bag()
     other = type("Other", (), {})
 
@@ -388,6 +410,19 @@ def test_the_counter_of_a_generator_cant_be_read_nor_the_class_of_an_object_set(
 
     with pytest.raises(TraceError, match=r"the key or counter of Generator.* was asked for"):
         interpreted(lambda x: x * g.counter)(of(1))
-    with pytest.raises(TraceError, match="the class of bag was set: do that outside of it"):
-        interpreted(become)(of(1))
-    assert type(bag) is Bag and g.counter == 0
+    def rebuild(x):
+        bag.__dict__ = {"n": 1}
+
+    def redefine(x):
+        become.__defaults__ = (1,)
+
+    def reshape(x):
+        array.shape = 2, 3
+
+    array = np.zeros((3, 2))
+    for f, what in ((become, "bag.__class__"), (rebuild, "bag.__dict__"), (redefine, "become.__defaults__"),
+                    (reshape, "the shape or dtype of array")):  # fmt: skip
+        with pytest.raises(TraceError, match=f"{what} was set: do that outside of it"):
+            interpreted(f)(of(1))
+    assert type(bag) is Bag and vars(bag) == {} and become.__defaults__ is None and array.shape == (3, 2)
+    assert g.counter == 0

@@ -63,6 +63,7 @@ u = ta.concat([{t}.reshape((-1,)), {t2}.reshape((-1,))])
 u = helper({t})
 u = table['f']({t})
 u = bag.scaled({t})
+u = inner({t})
 u = u + ta.take({t}.reshape((-1,)), Tensor([{d}]), axis=0).sum()
 u = model({t})
 u = u + ta.rand((2,))[0]
@@ -160,6 +161,8 @@ CHANGES = """
 {c} = {d}
 {c} += 1
 {c} = 2.5
+inner({t}).sum()
+w.register_hook(lambda gradient: gradient * {d})
 w.requires_grad = False
 w.requires_grad = True
 w.requires_grad = not w.requires_grad
@@ -286,7 +289,7 @@ def programs(draw) -> Program:
     run = draw(st.sampled_from(("f", "f", "f", "Caller(f)", "Caller(f).call", "functools.partial(f, i=3)")))
     source = FUNCTION.format(body="\n            ".join(body), returned=shown, run=run)
     calls = []
-    for _ in range(draw(st.integers(2, 6))):
+    for _ in range(draw(st.sampled_from((2, 3, 4, 5, 6, 12)))):
         changes = [outside(CHANGES) for _ in range(draw(st.integers(0, 2)))]
         arguments = [outside(ARGUMENTS) for _ in range(2)] + [outside(KEYWORDS) for _ in range(draw(st.integers(0, 1)))]
         calls.append((changes, ", ".join(arguments), draw(st.booleans())))
@@ -299,9 +302,8 @@ class World:
     def __init__(self, program: Program, compiled: Callable | None):
         self.generator = ta.Generator(7)
         with ta.use_generator(self.generator):
-            self.variables = world(program.source)
+            self.variables = world(program.source, compiled or (lambda f: f))
         self.run = self.variables["run"] if compiled is None else compiled(self.variables["run"])
-        self.is_eager = compiled is None
 
     def change(self, lines: list[str]) -> Exception | None:
         with ta.use_generator(self.generator), ta.no_grad():
@@ -322,15 +324,15 @@ class World:
                     tensors, others = self.run(*args, **kwargs)
             except Exception as error:
                 return error
-        self.variables["result"] = _new(tensors) if self.is_eager else tensors, others
+        self.variables["result"] = _new(tensors), others
         return None
 
     def everything(self) -> Any:
-        return {**self.variables, "the default generator": self.generator}
+        return {**self.variables, "the default generator": self.generator, "compiled": None, "inner": None}
 
 
 def _new(x: Any) -> Any:
-    """What is returned, as a compiled function returns it: tensors are new ones, without history."""
+    """What is returned, as a compiled function returns it and another does not: tensors are new ones."""
     if isinstance(x, Tensor):
         return ta.copy(x.detach())
     if isinstance(x, dict):

@@ -8,6 +8,7 @@ import collections
 import functools
 import types
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,8 @@ def tensor_in(z):
     parts = z.values() if isinstance(z, dict) else vars(z).values() if hasattr(z, "__dict__") else z
     return next((part for part in parts if isinstance(part, Tensor)), a)
 
+inner = compiled(lambda x: x * bag.n + items[-1].sum())
+
 def attempt(x):
     try:
         fail(x)
@@ -188,9 +191,10 @@ run = {run}
 """
 
 
-def world(function: str) -> dict[str, Any]:
-    """The variables of a new world with this function in it. Its generators are in the same state as in any other."""
+def world(function: str, compiled: Callable) -> dict[str, Any]:
+    """The variables of a new world with this function in it, and another that is compiled in all but eager worlds."""
     variables: dict[str, Any] = types.ModuleType("a_world").__dict__
+    variables["compiled"] = compiled
     for source in (SETUP, function):
         exec(_code(source), variables)
     return variables
@@ -318,7 +322,7 @@ class _Comparison:
         addresses = [self._numbered(i, x) for i, x in enumerate((one, other))]
         if addresses[0] != addresses[1]:
             return self._differ(path, "shared memory", *addresses)
-        return [(f"{path}.grad", one.grad, other.grad)]
+        return [(f"{path}.grad", one.grad, other.grad), (f"{path}'s hooks", one._hooks, other._hooks)]
 
     def _is_near(self, x: np.ndarray, y: np.ndarray) -> bool:
         near = self._tolerance * np.abs(y).max(initial=1)

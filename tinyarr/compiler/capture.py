@@ -51,6 +51,7 @@ from .assumptions import (
 )  # fmt: skip
 from .code_names import names_of, with_inner
 from .holders import (
+    Attributes,
     Cell,
     ClassAttributes,
     Elements,
@@ -67,6 +68,7 @@ from .parts import GRADIENT, GradientKind, Identical, Keys, Part, Same, TensorKi
 
 MANY = 64  # more plain values in a list are one part of the signature, so that a long list costs no path for each
 _CALLED = ("__new__", "__init__", "__post_init__", "__call__")  # where a class or its instance is called
+_BARE = frozenset((list, tuple, dict, set, frozenset, deque))  # which have no attributes
 _NUMBERS = (int, float, np.float64)
 _NO_CODE: Mapping[types.CodeType, dict[str, Any]] = types.MappingProxyType({})
 
@@ -266,6 +268,9 @@ class Capture:
         elif isinstance(x, enum.Enum):
             self._note(path, exactly(x), names)
             self._push(self._fields(task))
+        elif isinstance(x, np.void):  # a view of an array's elements
+            self.is_lasting = False
+            self._note(path, exactly(x), names)
         elif isinstance(x, UNCHANGING) or (kind.__module__ == "_thread" and kind.__name__ in LOCKS):
             self._note(path, exactly(x), names)
         elif isinstance(x, functools._lru_cache_wrapper):
@@ -362,6 +367,8 @@ class Capture:
         """The attributes of an object, in its `__dict__`, its slots and its class."""
         x, path = task.object, task.path
         kind: Any = type(x)
+        if kind in _BARE:
+            return []
         found = self._class(kind, task.names)
         if slot_count(kind):
             held = Slots(x)
@@ -381,7 +388,8 @@ class Capture:
         ]
 
     def _entries(self, task: Task, x: dict, path_of: Callable[[Any], str], *, named: bool) -> list[Task]:
-        holder = self._hold(path_of("__dict__") if named else task.path, Entries(x))
+        held = Attributes(task.object, x) if named else Entries(x)
+        holder = self._hold(path_of("__dict__") if named else task.path, held)
         is_argument = task.is_argument and is_rebuilt(x) and not named
         compares_all = isinstance(task.object, types.SimpleNamespace)  # == and repr name no attribute
         found = []
@@ -395,7 +403,7 @@ class Capture:
     def _hold(self, path: str, holder: Holder) -> Holder:
         if holder.identity not in self._held:
             self._held.add(holder.identity)
-            self.holders[_fresh(path, self.holders)] = holder
+            self.holders[path if path not in self.holders else _fresh(path, self.holders)] = holder
         return holder
 
     def _class(self, kind: type, names: tuple[str, ...]) -> list[Task]:

@@ -10,13 +10,15 @@ from itertools import chain
 from typing import Any
 
 from .capture import Capture
-from .holders import ClassAttributes, Entries, Holder, Items, Members
+from .holders import Attributes, ClassAttributes, Entries, Holder, Items, Members
 
 _FIELDS: Sequence[Callable] = tuple(
     map(operator.attrgetter, ("array", "grad", "node", "_hooks", "_requires_grad", "_has_wide_grad"))
 )
 _FUNCTION = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")
 _FACTORY = operator.attrgetter("default_factory")
+_DICT = operator.attrgetter("__dict__")
+_BASES = operator.attrgetter("__bases__")
 _LONG = 1000  # elements of a list that is compared by itself
 
 
@@ -24,12 +26,14 @@ class Fingerprint:
     """The objects that a capture's holders, tensors and functions hold, in a few lists that are compared at once."""
 
     def __init__(self, capture: Capture):
-        self._dicts = [h.object for h in capture.holders.values() if type(h) is Entries]
+        self._dicts = [h.object for h in capture.holders.values() if isinstance(h, Entries)]
+        self._owners = [h.owner for h in capture.holders.values() if type(h) is Attributes]
         sequences = [h.object for h in capture.holders.values() if type(h) in (Items, Members)]
         self._sequences = [x for x in sequences if len(x) < _LONG]
         self._long = [(x, tuple(x)) for x in sequences if len(x) >= _LONG]
-        self._classes = [vars(h.object) for h in capture.holders.values() if type(h) is ClassAttributes]
-        gathered = (Entries, Items, Members, ClassAttributes)
+        self._kinds = [h.object for h in capture.holders.values() if type(h) is ClassAttributes]
+        self._classes = list(map(vars, self._kinds))
+        gathered = (Attributes, Entries, Items, Members, ClassAttributes)
         self._others: list[Holder] = [h for h in capture.holders.values() if type(h) not in gathered]
         self._tensors = list(capture.tensors.values())
         self._functions = [x for x in capture.objects.values() if type(x) is types.FunctionType]
@@ -43,7 +47,7 @@ class Fingerprint:
             *chain.from_iterable(held.values() for held in self._classes),
             *chain.from_iterable(map(field, self._tensors) for field in _FIELDS),
             *chain.from_iterable(map(_FUNCTION, self._functions)), *map(type, self._objects),
-            *map(_FACTORY, self._factories),
+            *map(_FACTORY, self._factories), *map(_DICT, self._owners), *map(_BASES, self._kinds),
         ]  # fmt: skip
         keys = [
             *map(len, self._sequences), *map(len, self._dicts), *chain.from_iterable(self._dicts),

@@ -84,6 +84,16 @@ class Entries(Holder):
             kind.__setitem__(held, key, x)
 
 
+class Attributes(Entries):
+    """An object's `__dict__`, as long as that is the one."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self, owner: Any, x: dict[str, Any]):
+        super().__init__(x)
+        self.owner = owner
+
+
 class Cell(Holder):
     """The variable of a closure."""
 
@@ -202,8 +212,11 @@ class Elements(Holder):
 
     def put(self, new: dict[Any, Any]) -> None:
         x = self.object
-        (elements,) = new.values()
+        ((layout, elements),) = new.items()
         if isinstance(x, np.ndarray):
+            if layout_of(x) != layout:
+                whole: Any = x
+                whole.dtype, whole.shape = layout
             x[...] = np.frombuffer(elements, x.dtype).reshape(x.shape)
         elif isinstance(x, array.array):
             x[:] = array.array(x.typecode, elements)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import types
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import TraceError
 from .capture import Capture, is_rebuilt, item_path
-from .holders import GONE, Cell, Holder, Variable, holds_the_same
+from .holders import GONE, Attributes, Cell, Elements, Holder, Variable, holds_the_same
 from .templates import Filling, Templates
 
 
@@ -50,7 +51,7 @@ class Snapshot:
             for path, x in capture.tensors.items()
         }
         self._generators = {path: (g._key, g._counter) for path, g in capture.generators.items()}
-        self._kinds = {path: type(x) for path, x in capture.objects.items()}
+        self._set = {path: _settable(x) for path, x in capture.objects.items()}
 
     def changes(self, templates: Templates) -> Changes:
         """What is different now. Raises TraceError for what can't be done again at each call."""
@@ -68,13 +69,14 @@ class Snapshot:
             g = self._capture.generators[path]
             if (g._key, g._counter) != drawn:
                 raise TraceError(f"compile: {path}, a generator, was set: do that outside of it")
-        for path, kind in self._kinds.items():
-            if type(self._capture.objects[path]) is not kind:
-                raise TraceError(f"compile: the class of {path} was set: do that outside of it")
+        for _, path, name, _ in self._that_were_set():
+            raise TraceError(f"compile: {path}.{name} was set: do that outside of it")
         held: dict[str, Held] = {}
         for path, old in self._contents.items():
             holder = self._capture.holders[path]
             new = holder.contents()
+            if isinstance(holder, Elements) and new.keys() != old.keys():
+                raise TraceError(f"compile: the shape or dtype of {path} was set: do that outside of it")
             if not holds_the_same(holder, old):
                 held[path] = Held(old, self._difference(holder, path, new, old, templates))
         return Changes(gradients, held)
@@ -104,9 +106,23 @@ class Snapshot:
             x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = fields
         for path, (key, counter) in self._generators.items():
             self._capture.generators[path].load_state_dict({"key": key, "counter": counter})
-        for path, kind in self._kinds.items():
-            if type(self._capture.objects[path]) is not kind:
-                self._capture.objects[path].__class__ = kind
+        for x, _, name, part in self._that_were_set():
+            setattr(x, name, part)
+
+    def _that_were_set(self) -> Iterator[tuple[Any, str, str, Any]]:
+        """Of what may not be set in a trace, what was: the object, its path, the attribute's name and value before."""
+        for path, old in self._set.items():
+            x = self._capture.objects[path]
+            yield from ((x, path, name, old[name]) for name, part in _settable(x).items() if part is not old[name])
+        for path, holder in self._capture.holders.items():
+            if isinstance(holder, Attributes) and holder.owner.__dict__ is not holder.object:
+                yield holder.owner, path.removesuffix(".__dict__"), "__dict__", holder.object
+
+
+def _settable(x: Any) -> dict[str, Any]:
+    """Of an object what can be set as a whole: its class, and a function's code and defaults."""
+    names = ("__code__", "__defaults__", "__kwdefaults__") if isinstance(x, types.FunctionType) else ()
+    return {"__class__": type(x)} | {name: getattr(x, name) for name in names}
 
 
 class Changes:

@@ -129,7 +129,7 @@ class Templates:
             self.tensors.append(x)
             if where != RETURNED and not x._requires_grad:
                 self._kept.setdefault(id(a.storage), []).append(made)
-        elif id(a.storage) in self._storages:
+        elif id(a.storage) in self._storages and x.node is None:
             path, start = self._storages[id(a.storage)]
             self.looked_at.add(path)
             made = Result(x, -1, path, a.view._replace(offset=a.offset - start))
