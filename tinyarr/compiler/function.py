@@ -330,7 +330,7 @@ class _Program:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
     def run(self, capture: Capture) -> Any:
-        objects = [capture.objects[path] for path in self._traced.leaves]
+        objects: list[Any] = [capture.objects.get(path) for path in self._traced.leaves]  # unused ones may be gone
         memory = [_memory(objects[state.leaf].array, state) for state in self.graph.states]
         numbers = capture.numbers
         floats = [float(value_of(x, numbers)) for x, _ in self.graph.floats]
