@@ -376,6 +376,12 @@ def what_is_set_as_a_whole(compiled):
 
 
 @scenario
+def a_tensor_that_is_not_used_and_goes(compiled):
+    bag = Bag(t=of(2), unused=of(3))
+    return twice(compiled(lambda x: x * bag.t), lambda: delattr(bag, "unused"))
+
+
+@scenario
 def an_argument_that_is_not_read(compiled):
     f, g = compiled(lambda x, u: x * 2), compiled(lambda x, u=None: x * 2 if u is None else x * u)
     both = [(of(1), None), (of(1), of(5)), (of(1), 3), (of(1), None)]

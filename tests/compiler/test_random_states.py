@@ -372,6 +372,8 @@ def check(
             if isinstance(errors[1], OutOfBounds):  # which a program finds when it runs: random draws count on
                 for name in ("g", "the default generator"):
                     before[name].load_state_dict(other.everything()[name].state_dict())
+            if other.run._has_given_up and not differences(eager.everything(), other.everything(), tolerance):
+                return  # it ran as it is
             require_equal(before, other.everything())
             return
         if isinstance(errors[0], OutOfBounds):  # where nothing is made of what was read

@@ -31,7 +31,7 @@ NUMBERS_AND_TEXTS = (int, float, complex, str, bytes)
 BUFFERS = (np.ndarray, bytearray, array.array)
 UNCHANGING = (
     types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType, types.MethodDescriptorType,
-    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType,
+    types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType, enum.Enum,
     re.Pattern, re.Match, np.generic, np.dtype, np.ufunc, type(len), type(NotImplemented),
 )  # fmt: skip
 LOCKS = ("lock", "RLock")  # of module _thread; who holds one changes no number

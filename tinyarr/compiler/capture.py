@@ -265,14 +265,12 @@ class Capture:
             self._push([Task(f"{path}()", x(), names)])
         elif isinstance(x, BUFFERS) and not (isinstance(x, np.ndarray) and x.dtype.hasobject):
             self._buffer(task)
-        elif isinstance(x, enum.Enum):
-            self._note(path, exactly(x), names)
-            self._push(self._fields(task))
-        elif isinstance(x, np.void):  # a view of an array's elements
-            self.is_lasting = False
-            self._note(path, exactly(x), names)
         elif isinstance(x, UNCHANGING) or (kind.__module__ == "_thread" and kind.__name__ in LOCKS):
             self._note(path, exactly(x), names)
+            if isinstance(x, enum.Enum):
+                self._push(self._fields(task))
+            elif isinstance(x, np.void):  # a view of an array's elements
+                self.is_lasting = False
         elif isinstance(x, functools._lru_cache_wrapper):
             self._note(path, kind, names)
             self._push([Task(f"{path}.__wrapped__", x.__wrapped__, names)])
@@ -355,13 +353,16 @@ class Capture:
             self.opaque[path], self.slots[path] = kind.__qualname__, task.slot
             self._note(path, kind, names)
             return
-        own = next((base for base in NUMBERS_AND_TEXTS if isinstance(x, base)), None)
-        self._note(path, kind if own is None else (kind, exactly(getattr(own, f"__{own.__name__}__")(x))), names)
-        parts = []
+        part: Part = kind
+        if isinstance(x, NUMBERS_AND_TEXTS):
+            own = next(base for base in NUMBERS_AND_TEXTS if isinstance(x, base))
+            part = kind, exactly(getattr(own, f"__{own.__name__}__")(x))
+        self._note(path, part, names)
+        fields = self._fields(task)
         if isinstance(x, BaseException):
             self.is_lasting = False
-            parts = [Task(f"{path}.args", x.args, names)]
-        self._push(parts + self._fields(task))
+            fields.insert(0, Task(f"{path}.args", x.args, names))
+        self._push(fields)
 
     def _fields(self, task: Task) -> list[Task]:
         """The attributes of an object, in its `__dict__`, its slots and its class."""

@@ -354,7 +354,7 @@ class _Program:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
     def run(self, capture: Capture) -> Any:
-        leaves = [Leaf(path, capture.objects[path]) for path in self._traced.leaves]
+        leaves = [Leaf(path, capture.objects.get(path)) for path in self._traced.leaves]  # unused ones may be gone
         arrays = [leaves[state.leaf].object.array for state in self.graph.states]
         draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
         results = called(self.runner, self.graph, arrays, draws, capture.numbers)

@@ -90,8 +90,7 @@ class Attributes(Entries):
     __slots__ = ("owner",)
 
     def __init__(self, owner: Any, x: dict[str, Any]):
-        super().__init__(x)
-        self.owner = owner
+        self.owner, self.object = owner, x
 
 
 class Cell(Holder):
