@@ -168,12 +168,18 @@ class Observed:
 
     def _is_the_functions(self, frame: FrameType | None) -> bool:
         """Whether it is the function that runs this code, not tinyarr or an import, which may do as they like."""
+        is_users = False
         while frame is not None:
             file, name = frame.f_code.co_filename, frame.f_globals.get("__name__", "")
-            if file.startswith(self._package) or _is_import(frame):
+            if file.startswith(self._package):
+                if not is_users or name.startswith("tinyarr.backends."):  # which call no function of the user's
+                    return False
+            elif _is_import(frame):
                 return False
-            if "-packages" not in file and (name == "__main__" or name.split(".")[0] not in sys.stdlib_module_names):
-                return True
+            elif "-packages" not in file:
+                is_users |= name == "__main__" or name.split(".")[0] not in sys.stdlib_module_names
+            if name == "tinyarr.compiler.traced":
+                break
             frame = frame.f_back
         return True
 
