@@ -127,6 +127,7 @@ class Capture:
         self.is_lasting = True
         self._varying, self._needed, self._more_code = varying, needed, more_code
         self.code: set[types.CodeType] = set()  # of the functions met
+        self._classes: set[type] = set()  # of which all attributes were met
         self._held: set[Any] = set()  # the identities of the holders
         self.storages: dict[int, tuple[str, int]] = {}
         self.shared: set[str] = set()
@@ -411,9 +412,11 @@ class Capture:
         """The attributes of a class that is not a library's: values that its instances share, and methods."""
         found = []
         for owner in kind.__mro__:
-            if id(owner) not in self.paths and not is_library(owner.__module__):
-                self.paths[id(owner)] = owner_path = _fresh(f"class {owner.__qualname__}", self.parts)
-                self.objects[owner_path] = owner
+            if owner not in self._classes and not is_library(owner.__module__):
+                self._classes.add(owner)
+                owner_path = _fresh(f"class {owner.__qualname__}", self.parts)
+                if id(owner) not in self.paths:  # as that of a global, of which code may take an attribute
+                    self.paths[id(owner)], self.objects[owner_path] = owner_path, owner
                 held = self._hold(owner_path, ClassAttributes(owner))
                 self._note(owner_path, owner, names)
                 for name, x in held.contents().items():

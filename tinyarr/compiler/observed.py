@@ -126,15 +126,20 @@ class Observed:
 
     def _is_library(self, code: CodeType) -> bool:
         name = self.ran[code].get("__name__", "").split(".")[0]
+        if name.startswith("namedtuple_"):  # how collections calls the globals of the classes that it makes
+            return True
         return name != "__main__" and (name in sys.stdlib_module_names or name in ("tinyarr", "numpy", "ml_dtypes"))
 
     def _call(self, frame: FrameType, event: str, argument: Any) -> Any:
         code = frame.f_code
-        is_tinyarrs = code.co_filename.startswith(self._package)
-        if code not in self.ran and (is_tinyarrs or self._is_the_functions(frame)):
+        if code not in self.ran:  # once for each, and so the rest of it may be slow
+            if not (code.co_filename.startswith(self._package) or self._is_the_functions(frame)):
+                return None
             self.ran[code] = frame.f_globals
-            self._suspects[code] = self._find_suspects(frame)
-        if self._suspects.get(code):
+            suspects = self._find_suspects(frame)
+            if suspects:
+                self._suspects[code] = suspects
+        if code in self._suspects:
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
             return self._opcode
