@@ -10,7 +10,7 @@ from tinyarr.errors import GradientError, TraceError
 
 
 def spoiled(x):
-    y = ta.sqrt(x)  # the slope at 0 is infinite
+    y = 1 / x  # the slope at 0 is infinite
     return (y * 0).sum()
 
 
@@ -21,7 +21,7 @@ def test_the_line_that_computed_the_value_is_named():
     x = Tensor([0.0, 1.0], requires_grad=True)
     with ta.detect_anomaly():
         loss = spoiled(x)
-        with pytest.raises(GradientError, match=rf"sqrt became NaN.*test_anomaly\.py:{LINE}: y = ta\.sqrt\(x\)"):
+        with pytest.raises(GradientError, match=rf"divide became NaN.*test_anomaly\.py:{LINE}: y = 1 / x"):
             loss.backward()
 
 
@@ -29,7 +29,7 @@ def test_it_also_speaks_where_backward_comes_after_the_block():
     x = Tensor([0.0], requires_grad=True)
     with ta.detect_anomaly():
         loss = spoiled(x)
-    with pytest.raises(GradientError, match="sqrt became NaN"):
+    with pytest.raises(GradientError, match="divide became NaN"):
         loss.backward()
 
 
@@ -54,7 +54,7 @@ def test_a_compiled_step_names_the_line_too():
     weight = Tensor([0.0, 1.0], requires_grad=True)
     step = ta.compile(lambda: spoiled(weight).backward())
     step()
-    with ta.detect_anomaly(), pytest.raises(GradientError, match=rf"sqrt became NaN.*test_anomaly\.py:{LINE}: "):
+    with ta.detect_anomaly(), pytest.raises(GradientError, match=rf"divide became NaN.*test_anomaly\.py:{LINE}: "):
         step()
 
 

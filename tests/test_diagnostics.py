@@ -36,7 +36,7 @@ def test_trace_tells_why_and_what_it_cost(monkeypatch, capfd):
 
 def test_kernels_and_launches_tell_sources_and_seconds(monkeypatch, capfd):
     lines = told(monkeypatch, capfd, "kernels, launches")
-    assert "KERNEL exp_kernel(const float *x, float *out)\n{\n" in lines
+    assert "KERNEL exp_kernel(const float *x0, float *out0)\n{\n" in lines
     launches = re.findall(r"^ +\d+\.\d{6} s  (\w+) +float32\[3, 3\] +.*test_diagnostics.py:\d+$", lines, re.MULTILINE)
     assert launches[0] == "exp_kernel" and launches.count("exp_kernel") == 3 and launches.count("matmul_kernel") == 3
 

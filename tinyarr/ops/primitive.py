@@ -118,6 +118,7 @@ class Primitive:
     gradient_of: the primitive whose derived gradient it is.
     """
 
+    captured: tuple[str, ...] = ()  # of its attributes, by the walk of a compiled function: all others are caches
     gradient_of: Primitive | None = None
 
     def __init__(

@@ -138,13 +138,16 @@ def product(site: Site) -> str:
         return ""
     source = source.ordered([*kept, *axes])
     length, compute = views.size(source.shape) // out.size, out.dtype.compute
+    store = f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', compute, out.dtype)};"
+    if not length:
+        return loop("n", out.size, f"{TYPES[compute]} total = 1;\n{store}", parallel(out.size, out.size))
     run = source.run("x_part", f"n * {length} + start", f"MIN({FOLDED}, {length} - start)", FOLDED, length)
     body = "\n".join([
         f"{TYPES[compute]} total = 1;",
         f"for (int64_t start = 0; start < {length}; start += {FOLDED}) {{",
         indented(f"{run}\n{loop('i', f'MIN({FOLDED}, {length} - start)', 'total *= x_part[i];')}"),
         "}",
-        f"out[{out.offset('n', range(len(out.shape)))}] = {cast('total', compute, out.dtype)};",
+        store,
     ])  # fmt: skip
     return loop("n", out.size, body, parallel(out.size, out.size * length))
 
