@@ -23,6 +23,7 @@ from ..random import Generator
 from ..tape import repetition
 from ..tensor import Tensor, result_tensor
 from ..views import Shape, View
+from .observed import unobserved
 from .scalars import bound
 
 _PACKAGE = str(Path(__file__).parents[1])
@@ -110,7 +111,8 @@ class Trace:
                 raise ArgumentError(f"{call.primitive.name}: out= came, but the result is a view: assign it instead")
             return self._view(call, operands[0])
         if call not in self._held:
-            self._held[call] = call.device.backend.holds(call)
+            with unobserved():  # a backend may import its libraries, which takes several times as long under watch
+                self._held[call] = call.device.backend.holds(call)
         if not self._held[call]:
             return None
         if outs is not None:
