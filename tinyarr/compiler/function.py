@@ -354,12 +354,12 @@ class _Program:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
     def run(self, capture: Capture) -> Any:
-        leaves = [Leaf(path, capture.objects.get(path)) for path in self._traced.leaves]  # unused ones may be gone
-        arrays = [leaves[state.leaf].object.array for state in self.graph.states]
-        draws = [(leaves[g].object if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
+        objects: list[Any] = [capture.objects.get(path) for path in self._traced.leaves]  # unused ones may be gone
+        arrays = [objects[state.leaf].array for state in self.graph.states]
+        draws = [(objects[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
         results = called(self.runner, self.graph, arrays, draws, capture.numbers)
         if self.history is not None:
-            self.history.record(leaves, results, draws, capture.numbers)
+            self.history.record([*map(Leaf, self._traced.leaves, objects)], results, draws, capture.numbers)
         filling = Filling(capture.objects, results, capture.numbers)
         returned = filling.fill(self._traced.returned)
         self._traced.changes.repeat(capture, filling)
