@@ -40,6 +40,14 @@ class Micro(GPT2):
 
 
 @pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Under nohup, which ignores one, the tests and the processes that they start would ignore it too."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
     """A folder with a text of many different sentences."""
     monkeypatch.chdir(tmp_path)
