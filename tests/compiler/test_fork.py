@@ -74,7 +74,6 @@ thread.join()
 }
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can't fork")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_forked_child_runs_on(case):
     command, environment = [sys.executable, "-c", COMMON + case], {**os.environ, "OMP_NUM_THREADS": "2"}

@@ -304,7 +304,6 @@ def dies_at(event, work):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="asks Linux which file a descriptor is of")
 @pytest.mark.parametrize("killed_before", [None, pytest.param(44, marks=pytest.mark.slow)])
 def test_a_run_goes_on_wherever_it_was_killed_or_begins_anew_where_it_has_not_trained(monkeypatch, killed_before):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -21,7 +21,7 @@ from ..errors import ArgumentError, TraceError
 from ..ops.primitive import executor
 from ..random import Generator
 from ..tape import repetition
-from ..tensor import Tensor, result_tensor
+from ..tensor import result_tensor
 from ..views import Shape, View
 from .observed import unobserved
 from .scalars import bound
@@ -234,10 +234,6 @@ class WatchedArray(Array):
         except AttributeError:
             return False
         return True
-
-
-def is_traced(x: Any) -> bool:
-    return isinstance(x, Tensor) and isinstance(x.array.storage, TracedStorage)
 
 
 def asked_by() -> str:
