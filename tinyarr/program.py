@@ -204,3 +204,89 @@ class Plan:
     def is_part(self, value: Value) -> bool:
         """Returns whether a value is made in its place within another one."""
         return value in self.parts
+
+
+class Argument(NamedTuple):
+    """A tensor as a kernel call reads or writes it: strides count elements, from `place` on.
+
+    place: None for what the call's own prologue makes, which is in no memory.
+    """
+
+    place: Place | None
+    shape: Shape
+    strides: Shape
+    dtype: Dtype
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}{list(self.shape)}"
+
+    @property
+    def buffer(self) -> tuple[str, int]:
+        """The kind and the number of the buffer that it is in."""
+        assert self.place is not None
+        return self.place.buffer, self.place.number
+
+    @property
+    def view(self) -> View:
+        """The view of its buffer, whose elements are counted from the start."""
+        return View(self.shape, self.strides, 0 if self.place is None else self.place.offset // self.dtype.itemsize)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether 16 bytes can be loaded at once where it begins; every buffer begins at a multiple of them."""
+        return self.place is None or self.place.offset % 16 == 0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One run of the kernel of a primitive, or of its expression.
+
+    call: the primitive, its parameters, and the shapes and dtypes of its operands (ops.primitive.Call). inputs:
+    Arguments and Python scalars. line: where it was written. step: the plan's step that it belongs to.
+    scratch: where in the arena memory begins in which the kernel itself may work.
+    prologue: an elementwise call that makes the first input as it is read; its outputs are None where they are not
+    stored.
+    """
+
+    call: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    line: str
+    step: int
+    scratch: Place
+    prologue: KernelCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What the collective with the ticket of `call` makes, in `operand`, is there for all that comes later."""
+
+    call: Any
+    operand: Argument
+    line: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexCheck:
+    """Indices that `call` will use are within bounds (ops.primitive.Bounds), or the program ends here with an error."""
+
+    call: Any
+    indices: Argument
+    bounds: Any
+    line: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What runs, in order, as data: compiler/lower.py makes it, and each backend has a way to run it.
+
+    arena: bytes of values, as planned. scratch: bytes behind them that operands are copied into; where a kernel's own
+    begins says its call. guard: where not 0, all blocks are apart, with so many bytes behind each that nothing writes.
+    """
+
+    calls: Sequence[KernelCall | Wait | IndexCheck]
+    arena: int
+    scratch: int
+    guard: int = 0

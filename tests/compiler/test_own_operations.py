@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import tinyarr as ta
+from tests.cuda.bound import bound
 from tests.test_primitives import in_tuple
 from tinyarr import Device, Tensor, grad, jvp
 from tinyarr.backends import cpu
 from tinyarr.backends.cpu.registry import KERNELS, kernel
-from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.compiler import Interpreter
 from tinyarr.compiler.plan import plan
 from tinyarr.errors import ArgumentError, DeviceError, ShapeError
@@ -70,7 +70,7 @@ def test_on_cuda_an_operation_may_bear_any_name():
         operation = own(name)
         compiled = ta.compile(lambda x: (operation(x, 1.0), operation(operation(x, x).T, 2.0), operation(x, x).sum()))
         compiled(ta.zeros((3, 4), device=Device("meta", like="cuda:sm_90")))
-        return Lowering(compiled.graphs[0], plan(compiled.graphs[0])).tasks
+        return bound(plan(compiled.graphs[0])).tasks
 
     plain = tasks("plain")
     for name in NAMES:

@@ -18,13 +18,14 @@ from models.gpt2 import Config as GPT2Config
 from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
 from tests.compiler.follow import positions
+from tests.cuda.bound import bound
 from tests.cuda.test_plans import ARCHITECTURES
 from tests.cuda.test_programs import compiled_step
 from tinyarr import Device, Tensor
 from tinyarr.backends.cpu.c_compiler import load
 from tinyarr.backends.cuda import compiler, elementwise, joining
 from tinyarr.backends.cuda.joining import JoinedTask, join
-from tinyarr.backends.cuda.lowering import Lowering, Task
+from tinyarr.backends.cuda.lowering import Task
 from tinyarr.backends.cuda.registry import Input, Launch, Operand, Output, Plan, Scratch, Source, Struct
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.plan import plan
@@ -53,7 +54,7 @@ def lowered(model, batch, time):
     step(tokens, tokens)
     (graph,) = step.graphs
     planned = plan(graph)
-    return Lowering(graph, planned), planned
+    return bound(planned), planned
 
 
 @functools.cache

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from ... import views
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.typing import Typed, Value
+from ...views import View
 from ..scalar_source import identifier
-from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, scan, shape, softmax, sort
+from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, scan, softmax, sort
 from .registry import KERNELS, Input, Operand, Output, Plan
 from .slots import Filling, fill
 
 # Importing them fills KERNELS.
-FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)
+FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, softmax, sort)
 
 Planner = Callable[[Sequence[Operand], Sequence[Operand]], Plan]
 
@@ -35,6 +37,8 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
             return Plan(elementwise.plan(name, typed, call.out_shapes[0], sources, targets))
 
         return plan_elementwise
+    if call.primitive.parts is not None:
+        return partial(_copies, call)
     record = KERNELS.get(call.primitive)
     if record is None or record.plan(*dense_operands(call), **call.params) is None:
         return None
@@ -47,6 +51,19 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
         return replace(found, steps=[*start, *found.steps])
 
     return plan_family
+
+
+def _copies(call: Any, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
+    """Puts operands into their parts of a result, and zeros around them, in eager mode; programs have copies."""
+    (out,) = outputs
+    parts = call.primitive.parts(View(out.shape, out.strides, 0), call.in_shapes, call.params)
+    covered = sum(views.size(part.shape) for part in parts) == views.size(out.shape)
+    steps = [] if covered else elementwise.fill(0, (out, Output(0)))
+    for i, (x, (shape, strides, first)) in enumerate(zip(inputs, parts, strict=True)):
+        offset = first * out.dtype.itemsize
+        part = out._replace(shape=shape, strides=strides, aligned=out.aligned and offset % 16 == 0)
+        steps += elementwise.copy((x, Input(i)), (part, Output(0, offset)))
+    return Plan(steps)
 
 
 def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | None:
@@ -94,7 +111,7 @@ def dense_operands(call: Any) -> tuple[list[Operand], list[Operand]]:
 
 def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
     """What each operand's strides must suit (eager.fit); None where any do."""
-    record = None if isinstance(call.primitive, Pointwise) else KERNELS[call.primitive]
+    record = KERNELS.get(call.primitive)
     if record is None or record.layouts is None:
         return None
     each = (record.layouts,) * len(call.in_shapes) if isinstance(record.layouts, str) else record.layouts
@@ -103,5 +120,5 @@ def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
 
 def out_layouts(call: Any) -> tuple[str, ...]:
     """What each result's strides must suit."""
-    record = None if isinstance(call.primitive, Pointwise) else KERNELS[call.primitive]
+    record = KERNELS.get(call.primitive)
     return ("any" if record is None else record.out_layout(call),) * len(call.out_shapes)
