@@ -22,8 +22,7 @@ from ..program import Argument, Copy, Group, IndexCheck, KernelCall, Lowered, No
 from ..views import Shape, View
 from .layout import is_copy
 from .lives import is_wait
-
-SCRATCH_ALIGNMENT = 512  # bytes
+from .plan import ALIGNMENT
 
 
 def lower(plan: Plan, backend: Any = None) -> Lowered:
@@ -41,7 +40,6 @@ class _Lowering:
         self._backend = backend
         self._calls: list[KernelCall | Wait | IndexCheck] = []
         self._moves: dict[tuple, Call] = {}
-        self._start = rounded(plan.arena)
         self._used = self._most = 0  # bytes of scratch: in this step, and the most in any
         self._number, self._line = 0, ""
 
@@ -62,8 +60,7 @@ class _Lowering:
                     at = self._scratch_from(self._used)
                     self._calls[first:] = [replace(x, scratch=at) if isinstance(x, KernelCall) else x
                                            for x in self._calls[first:]]  # fmt: skip
-        most = self._most + SCRATCH_ALIGNMENT if self._most else 0
-        return Lowered(self._calls, plan.arena, most, plan.guard)
+        return Lowered(self._calls, plan.arena, self._most, plan.guard)
 
     def _step(self, step: Node | Group | Copy) -> None:
         if isinstance(step, Copy):
@@ -122,8 +119,7 @@ class _Lowering:
         made = list(outputs)
         if self._backend is not None and "ticket" not in call.params:  # a collective works where its operands are
             for i, (y, layout) in enumerate(zip(outputs, self._backend.out_layouts(call), strict=True)):
-                aligned = y.aligned or views.size(y.shape) <= 1  # a single element is stored alone
-                if layout != "any" and not (aligned and eager.suits(y.view, layout)):
+                if layout != "any" and not _is_writable(y, layout):
                     made[i] = self._in_scratch(y.shape, y.dtype)
         scratch = self._scratch_from(0)
         self._calls.append(KernelCall(call, tuple(inputs), tuple(made), self._line, self._number, scratch, prologue))
@@ -163,7 +159,7 @@ class _Lowering:
 
     def _fit(self, x: Any, layout: str) -> Any:
         """An operand where its strides suit a kernel, else a dense copy of it."""
-        if not isinstance(x, Argument) or eager.suits(x.view, layout):
+        if layout == "any" or not isinstance(x, Argument) or eager.suits(x.view, layout):
             return x
         dense = self._in_scratch(x.shape, x.dtype)
         self._copy(x, dense)
@@ -179,9 +175,10 @@ class _Lowering:
         return self._at(value, view)
 
     def _at(self, value: Value, view: View) -> Argument:
-        place = self._plan.place(value)
-        offset = place.offset + view.offset * value.dtype.itemsize
-        return Argument(place._replace(offset=offset), view.shape, view.strides, value.dtype)
+        place, (shape, strides, start) = self._plan.place(value), view
+        if start:
+            place = Place(place.buffer, place.number, place.offset + start * value.dtype.itemsize)
+        return Argument(place, shape, strides, value.dtype)
 
     def _is_there(self, read: Read, target: Value) -> bool:
         """Returns whether what is read, dense, has the place of a value already."""
@@ -191,16 +188,17 @@ class _Lowering:
     def _in_scratch(self, shape: Shape, dtype: Dtype) -> Argument:
         """A dense tensor in scratch until the end of the step; behind a guard, for good."""
         place = self._scratch_from(self._used)
-        self._used += rounded(views.size(shape) * dtype.itemsize) + self._plan.guard
+        nbytes = views.size(shape) * dtype.itemsize
+        self._used += -(-nbytes // ALIGNMENT) * ALIGNMENT + self._plan.guard
         return Argument(place, shape, views.contiguous_strides(shape), dtype)
 
     def _scratch_from(self, used: int) -> Place:
-        return Place("arena", 0, self._start + used)
+        return Place("arena", 0, self._plan.arena + used)
 
 
-def rounded(nbytes: int) -> int:
-    """Returns where the next block of scratch may begin behind so many bytes."""
-    return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+def _is_writable(y: Argument, layout: str) -> bool:
+    """Returns whether a kernel that stores 16 bytes at once can; a single element is stored alone."""
+    return (y.aligned or views.size(y.shape) <= 1) and eager.suits(y.view, layout)
 
 
 def _seen(x: Argument, view: View) -> Argument:

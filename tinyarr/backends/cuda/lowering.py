@@ -89,9 +89,8 @@ class Binding:
 
     def _scratch(self, plan: Plan, call: KernelCall) -> list[Place]:
         """Places for the blocks in which a kernel works: for the time of its call; behind a guard, for good."""
-        at, found = call.scratch, []
-        if self._lowered.guard:
-            at = at._replace(offset=max(at.offset, rounded(self._end)))
+        start, found = self._end if self._lowered.guard else call.scratch.offset, []
+        at = call.scratch._replace(offset=rounded(start))
         for nbytes in plan.scratch:
             found.append(at)
             at = at._replace(offset=at.offset + rounded(nbytes) + self._lowered.guard)

@@ -32,7 +32,7 @@ class CudaPlanner(ProgramRules):
         return planning.out_layouts(call)
 
     def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:
-        return planning.group_planner(first, last, stored) is not None
+        return planning.takes_expression(last) is not None
 
     def scratch(self, graph: Graph, lowered: Lowered) -> int:
         return join(Binding(lowered), lowered).scratch

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from ... import views
@@ -38,7 +38,7 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
 
         return plan_elementwise
     if call.primitive.parts is not None:
-        return partial(_copies, call)
+        return functools.partial(_copies, call)
     record = KERNELS.get(call.primitive)
     if record is None or record.plan(*dense_operands(call), **call.params) is None:
         return None
@@ -72,7 +72,9 @@ def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | Non
     The inputs are those of `last`, of which the first is in no memory, then those of `first`; the outputs those of
     `last`, then the `stored` ones of `first`. None where the kernel needs its operand in memory.
     """
-    alone, whole = planner(last), dense_operands(last)[0][0]
+    alone, whole = takes_expression(last), dense_operands(last)[0][0]
+    if alone is None:
+        return None
     typed = first.primitive.typed(first.in_shapes, first.in_dtypes, first.params)
     picked = (0, *stored)
     expression = replace(
@@ -81,7 +83,6 @@ def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | Non
     given, made = len(last.in_shapes), len(last.out_shapes)
 
     def plan_group(inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
-        assert alone is not None
         read = [(x, Input(given + i)) for i, x in enumerate(inputs[given:])]
         kept = [(y, Output(made + i)) for i, y in enumerate(outputs[made:])]
         filling = Filling(expression, whole.shape, read, [(whole, None), *kept])
@@ -89,9 +90,16 @@ def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | Non
         assert found is not None, "whether a slot can be filled must not depend on strides"
         return found
 
-    if alone is None or not whole.shape or fill(alone(*dense_operands(last)), Input(0), _anything(whole)) is None:
-        return None
     return plan_group
+
+
+@functools.lru_cache(4096)
+def takes_expression(call: Any) -> Planner | None:
+    """Returns the planner of a call whose kernel can make its first operand of an expression; None for another one."""
+    alone, whole = planner(call), dense_operands(call)[0][0]
+    if alone is None or not whole.shape or fill(alone(*dense_operands(call)), Input(0), _anything(whole)) is None:
+        return None
+    return alone
 
 
 def _anything(x: Operand) -> Filling:
