@@ -77,7 +77,7 @@ def hides_state(kind: type) -> bool:
     for owner in kind.__mro__:
         if owner in _KNOWN or owner.__base__ is None:
             continue
-        if not owner.__flags__ & _HEAP_TYPE:
+        if not owner.__flags__ & HEAP_TYPE:
             return True
         members = [name for name, x in vars(owner).items() if type(x) is types.MemberDescriptorType]
         words = len(members) + ("__weakref__" in vars(owner)) + ("__dict__" in vars(owner))
@@ -86,7 +86,7 @@ def hides_state(kind: type) -> bool:
     return False
 
 
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by a C extension that does as much
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by a C extension that does as much
 
 
 @functools.cache

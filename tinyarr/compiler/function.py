@@ -21,7 +21,7 @@ from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import is_nested, recording, watched
 from .agree import agree
-from .calls import called
+from .calls import Bound, called
 from .capture import Capture, Leaf
 from .interpret import Interpreter
 from .lives import made_by
@@ -195,7 +195,9 @@ class Compiled:
             if program is None:
                 return self.function(*args, **kwargs)
             recent = Recent(capture, program, mode, args, kwargs)
-            result = program.run(capture)
+            bound = recent.bound(args, kwargs)
+            assert bound is not None, "arguments are like themselves"
+            result = program.run(bound)
             self._recent = recent
             return result
 
@@ -321,7 +323,11 @@ class Compiled:
 
 
 class _Program:
-    """What runs a graph, and where its results go: to what the function returns, and to what it changes."""
+    """What runs a graph, and where its results go: to what the function returns, and to what it changes.
+
+    leaves: the paths to which numbers in the graph refer. places: of each its number, and the states that are found
+    again there.
+    """
 
     def __init__(self, runner: Any, graph: Graph, traced: Traced, capture: Capture, mode: tuple, why: str):
         self.graph = graph
@@ -331,6 +337,10 @@ class _Program:
         self._traced = traced
         self._mode = mode
         self._parts = self._used(capture)
+        self.leaves = traced.leaves
+        self.places: dict[str, tuple[int, list]] = {path: (i, []) for i, path in enumerate(traced.leaves)}
+        for i, state in enumerate(graph.states):
+            self.places[traced.leaves[state.leaf]][1].append((i, state))
 
     def fits(self, capture: Capture, mode: tuple) -> bool:
         """Whether all that the trace depended on is in a call as it was then."""
@@ -353,15 +363,14 @@ class _Program:
     def _used(self, capture: Capture) -> dict[str, Part]:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
-    def run(self, capture: Capture) -> Any:
-        objects: list[Any] = [capture.objects.get(path) for path in self._traced.leaves]  # unused ones may be gone
-        arrays = [objects[state.leaf].array for state in self.graph.states]
-        draws = [(objects[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
-        results = called(self.runner, self.graph, arrays, draws, capture.numbers)
+    def run(self, call: Bound) -> Any:
+        """Returns what the function does, and does what else it did. call: see Recent."""
+        draws = [(call.leaves[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
+        results = called(self.runner, self.graph, call.memory, draws, call.numbers)
         if self.history is not None:
-            self.history.record([*map(Leaf, self._traced.leaves, objects)], results, draws, capture.numbers)
-        filling = Filling(capture.objects, results, capture.numbers)
+            self.history.record([*map(Leaf, self.leaves, call.leaves)], results, draws, call.numbers)
+        filling = Filling(call.objects, results, call.numbers)
         returned = filling.fill(self._traced.returned)
-        self._traced.changes.repeat(capture, filling)
+        self._traced.changes.repeat(call, filling)
         self._traced.output.repeat(filling)
         return returned

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import TraceError
+from .calls import Bound
 from .capture import Capture, is_rebuilt, item_path
 from .holders import GONE, Attributes, Cell, Elements, Holder, Variable, holds_the_same
 from .templates import Filling, Templates
@@ -132,15 +133,15 @@ class Changes:
         self._gradients = gradients
         self._held = held
 
-    def repeat(self, capture: Capture, filling: Filling) -> None:
+    def repeat(self, call: Bound, filling: Filling) -> None:
         for path, gradient in self._gradients.items():
-            capture.tensors[path].grad = filling.fill(gradient)
+            call.objects[path].grad = filling.fill(gradient)
         # Read and make all before any is written: what one holder gets may be what another held, and what makes an
         # object may count it, as it did in the trace.
-        contents = {path: capture.holders[path].contents() for path in self._held}
+        contents = {path: call.holders[path].contents() for path in self._held}
         new = {path: held.now(contents[path], filling) for path, held in self._held.items()}
         for path, x in new.items():
-            capture.holders[path].put(x)
+            call.holders[path].put(x)
 
 
 @contextlib.contextmanager
