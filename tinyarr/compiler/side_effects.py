@@ -63,6 +63,7 @@ class Snapshot:
                     f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
                 )
             if x.grad is not gradient:
+                self._require_state(path, path in self._capture.again.tensors)
                 gradients[path] = templates.template(x.grad, f"{path}.grad")
             if x._hooks and hooks is None:
                 raise TraceError(f"compile: {path} got a hook: register it outside of it")
@@ -79,8 +80,13 @@ class Snapshot:
             if isinstance(holder, Elements) and new.keys() != old.keys():
                 raise TraceError(f"compile: the shape or dtype of {path} was set: do that outside of it")
             if not holds_the_same(holder, old):
+                self._require_state(path, path in self._capture.again.holders)
                 held[path] = Held(old, self._difference(holder, path, new, old, templates))
         return Changes(gradients, held)
+
+    def _require_state(self, path: str, is_state: bool) -> None:
+        if not is_state:
+            raise TraceError(f"compile: {path} was changed, which is neither in state nor an argument: put it in state")
 
     def _difference(
         self, holder: Holder, path: str, new: dict, old: dict, templates: Templates
