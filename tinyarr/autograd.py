@@ -19,7 +19,7 @@ from .ops.primitive import executor
 from .ops.reduce import sum_to
 from .ops.shape import reshape
 from .tape import CustomCall, Edge, Node, edge_of, numbers, reachable, recording, set_recording
-from .tensor import Tensor, method, require_tensors, result_tensor
+from .tensor import Tensor, require_tensors, result_tensor
 from .views import is_contiguous
 
 
@@ -295,7 +295,6 @@ def _root_gradients(operation: str, outputs: Sequence[Tensor], given: Sequence[T
     return pairs
 
 
-@method()
 def backward(
     tensor: Tensor, gradient: Tensor | None = None, *, retain_graph: bool | None = None, create_graph: bool = False
 ):
@@ -358,7 +357,6 @@ class HookHandle:
             self._hooks.remove(self._hook)
 
 
-@method()
 def register_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> HookHandle:
     """Calls `hook(gradient)` once the tensor's gradient is complete; what it returns, if not None, replaces it."""
     if not callable(hook):

@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..tensor import Tensor
 from ..views import Shape
 from .primitive import Call, Primitive, Rule, apply, is_built_in, parameter_key, registry
-from .scalar import Expr, as_expr, derivative, substitute, variable, variables, with_gradient
+from .scalar import Expr, as_expr, cast, derivative, substitute, variable, variables, with_gradient
 from .typing import Typed, type_expression
 
 
@@ -157,7 +157,7 @@ class Elementwise(Pointwise):
 
         def backward(call, needs, gs, values):
             if any(gs[i - n] is None for i in operands if n <= i < n + m):
-                gs = [g if g is not None else _zeros_like_output(call, i) for i, g in enumerate(gs)]
+                gs = [g if g is not None else _zeros(call, i) for i, g in enumerate(gs)]
             remaining = iter(values)
             arguments = [gs[i - n] if n <= i < n + m else next(remaining) for i in operands]
             if primitive is None:
@@ -236,12 +236,6 @@ def _registered(name: str) -> Primitive:
     return registry[name]
 
 
-def _zeros_like_output(call: Call, number: int) -> Tensor:
-    from .create import zeros  # here: creation is built on elementwise primitives
-
-    return zeros(call.out_shapes[number], dtype=call.out_dtypes[number], device=call.device)
-
-
 def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("out",)) -> Any:
     """Decorator: makes an operation on tensors of a function in the scalar language.
 
@@ -268,3 +262,13 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     primitive = Elementwise(name.strip("_"), function, inputs, outputs)
     functools.update_wrapper(primitive, function)
     return primitive
+
+
+@elementwise
+def _full(value, *, shape, dtype):
+    return cast(value, dtype)
+
+
+def _zeros(call: Call, number: int) -> Tensor:
+    """Zeros in the place of an output's gradient."""
+    return apply(_full, 0, shape=call.out_shapes[number], dtype=call.out_dtypes[number], device=call.device)
