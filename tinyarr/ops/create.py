@@ -13,9 +13,13 @@ from ..errors import ArgumentError
 from ..tensor import Tensor, result_tensor
 from . import scalar
 from .elementwise import elementwise
-from .elementwise_primitive import _full
 from .primitive import apply, executor
 from .typing import dtype_constant
+
+
+@elementwise
+def _full(value, *, shape, dtype):
+    return scalar.cast(value, dtype)
 
 
 @elementwise

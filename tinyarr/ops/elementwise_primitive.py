@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..tensor import Tensor
 from ..views import Shape
 from .primitive import Call, Primitive, Rule, apply, is_built_in, parameter_key, registry
-from .scalar import Expr, as_expr, cast, derivative, substitute, variable, variables, with_gradient
+from .scalar import Expr, as_expr, derivative, substitute, variable, variables, with_gradient
 from .typing import Typed, type_expression
 
 
@@ -40,6 +40,8 @@ class Elementwise(Pointwise):
     Called on tensors, the primitive is applied; called on expressions, it is inlined. The parameter `shape`, where
     the function has one, widens the result's shape (for draws, which have no tensor operand of that shape).
     """
+
+    zeros: Callable[..., Tensor]  # which create.py puts here: creation is built on this module
 
     def __init__(
         self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False
@@ -157,7 +159,10 @@ class Elementwise(Pointwise):
 
         def backward(call, needs, gs, values):
             if any(gs[i - n] is None for i in operands if n <= i < n + m):
-                gs = [g if g is not None else _zeros(call, i) for i, g in enumerate(gs)]
+                gs = [
+                    g if g is not None else self.zeros(call.out_shapes[i], dtype=call.out_dtypes[i], device=call.device)
+                    for i, g in enumerate(gs)
+                ]
             remaining = iter(values)
             arguments = [gs[i - n] if n <= i < n + m else next(remaining) for i in operands]
             if primitive is None:
@@ -262,13 +267,3 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     primitive = Elementwise(name.strip("_"), function, inputs, outputs)
     functools.update_wrapper(primitive, function)
     return primitive
-
-
-@elementwise
-def _full(value, *, shape, dtype):
-    return cast(value, dtype)
-
-
-def _zeros(call: Call, number: int) -> Tensor:
-    """Zeros in the place of an output's gradient."""
-    return apply(_full, 0, shape=call.out_shapes[number], dtype=call.out_dtypes[number], device=call.device)
