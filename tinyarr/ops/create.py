@@ -13,6 +13,7 @@ from ..errors import ArgumentError
 from ..tensor import Tensor, result_tensor
 from . import scalar
 from .elementwise import elementwise
+from .elementwise_primitive import Elementwise
 from .primitive import apply, executor
 from .typing import dtype_constant
 
@@ -91,6 +92,9 @@ def zeros(shape: int | Iterable[int], *more: int, dtype=None, device=None, requi
     """A tensor of zeros, float32 unless a dtype is given: `zeros((2, 3))` or `zeros(2, 3)`."""
     shape = views.normalize_shape("zeros", shape, *more)
     return full(shape, 0, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
+
+
+Elementwise.zeros = staticmethod(zeros)  # gradients of outputs that are not used
 
 
 def ones(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:

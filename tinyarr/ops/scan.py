@@ -45,8 +45,9 @@ def _prod_gradient(g, x, *, axis):
     order = kept + axis
     rows = permute_dims(x, order)
     flat = reshape(rows, (*rows.shape[: len(kept)], math.prod(rows.shape[len(kept) :])))
-    before = _cut(cumulative_prod(flat, axis=-1, include_initial=True), -1, 0, -1)
-    after = flip(_cut(cumulative_prod(flip(flat, axis=-1), axis=-1, include_initial=True), -1, 0, -1), axis=-1)
+    before = _cut(cumulative_prod(flat, axis=-1, include_initial=True), len(kept), 0, -1)
+    after = flip(cumulative_prod(flip(flat, axis=-1), axis=-1, include_initial=True), axis=-1)
+    after = _cut(after, len(kept), 1, None)
     others = reshape(before * after, rows.shape)
     back = permute_dims(others, tuple(order.index(a) for a in range(x.ndim)))
     return restored(g, x.shape, axis) * back
