@@ -8,6 +8,7 @@ recorded (`create_graph=True`) and differentiated again.
 from __future__ import annotations
 
 import heapq
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -371,3 +372,17 @@ def register_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Ho
         hooks = tensor.node.hooks.setdefault(tensor.node_output, [])
     hooks.append(hook)
     return HookHandle(hooks, hook)
+
+
+def retain_grad(tensor: Tensor) -> None:
+    """Makes backward add the gradient of a result to its `.grad`, as it does for leaves."""
+    if not tensor.requires_grad or tensor.is_leaf:
+        return
+    reference = weakref.ref(tensor)
+
+    def keep(g: Tensor) -> None:
+        result = reference()
+        if result is not None:
+            result.grad = g if result.grad is None else result.grad + g
+
+    register_hook(tensor, keep)

@@ -55,8 +55,7 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     with np.errstate(all="ignore"):  # what overflows becomes infinite, as in astype, without NumPy's warnings
         values = values.astype(dtype.numpy)
     device.backend.from_numpy(values, stored)
-    if not hasattr(data, "dtype"):
-        executor.get().constant(stored)
+    executor.get().constant(stored)
     return stored
 
 
@@ -261,3 +260,8 @@ def shown(self: Tensor) -> str:
 def formatted(self: Tensor, spec: str) -> str:
     """With a format such as .3f that of the one element, without one the tensor's text."""
     return format(self.item(), spec) if spec else str(self)
+
+
+def rounded(self: Tensor, digits: int | None = None) -> float:
+    """The one element, rounded."""
+    return round(self.item(), digits)

@@ -1,4 +1,7 @@
-"""Tensor's methods, all of them: each is a public function of another module, or an operator of Python's."""
+"""Tensor's methods: each is a public function of another module, or an operator of Python's.
+
+Only those that say what to write in place of another library's name are missing: see other_names.py.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ add_methods(
     __init__=interchange.initialize, clone=create.copy, contiguous=create.contiguous, assign=assign.assign,
     to=interchange.to, to_device=interchange.to_device, copy_to_host_async=interchange.copy_to_host_async,
     __copy__=interchange.copied, __deepcopy__=interchange.copied, __reduce__=interchange.reduced,
-    backward=autograd.backward, register_hook=autograd.register_hook,
+    backward=autograd.backward, register_hook=autograd.register_hook, retain_grad=autograd.retain_grad,
 )  # fmt: skip
 
 # Python's values, text, and other libraries' arrays.
@@ -75,6 +78,7 @@ add_methods(
     item=interchange.item, tolist=interchange.tolist, numpy=interchange.to_numpy,
     __float__=lambda self: float(self.item()), __complex__=lambda self: complex(self.item()),
     __int__=lambda self: int(self.item()), __index__=interchange.as_index,
+    __round__=interchange.rounded,
     __repr__=interchange.shown, __format__=interchange.formatted,
     __array__=interchange.as_numpy_array, __array_namespace__=interchange.array_namespace,
     __dlpack__=interchange.to_dlpack, __dlpack_device__=interchange.dlpack_device,

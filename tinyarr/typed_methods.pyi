@@ -99,7 +99,7 @@ class Methods:
     def gelu(self, *, approximate: str = 'none') -> Tensor:
         """Gaussian error linear unit, x times the normal distribution function at x."""
     def dropout(self, p: float = 0.5, *, training: bool = True, generator: Generator | None = None) -> Tensor:
-        """Each element 0 with probability p, else divided by 1 - p; x itself when not training."""
+        """Each element 0 with probability p (1 at most), else divided by 1 - p; x itself when not training."""
     def reshape(self, shape: int | Sequence[int], *more: int, copy: bool | None = None) -> Tensor:
         """The elements in row-major order under another shape, given as a tuple or as ints; one size may be -1."""
     def permute_dims(self, axes: Sequence[int]) -> Tensor:
@@ -252,7 +252,7 @@ class Methods:
         ...
     def __ge__(self, other: Tensor | float) -> Tensor:
         ...
-    def __pow__(self, y: Tensor | float) -> Tensor:
+    def __pow__(self, other: Tensor | float) -> Tensor:
         ...
     def __rpow__(self, other: Tensor | float) -> Tensor:
         ...
@@ -308,6 +308,8 @@ class Methods:
         """Adds d(tensor)/d(leaf) to `.grad` of every leaf with requires_grad=True that `tensor` was computed from."""
     def register_hook(self, hook: Callable[[Tensor], Tensor | None]) -> HookHandle:
         """Calls `hook(gradient)` once the tensor's gradient is complete; what it returns, if not None, replaces it."""
+    def retain_grad(self) -> None:
+        """Makes backward add the gradient of a result to its `.grad`, as it does for leaves."""
     def item(self) -> Any:
         """The one element as a Python number. Raises ShapeError where there are more or none."""
     def tolist(self) -> Any:
@@ -322,6 +324,8 @@ class Methods:
         ...
     def __index__(self) -> int:
         ...
+    def __round__(self, digits: int | None = None) -> float:
+        ...
     def __format__(self, spec: str) -> str:
         ...
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -331,4 +335,6 @@ class Methods:
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None) -> Any:
         ...
     def __dlpack_device__(self) -> tuple[int, int]:
+        ...
+    def __array_ufunc__(self, ufunc: np.ufunc, how: str, *operands: Any, **keywords: Any) -> Tensor:
         ...

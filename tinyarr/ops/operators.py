@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from .. import dtypes
 from ..errors import GradientError, ShapeError
-from ..tape import is_nested
+from ..tape import is_nested, recording
 from ..tensor import Tensor
+from .assign import assign
 from .elementwise import (
     abs,
     add,
@@ -18,7 +19,6 @@ from .elementwise import (
     bitwise_right_shift,
     bitwise_xor,
     divide,
-    elementwise,
     equal,
     floor_divide,
     greater,
@@ -34,19 +34,6 @@ from .elementwise import (
 )
 from .matmul import matmul
 from .primitive import apply
-
-
-@elementwise
-def _integer_power(x, *, n):
-    return x**n
-
-
-def power(x: Tensor, y) -> Tensor:
-    """x ** y; a small whole Python number becomes products."""
-    if type(y) is int and 1 <= y <= 8:
-        return _integer_power(x, n=y)
-    return pow(x, y)
-
 
 OPERATORS: dict[str, Callable] = {}  # by the name of Tensor's method
 
@@ -78,14 +65,19 @@ for _symbol, _primitive in {
 
 
 def _in_place(symbol: str, sign: str) -> None:
-    """x op= y makes a new tensor, as `x = x op y` does: so it is refused where someone means to train x by it."""
+    """x op= y makes a new tensor, as `x = x op y` does, but for a leaf that requires a gradient.
+
+    Someone means to train that: under no_grad() it is written, and while operations are recorded that is refused.
+    """
     operation = OPERATORS[f"__{symbol}__"]
 
     def rebind(self: Tensor, other):
         if self._requires_grad and self.node is None and not is_nested():  # a variable of grad() is a leaf too
+            if not recording.get():
+                return assign(self, operation(self, other))
             raise GradientError(
-                f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write "
-                f"p.assign(p {sign} ...) under no_grad() to update it, or y = p {sign} ... for a new tensor"
+                f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write it "
+                f"(or p.assign(p {sign} ...)) under no_grad() to update it, or y = p {sign} ... for a new tensor"
             )
         return operation(self, other)
 
@@ -113,7 +105,7 @@ for _symbol, _primitive in {
     _comparison(_symbol, _primitive)
 
 
-def truth(self: Tensor) -> bool:
+def _truth(self: Tensor) -> bool:
     if self.size != 1:
         raise ShapeError(
             f"bool: the truth of a tensor of shape {self.shape} is ambiguous: compare one element, or use where(...)"
@@ -122,7 +114,7 @@ def truth(self: Tensor) -> bool:
 
 
 OPERATORS |= {
-    "__pow__": power,
+    "__pow__": lambda self, other: pow(self, other),
     "__rpow__": lambda self, other: pow(other, self),
     "__neg__": lambda self: negative(self),
     "__pos__": lambda self: self,
@@ -130,7 +122,7 @@ OPERATORS |= {
     "__invert__": lambda self: bitwise_invert(self),
     "__matmul__": lambda self, other: matmul(self, other),
     "__rmatmul__": lambda self, other: matmul(other, self),
-    "__bool__": truth,
+    "__bool__": _truth,
 }
 
 for _symbol, _sign in {

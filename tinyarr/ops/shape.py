@@ -171,7 +171,7 @@ def _common(types):
 
 def _concat_parts(view, shapes, params):
     axis = params["axis"]
-    return _split_view(view, sizes=[s[axis] for s in shapes], axis=axis)
+    return _split_view(view, sizes=tuple(s[axis] for s in shapes), axis=axis)
 
 
 _concat = Primitive("concat", _infer_concat, variadic=True, promotes=_common, moves=True, parts=_concat_parts)
