@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..device import Device
-from ..distributed.group import Group
 from ..dtypes import Dtype
+from ..groups import Group
 from ..tensor import Tensor
 from .holders import slots_of
 
