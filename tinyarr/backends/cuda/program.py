@@ -21,11 +21,10 @@ from ... import diagnostics, views
 from ...array import Array, empty
 from ...program import Graph, Lowered, Place
 from . import cublaslt, guard
-from .collective import Begin
 from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
 from .lowering import Binding, Task, rounded
-from .registry import LibraryCall
+from .registry import Begin, LibraryCall
 
 STAGED = 32 * 2**20  # bytes; larger state, and larger results, are used where they are
 UNCAPTURED = ("cupy",)  # libraries that allocate, which a capture does not allow
