@@ -82,15 +82,16 @@ def collectives(steps: Sequence[PlanStep]) -> Iterator[tuple[int, int]]:
             yield begun[step.call.params["ticket"]], number
 
 
-def parts_of(step: PlanStep) -> Sequence[tuple[Read, Sequence[int]]]:
-    """Returns the operands that a step only puts into its output, and the index there of the first element of each.
+def parts_of(step: PlanStep, whole: View | None = None) -> list[tuple[Read, View]]:
+    """Returns the operands that a step only puts into its output, and the part of a view of that which each becomes.
 
-    Example: (2, 3) and (1, 3), joined along axis 0, begin at (0, 0) and (2, 0).
+    Example: (2, 3) and (1, 3), joined along axis 0, become (2, 3) by (3, 1), and (1, 3) by (3, 1) from element 6 on.
     """
     if not isinstance(step, Node) or step.call.primitive.parts is None:
-        return ()
-    starts = step.call.primitive.parts(step.call.in_shapes, step.call.params)
-    return () if starts is None else list(zip(step.inputs, starts, strict=True))
+        return []
+    (out,) = step.outputs
+    parts = step.call.primitive.parts(whole or contiguous(out.shape), step.call.in_shapes, step.call.params)
+    return list(zip(step.inputs, parts, strict=True))
 
 
 class _Aliases:
@@ -160,12 +161,13 @@ class _Aliases:
         output and has strides (5, 1). Where a is the transpose of a product p (2, 4), p gets strides (1, 5).
         """
         for step in reversed(self.steps):  # what holds others first, since its own strides are part of theirs
-            for x, starts in parts_of(step):
-                (out,) = writes(step)
-                strides = self.layout(out).strides
-                if self._count[x.value] == 1 and self._place(x, View(x.view.shape, strides)):
-                    first = sum(i * stride for i, stride in zip(starts, strides, strict=True))
-                    self.join(x.value, out, first * x.value.dtype.itemsize)
+            if isinstance(step, Copy) or step.call.primitive.parts is None:
+                continue
+            (out,) = writes(step)
+            whole = self.layout(out)
+            for x, part in parts_of(step, whole):
+                if part.strides == whole.strides and self._count[x.value] == 1 and self._place(x, part):
+                    self.join(x.value, out, part.offset * x.value.dtype.itemsize)
 
     def _place(self, x: Read, target: View) -> bool:
         """Gives a value the layout in which what is read of it is `target`, if it is all read and can be made so."""
