@@ -69,6 +69,15 @@ def names(graph):
     return found
 
 
+def of_graph(step, nodes):
+    """The node that a step is. A plan may leave out copies that are before it: their readers find them done."""
+    for node in nodes:
+        if node.outputs == step.outputs:
+            return node
+        assert is_copy(node), f"{node} is left out"
+    raise AssertionError(f"{step} is not in the graph")
+
+
 class Follower:
     def __init__(self, graph, plan):
         self.graph, self.plan, self.names = graph, plan, names(graph)
@@ -80,7 +89,7 @@ class Follower:
     def run(self):
         nodes = iter([node for node in self.graph.nodes if not isinstance(node, Write)])
         for number, step in enumerate(self.plan.steps):
-            self.step(None if isinstance(step, Copy) else self.of_graph(step, nodes), step, f"step {number}: {step}")
+            self.step(None if isinstance(step, Copy) else of_graph(step, nodes), step, f"step {number}: {step}")
         left = list(nodes)
         assert all(map(is_copy, left)), left
         for i, s in enumerate(self.graph.states):
@@ -89,15 +98,6 @@ class Follower:
         for i, x in enumerate(self.graph.results):
             ends = self.bytes_of(("result", i))[np.arange(views.size(x.view.shape)) * x.value.dtype.itemsize]
             assert np.array_equal(ends, self.names[x.value][positions(x.view)].reshape(-1)), f"result {i}"
-
-    @staticmethod
-    def of_graph(step, nodes):
-        """The node that a step is; before it, a plan may leave out copies, which its readers then find done."""
-        for node in nodes:
-            if node.outputs == step.outputs:
-                return node
-            assert is_copy(node), f"{node} is left out"
-        raise AssertionError(f"{step} is not in the graph")
 
     def step(self, node, step, title):
         """Runs a step of the plan; node: what it is in the graph, None for a copy."""

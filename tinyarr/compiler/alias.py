@@ -14,7 +14,7 @@ from typing import Any
 from .. import views
 from ..program import Copy, Group, Location, Node, PlanStep, Read, Value
 from ..views import View, contiguous
-from .layout import in_order_of, is_copy, read_in
+from .layout import in_order_of, is_copy, read_in, row_major
 from .lives import is_collective, is_elementwise, is_wait, nbytes, values_read
 
 Layouts = Mapping[Value, View]
@@ -65,7 +65,8 @@ def spans(steps: Sequence[PlanStep]) -> dict[Value, tuple[int, int]]:
     found: dict[Value, tuple[int, int]] = {}
     for number, step in enumerate(steps):
         for value in (*reads(step), *writes(step)):
-            found[value] = found.get(value, (number,))[0], number
+            first, _ = found.get(value, (number, number))
+            found[value] = first, number
     return found
 
 
@@ -121,10 +122,12 @@ class _Aliases:
                 self._shapes.update(zip(maker.outputs, maker.call.out_shapes, strict=True))
 
     def layout(self, value: Value) -> View:
-        return self.layouts.get(value) or contiguous(value.shape)
+        return self.layouts.get(value) or row_major(value.shape)
 
     def find(self, value: Value) -> tuple[Value, int]:
         """Returns the root of a value, and at which of the root's bytes it begins."""
+        if value not in self._within:
+            return value, 0
         path, offset = [], 0
         while value in self._within:
             path.append(value)
@@ -203,7 +206,7 @@ class _Aliases:
                 continue
             if self._is_free(value):
                 root, _ = self.find(x.value)
-                unchanged = self._read(x) == contiguous(value.shape) and nbytes(root) <= 2 * nbytes(value)
+                unchanged = self._read(x) == row_major(value.shape) and nbytes(root) <= 2 * nbytes(value)
                 if unchanged and value not in self.layouts and nbytes(x.value) == nbytes(value):
                     self.join(value, x.value)
             elif self._count[x.value] == 1 and self._saves_memory(x.value, value):
@@ -218,18 +221,19 @@ class _Aliases:
         taken since the 8 are made, perhaps long before.
         """
         root, _ = self.find(target)
-        return root in self.fixed or self.lives[root][0] <= self.lives[value][0] or nbytes(root) <= 2 * nbytes(value)
+        return self.lives[root][0] <= self.lives[value][0] or nbytes(root) <= 2 * nbytes(value)
 
     # Collectives
 
     def join_collectives(self) -> None:
         """A sum over ranks is made in place of its operand if nothing else needs that, and waiting is an alias."""
         for begin, end in list(collectives(self.steps)):
-            node, wait = self.steps[begin], self.steps[end]
-            (x,), (result,), (value,) = operands(node), writes(node), writes(wait)
+            node: Any = self.steps[begin]
+            (x,), (result,), (value,) = operands(node), writes(node), writes(self.steps[end])
             root, _ = self.find(x.value)
             if root in self.fixed:
                 self._readers[root].append((end, x))
+                self._readers[root].sort(key=lambda reader: reader[0])
             dies = self._is_free(root) and self.lives[root][1] == begin and nbytes(root) == nbytes(result)
             self.lives[root] = self.lives[root][0], max(self.lives[root][1], end)
             if dies and node.call.primitive.overwrites == 0:
@@ -246,28 +250,32 @@ class _Aliases:
         %3 dies there, %3 is made in the state's memory as well, and so on while nothing needs the old contents.
         """
         for number, step in reversed(list(enumerate(self.steps))):
-            dying = [v for v in dict.fromkeys(reads(step)) if v in self.made and self.lives[v][1] == number]
+            dying = dict.fromkeys(self.find(value)[0] for value in reads(step) if self._dies(value, number))
             for new in writes(step):
                 if dying and self.made[new] == number:
-                    any(self._takes_place(number, new, old) for old in dying)
+                    old = next((root for root in dying if self._takes_place(number, new, root)), new)
+                    dying.pop(old, None)
 
-    def _takes_place(self, number: int, new: Value, old: Value) -> bool:
-        """Joins the root of an operand to that of a result, if the result can be made over it."""
-        (root, start), (dying, within) = self.find(new), self.find(old)
-        at = start
-        if not self._is_free(dying) or dying is root or within or self.lives[dying][1] != number:
+    def _dies(self, value: Value, number: int) -> bool:
+        """Returns whether no step behind this one needs the memory of a value, which is all of its root."""
+        if value not in self.made or self.lives[value][1] != number:
             return False
-        if nbytes(old) != nbytes(dying) or nbytes(dying) not in (nbytes(new), nbytes(root)):
+        root, _ = self.find(value)
+        return self._is_free(root) and self.lives[root][1] == number and nbytes(root) == nbytes(value)
+
+    def _takes_place(self, number: int, new: Value, dying: Value) -> bool:
+        """Joins a root that dies to a result, if that can be made over it."""
+        root, start = self.find(new)
+        size, at = nbytes(dying), start
+        if dying is root:
             return False
-        if nbytes(dying) != nbytes(new):  # the result is one of several parts: the other ones must not be made yet
-            if self.lives[root][0] != number or root in self.fixed:
-                return False
-            at = 0
-        elif not self._saves_memory(dying, root):
-            return False
-        if not self._is_made_where_read(number, new, dying, at - start):
-            return False
-        if root in self.fixed and not self._may_be_made_in(root, dying, at):
+        if nbytes(new) != size:  # the result is one of several parts, of which none is made yet
+            is_there, at = nbytes(root) == size and self.lives[root][0] == number and root not in self.fixed, 0
+        elif root in self.fixed:
+            is_there = self._may_be_made_in(root, dying, at)
+        else:
+            is_there = self._saves_memory(dying, root)
+        if not is_there or not self._is_made_where_read(number, new, dying, at - start):
             return False
         self.join(dying, root, at)
         return True
@@ -281,20 +289,21 @@ class _Aliases:
         makes b and reads g[4:], which step 0 has not overwritten.
         """
         readers = self._readers[fixed]
-        last = max((number for number, _ in readers), default=-1)
         for value in self._aliases.get(root, [root]):
             made, size = self.made[value], value.dtype.itemsize
             if made < self.fixed[fixed]:
                 return False
-            if last < made:
+            if not readers or readers[-1][0] < made:
                 continue
             start = at + self.find(value)[1]
             low, high = (start + size * end for end in views.extent(self.layout(value)))
-            for number, x in readers:
+            for number, x in reversed(readers):
+                if number < made:
+                    break
                 first, end = (x.value.dtype.itemsize * end for end in views.extent(x.view))
-                if number >= made and first < high and low < end:
-                    if number > made or not self._is_made_where_read(number, value, fixed, -start):
-                        return False
+                is_apart = end <= low or high <= first
+                if not is_apart and (number > made or not self._is_made_where_read(number, value, fixed, -start)):
+                    return False
         return True
 
     def _is_made_where_read(self, number: int, new: Value, old: Value, shift: int) -> bool:
@@ -305,10 +314,9 @@ class _Aliases:
         Example: y = x + x[:, :1] can't be made over x, since x[:, :1] is read for every column.
         """
         step = self.steps[number]
-        inputs: Sequence[Any]
-        later: Sequence[Any] = ()
+        others: Sequence[Any] = ()
         if isinstance(step, Copy):
-            inputs, shape = [step.read], step.read.view.shape
+            inputs, shape = (step.read,), step.read.view.shape
             if step.part is not None:
                 return False
         else:
@@ -320,24 +328,24 @@ class _Aliases:
                 only = node.call.primitive.overwrites
                 if only is None or new is not node.outputs[0]:
                     return False
-                inputs, later = node.inputs[only : only + 1], node.inputs[:only] + node.inputs[only + 1 :]
+                inputs, others = node.inputs[only : only + 1], node.inputs[:only] + node.inputs[only + 1 :]
             if isinstance(step, Group):
-                later = (*later, *step.last.inputs)
-
-        def is_of_old(x: Any) -> bool:
-            return isinstance(x, Read) and self.find(x.value)[0] is old
-
+                others = (*others, *step.last.inputs)
         written = views.reshape(self.layout(new), shape)
-        if written is None or any(map(is_of_old, later)):
+        if written is None or any(isinstance(x, Read) and self.find(x.value)[0] is old for x in others):
             return False
-        for x in filter(is_of_old, inputs):
-            view, size = self._read(x), x.value.dtype.itemsize
-            start = shift + self.find(x.value)[1] + view.offset * size
-            if start != 0 or size != new.dtype.itemsize or not is_like(view, written):
-                return False
+        for x in inputs:
+            root, start = self.find(x.value) if isinstance(x, Read) else (None, 0)
+            if root is old:
+                view, size = self._read(x), x.value.dtype.itemsize
+                is_there = shift + start + view.offset * size == 0
+                if not is_there or size != new.dtype.itemsize or not is_like(view, written):
+                    return False
         return True
 
 
 def is_like(a: View, b: View) -> bool:
     """Returns whether two views that begin in the same place show each element in the same place."""
-    return a.shape == b.shape and all(n == 1 or x == y for n, x, y in zip(a.shape, a.strides, b.strides, strict=True))
+    if a.shape != b.shape or a.strides == b.strides:
+        return a.shape == b.shape
+    return all(n == 1 or x == y for n, x, y in zip(a.shape, a.strides, b.strides, strict=True))

@@ -10,6 +10,7 @@ leads from one to the other.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeGuard
 
@@ -18,6 +19,8 @@ from ..ops.create import _copy
 from ..program import Graph, Node, PlanStep, Read, Step, Value, Write
 from ..views import Shape, View
 from .lives import is_call, is_collective, is_elementwise, is_wait, made_by, values_read
+
+row_major = functools.lru_cache(maxsize=4096)(views.contiguous)
 
 
 def layouts(graph: Graph) -> dict[Value, View]:
@@ -69,7 +72,7 @@ def read_in(layout: View, view: View) -> View:
     Example: (2, 3) elements are column by column in memory, (2, 3) by (1, 2). Their last column, if row-major (2,) by
     (3,) from element 2 on, is (2,) by (1,) from element 4 on.
     """
-    if layout.strides == views.contiguous_strides(layout.shape):
+    if layout == row_major(layout.shape):
         return view
     found = _translated(view, _axes_of(layout))
     assert found is not None, "a layout is chosen only where all views of the value can be had"
