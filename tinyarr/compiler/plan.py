@@ -32,10 +32,7 @@ def plan(graph: Graph, guard: int = 0) -> Plan:
 
     guard: bytes to keep free behind each root in the arena, of which then no two are in one place one after the other.
     """
-    steps, buffers = _in_order(graph)
-    given, unchecked = _indices(steps, buffers)
-    fixed = {value: unchecked + 1 if place.buffer == "state" else 0 for value, place in buffers.items()}
-    locations = alias(steps, layouts(graph), fixed)
+    steps, buffers, given, locations = _located(graph)
     written = min((number for number, step in enumerate(steps) for value in writes(step)
                    if buffers.get(locations[value].root, Place("")).buffer == "state"), default=END)  # fmt: skip
     left = [number for number, step in enumerate(steps) if not _is_done(step, locations)]
@@ -43,9 +40,16 @@ def plan(graph: Graph, guard: int = 0) -> Plan:
     steps = [_through_memory(steps[number], locations) for number in left]
     parts = {x.value for s in steps for x, _ in parts_of(s) if locations[x.value].root is locations[writes(s)[0]].root}
     lives = {root: life for root, life in lifetimes(steps, locations).items() if root not in buffers}
-    offsets, arena = allocate(lives, guard)
+    offsets, size = allocate(lives, guard)
     buffers |= {root: Place("arena", 0, offset) for root, offset in offsets.items()}
-    return Plan(steps, locations, buffers, frozenset(parts), arena, lives, checks, guard)
+    return Plan(steps, locations, buffers, frozenset(parts), size, lives, checks, guard)
+
+
+def arena(graph: Graph) -> int:
+    """Returns the bytes of the arena in the plan of a graph."""
+    steps, buffers, _, locations = _located(graph)
+    lives = lifetimes(steps, locations)
+    return allocate({root: life for root, life in lives.items() if root not in buffers})[1]
 
 
 def lifetimes(steps: Sequence[PlanStep], locations: Locations) -> Lifetimes:
@@ -89,6 +93,14 @@ def allocate(lives: Lifetimes, guard: int = 0) -> tuple[dict[Value, int], int]:
         placed[:, at] = offset, offset + need, first, last
         size = max(size, offset + need)
     return offsets, size
+
+
+def _located(graph: Graph) -> tuple[list[PlanStep], Buffers, list[Check], Locations]:
+    """Returns the steps with all copies, the places outside of the arena, indices to check, and the aliases."""
+    steps, buffers = _in_order(graph)
+    given, unchecked = _indices(steps, buffers)
+    fixed = {value: unchecked + 1 if place.buffer == "state" else 0 for value, place in buffers.items()}
+    return steps, buffers, given, alias(steps, layouts(graph), fixed)
 
 
 def _in_order(graph: Graph) -> tuple[list[PlanStep], Buffers]:
