@@ -7,7 +7,7 @@ needed, `allocate` at which offsets of one arena they are.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from .lives import END, highest_number, nbytes
 ALIGNMENT = 128  # bytes
 
 Buffers = dict[Value, Place]  # of values that are somewhere else than in the arena
-Locations = Mapping[Value, Location]
+Locations = dict[Value, Location]
 Lifetimes = dict[Value, tuple[int, int]]  # of each root the first and the last step that needs it
 
 

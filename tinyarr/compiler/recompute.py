@@ -29,10 +29,12 @@ class _Choice(NamedTuple):
 def recompute(graph: Graph, budget: int, size: Callable[[Graph], int]) -> Graph:
     """Returns the graph with as little made again as is needed for `size`, the bytes that its plan takes, to fit.
 
-    Planning takes as long as all passes together, so it is done for few numbers of choices. The bytes alive before those
+    Planning takes as long as all passes together, so it is done for few numbers of choices. The bytes alive before the
     passes are known for all numbers, and what passes change of them is nearly the same for all but the smallest: each
     plan tells what to expect of the others. The search ends where one choice less is known, or expected, not to fit.
-    GPT-2 1558M within 30 GiB: expected and planned 32,485 MB of 115 choices, so that 110 should do, and they do.
+
+    Example: GPT-2 1558M within 30 GiB, 32.21 GB. Of 193 choices the first 74 leave 32.19 GB alive. Their plan takes
+    31.92 GB, so that 69 should do, and these are the last that are planned.
 
     Warns where all that can be made again does not suffice.
     """
