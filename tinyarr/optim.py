@@ -41,7 +41,8 @@ class _Packed:
         self, parameters: Sequence[Tensor], options: dict[str, Any], state_names: Sequence[str], masters: bool
     ):
         # Backward finishes the last layers first; a segment fills from its start.
-        self.parameters = list(reversed(parameters))
+        # Tuples, so that a compiled step need not look at each call whether they still hold the same tensors.
+        self.parameters = tuple(reversed(parameters))
         self.options = options
         self.segment = pack(self.parameters)
         dtype = self.segment.flat.dtype
@@ -50,7 +51,7 @@ class _Packed:
             master = self.segment.zeros(dtype.compute)
             master.flat.assign(self.segment.flat)
             self.state["master"] = master
-        self.views = {name: [s.view(i) for i in range(len(parameters))] for name, s in self.state.items()}
+        self.views = {name: tuple(s.view(i) for i in range(len(parameters))) for name, s in self.state.items()}
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -179,7 +180,7 @@ class Optimizer:
         given = dict(zip(*pairs, strict=True))
         with no_grad():
             for packed in self._packed:
-                for p, master in zip(packed.parameters, packed.views.get("master", [])):
+                for p, master in zip(packed.parameters, packed.views.get("master", ())):
                     if p in given:
                         master.assign(given[p].detach().to(master.device))
                         p.assign(master)
