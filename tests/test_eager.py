@@ -7,10 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from tests.tiers import at_most
 from tinyarr import array, eager, views
 from tinyarr import distributed as d
 from tinyarr.backends.cpu.expression import TILE
@@ -158,7 +159,7 @@ def test_memory_comes_back_to_the_pool_and_is_used_again():
     assert address(free.allocate(99_000)) == place and free.peak == size_class(100_000)
 
 
-@settings(max_examples=50)
+@at_most(50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 10**6)), max_size=60))
 def test_live_blocks_never_overlap_and_the_pool_holds_little_more_than_the_peak(steps):
     free, live, peak = pool(), {}, 0

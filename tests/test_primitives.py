@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import tinyarr
 from tests.samples import SAMPLES, Case, Operand, Sample
+from tests.tiers import at_most
 from tinyarr import dtypes, eager, views
 from tinyarr.array import Array, empty
 from tinyarr.backends.cpu.registry import KERNELS
@@ -30,8 +31,9 @@ PROMOTING = [
 NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu", "slope")  # NaN need not reach every result
 POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN[n], Elementwise) and n not in NOT_POINTWISE]
 BY_THE_COMPILER = ("wait",)  # no function applies it
+pytestmark = pytest.mark.property
 each_sample = pytest.mark.parametrize("name", SAMPLES)
-few = settings(max_examples=12)
+few = at_most(12)
 
 
 def in_both_precisions(names):
@@ -196,7 +198,7 @@ def test_the_gradient_agrees_with_finite_differences(name):
 def test_the_gradient_of_the_gradient_agrees_with_finite_differences(name):
     sample = SAMPLES[name]
 
-    @settings(max_examples=6)
+    @at_most(6)
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)
