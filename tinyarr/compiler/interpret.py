@@ -9,11 +9,11 @@ from .. import eager, views
 from ..array import Array, empty
 from ..ops.create import _copy
 from ..ops.primitive import _composite
-from ..program import Argument, Copy, Graph, Group, KernelCall, Node, Place, Plan, Read, Value, Write
+from ..program import Argument, Graph, KernelCall, Value
 from ..tape import no_grad
 from ..tensor import result_tensor
-from .lives import highest_number, made_by
 from .lower import lower
+from .plan import unplanned
 
 
 class Interpreter:
@@ -25,7 +25,7 @@ class Interpreter:
     def __init__(self, graph: Graph):
         self._graph = graph
         plan = unplanned(graph)
-        self._values = {place[:2]: value for value, place in plan.places.items()}
+        self._values = {place[:2]: value for value, place in plan.buffers.items()}
         self._calls = [call for call in lower(plan).calls if isinstance(call, KernelCall)]
         self._freed: list[list[tuple]] = [[] for _ in self._calls]  # the buffers that each call is the last to use
         seen = set()
@@ -75,48 +75,6 @@ class _Memory(dict):
         like = self._values[buffer]
         made = self[buffer] = empty(like.device, like.shape, like.dtype)
         return made
-
-
-def unplanned(graph: Graph) -> Plan:
-    """Returns the plan in which each value has memory of its own, and nothing is fused.
-
-    So it depends on no decision of the planner, and fits graphs whose values are on several devices.
-    """
-    nodes = [n for node in graph.nodes for n in ((node.first, node.last) if isinstance(node, Group) else (node,))]
-    places: dict[Value, Place] = {value: Place("value", value.number) for n in nodes for value in made_by(n)}
-    places |= {s.before: Place("state", i) for i, s in enumerate(graph.states)}
-    places |= {value: Place("constant", i) for i, (value, _) in enumerate(graph.constants)}
-    places |= {v: Place("draw", 2 * i + j) for i, (_, *values) in enumerate(graph.draws) for j, v in enumerate(values)}
-    places |= {value: Place("float", i) for i, (_, value) in enumerate(graph.floats)}
-    steps: list[Node | Group | Copy | None] = []
-    count = highest_number(graph)
-
-    def copy(read: Read, buffer: str, number: int) -> Value:
-        nonlocal count
-        target = Value(count := count + 1, read.view.shape, read.value.dtype, read.value.device)
-        places[target] = Place(buffer, count if buffer == "value" else number)
-        steps.append(Copy(read, target))
-        return target
-
-    for node in nodes:
-        if isinstance(node, Write):
-            steps.append(Copy(_whole(node.old), node.output))
-            steps.append(Copy(Read(node.new, views.contiguous(node.view.shape)), node.output, node.view))
-        else:
-            steps.append(node)
-    for i, read in enumerate(graph.results):
-        copy(read, "result", i)
-    given = {s.before for s in graph.states}
-    changed = [(i, s) for i, s in enumerate(graph.states) if s.after is not s.before]
-    # The new contents of one state may be the old ones of another, which is written first.
-    new = [copy(_whole(s.after), "value", 0) if s.after in given else s.after for _, s in changed]
-    for (i, s), value in zip(changed, new, strict=True):
-        copy(Read(value, views.contiguous(s.before.shape)), "state", i)
-    return Plan(steps, places, {}, frozenset(), 0, {})
-
-
-def _whole(value: Value) -> Read:
-    return Read(value, views.contiguous(value.shape))
 
 
 def _run(call: Any, operands: Sequence[Any]) -> Sequence[Array]:

@@ -1,8 +1,8 @@
 """From a planned graph to the list of kernel calls that runs it: C prints the list, CUDA binds it, NumPy interprets it.
 
-Decided here, once for every backend: a copy whose elements are where they belong is left out; an operand that a kernel
-can't read with its strides is copied into scratch before, and a result that it can't write where it belongs is copied
-from scratch after; concat and the padding of a slice's gradient are copies into parts and fills.
+Decided here, once for every backend: an operand that a kernel can't read with its strides is copied into scratch
+before, and a result that it can't write where it belongs is copied from scratch after; concat and the padding of a
+slice's gradient are copies into parts and fills.
 
 Example: of `y = concat([x.T, a + b])`, where the planner makes `a + b` in its part of `y`, two calls are left: `add`,
 whose output is that part of `y`, and `copy` from `x.T` into the other part.
@@ -20,7 +20,6 @@ from ..ops.create import _copy, _full
 from ..ops.primitive import Call
 from ..program import Argument, Copy, Group, IndexCheck, KernelCall, Lowered, Node, Place, Plan, Read, Value, Wait
 from ..views import Shape, View
-from .layout import is_copy
 from .lives import is_wait
 from .plan import ALIGNMENT
 
@@ -49,34 +48,30 @@ class _Lowering:
             step: Any = plan.steps[number]
             self._calls.append(IndexCheck(step.call, self._at(*read), bounds, step.line, number))
         for number, step in enumerate(plan.steps):
-            if step is not None:
-                self._number, self._line = number, getattr(step, "line", "")
-                self._device = step.target.device if isinstance(step, Copy) else step.call.device
-                self._used = self._used if plan.guard else 0
-                first = len(self._calls)
-                self._step(step)
-                self._most = max(self._most, self._used)
-                if self._used:  # the kernels' own scratch begins behind what is copied for all calls of the step
-                    at = self._scratch_from(self._used)
-                    self._calls[first:] = [replace(x, scratch=at) if isinstance(x, KernelCall) else x
-                                           for x in self._calls[first:]]  # fmt: skip
+            self._number, self._line = number, getattr(step, "line", "")
+            self._device = step.target.device if isinstance(step, Copy) else step.call.device
+            self._used = self._used if plan.guard else 0
+            first = len(self._calls)
+            self._step(step)
+            self._most = max(self._most, self._used)
+            if self._used:  # the kernels' own scratch begins behind what is copied for all calls of the step
+                at, calls = self._scratch_from(self._used), self._calls[first:]
+                self._calls[first:] = [replace(x, scratch=at) if isinstance(x, KernelCall) else x for x in calls]
         return Lowered(self._calls, plan.arena, self._most, plan.guard)
 
     def _step(self, step: Node | Group | Copy) -> None:
         if isinstance(step, Copy):
-            view = views.contiguous(step.read.view.shape) if step.part is None else step.part
-            if step.part is not None or not self._is_there(step.read, step.target):
-                self._copy(self._at(*step.read), self._at(step.target, view))
+            self._copy(self._at(*step.read), self._at(step.target, step.part or views.contiguous(step.read.view.shape)))
         elif isinstance(step, Group):
             self._group(step)
         elif is_wait(step):
-            (read,), (value,) = step.inputs, step.outputs
-            self._calls.append(Wait(step.call, self._at(*read), self._line, self._number))
-            if not self._is_there(read, value):
-                self._copy(self._at(*read), self._made(step)[0])
+            ((begun,), (made,)) = self._reads(step), self._made(step)
+            self._calls.append(Wait(step.call, begun, self._line, self._number))
+            if begun.place != made.place:
+                self._copy(begun, made)
         elif step.call.primitive.parts is not None:
             self._join(step)
-        elif not (is_copy(step) and self._is_there(step.inputs[0], step.outputs[0])):
+        else:
             self._launch(step.call, self._fitted(step), self._made(step))
 
     def _group(self, group: Group) -> None:
@@ -179,11 +174,6 @@ class _Lowering:
         if start:
             place = Place(place.buffer, place.number, place.offset + start * value.dtype.itemsize)
         return Argument(place, shape, strides, value.dtype)
-
-    def _is_there(self, read: Read, target: Value) -> bool:
-        """Returns whether what is read, dense, has the place of a value already."""
-        here, there = self._plan.place(read.value), self._plan.place(target)
-        return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
 
     def _in_scratch(self, shape: Shape, dtype: Dtype) -> Argument:
         """A dense tensor in scratch until the end of the step; behind a guard, for good."""
