@@ -20,9 +20,8 @@ from ..random import default_generator
 from ..tensor import Tensor
 from .assumptions import HEAP_TYPE
 from .calls import Bound
-from .capture import Capture, item_path
+from .capture import GRADIENT, Capture, GradientKind, TensorKind, item_path
 from .holders import Attributes, Cell, ClassAttributes, Entries, Holder, Items, Members, Variable
-from .parts import GRADIENT, GradientKind, TensorKind
 
 _FIELDS: Sequence[Callable] = tuple(
     map(operator.attrgetter, ("grad", "node", "_hooks", "_requires_grad", "_has_wide_grad"))
