@@ -148,7 +148,7 @@ class Walk(Capture):
         else:
             self._push([*(Task(f"state[{i}]", x, ()) for i, x in enumerate(state)), *given])
             self._walk()
-        if self._has_decimals:
+        if self._has_decimals or (state is not None and "decimal" in sys.modules):  # as code may use it
             context = DecimalContext()
             self._hold("decimal's context", context)
             self._note("decimal's context", context.contents()[0], ())
