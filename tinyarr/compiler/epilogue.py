@@ -79,7 +79,7 @@ class _Epilogues:
             return False
         shapes, dtypes = tuple(x.view.shape for x in operands), tuple(x.value.dtype for x in operands)
         call = Call(made, node.call.device, shapes, dtypes, {})
-        if len(set(dtypes)) > 1 or own.offset % 8 or not call.device.backend.holds(call):
+        if len(set(dtypes)) > 1 or own.offset % 8 or call.device.backend.kernel(call) is None:
             return False
         line = self._graph.nodes[position].line
         self._nodes[position] = Node(call, operands, outputs, line, node.repetition)
