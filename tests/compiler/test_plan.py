@@ -120,7 +120,11 @@ def test_a_value_that_is_made_in_an_order_shows_it_there(data):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(st.tuples(*[st.integers(0, 20)] * 2, st.integers(1, 900)), min_size=1, max_size=3), max_size=25))
+ROOT = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 900)), min_size=1, max_size=3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ROOT, max_size=25))
 def test_what_is_needed_together_is_apart(roots):
     lives = {}
     for number, parts in enumerate(roots):
