@@ -202,10 +202,10 @@ class _Aliases:
             if not is_copy(step):
                 continue
             (x,), (value,) = operands(step), writes(step)
-            if x.value not in self.made or not self._is_dense(x):
+            root, _ = self.find(x.value)
+            if root in self.fixed or not self._is_dense(x):  # the old contents of state may be overwritten
                 continue
             if self._is_free(value):
-                root, _ = self.find(x.value)
                 unchanged = self._read(x) == row_major(value.shape) and nbytes(root) <= 2 * nbytes(value)
                 if unchanged and value not in self.layouts and nbytes(x.value) == nbytes(value):
                     self.join(value, x.value)
