@@ -119,7 +119,6 @@ def test_a_value_that_is_made_in_an_order_shows_it_there(data):
     assert layout is not None or wider != seen.shape, "a dense order can always be had"
 
 
-@settings(max_examples=100, deadline=None)
 ROOT = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 900)), min_size=1, max_size=3)
 
 
