@@ -162,6 +162,15 @@ class Location(NamedTuple):
     view: View
 
 
+class Stretch(NamedTuple):
+    """Bytes `low` to `high` of a root, which steps `first` to `last` need."""
+
+    low: int
+    high: int
+    first: int
+    last: int
+
+
 class Copy(NamedTuple):
     """What a read shows becomes, dense, the contents of a value's place, or of `part` of it."""
 
@@ -190,7 +199,7 @@ class Plan:
 
     steps: nodes and copies in order, whose operands are views of memory. locations: of every value. buffers: the places
     of their roots. parts: the values that are made in their place within another one. arena: its bytes. lives: of each
-    root in it, the first and the last step that needs it. checks: the indices that come with a call and that steps
+    root in it, which bytes are needed when. checks: the indices that come with a call and that steps
     behind the first write into state use. guard: where not 0, all that is in the arena is apart, with so many bytes
     behind it that nothing writes.
     """
@@ -200,7 +209,7 @@ class Plan:
     buffers: dict[Value, Place]
     parts: frozenset[Value]
     arena: int
-    lives: dict[Value, tuple[int, int]]
+    lives: dict[Value, list[Stretch]]
     checks: Sequence[Check] = ()
     guard: int = 0
 
