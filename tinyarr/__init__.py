@@ -3,6 +3,7 @@
 from . import cuda, data, distributed, dtypes, nn, optim, random, saving, schedule, tuning
 from . import indexing as _indexing  # attaches x[key] to Tensor
 from .autograd import gradients
+from .backends import kinds as _kinds  # registers cpu, cuda and meta
 from .compiler import compile
 from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (

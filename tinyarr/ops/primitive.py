@@ -112,8 +112,8 @@ class Primitive:
     moves: it only copies, casts or fills.
     cheap: it takes about the time of reading its operands, and so may run again in place of being held.
     reduces: its result is small beside its operands.
-    parts(in_shapes, params): for an operation that only puts operands into its result, the position there at which each
-    begins; None where that is not so for these parameters.
+    parts(view, in_shapes, params): for an operation that only puts operands into its result, and zeros around them: of
+    a view of the result the part that each operand becomes. Such an operation is no kernel but copies.
     bounds(in_shapes, params): the Bounds of an operand of indices, which kernels check.
     gradient_of: the primitive whose derived gradient it is.
     """
@@ -138,7 +138,7 @@ class Primitive:
         moves: bool = False,
         cheap: bool = False,
         reduces: bool = False,
-        parts: Callable[[Sequence[Shape], dict[str, Any]], Sequence[Sequence[int]] | None] | None = None,
+        parts: Callable[[View, Sequence[Shape], dict[str, Any]], Sequence[View]] | None = None,
         bounds: Callable[[Sequence[Shape], dict[str, Any]], Bounds] | None = None,
     ):
         if not derived and name in registry and registry[name].built_in:

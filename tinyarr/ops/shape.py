@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -55,7 +54,9 @@ _unslice = Primitive(
     "unslice",
     lambda shapes, dtypes, *, shape, starts, stops, steps: [(shape, dtypes[0])],
     moves=True,
-    parts=lambda shapes, params: [params["starts"]] if set(params["steps"]) <= {1} else None,
+    parts=lambda view, shapes, params: [
+        views.slice_view(view, params["starts"], params["stops"], params["steps"])
+    ],
 )
 
 
@@ -176,10 +177,9 @@ def _common(types):
     return dtypes.result_type(*types)
 
 
-def _concat_parts(shapes, params):
+def _concat_parts(view, shapes, params):
     axis = params["axis"]
-    ends = itertools.accumulate((s[axis] for s in shapes), initial=0)
-    return [(0,) * axis + (start,) + (0,) * (len(s) - axis - 1) for s, start in zip(shapes, ends, strict=False)]
+    return _split_view(view, sizes=[s[axis] for s in shapes], axis=axis)
 
 
 _concat = Primitive("concat", _infer_concat, variadic=True, promotes=_common, moves=True, parts=_concat_parts)

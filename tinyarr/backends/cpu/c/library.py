@@ -107,7 +107,7 @@ class _Generator:
             (read,), (value,) = step.inputs, step.outputs
             if step.call.primitive is not wait or self._same(read, value):
                 return
-            view = self.plan.layouts.get(value, views.contiguous(value.shape))
+            view = self.plan.layout(value)
             site, title = launch.copy(Copy(read, value), view), "copy"
         elif isinstance(step, Copy):
             view = views.contiguous(step.read.view.shape) if step.part is None else step.part
@@ -168,7 +168,7 @@ class _Generator:
         self.sections.append([])
 
     def _same(self, read: Read, target: Value) -> bool:
-        here, there = self.plan.places[read.value], self.plan.places[target]
+        here, there = self.plan.place(read.value), self.plan.place(target)
         return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
 
     def address(self, value: Value, view: View) -> str:
@@ -177,7 +177,7 @@ class _Generator:
 
     def where(self, value: Value, view: View) -> tuple[int, int]:
         """In which buffer a view of a value begins, and at which byte."""
-        place = self.plan.places[value]
+        place = self.plan.place(value)
         return self.buffer(place), place.offset + view.offset * value.dtype.itemsize
 
     def buffer(self, place: Place) -> int:
@@ -231,7 +231,7 @@ class _Launch:
 
     def made(self, name: str, value: Value, shape: Shape) -> Operand:
         """An output as its kernel sees it: in the shape in which the kernel goes through it."""
-        view = views.reshape(self._generator.plan.layouts.get(value, views.contiguous(value.shape)), shape)
+        view = views.reshape(self._generator.plan.layout(value), shape)
         assert view is not None, "a layout is chosen only where the kernel can write it"
         return self.write(name, value, view)
 
@@ -251,8 +251,8 @@ class _Launch:
         inputs = [self.read(*x) for x in zip(names, node.inputs, node.call.in_dtypes, strict=True)]
         names = _names(primitive, primitive.outputs, len(node.outputs), "out")
         outputs = [self.made(*y) for y in zip(names, node.outputs, node.call.out_shapes, strict=True)]
-        parts = self._generator.plan.parts
-        placed = frozenset(i for i, x in enumerate(node.inputs) if isinstance(x, Read) and x.value in parts)
+        is_part = self._generator.plan.is_part
+        placed = frozenset(i for i, x in enumerate(node.inputs) if isinstance(x, Read) and is_part(x.value))
         return Site(node.call, inputs, outputs, self._generator.threads, placed=placed)
 
     def group(self, group: Group) -> Site:
