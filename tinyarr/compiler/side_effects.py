@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import TraceError
+from ..segments import gradients_in_place, runs
 from .capture import Capture, is_rebuilt, item_path
 from .holders import GONE, Attributes, Cell, Elements, Holder, Variable, holds_the_same
 from .templates import Filling, Templates
@@ -56,6 +57,8 @@ class Snapshot:
     def changes(self, templates: Templates) -> Changes:
         """What is different now. Raises TraceError for what can't be done again at each call."""
         gradients: dict[str, Any] = {}
+        for run in runs(x for x, gradient, *_ in self._tensors.values() if x.grad is not gradient):
+            gradients_in_place(run)  # so that the next call finds them together, and adds to them there
         for path, (x, gradient, hooks, array, *flags, node) in self._tensors.items():
             if x.array is not array or [x._requires_grad, x._has_wide_grad] != flags or x.node is not node:
                 raise TraceError(
