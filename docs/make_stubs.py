@@ -53,7 +53,7 @@ def methods() -> str:
 def own_names() -> set[str]:
     """What the body of Tensor's class defines itself."""
     tree = ast.parse((PACKAGE / "tensor.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Tensor")
     return {node.name for node in body if isinstance(node, ast.FunctionDef)} | {"__dir__", "__reduce__", "__repr__"}
 
 

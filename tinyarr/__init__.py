@@ -157,6 +157,7 @@ from .ops.softmax import log_softmax, logsumexp, softmax
 from .ops.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.statistics import mean, std, var, vector_norm
 from .other_names import FUNCTIONS as _OTHER_NAMES
+from .other_names import SAME as _SAME
 from .other_names import explained as _explained
 from .other_names import missing as _missing
 from .other_names import takes_axis as _takes_axis
@@ -175,6 +176,8 @@ def __getattr__(name: str):
         import importlib
 
         return importlib.import_module(".testing", __name__)
+    if name in _SAME:
+        return _SAME[name]
     _missing("tinyarr", _OTHER_NAMES, name)
 
 

@@ -54,8 +54,7 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     with np.errstate(all="ignore"):  # what overflows becomes infinite, as in astype, without NumPy's warnings
         values = values.astype(dtype.numpy)
     device.backend.from_numpy(values, stored)
-    if not hasattr(data, "dtype"):
-        executor.get().constant(stored)
+    executor.get().constant(stored)
     return stored
 
 

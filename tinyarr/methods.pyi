@@ -119,7 +119,7 @@ class Methods:
     def mT(self) -> Tensor:
         """The last two axes exchanged; a view. Raises ShapeError below two dimensions."""
     def dropout(self, p: float = 0.5, *, training: bool = True, generator: Generator | None = None) -> Tensor:
-        """Each element 0 with probability p, else divided by 1 - p; x itself when not training."""
+        """Each element 0 with probability p (1 at most), else divided by 1 - p; x itself when not training."""
     def sum(self, axis: int | Sequence[int] | None = None, *, dtype=None, keepdims: bool = False) -> Tensor:
         """The sum over axes. bool and integers are summed as int64 (unsigned ones as uint64), unless `dtype` is given."""
     def prod(self, axis: int | Sequence[int] | None = None, *, dtype=None, keepdims: bool = False) -> Tensor:
@@ -286,7 +286,7 @@ class Methods:
         ...
     def __ge__(self, other: Tensor | float) -> Tensor:
         ...
-    def __pow__(self, y: Tensor | float) -> Tensor:
+    def __pow__(self, other: Tensor | float) -> Tensor:
         ...
     def __rpow__(self, other: Tensor | float) -> Tensor:
         ...
@@ -332,3 +332,9 @@ class Methods:
         """x repeated as a whole along each axis; axes missing on either side count as 1."""
     def repeat(self, repeats: int | Tensor, *, axis: int | None = None) -> Tensor:
         """Each element repeated in place along an axis (None: flattened); `repeats` may differ, a 1-d tensor of ints."""
+    def retain_grad(self) -> None:
+        """Makes backward add the gradient of a result to its `.grad`, as it does for leaves."""
+    def __round__(self, digits: int | None = None) -> float:
+        ...
+    def __array_ufunc__(self, ufunc: np.ufunc, how: str, *operands: Any, **keywords: Any) -> Tensor:
+        ...

@@ -6,7 +6,7 @@ The class is bare here: its methods and operators are the public functions of `o
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from . import dtypes, views
 from .array import Array
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from .methods import Methods  # what ops/, indexing.py and interchange.py attach: docs/make_stubs.py writes it
 else:
     Methods = object
+
+
+class Size(int):
+    """A number of elements. Where it is called, as PyTorch's tensors are for their shape, the error says so."""
+
+    def __call__(self, *axis: int) -> NoReturn:
+        raise TypeError(f"size: it is the number of elements, {self}: use shape, or shape[axis] for one axis")
+
+
+dtypes.SCALARS[Size] = "signed"
 
 
 class Tensor(Methods):
@@ -66,7 +76,7 @@ class Tensor(Methods):
     @property
     def size(self) -> int:
         """Number of elements."""
-        return views.size(self.array.shape)
+        return Size(views.size(self.array.shape))
 
     @property
     def nbytes(self) -> int:
@@ -127,8 +137,6 @@ class Tensor(Methods):
         if not self.array.shape:
             raise ShapeError("len: a 0-d tensor has no length")
         return self.array.shape[0]
-
-    __array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
 
     # A tensor is compared elementwise by ==, but is itself a valid key of a dict or set.
     __hash__ = object.__hash__

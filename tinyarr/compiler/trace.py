@@ -172,7 +172,7 @@ class Trace:
         raise TraceError(f"{asked_by()}: a tensor of shape {x.shape} was asked for its elements {ADVICE}")
 
     def constant(self, x: Array) -> None:
-        """Remembers an array made of Python numbers: every call makes the same."""
+        """Remembers an array made of Python numbers or of a NumPy array: every call makes the same."""
         self.constants.append(x)
 
     def restore(self) -> None:

@@ -7,12 +7,41 @@ give float32. Gradients are derived; where a function has a kink or a tie, its d
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from .. import dtypes
 from ..dtypes import Dtype
 from ..tensor import Tensor, method, require_tensors
 from . import scalar
 from .elementwise_primitive import Elementwise, elementwise
+
+
+@elementwise
+def _integer_power(x, *, n):
+    return x**n
+
+
+@elementwise
+def _inverse_power(x, *, n):
+    return (1 / x) ** n
+
+
+@_inverse_power.gradient
+def _inverse_power_gradient(g, x, *, n):
+    return scalar.where(scalar.equal(g, 0), 0, -n * (g * (1 / x) ** (n + 1)))
+
+
+class _Power(Elementwise):
+    """x ** y, where a small whole y makes products: 1 to 8, or, of floating x, also as a float, and -1 and -2."""
+
+    def __call__(self, *operands: Any, **options: Any) -> Any:
+        x, y = operands if len(operands) == 2 else (None, 0)
+        if isinstance(x, Tensor) and ((type(y) is int and y > 0) or (type(y) in (int, float) and x.dtype.is_float)):
+            if y in (-1, -2):
+                return _inverse_power(x, n=int(-y), **options)
+            if y in range(1, 9):
+                return _integer_power(x, n=int(y), **options)
+        return super().__call__(*operands, **options)
 
 
 def _lift(
@@ -22,7 +51,8 @@ def _lift(
     operation = scalar.OPERATIONS[name]
     inputs = inputs or ("x", "y")[: operation.arity]
     function = scalar.power if name == "power" else lambda *args: scalar.make(name, *args)
-    primitive = Elementwise(public_name or name, function, inputs, ("out",))
+    kind = _Power if name == "power" else Elementwise
+    primitive = kind(public_name or name, function, inputs, ("out",))
     primitive.__doc__ = documentation
     return primitive
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from .. import dtypes
 from ..errors import GradientError, ShapeError
-from ..tape import is_nested
+from ..tape import is_nested, recording
 from ..tensor import Tensor, method
+from .create import assign
 from .elementwise import (
     abs,
     add,
@@ -16,7 +17,6 @@ from .elementwise import (
     bitwise_right_shift,
     bitwise_xor,
     divide,
-    elementwise,
     equal,
     floor_divide,
     greater,
@@ -32,18 +32,6 @@ from .elementwise import (
 )
 from .matmul import matmul
 from .primitive import apply
-
-
-@elementwise
-def _integer_power(x, *, n):
-    return x**n
-
-
-def _power(x: Tensor, y) -> Tensor:
-    """x ** y; a small whole Python number becomes products."""
-    if type(y) is int and 1 <= y <= 8:
-        return _integer_power(x, n=y)
-    return pow(x, y)
 
 
 def _binary(symbol: str, primitive) -> None:
@@ -74,14 +62,19 @@ for _symbol, _primitive in {
 
 
 def _in_place(symbol: str, sign: str) -> None:
-    """x op= y makes a new tensor, as `x = x op y` does: so it is refused where someone means to train x by it."""
+    """x op= y makes a new tensor, as `x = x op y` does, but for a leaf that requires a gradient.
+
+    Someone means to train that: under no_grad() it is written, and while operations are recorded that is refused.
+    """
     operation = getattr(Tensor, f"__{symbol}__")
 
     def rebind(self: Tensor, other):
         if self._requires_grad and self.node is None and not is_nested():  # a variable of grad() is a leaf too
+            if not recording.get():
+                return assign(self, operation(self, other))
             raise GradientError(
-                f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write "
-                f"p.assign(p {sign} ...) under no_grad() to update it, or y = p {sign} ... for a new tensor"
+                f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write it "
+                f"(or p.assign(p {sign} ...)) under no_grad() to update it, or y = p {sign} ... for a new tensor"
             )
         return operation(self, other)
 
@@ -117,7 +110,7 @@ def _truth(self: Tensor) -> bool:
     return bool(self.item())
 
 
-method("__pow__")(_power)
+method("__pow__")(lambda self, other: pow(self, other))
 method("__rpow__")(lambda self, other: pow(other, self))
 method("__neg__")(lambda self: negative(self))
 method("__pos__")(lambda self: self)

@@ -158,13 +158,14 @@ def random_bits(shape, *, generator=None, device=None) -> Tensor:
 
 @method()
 def dropout(x: Tensor, p: float = 0.5, *, training: bool = True, generator: Generator | None = None) -> Tensor:
-    """Each element 0 with probability p, else divided by 1 - p; x itself when not training.
+    """Each element 0 with probability p (1 at most), else divided by 1 - p; x itself when not training.
 
     The mask is not saved: the gradient draws it again. Source: Srivastava et al. 2014, "Dropout", section 4.
     """
-    if not 0 <= p < 1:
-        raise ArgumentError(f"dropout: p is {p}: it must lie in [0, 1)")
+    if not 0 <= p <= 1:
+        raise ArgumentError(f"dropout: p is {p}: it must lie in [0, 1]")
     if not training or p == 0:
         return x
     key, counter = (generator or default_generator()).take()
-    return _dropout(x, key, counter, int(p * 2**32), 1 / (1 - p))
+    # With p = 1 one element of 2**32 is kept, and multiplied by 0.
+    return _dropout(x, key, counter, min(int(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0)
