@@ -49,7 +49,7 @@ def padded(parallel, itemsize: int, name: str) -> list[int]:
     """Of each bucket the elements: parameters aligned, the last one first; of Zero's, by group, whole parts for all."""
     step, found = PADDING // itemsize, []
     groups = [group["parameters"][::-1] for group in parallel.model.parameter_groups(0.1)]
-    for parameters in [sum(groups, [])] if name == "data" else groups:
+    for parameters in [[p for group in groups for p in group]] if name == "data" else groups:
         bucket: list[int] = []
         for p in parameters:
             if sum(bucket) * p.grad_dtype.itemsize >= BUCKET:
