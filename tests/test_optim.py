@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 import tinyarr
+from models.gpt2 import GPT2, Config
 from tinyarr import bfloat16, eager, float16, float32, float64, nn, optim, saving
 from tinyarr.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
@@ -575,6 +576,41 @@ def test_an_optimizer_of_a_users_own_gets_one_parameter_after_the_other_unless_i
         assert shapes == expected
         for p, x, g in zip(parameters, START, GRADIENTS[0]):
             assert np.array_equal(p.numpy(), np.float32(x) - np.float32(g))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_compiled_step_updates_and_clips_by_segments_also_after_other_batches(accumulate):
+    """And what the last batch adds is made in the memory of what the others have added up."""
+    sizes = []
+    for layers in (1, 3):
+        model = GPT2(Config(vocab_size=40, block_size=8, n_layer=layers, n_head=2, n_embd=16))
+        optimizer = optim.AdamW(model.parameter_groups(0.1))
+
+        def add_gradient(x, model=model):
+            loss = model.loss(x[:, :-1], x[:, 1:])
+            loss.backward()
+            return loss.detach()
+
+        def step(x, add_gradient=add_gradient, model=model, optimizer=optimizer):
+            loss = add_gradient(x)
+            norm = optim.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss, norm
+
+        first, last = (tinyarr.compiler.Compiled(f, build=tinyarr.compiler.Interpreter) for f in (add_gradient, step))
+        x = tinyarr.zeros((2, 9), dtype=tinyarr.int64)
+        for _ in range(2 if accumulate else 0):
+            first(x)
+        last(x)
+        (graph,) = last.graphs
+        names = [getattr(node, "call", None) and node.call.primitive.name for node in graph.nodes]
+        assert None not in names  # no write: all of the gradients' memory is made anew
+        sizes.append(sum("adamw" in name or name == "scaled" for name in names))
+        flat = [s.before.shape[0] for s in graph.states if s.before.dtype is float32 and len(s.before.shape) == 1]
+        parts = [packed.segment.flat.size for packed in optimizer._packed]
+        assert [flat.count(n) for n in parts] == [4 if accumulate else 3] * 2  # parameters, two moments, gradients
+    assert sizes[0] == sizes[1] <= 4
 
 
 def test_the_learning_rate_is_a_tensor_that_is_written_into():
