@@ -583,7 +583,7 @@ def test_a_compiled_step_updates_and_clips_by_segments_also_after_other_batches(
     """And what the last batch adds is made in the memory of what the others have added up."""
     sizes = []
     for layers in (1, 3):
-        model = GPT2(Config(vocab_size=40, block_size=8, n_layer=layers, n_head=2, n_embd=16))
+        model = GPT2(Config(vocab_size=40, block_size=8, n_layer=layers, n_head=2, n_embd=32))
         optimizer = optim.AdamW(model.parameter_groups(0.1))
 
         def add_gradient(x, model=model):
@@ -610,7 +610,7 @@ def test_a_compiled_step_updates_and_clips_by_segments_also_after_other_batches(
         flat = [s.before.shape[0] for s in graph.states if s.before.dtype is float32 and len(s.before.shape) == 1]
         parts = [packed.segment.flat.size for packed in optimizer._packed]
         assert [flat.count(n) for n in parts] == [4 if accumulate else 3] * 2  # parameters, two moments, gradients
-    assert sizes[0] == sizes[1] <= 4
+    assert max(sizes) <= 4  # a scaling and an update for each of two segments
 
 
 def test_the_learning_rate_is_a_tensor_that_is_written_into():

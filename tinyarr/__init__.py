@@ -1,7 +1,7 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
 from . import cuda, data, distributed, dtypes, nn, optim, random, saving, schedule, tuning
-from . import indexing as _indexing  # attaches x[key] to Tensor
+from . import methods as _methods  # gives Tensor its methods
 from .autograd import gradients
 from .backends import kinds as _kinds  # registers cpu, cuda and meta
 from .compiler import compile
@@ -31,7 +31,6 @@ from .dtypes import (
 from .interchange import asarray, from_dlpack
 from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__
-from .ops import operators as _operators  # attaches Python's operators to Tensor
 from .ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.attention import scaled_dot_product_attention

@@ -8,12 +8,13 @@ from typing import Any
 from . import dtypes, views
 from .errors import DtypeError, MaskError, OutOfBounds
 from .interchange import asarray
-from .ops.create import arange, assign, full
+from .ops.assign import assign
+from .ops.create import arange, full
 from .ops.elementwise import astype, where
 from .ops.index import flat_positions, require_integers, scatter, take
 from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
 from .ops.sort import nonzero
-from .tensor import Tensor, method
+from .tensor import Tensor
 
 
 def _whole_number(index: Any) -> int:
@@ -146,7 +147,7 @@ def _checked(x: Tensor, axis: int, k: Any) -> int:
     return i % n
 
 
-def _getitem(x: Tensor, key: Any) -> Tensor:
+def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key]: ints, slices, None and Ellipsis give a view, integer tensors and masks a copy."""
     if _is_lone_bool(key):
         return _basic(x, (None, ...))[: int(key)]
@@ -154,12 +155,12 @@ def _getitem(x: Tensor, key: Any) -> Tensor:
     return _gathered(x, parts) if any(map(_is_tensor, parts)) else _basic(x, tuple(parts))
 
 
-def _setitem(x: Tensor, key: Any, value: Any) -> None:
+def setitem(x: Tensor, key: Any, value: Any) -> None:
     """x[key] = value: writes into x's memory (see assign). Where positions repeat the last value stays."""
     if dtypes.scalar_kind(dtypes.python_scalar(value)) is not None:
         value = full((), value, dtype=x.dtype, device=x.device)
     if _is_lone_bool(key):
-        _assign(_getitem(x, key), value)
+        _assign(getitem(x, key), value)
         return
     key = key if isinstance(key, tuple) else _converted(x, key)
     is_of_rows = _is_mask(key) and key.shape == x.shape[: key.ndim]
@@ -193,12 +194,7 @@ def _is_lone_bool(key: Any) -> bool:
     return isinstance(dtypes.python_scalar(key), bool) or (_is_mask(key) and not key.ndim)
 
 
-def _iterate(x: Tensor):
+def iterate(x: Tensor):
     if not x.ndim:
         raise TypeError("iteration: a 0-d tensor has no elements to walk over: use item()")
     return (x[i] for i in range(len(x)))
-
-
-method("__getitem__")(_getitem)
-method("__setitem__")(_setitem)
-method("__iter__")(_iterate)

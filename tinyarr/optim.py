@@ -45,8 +45,9 @@ class _Packed:
         self, parameters: Sequence[Tensor], names: Iterator[str], options: dict[str, Any], kinds: Sequence[str],
         masters: bool,
     ):  # fmt: skip
-        self.parameters = parameters
-        self.names = [next(names) for _ in parameters]
+        # Tuples, so that a compiled step need not look at each call whether they still hold the same tensors.
+        self.parameters = tuple(parameters)
+        self.names = tuple(next(names) for _ in parameters)
         self.options = options
         self.segment = pack(parameters)
         dtype = self.segment.flat.dtype
@@ -55,7 +56,7 @@ class _Packed:
             master = self.segment.zeros(dtype.compute)
             master.flat.assign(self.segment.flat)
             self.state["master"] = master
-        self.views = {kind: [s.view(i) for i in range(len(parameters))] for kind, s in self.state.items()}
+        self.views = {kind: tuple(s.view(i) for i in range(len(parameters))) for kind, s in self.state.items()}
 
     def updates(self, elementwise: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
         """What has gradients: a tensor, its gradient and its state. If `elementwise`, runs of parameters, flat."""
@@ -219,7 +220,7 @@ class Optimizer:
         given = dict(zip(*pairs, strict=True))
         with no_grad():
             for packed in self._packed:
-                for p, master in zip(packed.parameters, packed.views.get("master", [])):
+                for p, master in zip(packed.parameters, packed.views.get("master", ())):
                     if p in given:
                         master.assign(given[p].detach().to(master.device))
                         p.assign(master)

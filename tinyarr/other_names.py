@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from types import FunctionType
 from typing import Any, NoReturn
@@ -18,7 +17,7 @@ import numpy as np
 from . import autograd, dtypes, nn, optim
 from .device import Device
 from .errors import ArgumentError
-from .tensor import Tensor, method
+from .tensor import Tensor, add_methods
 
 SHARED = {  # by functions and methods
     "permute": "permute_dims",
@@ -325,41 +324,19 @@ def _param_groups(self: optim.Optimizer) -> list[ParameterGroup]:
     options = {id(p.options): p.options for p in self._packed}
     return [ParameterGroup(self, o, len(options) == 1) for o in options.values()]
 
-
-def _retain_grad(self: Tensor) -> None:
-    """Makes backward add the gradient of a result to its `.grad`, as it does for leaves."""
-    if not self.requires_grad or self.is_leaf:
-        return
-    reference = weakref.ref(self)
-
-    def keep(g: Tensor) -> None:
-        result = reference()
-        if result is not None:
-            result.grad = g if result.grad is None else result.grad + g
-
-    self.register_hook(keep)
-
-
-def _round(self: Tensor, digits: int | None = None) -> float:
-    """The one element, rounded."""
-    return round(self.item(), digits)
-
-
 def _of_ufunc(self: Tensor, ufunc: np.ufunc, how: str, *operands: Any, **keywords: Any) -> Tensor:
     """np.exp(x) is exp(x), and np.float32(2) * x is multiply(np.float32(2), x)."""
-    name = SHARED.get(ufunc.__name__, UFUNCS.get(ufunc.__name__, ufunc.__name__))
+    name = SHARED.get(ufunc.__name__, _UFUNCS.get(ufunc.__name__, ufunc.__name__))
     function = getattr(sys.modules["tinyarr"], name, None)
     if how != "__call__" or keywords or function is None:
         raise TypeError(f"np.{ufunc.__name__}: a Tensor came: use tinyarr's functions, or x.numpy()")
     return function(*operands)
 
 
-UFUNCS = {
+_UFUNCS = {
     "invert": "bitwise_invert", "left_shift": "bitwise_left_shift", "right_shift": "bitwise_right_shift",
     "rint": "round",
 }  # fmt: skip
 
 optim.Optimizer.param_groups = property(_param_groups)  # type: ignore[attr-defined]
-method("retain_grad")(_retain_grad)
-method("__round__")(_round)
-method("__array_ufunc__")(_of_ufunc)
+add_methods(__array_ufunc__=_of_ufunc)

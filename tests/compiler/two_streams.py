@@ -16,7 +16,7 @@ from tinyarr.array import Array
 from tinyarr.backends.cpu import collective
 from tinyarr.compiler.lives import is_collective, is_wait
 from tinyarr.compiler.plan import plan
-from tinyarr.distributed.group import Group
+from tinyarr.groups import Group
 from tinyarr.program import Copy, Read, Write
 from tinyarr.program import Group as Joined
 

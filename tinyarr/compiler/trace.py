@@ -18,6 +18,7 @@ from ..array import Array, Storage
 from ..device import Device
 from ..dtypes import Dtype
 from ..errors import ArgumentError, TraceError
+from ..ops.create import copy
 from ..ops.primitive import executor
 from ..random import Generator
 from ..tape import repetition
@@ -157,8 +158,6 @@ class Trace:
             raise kept_too_long(storage)
 
     def _view(self, call: Any, x: Array) -> Sequence[Array]:
-        from ..ops.create import copy
-
         found = call.primitive.view(x.view, **call.params)
         if found is None:
             x = copy(result_tensor(x)).array

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
+from ..groups import Group, world
 from ..ops.collective import all_reduce, broadcast
 from ..ops.create import zeros
 from ..ops.elementwise import astype
@@ -18,7 +19,6 @@ from ..optim import Optimizer, grad_norm, parameter_groups
 from ..segments import SEGMENT, buckets, join, layout, padded, part
 from ..tape import no_grad
 from ..tensor import Tensor
-from .group import Group, world
 
 BUCKET = SEGMENT  # bytes: enough for a network's full rate; what is one on its way is then one in the optimizer too
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import ArgumentError
+from ..groups import Group, world
 from ..ops.collective import all_gather, all_reduce, reduce_scatter
 from ..ops.create import copy, full
 from ..ops.elementwise import add, sqrt, square
@@ -19,7 +20,6 @@ from ..segments import Segment, buckets, join, pack, padded, part
 from ..tape import no_grad
 from ..tensor import Tensor
 from .data_parallel import BUCKET, Alone, DataParallel, Part, gradient_or_zeros, having_gradients
-from .group import Group, world
 
 
 class _Bucket:

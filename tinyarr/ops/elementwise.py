@@ -11,9 +11,10 @@ from typing import Any
 
 from .. import dtypes
 from ..dtypes import Dtype
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from . import scalar
 from .elementwise_primitive import Elementwise, elementwise
+from .primitive import Primitive
 
 
 @elementwise
@@ -161,7 +162,6 @@ def _astype(x, *, dtype):
 _astype.moves = True
 
 
-@method()
 def astype(x: Tensor, dtype: Dtype, /, *, copy: bool = True, device=None) -> Tensor:
     """The elements converted to `dtype`; halves and float8 are rounded to nearest even, out-of-range float8 is NaN/inf.
 
@@ -173,6 +173,9 @@ def astype(x: Tensor, dtype: Dtype, /, *, copy: bool = True, device=None) -> Ten
     if not copy and x.dtype is dtype:
         return x
     return _astype(x, dtype=dtype)
+
+
+Primitive.cast = staticmethod(astype)  # by which apply promotes
 
 
 @elementwise
@@ -221,7 +224,6 @@ for _f in (logical_and, logical_or, logical_xor, logical_not):
     _f.no_gradient()
 
 
-@method()
 def positive(x: Tensor, /) -> Tensor:
     """x itself."""
     require_tensors("positive", x=x)
@@ -257,16 +259,8 @@ def _clip(x, low, high):
     return scalar.minimum(scalar.maximum(x, low), high)
 
 
-@method()
 def clip(x: Tensor, min=None, max=None) -> Tensor:
     """x limited to [min, max]; either may be None. At a limit half of the gradient passes, outside none."""
     if min is None or max is None:
         return x if min is max else maximum(x, min) if max is None else minimum(x, max)
     return _clip(x, min, max)
-
-
-for _f in (
-    abs, sign, floor, ceil, trunc, round, sqrt, exp, expm1, log, log1p, log2, log10, sin, cos, tan, asin, acos, atan,
-    sinh, cosh, tanh, asinh, acosh, atanh, erf, maximum, minimum, isnan, isinf, isfinite, reciprocal, square, rsqrt,
-):  # fmt: skip
-    method(_f.name)(_f)

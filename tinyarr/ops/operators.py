@@ -1,12 +1,14 @@
-"""Python's operators on tensors."""
+"""Python's operators on tensors, by the names of Tensor's methods."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from .. import dtypes
 from ..errors import GradientError, ShapeError
 from ..tape import is_nested, recording
-from ..tensor import Tensor, method
-from .create import assign
+from ..tensor import Tensor
+from .assign import assign
 from .elementwise import (
     abs,
     add,
@@ -33,6 +35,8 @@ from .elementwise import (
 from .matmul import matmul
 from .primitive import apply
 
+OPERATORS: dict[str, Callable] = {}  # by the name of Tensor's method
+
 
 def _binary(symbol: str, primitive) -> None:
     def forward(self: Tensor, other):
@@ -41,8 +45,7 @@ def _binary(symbol: str, primitive) -> None:
     def reflected(self: Tensor, other):
         return apply(primitive, other, self)
 
-    setattr(Tensor, f"__{symbol}__", forward)
-    setattr(Tensor, f"__r{symbol}__", reflected)
+    OPERATORS[f"__{symbol}__"], OPERATORS[f"__r{symbol}__"] = forward, reflected
 
 
 for _symbol, _primitive in {
@@ -66,7 +69,7 @@ def _in_place(symbol: str, sign: str) -> None:
 
     Someone means to train that: under no_grad() it is written, and while operations are recorded that is refused.
     """
-    operation = getattr(Tensor, f"__{symbol}__")
+    operation = OPERATORS[f"__{symbol}__"]
 
     def rebind(self: Tensor, other):
         if self._requires_grad and self.node is None and not is_nested():  # a variable of grad() is a leaf too
@@ -78,7 +81,7 @@ def _in_place(symbol: str, sign: str) -> None:
             )
         return operation(self, other)
 
-    method(f"__i{symbol}__")(rebind)
+    OPERATORS[f"__i{symbol}__"] = rebind
 
 
 def _comparison(symbol: str, primitive) -> None:
@@ -88,7 +91,7 @@ def _comparison(symbol: str, primitive) -> None:
         known = hasattr(other, "__array__") or dtypes.scalar_kind(other) is not None
         return apply(primitive, self, other) if known else NotImplemented
 
-    setattr(Tensor, f"__{symbol}__", compare)
+    OPERATORS[f"__{symbol}__"] = compare
 
 
 for _symbol, _primitive in {
@@ -110,15 +113,17 @@ def _truth(self: Tensor) -> bool:
     return bool(self.item())
 
 
-method("__pow__")(lambda self, other: pow(self, other))
-method("__rpow__")(lambda self, other: pow(other, self))
-method("__neg__")(lambda self: negative(self))
-method("__pos__")(lambda self: self)
-method("__abs__")(lambda self: abs(self))
-method("__invert__")(lambda self: bitwise_invert(self))
-method("__matmul__")(lambda self, other: matmul(self, other))
-method("__rmatmul__")(lambda self, other: matmul(other, self))
-method("__bool__")(_truth)
+OPERATORS |= {
+    "__pow__": lambda self, other: pow(self, other),
+    "__rpow__": lambda self, other: pow(other, self),
+    "__neg__": lambda self: negative(self),
+    "__pos__": lambda self: self,
+    "__abs__": lambda self: abs(self),
+    "__invert__": lambda self: bitwise_invert(self),
+    "__matmul__": lambda self, other: matmul(self, other),
+    "__rmatmul__": lambda self, other: matmul(other, self),
+    "__bool__": _truth,
+}
 
 for _symbol, _sign in {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",

@@ -118,6 +118,7 @@ class Primitive:
     gradient_of: the primitive whose derived gradient it is.
     """
 
+    cast: Callable[[Any, Dtype], Any]  # astype, which elementwise.py puts here: it is built on this module
     captured: tuple[str, ...] = ()  # of its attributes, by the walk of a compiled function: all others are caches
     gradient_of: Primitive | None = None
 
@@ -266,9 +267,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
             return apply(primitive, *accepted, out=out, device=device, **params)
         call = primitive.call(_device_of(primitive, operands, device), tuple(key), arrays, params)
     if call.casts is not None:
-        from .elementwise import astype  # here: elementwise.py is built on this module
-
-        operands = tuple(astype(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
+        operands = tuple(primitive.cast(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
         return apply(primitive, *operands, out=out, **params)
 
     wants_gradient = wants_gradient and call.differentiable and recording.get()

@@ -14,7 +14,7 @@ from ..device import Device
 from ..dtypes import Dtype
 from ..errors import ArgumentError, DtypeError, whole_number
 from ..random import Generator, default_generator
-from ..tensor import Tensor, method
+from ..tensor import Tensor
 from . import scalar
 from .create import require_fit, target, with_gradient
 from .elementwise import elementwise
@@ -156,7 +156,6 @@ def random_bits(shape, *, generator=None, device=None) -> Tensor:
     return _draw(_bits, generator, shape=views.normalize_shape("random_bits", shape), device=device)
 
 
-@method()
 def dropout(x: Tensor, p: float = 0.5, *, training: bool = True, generator: Generator | None = None) -> Tensor:
     """Each element 0 with probability p (1 at most), else divided by 1 - p; x itself when not training.
 

@@ -14,8 +14,8 @@ from ... import views
 from ...array import Array
 from ...cuda import warn_if_missing
 from ...device import Device
-from ...distributed.group import watching
 from ...dtypes import Dtype
+from ...groups import watching
 from ...ops.attention import _attention
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.matmul import _matmul
@@ -26,7 +26,7 @@ from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
 from .arrivals import Arrivals
-from .collective import wait_for
+from .events import wait_for
 from .host_copies import HostCopies, HostCopy
 from .launch import Loader, bits
 from .memory import Arena, Memory

@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ...dtypes import Dtype
+from ...groups import Group
 from ...ops.primitive import Primitive, defined
 from ...views import Shape
 
@@ -104,6 +106,22 @@ class LibraryCall:
     name: str
     spec: Hashable
     arguments: tuple[Input | Output | Scratch, ...]
+
+
+class Begin(NamedTuple):
+    """One call of NCCL.
+
+    elements: how many each rank gives, or gets from reduce_scatter. ticket: by which it is waited for; None where that
+    is done at once.
+    """
+
+    operation: str
+    group: Group
+    dtype: Dtype
+    elements: int
+    op: str
+    root: int
+    ticket: int | None
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ctypes
 import string
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -353,22 +355,23 @@ class Library:
         numbers += [np.array(x, np.float64) for x in floats]
         results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in self._graph.results]
         report = _Report(-1, 0, 0)
+        arrays = [*states, *self._constants]
         with ARENA.lock:
-            addresses = [ARENA.address(self.arena, self._pool), *map(_address, states), *map(_address, self._constants)]
+            addresses = [ARENA.address(self.arena, self._pool), *(x.address or _address(x) for x in arrays)]
             addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
             self._run(addresses, report)
         if report.launch >= 0:
             self._raise(report)
-        for x, written in zip(states, self._written, strict=True):
-            x.storage.version += written
+        for x in compress(states, self._written):
+            x.storage.version += 1
         return results
 
     def _run(self, addresses: Sequence[int], report: _Report) -> None:
-        memory = (ctypes.c_void_p * len(addresses))(*addresses)
+        memory = array("Q", addresses)  # a fifth of the time that ctypes takes for the same
         begun: dict[int, Callable[[], None]] = {}
         threads = team(self.threads)
         for section, step in enumerate([*self._between, None]):
-            self._library.run(memory, ctypes.byref(report), threads, section)
+            self._library.run(ctypes.c_void_p(memory.buffer_info()[0]), ctypes.byref(report), threads, section)
             if step is None or report.launch >= 0:
                 break
             step.run(addresses, addresses[0] + self._held, begun)
@@ -382,6 +385,5 @@ class Library:
 
 
 def _address(x: Array) -> int:
-    return x.storage.memory.ctypes.data + x.offset * x.dtype.itemsize
-
-
+    x.address = x.storage.memory.ctypes.data + x.offset * x.dtype.itemsize
+    return x.address
