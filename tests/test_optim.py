@@ -602,6 +602,7 @@ def test_a_compiled_step_updates_and_clips_by_segments_also_after_other_batches(
         x = tinyarr.zeros((2, 9), dtype=tinyarr.int64)
         for _ in range(2 if accumulate else 0):
             first(x)
+            assert len(first.graphs[0].results) == 3  # the loss, and the gradients of two segments
         last(x)
         (graph,) = last.graphs
         names = [getattr(node, "call", None) and node.call.primitive.name for node in graph.nodes]
