@@ -11,7 +11,7 @@ from tests.compiler.test_compile import outcome
 from tinyarr import views
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.layout import in_order_of, read_in
-from tinyarr.compiler.plan import allocate, plan
+from tinyarr.compiler.plan import Stage, allocate, plan
 from tinyarr.program import Copy, Value
 from tinyarr.views import View
 
@@ -128,6 +128,39 @@ def test_what_is_needed_together_is_apart(values):
             if v is not w and since <= last and first <= until:
                 ends = sorted([(offsets[v], offsets[v] + v.shape[0]), (offsets[w], offsets[w] + w.shape[0])])
                 assert ends[0][1] <= ends[1][0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 20)), min_size=1, max_size=4),
+                          st.integers(0, 20)), max_size=12))  # fmt: skip
+def test_what_is_needed_in_stages_is_apart_when_it_is_needed(values):
+    lives, pieces = {}, {}
+    for i, (blocks, last) in enumerate(values):
+        ends = np.cumsum([0] + [128 * n for n, _ in blocks])
+        value = Value(i, (int(ends[-1]),), ta.uint8, ta.Device("cpu"))
+        last = max(last, *(first for _, first in blocks))
+        pieces[value] = [Stage(int(a), int(b), first, value) for a, b, (_, first) in zip(ends, ends[1:], blocks)]
+        lives[value] = min(first for _, first in blocks), last
+    offsets, size = allocate(lives, pieces=pieces)
+    used = [(offsets[v] + x.low, offsets[v] + x.high, x.first, lives[v][1]) for v, xs in pieces.items() for x in xs]
+    for i, (begin, end, first, last) in enumerate(used):
+        assert 0 <= begin and end <= size and begin % 128 == 0
+        for low, high, since, until in used[:i]:
+            assert end <= low or high <= begin or last < since or until < first
+    assert size <= allocate(lives)[1] or len(values) > 2
+
+
+def test_memory_is_used_by_others_until_a_part_is_made_there():
+    x = ta.Tensor(np.ones((16, 64), np.float32))
+
+    def function(x):
+        parts = []
+        for i in range(4):
+            parts.append(ta.reshape(ta.tanh(x @ x.T) @ x * (i + 1), (-1,)))
+        return ta.sum(ta.concat(parts))
+
+    names, arena = planned(function, x)
+    assert "copy" not in names and arena <= 4 * 4096 + 1024 + 128, "the parts, but for where a product is meanwhile"
 
 
 def test_the_example_of_an_allocation():

@@ -7,9 +7,10 @@ needed, `allocate` at which offsets of one arena they are.
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,16 +41,19 @@ def plan(graph: Graph, guard: int = 0) -> Plan:
     steps = [_through_memory(steps[number], locations) for number in left]
     parts = {x.value for s in steps for x, _ in parts_of(s) if locations[x.value].root is locations[writes(s)[0]].root}
     lives = {root: life for root, life in lifetimes(steps, locations).items() if root not in buffers}
-    offsets, size = allocate(lives, guard)
+    pieces = stages(steps, locations)
+    offsets, size = allocate(lives, guard, pieces)
     buffers |= {root: Place("arena", 0, offset) for root, offset in offsets.items()}
-    return Plan(steps, locations, buffers, frozenset(parts), size, lives, checks, guard)
+    held = {piece.value: (piece.first, last) for root, (_, last) in lives.items() for piece in pieces.get(root, ())}
+    held |= {root: life for root, life in lives.items() if root not in pieces}
+    return Plan(steps, locations, buffers, frozenset(parts), size, held, checks, guard)
 
 
 def arena(graph: Graph) -> int:
     """Returns the bytes of the arena in the plan of a graph."""
     steps, buffers, _, locations = _located(graph)
-    lives = lifetimes(steps, locations)
-    return allocate({root: life for root, life in lives.items() if root not in buffers})[1]
+    lives = {root: life for root, life in lifetimes(steps, locations).items() if root not in buffers}
+    return allocate(lives, pieces=stages(steps, locations))[1]
 
 
 def lifetimes(steps: Sequence[PlanStep], locations: Locations) -> Lifetimes:
@@ -66,7 +70,55 @@ def lifetimes(steps: Sequence[PlanStep], locations: Locations) -> Lifetimes:
     return found
 
 
-def allocate(lives: Lifetimes, guard: int = 0) -> tuple[dict[Value, int], int]:
+class Stage(NamedTuple):
+    """Bytes of a root, from `low` to `high`, that no step before `first` needs; and the largest value there."""
+
+    low: int
+    high: int
+    first: int
+    value: Value
+
+
+def stages(steps: Sequence[PlanStep], locations: Locations) -> dict[Value, list[Stage]]:
+    """Returns the stages of each root of which some bytes are needed later than others.
+
+    Example: step 3 makes %1, the first 256 bytes of %3 = concat(%1, %2), and step 7 makes %2, the other 128. Step 9 is
+    the last that reads %3. So bytes 0 to 256 are needed at steps 3 to 9, and 256 to 384 at steps 7 to 9.
+    """
+    pieces: dict[Value, list[Stage]] = {}
+    for value, (first, _) in spans(steps).items():
+        root, offset, view = locations[value]
+        low, high = (offset + value.dtype.itemsize * end for end in views.extent(view))
+        stage = Stage(low // ALIGNMENT * ALIGNMENT, _aligned(high), first, value)
+        pieces.setdefault(root, []).append(stage)
+    found: dict[Value, list[Stage]] = {}
+    for root, of_root in pieces.items():
+        size, ordered = _aligned(nbytes(root)), sorted(of_root, key=lambda x: (x.low, -x.high))
+        since = min((x.first for x in of_root if x.high - x.low == size), default=END)
+        apart: list[Stage] = []
+        for x in ordered:
+            if x.high - x.low == size or x.high == x.low:
+                continue
+            if apart and x.low < apart[-1].high:
+                other = apart.pop()
+                larger = x if nbytes(x.value) > nbytes(other.value) else other
+                x = Stage(other.low, max(x.high, other.high), min(x.first, other.first), larger.value)
+            apart.append(x)
+        apart = [x._replace(first=min(x.first, since)) for x in apart]
+        ends = zip([0, *(x.high for x in apart)], [*(x.low for x in apart), size], strict=True)
+        rest = [Stage(low, high, since, root) for low, high in ends if low < high and since < END]
+        if len({x.first for x in (*apart, *rest)}) > 1:
+            found[root] = apart + rest
+    return found
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def allocate(
+    lives: Lifetimes, guard: int = 0, pieces: Mapping[Value, Sequence[Stage]] = MappingProxyType({})
+) -> tuple[dict[Value, int], int]:
     """Returns the offset of each root in the arena, and the size of that: first fit, the largest root first.
 
     Each gets the lowest gap between those, placed before it, that some step needs together with it; of equally large
@@ -77,21 +129,34 @@ def allocate(lives: Lifetimes, guard: int = 0) -> tuple[dict[Value, int], int]:
     0. %2 is at 1,024, since step 1 needs both. %3 is at 0: step 2 needs no %1 any more. The arena has 1,536 bytes.
     """
     offsets: dict[Value, int] = {}
-    placed = np.empty((4, len(lives)), np.int64)  # begins, ends, first and last steps, in the order of the offsets
-    size = 0
-    for count, root in enumerate(sorted(lives, key=lambda v: (-nbytes(v), lives[v][0] - lives[v][1], v.number))):
-        first, last = (0, END) if guard else lives[root]
-        need = -(-nbytes(root) // ALIGNMENT) * ALIGNMENT + guard
+    known = {} if guard else pieces
+    placed = np.empty((4, len(lives) + sum(map(len, known.values()))), np.int64)  # begins, ends, first and last steps
+    count = size = 0  # placed is in the order of the offsets
+
+    def fit(least: int, need: int, first: int, last: int) -> int:
+        """Returns the first offset, from `least` on, at which so many bytes are free at these steps."""
         begins, ends, since, until = placed[:, :count]
         beside = np.flatnonzero((since <= last) & (until >= first))
-        gaps = np.zeros(len(beside) + 1, np.int64)  # where each begins; the last one has no end
-        np.maximum.accumulate(ends[beside], out=gaps[1:])
+        gaps = np.full(len(beside) + 1, least, np.int64)  # where each begins; the last one has no end
+        np.maximum(gaps[1:], np.maximum.accumulate(ends[beside]), out=gaps[1:])
         fits = gaps + need <= np.append(begins[beside], np.iinfo(np.int64).max)
-        offsets[root] = offset = int(gaps[fits.argmax()])
-        at = begins.searchsorted(offset)
-        placed[:, at + 1 : count + 1] = placed[:, at:count]
-        placed[:, at] = offset, offset + need, first, last
-        size = max(size, offset + need)
+        return int(gaps[fits.argmax()])
+
+    for root in sorted(lives, key=lambda v: (-nbytes(v), lives[v][0] - lives[v][1], v.number)):
+        first, last = (0, END) if guard else lives[root]
+        parts = known.get(root, [Stage(0, _aligned(nbytes(root)) + guard, first, root)])
+        offset = moved = -1
+        while offset < moved or moved < 0:  # to where all of its parts fit
+            offset = max(moved, 0)
+            for x in parts:
+                moved = max(moved, fit(offset + x.low, x.high - x.low, x.first, last) - x.low)
+        offsets[root] = offset
+        for x in parts:
+            begin, end = offset + x.low, offset + x.high
+            at = placed[0, :count].searchsorted(begin)
+            placed[:, at + 1 : count + 1] = placed[:, at:count]
+            placed[:, at] = begin, end, x.first, last
+            count, size = count + 1, max(size, end)
     return offsets, size
 
 
