@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 
 import tinyarr
 from models.gpt2 import GPT2, Config
+from tests.tiers import at_most
 from tinyarr import bfloat16, eager, float16, float32, float64, nn, optim, saving
 from tinyarr.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
@@ -327,7 +327,7 @@ def under_conditions(name, conditions, *, masked, compiled):
 
 @updates
 @compiled_or_not
-@settings(max_examples=5)
+@at_most(5)
 @drawn(st.lists(st.booleans(), min_size=1, max_size=len(RATES)))
 def test_steps_where_a_condition_holds_are_those_steps_alone(name, compiled, conditions):
     found, expected = (under_conditions(name, conditions, masked=m, compiled=compiled) for m in (True, False))
@@ -404,7 +404,7 @@ def optimized(name, parameters, *, apart):
 
 
 @compiled_or_not
-@settings(max_examples=10)
+@settings(max_examples=at_most(10))
 @drawn(kinds_of_update, st.lists(st.sampled_from(MANY), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_a_segment_is_updated_to_the_bits_of_its_parameters_alone(compiled, name, shapes, seed):
     rng = np.random.default_rng(seed)

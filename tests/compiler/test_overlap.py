@@ -6,7 +6,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from hypothesis import Phase, assume, given, settings
+from hypothesis import Phase, assume, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
@@ -15,6 +15,7 @@ from tests.compiler.follow import follow
 from tests.compiler.test_compile import bits, outcome
 from tests.compiler.two_streams import ALONE, PAIR, WAYS, TwoStreams, of_two, simulated
 from tests.test_random_programs import KINDS, Step, pick, programs
+from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr import distributed as d
 from tinyarr.compiler import PASSES, Compiled, Interpreter, schedule
@@ -69,7 +70,7 @@ def after_calls(function, state, inputs):
 
 
 @pytest.mark.filterwarnings("ignore:compile. memory_budget")
-@settings(max_examples=20, phases=[Phase.generate])
+@at_most(20, phases=[Phase.generate])
 @given(programs(WITH_COLLECTIVES))
 def test_random_programs_hold_what_their_collectives_read_and_make(program):
     inputs = [Tensor(x) for x in program.inputs]

@@ -71,9 +71,12 @@ def shift(launches, number, offset):
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize(("number", "offset", "side"), [(0, 16, "behind"), (1, -16, "before")])
-def test_a_result_that_is_written_elsewhere_is_found_launched_captured_and_replayed(program, number, offset, side):
+@pytest.mark.parametrize(("offset", "side"), [(16, "behind"), (-16, "before")])
+def test_a_result_that_is_written_elsewhere_is_found_launched_captured_and_replayed(program, offset, side):
     run, launches = program
+    places = [task.outputs[0] for task, _ in launches]
+    # Not the one at the arena's start, before which there is other memory.
+    number = next(i for i, place in enumerate(places) if place.buffer == "arena" and place.offset >= -offset)
     shift(launches, number, offset)
     for _ in range(3):
         with pytest.raises(DeviceError, match=rf"(?s){side} what was made by\n  {launches[number][0].title} "):

@@ -202,10 +202,10 @@ class _Aliases:
             if not is_copy(step):
                 continue
             (x,), (value,) = operands(step), writes(step)
-            if x.value not in self.made or not self._is_dense(x):
+            root, _ = self.find(x.value)
+            if root in self.fixed or not self._is_dense(x):  # the old contents of state may be overwritten
                 continue
             if self._is_free(value):
-                root, _ = self.find(x.value)
                 unchanged = self._read(x) == row_major(value.shape) and nbytes(root) <= 2 * nbytes(value)
                 if unchanged and value not in self.layouts and nbytes(x.value) == nbytes(value):
                     self.join(value, x.value)
@@ -296,12 +296,13 @@ class _Aliases:
             if not readers or readers[-1][0] < made:
                 continue
             start = at + self.find(value)[1]
-            low, high = (start + size * end for end in views.extent(self.layout(value)))
+            low, high = views.extent(self.layout(value))
+            low, high = start + low * size, start + high * size
             for number, x in reversed(readers):
                 if number < made:
                     break
-                first, end = (x.value.dtype.itemsize * end for end in views.extent(x.view))
-                is_apart = end <= low or high <= first
+                first, end = views.extent(x.view)
+                is_apart = end * x.value.dtype.itemsize <= low or high <= first * x.value.dtype.itemsize
                 if not is_apart and (number > made or not self._is_made_where_read(number, value, fixed, -start)):
                     return False
         return True
@@ -332,7 +333,7 @@ class _Aliases:
             if isinstance(step, Group):
                 others = (*others, *step.last.inputs)
         written = views.reshape(self.layout(new), shape)
-        if written is None or any(isinstance(x, Read) and self.find(x.value)[0] is old for x in others):
+        if written is None or (others and any(isinstance(x, Read) and self.find(x.value)[0] is old for x in others)):
             return False
         for x in inputs:
             root, start = self.find(x.value) if isinstance(x, Read) else (None, 0)

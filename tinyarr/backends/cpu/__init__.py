@@ -19,25 +19,21 @@ from ...program import Graph, Plan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import (
-    attention,
     c_compiler,
     collective,
     expression,
     index,
-    loss,
     matmul,
-    norm,
     reduce,
     scan,
     shape,
-    softmax,
     sort,
 )
 from .memory import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, Record, plan_scratch
 
 # Importing them fills KERNELS.
-FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)
+FAMILIES = (collective, index, matmul, reduce, scan, shape, sort)
 
 _BYTES = np.dtype(np.uint8)
 
@@ -47,6 +43,8 @@ class CpuBackend:
 
     joins = False
     stops = True
+    block = 1 << 24
+    even = 1
 
     def __init__(self, device: Device):
         self._device = device
