@@ -404,7 +404,7 @@ def optimized(name, parameters, *, apart):
 
 
 @compiled_or_not
-@settings(max_examples=at_most(10))
+@at_most(10)
 @drawn(kinds_of_update, st.lists(st.sampled_from(MANY), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
 def test_a_segment_is_updated_to_the_bits_of_its_parameters_alone(compiled, name, shapes, seed):
     rng = np.random.default_rng(seed)
