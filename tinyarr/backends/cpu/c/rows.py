@@ -50,7 +50,7 @@ def norm(site: Site, *, centered: bool) -> str:
         return f"{fold(f'{name}_sum', t, n, value)}\n{t} {name} = {name}_sum / {n};"
 
     def again(x: Operand, out: Operand) -> str:
-        """A row that was not normalized well, as by NumPy's kernel (backends/cpu/norm.py)."""
+        """A row that was not normalized well, as the composite does it."""
         value = f"({x.load('i')} * scale)"
         size = f"{t} size = fabs{f}({x.load('i')});\ntop = size > top ? size : top;"
         lines = [
