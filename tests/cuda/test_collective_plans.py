@@ -8,12 +8,12 @@ import pytest
 import tinyarr as ta
 from models.gpt2 import GPT2
 from models.gpt2 import Config as GPT2Config
+from tests.cuda.bound import bound
 from tests.cuda.recorded import KERNELS, Entry, Machine, clocks, group_of
 from tests.tiers import thinned
 from tinyarr import Device, dtypes, optim
 from tinyarr.backends.cuda import events, planning
 from tinyarr.backends.cuda.joining import JoinedTask, _spans, join
-from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import LIBRARIES, Input, Launch, LibraryCall, Output, Scratch
 from tinyarr.compiler import Compiled
 from tinyarr.compiler.plan import plan
@@ -92,7 +92,7 @@ def tasks_of(function, *shapes, dtype=ta.float32):
     compiled(*(ta.zeros(shape, dtype=dtype, device=META) for shape in shapes))
     graph = compiled.graphs[-1]
     planned = plan(graph)
-    return join(Lowering(graph, planned), planned).tasks, planned
+    return join(bound(planned), planned).tasks, planned
 
 
 def run(machine, tasks):

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 import tinyarr as ta
+from tests.cuda.bound import bound
 from tests.cuda.sanitize import OVERRUN
 from tests.cuda.test_lowering import KINDS, MODELS, graphs
 from tinyarr import Device
 from tinyarr.backends.cuda import guard
 from tinyarr.backends.cuda.guard import Block, Gap
 from tinyarr.backends.cuda.joining import join
-from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch, Output, Plan, Source
 from tinyarr.compiler.function import GUARD
 from tinyarr.compiler.lives import nbytes
@@ -25,7 +25,7 @@ from tinyarr.errors import DeviceError
 def test_behind_all_that_a_training_step_works_in_lies_a_guard(name, dtype):
     for graph in graphs(name, dtype):
         planned = plan(graph, GUARD)
-        joined = join(Lowering(graph, planned), planned)
+        joined = join(bound(planned), planned)
         taken = [(planned.place(v).offset, nbytes(v)) for v in planned.lives]
         for task in joined.tasks:
             scratch = zip((place.offset for place in task.scratch), task.plan.scratch, strict=True)

@@ -18,6 +18,7 @@ from models.gpt2 import Config as GPT2Config
 from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
 from tests.compiler.follow import positions
+from tests.cuda.bound import bound
 from tests.cuda.test_plans import ARCHITECTURES
 from tests.cuda.test_programs import compiled_step
 from tests.tiers import at_most, thinned
@@ -25,7 +26,7 @@ from tinyarr import Device, Tensor
 from tinyarr.backends.cpu.c_compiler import load
 from tinyarr.backends.cuda import compiler, elementwise, joining
 from tinyarr.backends.cuda.joining import JoinedTask, join
-from tinyarr.backends.cuda.lowering import Lowering, Task
+from tinyarr.backends.cuda.lowering import Task
 from tinyarr.backends.cuda.registry import Input, Launch, Operand, Output, Plan, Scratch, Source, Struct
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.plan import plan
@@ -54,7 +55,7 @@ def lowered(model, batch, time):
     step(tokens, tokens)
     (graph,) = step.graphs
     planned = plan(graph)
-    return Lowering(graph, planned), planned
+    return bound(planned), planned
 
 
 @functools.cache
