@@ -120,6 +120,7 @@ from .ops.elementwise import (
     where,
 )
 from .ops.elementwise_primitive import elementwise
+from .ops.rowwise import rowwise
 from .ops.index import embedding, one_hot, take, take_along_axis
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.loss import (

@@ -120,6 +120,7 @@ class Primitive:
 
     captured: tuple[str, ...] = ()  # of its attributes, by the walk of a compiled function: all others are caches
     gradient_of: Primitive | None = None
+    gradients_are_derived = False  # and can be differentiated as they are, without the composite
 
     def __init__(
         self,
@@ -279,7 +280,8 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     results = executor.get().run(call, arrays, None)
     if results is None:  # the executor has no kernel
         # The gradients of tinyarr's own primitives are those of their composites; a user's need not be.
-        keeps_gradient = primitive.non_differentiable or (primitive.has_gradient and not primitive.built_in)
+        keeps_gradient = primitive.non_differentiable or primitive.gradients_are_derived
+        keeps_gradient = keeps_gradient or (primitive.has_gradient and not primitive.built_in)
         with no_grad() if keeps_gradient else nullcontext():
             made = _composite(call)(*operands, **params)
         if not keeps_gradient:
