@@ -20,6 +20,7 @@ from ....ops.collective import Collective, wait
 from ....ops.create import _copy
 from ....ops.elementwise_primitive import Pointwise
 from ....ops.primitive import Primitive
+from ....ops.rowwise import Rowwise
 from ....ops.typing import Typed
 from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
 from ....views import Shape, View
@@ -31,6 +32,7 @@ from . import collective
 from .elementwise import copied, elementwise
 from .index import checked
 from .kernel import KERNELS, Operand, Site, indented
+from .rowwise import rowwise
 from .source import Source
 
 HERE = Path(__file__).parent
@@ -191,7 +193,7 @@ class _Generator:
 
 def is_written(primitive: Primitive) -> bool:
     """Whether there is C for a primitive."""
-    return isinstance(primitive, Pointwise | Collective) or primitive is wait or primitive in KERNELS
+    return isinstance(primitive, Pointwise | Rowwise | Collective) or primitive is wait or primitive in KERNELS
 
 
 def not_written(plan: Plan) -> list[Primitive]:
@@ -204,7 +206,8 @@ def _body(site: Site) -> str:
     if site.call is None:
         return copied(site.inputs[0], site.outputs[0])
     primitive = site.call.primitive
-    body = elementwise(site) if isinstance(primitive, Pointwise) else KERNELS[primitive](site)
+    kinds = ((Pointwise, elementwise), (Rowwise, rowwise))
+    body = next((write for kind, write in kinds if isinstance(primitive, kind)), KERNELS.get(primitive))(site)
     if primitive.bounds is not None:
         bounds = primitive.bounds(site.call.in_shapes, site.params)
         others = [x for x in (*site.inputs, *site.outputs) if x is not site.inputs[bounds.operand]]
@@ -268,7 +271,7 @@ class _Launch:
         )
         shape, primitive = last.call.in_shapes[0], last.call.primitive
         source = Source.of(expression, shape, inputs, outputs)
-        names = _names(primitive, primitive.inputs, len(last.inputs), "x")
+        names = _names(primitive, primitive.inputs, len(last.inputs), "r")
         read = [Operand(names[0], source.dtype, shape, views.contiguous_strides(shape), readonly=True)]
         read += [self.read(*x) for x in zip(names[1:], last.inputs[1:], last.call.in_dtypes[1:], strict=True)]
         names = _names(primitive, primitive.outputs, len(last.outputs), "out")
@@ -281,7 +284,7 @@ def _names(primitive: Primitive, names: Sequence[str], count: int, numbered: str
 
     The operands of elementwise operations may bear any name, C's keywords and macros among them.
     """
-    if not isinstance(primitive, Pointwise) and len(names) == count:
+    if not isinstance(primitive, Pointwise | Rowwise) and len(names) == count:
         return list(names)
     return [f"{numbered}{i}" for i in range(count)]
 
