@@ -25,7 +25,9 @@ from .elementwise_primitive import zeros_like_output
 from .expressed import Expressed, operation
 from .primitive import Bounds, Call, Primitive, Rule, apply, parameter_key
 from .row import Variation, size
+from .rowwise_composite import composed
 from .scalar import Expr, as_expr, column_sum, derivative, row_sum, substitute, topological, variable, variables
+from .shape import broadcast_to, reshape
 from .typing import Typed, type_expression
 
 
@@ -225,15 +227,11 @@ class Rowwise(Expressed):
         return Gradient(primitive, tuple(operands), tuple(places), saves_rows)
 
     def _composed(self, *operands: Any, **params: Any) -> Any:
-        from .rowwise_composite import composed  # here: it is built on elementwise operations and reductions
-
         return composed(self, operands, params)
 
 
 def _fitted(g: Tensor, shape: Shape) -> Tensor:
     """A gradient that may be the same along the row, or summed over all rows, as autograd wants it for its operand."""
-    from .shape import broadcast_to, reshape
-
     if shape and g.shape[-1] < shape[-1]:
         g = broadcast_to(g, (*g.shape[:-1], shape[-1]))
     return reshape(g, shape) if g.ndim == 1 else g

@@ -44,6 +44,7 @@ class _Composition:
         self._operands, self._shape = operands, shape
         self._varies = primitive.variation(shapes, params)
         self._known: dict[Expr, Any] = {}
+        self._taken: dict[Expr, bool | None] = {}  # conditions that are the same for all rows, None for others
         self._device = next(x.device for x in operands if isinstance(x, Tensor))
         self._looks = executor.get() is eager and self._device.kind == "cpu"  # where a look at values costs nothing
 
@@ -71,13 +72,11 @@ class _Composition:
     def _branch(self, e: Expr) -> Tensor:
         """Of a choice between statistics only the side that all rows take, where that can be seen."""
         condition, x, y = e.args
-        if self._looks:
+        if self._looks and condition not in self._taken:
             taken = self.value(condition)
-            if all(taken).item():
-                return self._map(x, (*self._shape[:-1], 1))
-            if not any(taken).item():
-                return self._map(y, (*self._shape[:-1], 1))
-        return self._map(e)
+            self._taken[condition] = True if all(taken).item() else False if not any(taken).item() else None
+        side = self._taken.get(condition)
+        return self._map(e) if side is None else self._map(x if side else y, (*self._shape[:-1], 1))
 
     def _map(self, e: Expr, shape: Shape | None = None) -> Tensor:
         """What an elementwise operation makes of operands and of the folds and branches under an expression."""

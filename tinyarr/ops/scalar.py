@@ -334,16 +334,24 @@ def _row_extremum_vjp(g, out, x):
     return (where(attained, g / row_sum(where(attained, 1, 0)), 0),)
 
 
-# Over a row, or over all rows: only in row expressions (row.py).
-_operation("row_sum", 1, "fold", lambda g, out, x: (g,))
-_operation("row_max", 1, "fold", _row_extremum_vjp)
-_operation("row_min", 1, "fold", _row_extremum_vjp)
-_operation("column_sum", 1, "fold", lambda g, out, x: (g,))
+FOLDS = {
+    name: Operation(name, 1, "fold", vjp)
+    for name, vjp in (
+        ("row_sum", lambda g, out, x: (g,)), ("row_max", _row_extremum_vjp), ("row_min", _row_extremum_vjp),
+        ("column_sum", lambda g, out, x: (g,)),
+    )
+}  # fmt: skip
+"""Of row expressions (rowwise.py) alone: over a row, or over all rows."""
+
 
 
 def is_fold(node: Expr) -> bool:
     """Whether a node joins the elements of a row, or of all rows."""
-    return node.op in OPERATIONS and OPERATIONS[node.op].typing == "fold"
+    return node.op in FOLDS
+
+
+def operation_of(node: Expr) -> Operation:
+    return OPERATIONS.get(node.op) or FOLDS[node.op]
 
 
 def with_gradient(result: Expr, operands: tuple[Expr, ...], vjp: Callable) -> Expr:
@@ -434,9 +442,9 @@ def derivative(
         if node.op == "custom":
             args, vjp = node.args[1:], node.value
         else:
-            args, vjp = node.args, OPERATIONS[node.op].vjp
+            args, vjp = node.args, operation_of(node).vjp
         if vjp is None:
-            if OPERATIONS[node.op].typing in ("comparison", "predicate", "bits", "integers"):
+            if operation_of(node).typing in ("comparison", "predicate", "bits", "integers"):
                 continue
             raise GradientError(
                 f"elementwise: {node.op} has no derivative: write the gradient by hand with @f.gradient"

@@ -26,18 +26,16 @@ from . import (
     index,
     loss,
     matmul,
-    norm,
     reduce,
     scan,
     shape,
-    softmax,
     sort,
 )
 from .memory import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, Record, plan_scratch
 
 # Importing them fills KERNELS.
-FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)
+FAMILIES = (attention, collective, index, loss, matmul, reduce, scan, shape, sort)
 
 _BYTES = np.dtype(np.uint8)
 

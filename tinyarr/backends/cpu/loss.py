@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import OutOfBounds
-from .norm import row_blocks
 from .registry import kernel
 
 
@@ -20,6 +19,16 @@ def _check_targets(operation: str, targets: np.ndarray, first: int, classes: int
             f"use 0 to {classes - 1}, or ignore_index ({ignore_index})"
         )
     return counted
+
+
+BLOCK = 32768  # elements
+
+
+def row_blocks(call, count: int, operand: int = 0):
+    """Scratch: `count` blocks of rows of an operand, in the dtype that it is computed in."""
+    shape, dtype = call.in_shapes[operand], call.in_dtypes[operand]
+    rows = min(max(BLOCK // max(shape[-1], 1), 1), int(np.prod(shape[:-1], dtype=np.int64)))
+    return [((rows, shape[-1]), dtype.compute.numpy)] * count
 
 
 @kernel("cross_entropy", layouts=("rows", "any"), scratch=lambda call: row_blocks(call, 1))
