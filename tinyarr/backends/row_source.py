@@ -14,7 +14,7 @@ from typing import Protocol
 from .. import dtypes
 from ..dtypes import Dtype
 from ..ops.typing import Typed, Value
-from .scalar_source import TYPES, constant, named, statement
+from .scalar_source import TYPES, constant, named, statement, stored
 
 FOLDS = {"row_sum": "sum", "row_max": "max", "row_min": "min"}
 # More than a few instructions each: computed once for all loops that need them.
@@ -62,8 +62,8 @@ class Loops(Protocol):
     index: str
     position: str  # the element's row-major number
 
-    def each(self, body: Sequence[str]) -> str:
-        """The body for every element."""
+    def each(self, body: Sequence[str], stores: dict[int, str]) -> str:
+        """The body for every element, and for some results what is stored there."""
 
     def fold(self, name: str, how: Joining, value: str, body: Sequence[str]) -> str:
         """Declares `name`: the values joined that the body makes for every element."""
@@ -96,19 +96,26 @@ class RowCode:
         """The statements before the loop over rows, for what depends on 0-d operands alone."""
         uniform = [n for n, v in enumerate(self.typed.values) if v.uniform and v.op != "constant"]
         self._scope.printed.update(uniform)
-        return [self._statement(n) for n in uniform]
+        return [self.statement_of(n) for n in uniform]
 
     def statistics(self, numbers: Iterable[int]) -> list[str]:
         """The statements that make values that don't vary along the row; after it they can be named."""
         return self._new(lambda: [self._require(n, self._scope) for n in numbers])
 
-    def results(self, numbers: Sequence[int], stores: Sequence[str]) -> list[str]:
-        """The last loop, which makes varying values and stores them."""
-        return self._new(lambda: self._loop(numbers, stores))
+    def results(self, outputs: Sequence[int], more: Sequence[str] = (), made: Sequence[int] = ()) -> list[str]:
+        """The last loop, which stores varying results; `more` statements read varying values, those `made`."""
+        numbers = [*(self.typed.outputs[i] for i in outputs), *made]
+        stores = {i: stored(self.typed, i) for i in outputs}
+
+        def emit() -> None:
+            body = self._body(numbers, self._scope)
+            self._scope.lines.append(self._loops.each([*body, *more], stores))
+
+        return self._new(emit)
 
     def inside(self, numbers: Iterable[int]) -> list[str]:
         """The statements inside a loop that make varying values; what they need of statistics is there."""
-        return [self._statement(n) for n in self._under(numbers)]
+        return [self.statement_of(n) for n in self._under(numbers)]
 
     def needed(self, numbers: Iterable[int]) -> list[int]:
         """The values that don't vary which those that do are made of."""
@@ -146,7 +153,14 @@ class RowCode:
                     stack += [a for a in self.typed.values[n].args if self.varies[a]]
         return sorted(found)
 
-    def _statement(self, n: int) -> str:
+    def read(self, numbers: Iterable[int]) -> list[int]:
+        """The inputs that values, once what they need of statistics is there, are made of."""
+        numbers = list(numbers)
+        under = [*self.needed(numbers), *self._under(numbers)]
+        return sorted({v.value for n in under if (v := self.typed.values[n]).op == "input" and not v.uniform})
+
+    def statement_of(self, n: int) -> str:
+        """The declaration of a value."""
         loops = self._loops
         return statement(self.typed, n, loops.inputs, [loops.index], loops.position)
 
@@ -161,17 +175,13 @@ class RowCode:
             if n in self._kept:
                 lines.append(f"{TYPES[v.dtype]} v{n} = {self._kept[n]};")
                 continue
-            lines.append(self._statement(n))
+            lines.append(self.statement_of(n))
             if self._uses.get(n, 0) > 1 and scope is self._scope:
                 room, place = self._loops.keep(f"v{n}", v.dtype)
                 scope.lines.append(room)
                 self._kept[n] = place
                 lines.append(f"{place} = v{n};")
         return lines
-
-    def _loop(self, numbers: Sequence[int], stores: Sequence[str]) -> None:
-        body = self._body(numbers, self._scope)
-        self._scope.lines.append(self._loops.each([*body, *stores]))
 
     def _require(self, n: int, scope: _Scope) -> None:
         """Prints what makes a value that doesn't vary, unless it is there."""
@@ -188,7 +198,7 @@ class RowCode:
         else:
             for a in v.args:
                 self._require(a, scope)
-            scope.lines.append(self._statement(n))
+            scope.lines.append(self.statement_of(n))
         scope.printed.add(n)
 
     def _branch(self, condition: int, number: int, scope: _Scope) -> None:

@@ -168,3 +168,19 @@ def element(strides: Shape | None, axes: Sequence[str]) -> str:
     """Where an element lies, as a C expression of the positions along the axes."""
     terms = [i if s == 1 else f"{s} * {i}" for s, i in zip(strides or (), axes, strict=False) if s]
     return " + ".join(terms) or "0"
+
+
+def unravel(number: str, shape: Shape, strides: Shape) -> str:
+    """The offset of the element with a row-major number, as a C expression."""
+    terms = []
+    inner = 1
+    for axis in reversed(range(len(shape))):
+        if strides[axis] and shape[axis] > 1:
+            i = number if inner == 1 else f"{number} / {inner}"
+            if axis:
+                i = f"{i} % {shape[axis]}"
+            if strides[axis] != 1:
+                i = f"({i}) * {strides[axis]}" if " " in i else f"{i} * {strides[axis]}"
+            terms.append(i)
+        inner *= shape[axis]
+    return " + ".join(reversed(terms)) or "0"

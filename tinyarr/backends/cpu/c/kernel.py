@@ -15,7 +15,7 @@ from .... import views
 from ....dtypes import Dtype
 from ....ops.primitive import Primitive, defined
 from ....views import Shape
-from ...scalar_source import TYPES, cast, constant, element
+from ...scalar_source import TYPES, cast, constant, element, unravel
 
 PARALLEL = "#pragma omp for schedule(static)"
 SMALL = 4096  # elements: less work than this is done by one thread
@@ -72,22 +72,6 @@ class Operand:
         offset = self.offset(number, range(len(self.shape) - 1))
         declaration = f"{'const ' if self.readonly else ''}{self.type} *{name} = {self.name} + {offset};"
         return declaration, Operand(name, self.dtype, self.shape[-1:], self.strides[-1:])
-
-
-def unravel(number: str, shape: Shape, strides: Shape) -> str:
-    """The offset of the element with a row-major number, as a C expression."""
-    terms = []
-    inner = 1
-    for axis in reversed(range(len(shape))):
-        if strides[axis] and shape[axis] > 1:
-            i = number if inner == 1 else f"{number} / {inner}"
-            if axis:
-                i = f"{i} % {shape[axis]}"
-            if strides[axis] != 1:
-                i = f"({i}) * {strides[axis]}" if " " in i else f"{i} * {strides[axis]}"
-            terms.append(i)
-        inner *= shape[axis]
-    return " + ".join(reversed(terms)) or "0"
 
 
 @dataclass

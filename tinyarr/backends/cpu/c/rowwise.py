@@ -23,10 +23,12 @@ class _Loops:
 
     def __init__(self, site: Site, inputs: Sequence[str], n: int):
         self.inputs, self._site, self._n = inputs, site, n
+        self.outputs: dict[int, Operand] = {}  # rows of the results, by their numbers
         self.position = f"(row * {n} + i)"
 
-    def each(self, body: Sequence[str]) -> str:
-        return loop("i", self._n, "\n".join(body), "#pragma omp simd")
+    def each(self, body: Sequence[str], stores: dict[int, str]) -> str:
+        stored = [f"{self.outputs[i].at('i')} = {value};" for i, value in stores.items()]
+        return loop("i", self._n, "\n".join([*body, *stored]), "#pragma omp simd")
 
     def fold(self, name: str, how: Joining, value: str, body: Sequence[str]) -> str:
         return fold(name, how.type, self._n, value, how.start, how.join("{0}", "{1}"), "\n".join(body))
@@ -56,7 +58,8 @@ def rowwise(site: Site) -> str:
                .at("i" if a else "0") for x, a in zip(inputs, along, strict=True)]
     if site.expression is not None:
         lvalues[0] = f"{inputs[0].name}_row[i]"
-    code = RowCode(typed, along, _Loops(site, lvalues, n))
+    loops = _Loops(site, lvalues, n)
+    code = RowCode(typed, along, loops)
     text = code.hoisted()
     plain = [i for i in range(len(typed.outputs)) if i not in columns]
     summed = {i: typed.values[typed.outputs[i]].args[0] for i in columns}
@@ -65,7 +68,7 @@ def rowwise(site: Site) -> str:
     text += [f"{TYPES[typed.values[m].dtype]} *v{m}_of = ({TYPES[typed.values[m].dtype]} *)({at});"
              for m, at in places.items()]  # fmt: skip
     if count and (plain or kept):
-        text.append(_each_row(site, code, inputs, shape, plain, kept))
+        text.append(_each_row(site, code, loops, inputs, shape, plain, kept))
     for dtype in dict.fromkeys(typed.values[m].dtype for m in summed.values()):
         group = [i for i in columns if typed.values[summed[i]].dtype is dtype]
         wide = [i for i in group if code.varies[summed[i]]]
@@ -75,7 +78,10 @@ def rowwise(site: Site) -> str:
     return "\n".join(text)
 
 
-def _each_row(site, code: RowCode, inputs, shape, plain: Sequence[int], kept: Sequence[int]) -> str:
+def _each_row(
+    site: Site, code: RowCode, loops: _Loops, inputs: Sequence[Operand], shape: Sequence[int], plain: Sequence[int],
+    kept: Sequence[int],
+) -> str:  # fmt: skip
     typed = code.typed
     rowwise = [i for i in plain if code.varies[typed.outputs[i]]]
     single = [i for i in plain if i not in rowwise]
@@ -83,26 +89,15 @@ def _each_row(site, code: RowCode, inputs, shape, plain: Sequence[int], kept: Se
     used = [x for x in inputs if x.shape]
 
     def body(*parts: Operand) -> str:
-        results = dict(zip(plain, parts[len(used) :], strict=True))
+        results = loops.outputs = dict(zip(plain, parts[len(used) :], strict=True))
         code.prepare([typed.outputs[i] for i in rowwise])
         lines = code.statistics([*(typed.outputs[i] for i in single), *kept])
         if rowwise:
-            stores = [f"{results[i].at('i')} = {stored(typed, i)};" for i in rowwise]
-            lines += code.results([typed.outputs[i] for i in rowwise], stores)
+            lines += code.results(rowwise)
         lines += [f"{results[i].at('0')} = {stored(typed, i)};" for i in single]
         return "\n".join([*lines, *(f"v{m}_of[row] = v{m};" for m in kept)])
 
     return rows(site, [*used, *outputs], body, tuple(shape))
-
-
-def _row_pointers(code: RowCode, inputs: Sequence[Operand], numbers: Sequence[int], number: str) -> list[str]:
-    """Declares the rows that values are made of."""
-    typed, found = code.typed, []
-    under = {typed.values[m].value for m in [*code.needed(numbers), *code._under(numbers)] if typed.values[m].op == "input"}
-    for k in sorted(under):
-        if inputs[k].shape:
-            found.append(inputs[k].row(number)[0])
-    return found
 
 
 def _column_sums(site, code: RowCode, inputs, shape, wide, summed, kept, dtype: Dtype) -> str:
@@ -111,11 +106,12 @@ def _column_sums(site, code: RowCode, inputs, shape, wide, summed, kept, dtype: 
     values = [summed[i] for i in wide]
     numbers = code.needed(values)
     given = [f"{TYPES[code.typed.values[m].dtype]} v{m} = v{m}_of[row];" for m in numbers if m in kept]
-    given += [code._statement(m) for m in numbers if code.typed.values[m].op == "input"]
+    given += [code.statement_of(m) for m in numbers if code.typed.values[m].op == "input"]
     adds = [f"piece[{k * STRIP} + j] += v{m};" for k, m in enumerate(values)]
     inside = "\n".join(["int64_t i = first + j;", *code.inside(values), *adds])
     strip = loop("j", f"MIN({STRIP}, {n} - first)", inside, "#pragma omp simd")
-    one_row = "\n".join([*_row_pointers(code, inputs, values, "row"), *given, strip])
+    pointers = [inputs[k].row("row")[0] for k in code.read(values)]
+    one_row = "\n".join([*pointers, *given, strip])
     width = STRIP * len(wide)
     run = "\n".join([
         loop("i", width, "piece[i] = 0;"),
