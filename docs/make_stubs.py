@@ -1,6 +1,6 @@
 """Writes what type checkers and editors read of tinyarr: `python docs/make_stubs.py`.
 
-methods.pyi has what is attached to Tensor while tinyarr is imported, __init__.pyi says which names are public.
+typed_methods.pyi has what methods.py adds to Tensor, __init__.pyi says which names are public.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ def methods() -> str:
         says = (inspect.getdoc(value) or "").partition("\n")[0]
         lines.append(f"    def {name}{head}:" + "  # type: ignore[override]" * (name in ("__eq__", "__ne__")))
         lines.append(f'        """{says}"""' if says and not name.startswith("__") else "        ...")
-    return "\n".join([MADE.format("what Tensor has from ops/, indexing.py and interchange.py."), *sorted(imports), "",
+    return "\n".join([MADE.format("what methods.py gives to Tensor."), *sorted(imports), "",
                       "class Methods:", *lines, ""])  # fmt: skip
 
 
 def own_names() -> set[str]:
     """What the body of Tensor's class defines itself."""
     tree = ast.parse((PACKAGE / "tensor.py").read_text(encoding="utf-8"))
-    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Tensor")
     return {node.name for node in body if isinstance(node, ast.FunctionDef)} | {"__dir__", "__reduce__", "__repr__"}
 
 
@@ -115,7 +115,7 @@ def names() -> Iterator[str]:
 
 
 STUBS = {
-    PACKAGE / "methods.pyi": methods,
+    PACKAGE / "typed_methods.pyi": methods,
     PACKAGE / "__init__.pyi": lambda: "\n".join([MADE.format("the names that tinyarr offers."), *names(), ""]),
 }
 

@@ -183,6 +183,6 @@ class GPT2(nn.Module):
 
 
 if __name__ == "__main__":
-    from models.options import main
+    from models.command import main
 
     main(GPT2)

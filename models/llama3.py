@@ -218,6 +218,6 @@ class Llama3(nn.Module):
 
 
 if __name__ == "__main__":
-    from models.options import main
+    from models.command import main
 
     main(Llama3)

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -10,6 +11,8 @@ import pytest
 import tinyarr as ta
 from tinyarr import Device
 from tinyarr.errors import DeviceError
+
+device = sys.modules["tinyarr.device"]  # tinyarr.device is the class
 
 
 @pytest.mark.parametrize("name", ["cpu", "cuda:0", "cuda:3", "meta"])
@@ -30,6 +33,19 @@ def test_meta_may_stand_in_for_another_device():
     assert (planned.like, repr(planned), str(planned)) == ("cuda:sm_90", "meta (like cuda:sm_90)", "meta")
     with pytest.raises(DeviceError, match="only 'meta' stands in"):
         Device("cpu", like="cuda")
+
+
+def test_a_kind_of_device_can_be_added(monkeypatch):
+    monkeypatch.setattr(device, "_kinds", dict(device._kinds))
+    monkeypatch.setattr(device, "_known", dict(device._known))
+    made = []
+    device.register("toy", lambda device: made.append(device) or "its backend", numbered=True)
+    toy = Device("toy:1")
+    assert not made and toy.backend == toy.backend == "its backend" and made == [toy] and str(Device("toy")) == "toy:0"
+    with pytest.raises(DeviceError, match="use 'cpu', 'cuda', 'cuda:N', 'meta', 'toy' or 'toy:N'"):
+        Device("joy")
+    with pytest.raises(DeviceError, match="like='toy:1' came: 'meta' can stand in for 'cpu' or 'cuda'"):
+        Device("meta", like="toy:1").backend  # noqa: B018
 
 
 @pytest.mark.parametrize("bad", ["gpu", "cuda:", "cuda:-1", "cpu:0", "CPU", "", " cpu", 0, None])

@@ -1,16 +1,21 @@
 """Whoever uses a name or a keyword of PyTorch or NumPy is told what to write here."""
 
 import builtins
+import collections
+import copy
+import json
 import pickle
 import re
+import weakref
 
 import numpy
+import numpy as np
 import pytest
 
 import tinyarr as ta
 from tinyarr import nn, optim
-from tinyarr.errors import ArgumentError
-from tinyarr.other_names import AUTOGRAD, FUNCTIONS, INIT, METHODS, MODULE, NN, OPTIM, OPTIMIZER
+from tinyarr.errors import ArgumentError, DtypeError, GradientError, ShapeError
+from tinyarr.other_names import AUTOGRAD, FUNCTIONS, INIT, METHODS, MODULE, NN, OPTIM, OPTIMIZER, SAME
 
 LAYER = nn.Linear(2, 3)
 OWNERS = [  # who lacks the names, what an error calls it, where what it is told to use is found
@@ -57,11 +62,13 @@ def test_what_a_star_import_brings_exists():
         (lambda x: x.std(unbiased=True), "std: .*'unbiased': use correction"),
         (lambda x: ta.concat([x, x], 1), r"concat: too many positional .*: use concat\(tensors, /, \*, axis=0\)"),
         (lambda x: x.softmax(axes=0), r"softmax: .*'axes': use softmax\(x, /, axis=-1\)"),
-        (lambda x: ta.cross_entropy(x, x, weight=x), "cross_entropy: .*'weight': use reduction='none'"),
-        (lambda x: ta.scaled_dot_product_attention(x, x, x, dropout_p=0.1), ".*'dropout_p': use softmax, dropout"),
-        (lambda x: ta.value_and_grad(ta.sum, has_aux=True), "value_and_grad: .*'has_aux': use vjp"),
-        (lambda x: optim.SGD(LAYER.parameters()).zero_grad(set_to_none=True), "zero_grad: .*: use zero_grad()"),
-        (lambda x: LAYER.zero_grad(set_to_none=False), "zero_grad: .*: use zero_grad()"),
+        (lambda x: x.sum(axis=0, ddof=None, dim=0), "sum: .*'dim': use axis$"),
+        (lambda x: x.size(), r"^size: .* elements, 4: use shape, or shape\[axis\]"),
+        (lambda x: x.size(0), r"^size: .* elements, 4: use shape, or shape\[axis\]"),
+        (lambda x: np.add(x, x, out=np.ones((2, 2))), r"^np\.add: a Tensor came: use tinyarr's functions"),
+        (lambda x: np.add.reduce(x), r"^np\.add: a Tensor came: use tinyarr's functions"),
+        (lambda x: np.exp(np.ones(2), x), r"^np\.exp: a Tensor came"),
+        (lambda x: np.gcd(x, x), r"^np\.gcd: a Tensor came"),
         (lambda x: ta.sum([1, 2]), "^sum: x is list: make it a tensor"),  # the function's own error, as it was
     ],
 )
@@ -81,8 +88,8 @@ def test_a_function_is_pickled_by_its_public_name():
         (LAYER.parameters, r"^AdamW: parameters is method: pass model\.parameters\(\)"),
         (LAYER.weight, "^AdamW: parameters is Parameter: pass .* a list of tensors"),
         (LAYER.named_parameters(), r"(?s)^AdamW: a parameter is \('weight', .*\(tuple\): it must be a leaf tensor"),
-        ([{"params": [LAYER.weight]}], r"a group has \['params'\]: call them 'parameters'"),
-        ([{"parameters": [LAYER.weight], "lr": 0.1}], "a group has .*: give 'lr_scale', which"),
+        ([{"weights": [LAYER.weight]}], r"a group has \['weights'\]: it is a dict of 'parameters' and some of"),
+        ([{"parameters": [LAYER.weight], "lr": -0.1}], "lr is -0.1: it must be 0 or more"),
         ([ta.ones(2)], r"a parameter has shape \(2,\), .*: it must be a leaf tensor with requires_grad=True"),
     ],
 )
@@ -119,8 +126,241 @@ def test_what_pytorch_lets_one_write_works_where_nothing_contradicts_it():
     assert nn.LayerNorm(2, bias=False)(x).tolist() == ta.layer_norm(x).tolist()
     model = nn.Sequential(nn.Linear(2, 3), ta.relu, nn.Linear(3, 1))
     assert model[:2][0] is model[0] and len(model[1:]) == 2
-    for layers, values in [([ta.relu], "layers"), ({"a": ta.relu}, "layers.values()")]:
-        with pytest.raises(ArgumentError, match=re.escape(f"one by one, as in Sequential(*{values})")):
-            nn.Sequential(layers)
-    with pytest.raises(TypeError, match="load_state_dict: weight is ndarray: make it a tensor"):
-        LAYER.load_state_dict({"weight": numpy.ones((3, 2)), "bias": numpy.ones(3)})
+    with pytest.raises(ArgumentError, match=re.escape("one by one, as in Sequential(*layers)")):
+        nn.Sequential([ta.relu])
+    named = nn.Sequential(collections.OrderedDict(first=model[0], then=ta.relu))
+    assert [name for name, _ in named.named_parameters()] == ["first.weight", "first.bias"]
+    assert named.first is named[0] is model[0] and named(x).tolist() == model[:2](x).tolist()
+    with pytest.raises(ArgumentError, match="layer train has the name of a method"):
+        nn.Sequential({"train": ta.relu})
+
+
+def test_names_that_mean_the_same_are_there_but_not_in_a_star_import():
+    assert ta.tensor is ta.Tensor and ta.device is ta.Device
+    assert (ta.long, ta.int, ta.float, ta.half) == (ta.int64, ta.int32, ta.float32, ta.float16)
+    assert set(SAME).isdisjoint(ta.__all__)
+
+
+def test_a_number_of_elements_is_an_int_for_all_that_takes_one():
+    x = ta.ones((2, 3))
+    assert (x / x.size).sum().item() == pytest.approx(1) and ta.zeros(x.size).shape == (6,)
+    assert ((x * 2) ** x.size).tolist() == [[64.0] * 3] * 2
+    assert f"{x.size}" == "6" and type(x.size + 1) is int and json.dumps(x.size) == "6"
+    assert (x < x.size).all() and ta.full((), x.size, dtype=ta.int8).item() == 6
+    n = x.size
+    assert ta.compile(lambda x: x.sum() / x.size + x.sum() / n)(x).item() == 2
+
+
+def test_one_element_is_rounded_as_a_number():
+    assert round(ta.Tensor(2.345), 1) == 2.3 and type(round(ta.Tensor([2.5]))) is int
+
+
+def test_numpys_functions_of_tensors_are_those_of_tinyarr():
+    x = ta.Tensor([[1.0, 4.0], [0.25, 9.0]], requires_grad=True)
+    np.mean(np.sqrt(x)).backward()
+    assert x.grad.tolist() == (0.125 / x.detach().sqrt()).tolist()
+    x = x.detach()
+    pairs = [
+        (np.arctan2(x, 2.0), ta.atan2(x, 2)), (np.sum(x, axis=0), x.sum(axis=0)), (np.max(x), x.max()),
+        (np.float32(3) * x, 3 * x), (np.float64(3) - x, 3 - x), (np.power(x, 2), x**2), (np.rint(x), x.round()),
+        (np.less(x, 2), x < 2), (np.abs(-x), x), (np.multiply(x, x), x * x),
+        (np.prod(x, keepdims=True), x.prod(keepdims=True)),
+    ]  # fmt: skip
+    for found, expected in pairs:
+        assert type(found) is ta.Tensor and found.tolist() == expected.tolist() and found.dtype is expected.dtype
+    for mixed in (lambda: np.ones((2, 2)) * x, lambda: np.add(x, np.ones((2, 2)))):
+        with pytest.raises(TypeError, match="ndarray: make it a tensor"):
+            mixed()
+
+
+def test_a_result_keeps_its_gradient_when_asked():
+    x = ta.Tensor([1.0, 2.0], requires_grad=True)
+    y = x * 3
+    y.retain_grad()
+    for n in (1, 2):
+        (y * y).sum().backward(retain_graph=True)
+        assert y.grad.tolist() == [6.0 * n, 12.0 * n]
+    assert x.grad.tolist() == [36.0, 72.0]
+    x.detach().retain_grad()
+    reference = weakref.ref(y)
+    del y
+    assert reference() is None
+
+
+def test_a_module_is_moved_converted_and_walked_over():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+    visited = []
+    assert model.apply(visited.append) is model and visited[-1] is model and set(visited) == set(model.modules())
+    assert model.to("cpu") is model.to(ta.Device("cpu")) is model
+    assert model.to(ta.bfloat16)[0].weight.dtype is ta.bfloat16
+    assert model.to("cpu", ta.float32)[1].bias.dtype is ta.float32
+    assert model.to("meta")[0].weight.device.kind == "meta"
+    model = nn.Linear(1, 1)
+    model(ta.ones((1, 1))).sum().backward()
+    assert model.to("cpu") is model
+    with pytest.raises(DtypeError, match=r"^to: weight holds a gradient"):
+        model.to("meta")
+    model.zero_grad(set_to_none=False)
+    assert model.weight.grad.tolist() == [[0]]
+    model.zero_grad(set_to_none=True)
+    assert model.weight.grad is None
+
+
+def test_a_buffer_can_be_left_out_of_what_is_saved():
+    class Inner(nn.Module):
+        def __init__(self):
+            self.register_buffer("kept", ta.ones(1))
+            self.register_buffer("made", ta.ones(1), persistent=False)
+
+    model = nn.Sequential(Inner(), Inner())
+    assert set(model.state_dict()) == {"0.kept", "1.kept"} and "1.made" in dict(model.named_tensors())
+    model.load_state_dict({"0.kept": np.full(1, 3.0), "1.kept": ta.zeros(1)})
+    assert model[0].kept.tolist() == [3] and model[0].kept.dtype is ta.float32
+
+
+def test_containers_of_modules_are_a_list_and_a_dict_whose_values_are_attributes():
+    class Model(nn.Module):
+        def __init__(self):
+            blocks = nn.ModuleList([nn.Linear(2, 2) for _ in range(2)])
+            self.parts = nn.ModuleDict({"blocks": blocks, "head": nn.Linear(2, 1)})
+
+        def forward(self, x):
+            for block in self.parts.blocks:
+                x = block(x)
+            return self.parts.head(x)
+
+    model, x = Model(), ta.ones((1, 2))
+    assert list(model.state_dict())[-1] == "parts.head.bias" and "parts.blocks.1.weight" in model.state_dict()
+    compiled = ta.compile(model)
+    assert compiled(x).item() == pytest.approx(model(x).item(), rel=1e-5)
+    model.parts.head = nn.Linear(2, 1)
+    assert model.parts["head"] is model.parts.head
+    assert compiled(x).item() == pytest.approx(model(x).item(), rel=1e-5)
+    again = copy.deepcopy(model)
+    assert again(x).item() == model(x).item() and again.parts.head is not model.parts.head
+    with pytest.raises(AttributeError, match="ModuleDict has no key 'tail'"):
+        _ = model.parts.tail
+
+
+def test_a_module_keeps_a_result_to_be_looked_at():
+    class Kept(nn.Linear):
+        def forward(self, x):
+            self.out = super().forward(x).tanh()
+            return self.out
+
+    layer = Kept(3, 3)
+    layer(ta.ones((1, 3))).sum().backward()
+    assert layer.out.requires_grad and set(layer.state_dict()) == {"weight", "bias"}
+    assert len(list(layer.parameters())) == 2
+    compiled = ta.compile(lambda x: layer(x).sum())
+    assert compiled(ta.ones((1, 3))).item() == pytest.approx(layer(ta.ones((1, 3))).sum().item(), rel=1e-5)
+    with pytest.raises(ArgumentError, match="out: a plain Tensor that requires a gradient came"):
+        layer.out = ta.ones(2, requires_grad=True)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_in_place_operators_train_a_parameter_under_no_grad(compiled):
+    layer = nn.Linear(1, 1)
+    layer.load_state_dict({"weight": np.full((1, 1), 2.0), "bias": np.zeros(1)})
+
+    def step(x):
+        layer.zero_grad()
+        layer(x).sum().backward()
+        with ta.no_grad():
+            for p in layer.parameters():
+                p -= 0.5 * p.grad
+
+    step = ta.compile(step) if compiled else step
+    for n in (1, 2):
+        step(ta.ones((1, 1)))
+        assert layer.weight.item() == 2 - 0.5 * n and layer.bias.item() == -0.5 * n
+
+
+def test_a_group_has_its_own_learning_rate_which_param_groups_show_and_change():
+    a, b = (nn.Parameter(ta.ones(1)) for _ in range(2))
+    optimizer = optim.SGD([{"params": [a]}, {"parameters": [b], "lr": 0.5}], lr=0.1)
+
+    def moved():
+        a.grad, b.grad = ta.ones(1), ta.ones(1)
+        before = a.item(), b.item()
+        optimizer.step()
+        return [pytest.approx(x - y.item(), abs=1e-6) for x, y in zip(before, (a, b))]
+
+    assert moved() == [0.1, 0.5]
+    assert [g["lr"].item() for g in optimizer.param_groups] == [0.1, 0.5]
+    assert optimizer.param_groups[0]["params"][0] is a and optimizer.param_groups[1]["params"][0] is b
+    optimizer.param_groups[0]["lr"] = 0.2
+    assert moved() == [0.2, 0.5]
+    optimizer.lr = 0.01
+    assert moved() == [0.02, 0.05]
+    for group in optimizer.param_groups:
+        group["lr"] *= 10
+    assert moved() == [0.2, 0.5]
+    group = optimizer.param_groups[0]
+    assert set(group) == {"params", "lr", "momentum", "nesterov", "weight_decay", "lr_scale"} and len(group) == 6
+    group["momentum"] = 0.9
+    assert optimizer.param_groups[1]["momentum"] == 0
+    for change in ({"lr": -1}, {"momentum": 2}, {"betas": 1}, {"params": []}):
+        with pytest.raises(ArgumentError, match=r"it must|can't be written"):
+            group.update(change)
+    with pytest.raises(ArgumentError, match="can't be taken away"):
+        del group["lr"]
+    with pytest.raises(ArgumentError, match="lr is 0, and a group's lr"):
+        optim.SGD([{"params": [a], "lr": 0.1}], lr=0)
+    single = optim.AdamW([{"params": [a, b], "lr": 0.1}])
+    single.param_groups[0]["lr"] = 0.25
+    assert single.lr.item() == 0.25 == single.param_groups[0]["lr"].item()
+    assert [p is q for p, q in zip(single.param_groups[0]["params"], [a, b])] == [True, True]
+
+
+def test_gradients_of_lists_and_dicts_have_their_form_and_aux_is_handed_on():
+    x, y = ta.Tensor([1.0, 2.0]), ta.Tensor([3.0, 4.0])
+
+    def loss(parameters, scale):
+        total = (parameters["x"] ** 2 * parameters["more"][0]).sum() * scale
+        return total, {"total": total, "name": "loss"}
+
+    found, aux = ta.grad(loss, has_aux=True)({"x": x, "more": [y]}, ta.Tensor(2.0))
+    assert found["x"].tolist() == [12.0, 32.0] and found["more"][0].tolist() == [2.0, 8.0]
+    assert aux["name"] == "loss" and not aux["total"].requires_grad
+    (value, aux), found = ta.value_and_grad(loss, argnums=(0, 1), has_aux=True)({"x": x, "more": [y]}, ta.Tensor(2.0))
+    assert value.item() == aux["total"].item() == 38.0 and found[1].item() == 19.0
+    second = ta.grad(lambda p: ta.grad(lambda q: (q[0] ** 3).sum())(p)[0].sum())([x])
+    assert second[0].tolist() == [6.0, 12.0]
+    with pytest.raises(GradientError, match="must return a tuple of two where has_aux is True"):
+        ta.grad(lambda x: x.sum(), has_aux=True)(x)
+    for wrong in ([], {}, [x, 3], 1.0):
+        with pytest.raises(ArgumentError, match="it must be a tensor, or a list, tuple or dict of tensors"):
+            ta.grad(lambda p: x.sum())(wrong)
+
+
+def test_a_masked_write_of_one_value_and_a_numpy_constant_are_compiled():
+    constant = np.arange(3.0)
+
+    def f(x):
+        x = x * ta.Tensor(constant)
+        x[x < 0] = -1.0
+        x[ta.Tensor([True, False])] = ta.Tensor([7.0, 8.0, 9.0])
+        x[[0, 1], [0, 1]] = 5
+        return x
+
+    x = ta.Tensor([[1.0, -2.0, 3.0], [4.0, 5.0, -6.0]])
+    compiled = ta.compile(f)
+    assert compiled(x).tolist() == f(x).tolist() == [[5, 8, 9], [0, 5, -1]]
+    constant[1] = 2  # its elements belong to the signature
+    assert compiled(x).tolist() == f(x).tolist() == [[5, 8, 9], [0, 5, -1]]
+
+
+def test_a_value_may_have_more_axes_in_front_of_size_1():
+    y = ta.zeros((2, 3))
+    y[0] = ta.ones((1, 3))
+    y[[1]] = ta.full((1, 1, 3), 2.0)
+    assert y.tolist() == [[1] * 3, [2] * 3]
+    with pytest.raises(ShapeError):
+        y[0] = ta.ones((2, 3))
+
+
+def test_all_of_dropout_is_zeros_without_a_gradient():
+    x = ta.Tensor([1.0, -2.0], requires_grad=True)
+    ta.dropout(x, 1.0).sum().backward()
+    assert not ta.dropout(x, 1.0).any() and x.grad.tolist() == [0, 0]

@@ -315,7 +315,7 @@ def test_a_python_scalar_takes_the_dtype_of_the_tensor_unless_it_is_of_a_higher_
 @pytest.mark.parametrize("name", POINTWISE)
 def test_nan_goes_through(name):
     sample, arity = SAMPLES[name], len(OWN[name].inputs)
-    params = {"integer_power": {"n": 3}, "astype": {"dtype": dtypes.float32}}.get(name, {})
+    params = {"integer_power": {"n": 3}, "inverse_power": {"n": 2}, "astype": {"dtype": dtypes.float32}}.get(name, {})
     for i in range(arity):
         operands = [tinyarr.Tensor(float("nan") if k == i else 0.5) for k in range(arity)]
         assert np.isnan(sample.function(*operands, **params).item())

@@ -1,8 +1,9 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
 from . import cuda, data, distributed, dtypes, nn, optim, random, saving, schedule, tuning
-from . import indexing as _indexing  # attaches x[key] to Tensor
+from . import methods as _methods  # gives Tensor its methods
 from .autograd import gradients
+from .backends import kinds as _kinds  # registers cpu, cuda and meta
 from .compiler import compile
 from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (
@@ -30,7 +31,6 @@ from .dtypes import (
 from .interchange import asarray, from_dlpack
 from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__
-from .ops import operators as _operators  # attaches Python's operators to Tensor
 from .ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.attention import scaled_dot_product_attention
@@ -120,7 +120,6 @@ from .ops.elementwise import (
     where,
 )
 from .ops.elementwise_primitive import elementwise
-from .ops.rowwise import rowwise
 from .ops.index import embedding, one_hot, take, take_along_axis
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.loss import (
@@ -136,6 +135,7 @@ from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, min, prod, sum
 from .ops.rotary import rotary_embedding
+from .ops.rowwise import rowwise
 from .ops.scan import cumulative_prod, cumulative_sum, diff
 from .ops.sets import unique_all, unique_counts, unique_inverse, unique_values
 from .ops.shape import (
@@ -157,6 +157,7 @@ from .ops.softmax import log_softmax, logsumexp, softmax
 from .ops.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.statistics import mean, std, var, vector_norm
 from .other_names import FUNCTIONS as _OTHER_NAMES
+from .other_names import SAME as _SAME
 from .other_names import explained as _explained
 from .other_names import missing as _missing
 from .other_names import takes_axis as _takes_axis
@@ -175,6 +176,8 @@ def __getattr__(name: str):
         import importlib
 
         return importlib.import_module(".testing", __name__)
+    if name in _SAME:
+        return _SAME[name]
     _missing("tinyarr", _OTHER_NAMES, name)
 
 

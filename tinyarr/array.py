@@ -27,10 +27,11 @@ class Storage:
 class Array:
     """Elements of one dtype at `offset` and `strides` (counted in elements) in a storage.
 
-    `data` is the backend's handle of the view (on CPU an np.ndarray), made on first use and kept.
+    `data` is the backend's handle of the view (on CPU an np.ndarray), made on first use and kept. `address` is where it
+    begins, once a compiled program has asked.
     """
 
-    __slots__ = ("_data", "device", "dtype", "offset", "shape", "storage", "strides")
+    __slots__ = ("_data", "address", "device", "dtype", "offset", "shape", "storage", "strides")
 
     def __init__(self, storage: Storage, dtype: Dtype, shape: Shape, strides: Shape, offset: int, data=None):
         self.storage = storage
@@ -40,6 +41,7 @@ class Array:
         self.offset = offset
         self.device = storage.device
         self._data = data
+        self.address: int | None = None
 
     @property
     def data(self):

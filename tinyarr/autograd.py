@@ -8,6 +8,7 @@ recorded (`create_graph=True`) and differentiated again.
 from __future__ import annotations
 
 import heapq
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from .ops.primitive import executor
 from .ops.reduce import sum_to
 from .ops.shape import reshape
 from .tape import CustomCall, Edge, Node, edge_of, numbers, reachable, recording, set_recording
-from .tensor import Tensor, method, require_tensors, result_tensor
+from .tensor import Tensor, require_tensors, result_tensor
 from .views import is_contiguous
 
 
@@ -296,7 +297,6 @@ def _root_gradients(operation: str, outputs: Sequence[Tensor], given: Sequence[T
     return pairs
 
 
-@method()
 def backward(
     tensor: Tensor, gradient: Tensor | None = None, *, retain_graph: bool | None = None, create_graph: bool = False
 ):
@@ -359,7 +359,6 @@ class HookHandle:
             self._hooks.remove(self._hook)
 
 
-@method()
 def register_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> HookHandle:
     """Calls `hook(gradient)` once the tensor's gradient is complete; what it returns, if not None, replaces it."""
     if not callable(hook):
@@ -374,3 +373,17 @@ def register_hook(tensor: Tensor, hook: Callable[[Tensor], Tensor | None]) -> Ho
         hooks = tensor.node.hooks.setdefault(tensor.node_output, [])
     hooks.append(hook)
     return HookHandle(hooks, hook)
+
+
+def retain_grad(tensor: Tensor) -> None:
+    """Makes backward add the gradient of a result to its `.grad`, as it does for leaves."""
+    if not tensor.requires_grad or tensor.is_leaf:
+        return
+    reference = weakref.ref(tensor)
+
+    def keep(g: Tensor) -> None:
+        result = reference()
+        if result is not None:
+            result.grad = g if result.grad is None else result.grad + g
+
+    register_hook(tensor, keep)

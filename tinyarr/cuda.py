@@ -123,7 +123,7 @@ class Event:
 
     def synchronize(self) -> None:
         """Waits until the point is reached."""
-        from .backends.cuda.collective import wait_for
+        from .backends.cuda.events import wait_for
 
         wait_for(self._event)
 

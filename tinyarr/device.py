@@ -8,12 +8,55 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import DeviceError
 
+
+class DeviceKind(NamedTuple):
+    """How the devices of one kind are made; see `register`."""
+
+    make: Callable[[Device], Any]
+    numbered: bool
+    planner: Callable[[str], Any] | None
+
+
+_kinds: dict[str, DeviceKind] = {}
 _known: dict[tuple, Device] = {}
+
+
+def register(
+    kind: str,
+    make: Callable[[Device], Any],
+    *,
+    numbered: bool = False,
+    planner: Callable[[str], Any] | None = None,
+) -> None:
+    """Makes `kind` the name of a device: `make(device)` returns its backend when that is first needed.
+
+    numbered: there may be several, `kind:0` (which `kind` means too), `kind:1`, ...
+    planner(like): returns what plans programs for a device that needn't be there, `Device("meta", like=like)`: an
+    object with a backend's `joins`, `stops`, `kernel`, `holds`, `out_layouts` and `scratch`. None: meta can't stand in.
+
+    >>> from tinyarr.device import register
+    >>> register("toy", lambda device: ToyBackend(device))   # doctest: +SKIP
+    >>> Tensor([1.0], device="toy")                          # doctest: +SKIP
+    """
+    _kinds[kind] = DeviceKind(make, numbered, planner)
+
+
+def planner(like: str) -> Any:
+    """Returns what plans programs for the device that `like` names, as "cpu" or "cuda:sm_90".
+
+    Raises DeviceError where no kind of device is called so, or none of that kind can be stood in for.
+    """
+    kind = _kinds.get(like.partition(":")[0])
+    if kind is None or kind.planner is None:
+        can = " or ".join(repr(name) for name, kind in _kinds.items() if kind.planner is not None)
+        raise DeviceError(f"Device: like={like!r} came: 'meta' can stand in for {can}")
+    return kind.planner(like)
 
 
 class Device:
@@ -32,13 +75,15 @@ class Device:
     def __new__(cls, name: str | Device = "cpu", *, like: str | None = None) -> Device:
         if isinstance(name, Device):
             return name
-        match = re.fullmatch(r"(cpu|meta)|(cuda)(?::(\d+))?", name) if isinstance(name, str) else None
-        if match is None:
-            raise DeviceError(f"Device: {name!r} is not a device: use 'cpu', 'cuda', 'cuda:N' or 'meta'")
-        kind = match[1] or match[2]
+        match = re.fullmatch(r"([^:]+)(?::(\d+))?", name) if isinstance(name, str) else None
+        if match is None or match[1] not in _kinds or (match[2] and not _kinds[match[1]].numbered):
+            numbered = [f"{kind}:N" for kind in _kinds if _kinds[kind].numbered]
+            *names, last = map(repr, sorted([*_kinds, *numbered]))
+            raise DeviceError(f"Device: {name!r} is not a device: use {', '.join(names)} or {last}")
+        kind = match[1]
         if like is not None and kind != "meta":
             raise DeviceError(f"Device: like={like!r} came with {name!r}: only 'meta' stands in for another device")
-        key = (kind, int(match[3] or 0), like)
+        key = (kind, int(match[2] or 0), like)
         if key not in _known:
             self = _known[key] = super().__new__(cls)
             self.kind, self.index, self.like = key
@@ -49,48 +94,29 @@ class Device:
     def backend(self):
         """What allocates and runs kernels on this device. Raises DeviceError where it can't be had."""
         if self._backend is None:
-            self._backend = _make_backend(self)
+            self._backend = _kinds[self.kind].make(self)
         return self._backend
 
     def __repr__(self) -> str:
         return str(self) if self.like is None else f"meta (like {self.like})"
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.index}" if self.kind == "cuda" else self.kind
+        return f"{self.kind}:{self.index}" if _kinds[self.kind].numbered else self.kind
 
     def __reduce__(self):
         return _restore, (str(self), self.like)
-
-
-def _make_backend(device: Device):
-    # Imported here, so that a program on one device never loads another's backend.
-    if device.kind == "cpu":
-        from .backends.cpu import CpuBackend
-
-        return CpuBackend(device)
-    if device.kind == "meta":
-        from .backends.meta import MetaBackend
-
-        return MetaBackend(device)
-    from . import cuda
-
-    cuda.require(device.index)
-    from .backends.cuda.backend import CudaBackend
-
-    return CudaBackend(device)
 
 
 def _restore(name: str, like: str | None) -> Device:
     return Device(name, like=like)
 
 
-_cpu = Device("cpu")
-_default: ContextVar[Device] = ContextVar("default_device", default=_cpu)
+_default: ContextVar[Device | None] = ContextVar("default_device", default=None)
 
 
 def default_device() -> Device:
     """The device on which creation functions allocate when they are given none."""
-    return _default.get()
+    return _default.get() or Device("cpu")
 
 
 @contextlib.contextmanager

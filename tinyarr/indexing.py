@@ -8,12 +8,13 @@ from typing import Any
 from . import dtypes, views
 from .errors import DtypeError, MaskError, OutOfBounds
 from .interchange import asarray
-from .ops.create import arange, assign
-from .ops.elementwise import astype
+from .ops.assign import assign
+from .ops.create import arange, full
+from .ops.elementwise import astype, where
 from .ops.index import flat_positions, require_integers, scatter, take
 from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
 from .ops.sort import nonzero
-from .tensor import Tensor, method
+from .tensor import Tensor
 
 
 def _whole_number(index: Any) -> int:
@@ -146,7 +147,7 @@ def _checked(x: Tensor, axis: int, k: Any) -> int:
     return i % n
 
 
-def _getitem(x: Tensor, key: Any) -> Tensor:
+def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key]: ints, slices, None and Ellipsis give a view, integer tensors and masks a copy."""
     if _is_lone_bool(key):
         return _basic(x, (None, ...))[: int(key)]
@@ -154,33 +155,46 @@ def _getitem(x: Tensor, key: Any) -> Tensor:
     return _gathered(x, parts) if any(map(_is_tensor, parts)) else _basic(x, tuple(parts))
 
 
-def _setitem(x: Tensor, key: Any, value: Any) -> None:
+def setitem(x: Tensor, key: Any, value: Any) -> None:
     """x[key] = value: writes into x's memory (see assign). Where positions repeat the last value stays."""
+    if dtypes.scalar_kind(dtypes.python_scalar(value)) is not None:
+        value = full((), value, dtype=x.dtype, device=x.device)
     if _is_lone_bool(key):
-        assign(_getitem(x, key), value)
+        _assign(getitem(x, key), value)
+        return
+    key = key if isinstance(key, tuple) else _converted(x, key)
+    is_of_rows = _is_mask(key) and key.shape == x.shape[: key.ndim]
+    if is_of_rows and isinstance(value, Tensor) and value.ndim <= x.ndim - key.ndim:
+        rows = reshape(key, (*key.shape, *(1,) * (x.ndim - key.ndim)))
+        assign(x, where(rows, astype(value, x.dtype, copy=False), x))  # how many they are, a trace does not know
         return
     parts = _parts(x, key)
     if not any(map(_is_tensor, parts)):
-        assign(_basic(x, tuple(parts)), value)
+        _assign(_basic(x, tuple(parts)), value)
         return
-    positions = _gathered(reshape(arange(x.size, device=x.device), x.shape), parts)
     if not isinstance(value, Tensor):
         value = asarray(value, dtype=x.dtype, device=x.device)
-    values = broadcast_to(astype(value, x.dtype, copy=False), positions.shape)
+    positions = _gathered(reshape(arange(x.size, device=x.device), x.shape), parts)
+    values = broadcast_to(astype(_fitted(value, positions.ndim), x.dtype, copy=False), positions.shape)
     written = scatter(reshape(x, (x.size,)), reshape(positions, (positions.size,)), reshape(values, (values.size,)))
     assign(x, reshape(written, x.shape))
+
+
+def _assign(x: Tensor, value: Any) -> None:
+    assign(x, _fitted(value, x.ndim) if isinstance(value, Tensor) else value)
+
+
+def _fitted(value: Tensor, ndim: int) -> Tensor:
+    """A value without axes of size 1 in front that are more than `ndim`, as NumPy allows them: (1, 3) for x[0] of 3."""
+    more = max(value.ndim - ndim, 0)
+    return reshape(value, value.shape[more:]) if more and set(value.shape[:more]) == {1} else value
 
 
 def _is_lone_bool(key: Any) -> bool:
     return isinstance(dtypes.python_scalar(key), bool) or (_is_mask(key) and not key.ndim)
 
 
-def _iterate(x: Tensor):
+def iterate(x: Tensor):
     if not x.ndim:
         raise TypeError("iteration: a 0-d tensor has no elements to walk over: use item()")
     return (x[i] for i in range(len(x)))
-
-
-method("__getitem__")(_getitem)
-method("__setitem__")(_setitem)
-method("__iter__")(_iterate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,11 @@ from .ops.elementwise import astype
 from .ops.primitive import executor
 from .ops.typing import dtype_constant
 from .tape import no_grad, recording
-from .tensor import Tensor, method, result_tensor
+from .tensor import Tensor, result_tensor
 
 DLPACK = {"cpu": 1, "cuda": 2}  # the standard's numbers of the kinds of devices
 
-def _initialize(self: Tensor, data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> None:
+def initialize(self: Tensor, data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> None:
     self.array = _array_of(data, dtype, device)
     self.grad = self.node = self._hooks = None
     self.node_output = 0
@@ -54,8 +55,7 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
     with np.errstate(all="ignore"):  # what overflows becomes infinite, as in astype, without NumPy's warnings
         values = values.astype(dtype.numpy)
     device.backend.from_numpy(values, stored)
-    if not hasattr(data, "dtype"):
-        executor.get().constant(stored)
+    executor.get().constant(stored)
     return stored
 
 
@@ -119,7 +119,7 @@ def _over(values: np.ndarray) -> Array:
     return Array(storage, dtypes.dtype(values.dtype), values.shape, strides, offset // itemsize)
 
 
-def _dlpack(self: Tensor, *, stream=None, max_version=None, dl_device=None, copy=None):
+def to_dlpack(self: Tensor, *, stream=None, max_version=None, dl_device=None, copy=None):
     """The standard's way out: a capsule over the tensor's memory, without a copy unless `copy` is True."""
     if self.requires_grad:
         raise BufferError("__dlpack__: the tensor requires a gradient, which the capsule would lose: detach() it")
@@ -134,27 +134,24 @@ def _dlpack(self: Tensor, *, stream=None, max_version=None, dl_device=None, copy
     return self.array.data.__dlpack__(stream=stream, max_version=max_version, dl_device=dl_device, copy=copy)
 
 
-def _dlpack_device(self: Tensor) -> tuple[int, int]:
+def dlpack_device(self: Tensor) -> tuple[int, int]:
     if self.device.kind not in DLPACK:
         raise BufferError(f"__dlpack_device__: the tensor is on {self.device}, which has no memory")
     return DLPACK[self.device.kind], self.device.index
 
 
-def _to_device(self: Tensor, device: str | Device, /, *, stream=None) -> Tensor:
+def to_device(self: Tensor, device: str | Device, /, *, stream=None) -> Tensor:
     """The standard's name of `to`."""
     return to(self, device)
 
 
-def _namespace(self: Tensor, /, *, api_version: str | None = None):
+def array_namespace(self: Tensor, /, *, api_version: str | None = None):
     """The module tinyarr, whose functions follow the Array API standard 2024.12."""
-    import tinyarr
-
     if api_version not in (None, "2021.12", "2022.12", "2023.12", "2024.12"):
         raise ArgumentError(f"__array_namespace__: api_version is {api_version!r}: 2024.12 is the newest known")
-    return tinyarr
+    return sys.modules["tinyarr"]
 
 
-@method()
 def to(x: Tensor, device: str | Device) -> Tensor:
     """The tensor on another device; itself where it is there already. The copy has no history."""
     device = Device(device)
@@ -169,14 +166,12 @@ def to(x: Tensor, device: str | Device) -> Tensor:
     return result_tensor(moved)
 
 
-@method("numpy")
 def to_numpy(x: Tensor) -> np.ndarray:
     """A fresh np.ndarray with the elements: writing into it does not change the tensor."""
     executor.get().observe(x.array)
     return x.device.backend.to_numpy(x.array)
 
 
-@method()
 def copy_to_host_async(x: Tensor) -> None:
     """Begins to copy the elements to the host's memory, without waiting.
 
@@ -188,13 +183,11 @@ def copy_to_host_async(x: Tensor) -> None:
     x.device.backend.copy_to_host_async(x.array)
 
 
-@method()
 def tolist(x: Tensor) -> Any:
     """The elements as Python numbers in nested lists; a number for a 0-d tensor."""
     return to_numpy(x).tolist()
 
 
-@method()
 def item(x: Tensor) -> Any:
     """The one element as a Python number. Raises ShapeError where there are more or none."""
     if x.size != 1:
@@ -202,7 +195,7 @@ def item(x: Tensor) -> Any:
     return to_numpy(x).reshape(()).tolist()
 
 
-def _as_numpy_array(self: Tensor, dtype=None, copy=None) -> np.ndarray:
+def as_numpy_array(self: Tensor, dtype=None, copy=None) -> np.ndarray:
     """NumPy's conversion protocol. A tensor that is part of a gradient must be detached first, as the graph is lost."""
     if self.requires_grad:
         raise GradientError(
@@ -214,20 +207,20 @@ def _as_numpy_array(self: Tensor, dtype=None, copy=None) -> np.ndarray:
     return values if dtype is None else values.astype(dtype)
 
 
-def _index(self: Tensor) -> int:
+def as_index(self: Tensor) -> int:
     if self.dtype.kind not in ("signed", "unsigned"):
         raise DtypeError(f"index: the tensor has dtype {self.dtype.name}: only an integer can be an index")
     return operator.index(self.item())
 
 
-def _reduce(self: Tensor) -> tuple:
+def reduced(self: Tensor) -> tuple:
     """What pickle and copy.deepcopy keep: the values, not the storage (whose memory belongs to a pool) nor `.grad`."""
     if self.node is not None:
         raise GradientError("copy, pickle: the tensor is a result of recorded operations: use x.detach()")
     return _restore, (type(self), to_numpy(self), self.device, self.requires_grad, self._has_wide_grad)
 
 
-def _copied(self: Tensor, memo: dict | None = None) -> Tensor:
+def copied(self: Tensor, memo: dict | None = None) -> Tensor:
     """What copy.copy and copy.deepcopy make: the same elements in memory of their own, without history or `.grad`."""
     if self.node is not None:
         raise GradientError("copy, pickle: the tensor is a result of recorded operations: use x.detach()")
@@ -247,7 +240,7 @@ def _restore(
     return result
 
 
-def _repr(self: Tensor) -> str:
+def shown(self: Tensor) -> str:
     if self.device.kind == "meta" or executor.get() is not eager:
         body = f"shape={self.shape}"
     else:
@@ -264,23 +257,11 @@ def _repr(self: Tensor) -> str:
     return f"Tensor({', '.join(parts)})"
 
 
-def _format(self: Tensor, spec: str) -> str:
+def formatted(self: Tensor, spec: str) -> str:
     """With a format such as .3f that of the one element, without one the tensor's text."""
     return format(self.item(), spec) if spec else str(self)
 
 
-method("__array__")(_as_numpy_array)
-method("__array_namespace__")(_namespace)
-method("__dlpack__")(_dlpack)
-method("__dlpack_device__")(_dlpack_device)
-method("to_device")(_to_device)
-method("__init__")(_initialize)
-method("__copy__")(_copied)
-method("__deepcopy__")(_copied)
-method("__reduce__")(_reduce)
-method("__repr__")(_repr)
-method("__format__")(_format)
-method("__float__")(lambda self: float(self.item()))
-method("__complex__")(lambda self: complex(self.item()))
-method("__int__")(lambda self: int(self.item()))
-method("__index__")(_index)
+def rounded(self: Tensor, digits: int | None = None) -> float:
+    """The one element, rounded."""
+    return round(self.item(), digits)

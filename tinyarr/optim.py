@@ -17,7 +17,7 @@ from typing import Any
 
 from . import dtypes
 from .errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
-from .nn.module import Parameter
+from .nn.module import Parameter, clear_gradients
 from .ops.create import copy, full
 from .ops.elementwise import astype, minimum, sqrt, square
 from .ops.elementwise import where as choose
@@ -41,7 +41,8 @@ class _Packed:
         self, parameters: Sequence[Tensor], options: dict[str, Any], state_names: Sequence[str], masters: bool
     ):
         # Backward finishes the last layers first; a segment fills from its start.
-        self.parameters = list(reversed(parameters))
+        # Tuples, so that a compiled step need not look at each call whether they still hold the same tensors.
+        self.parameters = tuple(reversed(parameters))
         self.options = options
         self.segment = pack(self.parameters)
         dtype = self.segment.flat.dtype
@@ -50,7 +51,7 @@ class _Packed:
             master = self.segment.zeros(dtype.compute)
             master.flat.assign(self.segment.flat)
             self.state["master"] = master
-        self.views = {name: [s.view(i) for i in range(len(parameters))] for name, s in self.state.items()}
+        self.views = {name: tuple(s.view(i) for i in range(len(parameters))) for name, s in self.state.items()}
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -69,21 +70,26 @@ def require_parameters(operation: str, parameters: Any) -> None:
         raise TypeError(f"{operation}: parameters is {type(parameters).__name__}: pass {advice}")
 
 
-_GROUP_HINTS = {"params": "call them 'parameters'", "lr": "give 'lr_scale', which the learning rate is multiplied by"}
-
-
 def parameter_groups(parameters: Iterable[Any], name: str = "parameter_groups") -> list[dict[str, Any]]:
     """Parameters as one group, or groups as they are. Raises TypeError, on behalf of `name`, for what holds none."""
     require_parameters(name, parameters)
     groups = list(parameters)
-    return [{"parameters": groups}] if groups and not isinstance(groups[0], dict) else groups
+    if groups and not isinstance(groups[0], dict):
+        return [{"parameters": groups}]
+    return [
+        {"parameters" if key == "params" else key: value for key, value in group.items()}
+        if isinstance(group, dict)
+        else group
+        for group in groups
+    ]
 
 
 class Optimizer:
     """What all optimizers share: parameter groups, the learning rate, the step, saving and loading.
 
-    `parameters` is an iterable of parameters, or a list of groups, dicts with the key "parameters" and any of the
-    optimizer's options but lr; "lr_scale" (default 1) multiplies the learning rate for a group. A frozen nn.Parameter,
+    `parameters` is an iterable of parameters, or a list of groups, dicts with the key "parameters" (or "params") and
+    any of the optimizer's options. "lr_scale" (default 1) multiplies the learning rate for a group; a group's own "lr"
+    is kept as that scale, so that what is assigned to `lr` later changes all in proportion. A frozen nn.Parameter,
     which has no gradient, keeps its value until it is thawed. Making an optimizer moves the parameters into its
     segments. `rules` says what values options may have.
     """
@@ -99,14 +105,16 @@ class Optimizer:
         seen: set[Tensor] = set()
         self._packed: list[_Packed] = []
         for group in groups:
-            allowed = {**defaults, "lr_scale": 1.0}
+            allowed = {"lr": lr, **defaults, "lr_scale": 1.0}
             if not isinstance(group, dict) or "parameters" not in group or group.keys() - allowed - {"parameters"}:
                 came = f"has {list(group)}" if isinstance(group, dict) else f"is a {type(group).__name__}"
-                hints = [hint for key, hint in _GROUP_HINTS.items() if isinstance(group, dict) and key in group]
-                hints = hints or [f"it is a dict of 'parameters' and some of {[*allowed]}"]
-                raise ArgumentError(f"{name}: a group {came}: {'; '.join(hints)}")
+                raise ArgumentError(f"{name}: a group {came}: it is a dict of 'parameters' and some of {[*allowed]}")
             options = {**allowed, **{k: v for k, v in group.items() if k != "parameters"}}
             self._check(options)
+            own = options.pop("lr")
+            if own != lr == 0:
+                raise ArgumentError(f"{name}: lr is 0, and a group's lr, {own}, is kept as a multiple of it: raise it")
+            options["lr_scale"] *= own / lr if own != lr else 1.0
             by_dtype: dict[Any, list[Tensor]] = {}
             for p in group["parameters"]:
                 trains = isinstance(p, Parameter) or (isinstance(p, Tensor) and p.is_leaf and p.requires_grad)
@@ -172,15 +180,14 @@ class Optimizer:
         given = dict(zip(*pairs, strict=True))
         with no_grad():
             for packed in self._packed:
-                for p, master in zip(packed.parameters, packed.views.get("master", [])):
+                for p, master in zip(packed.parameters, packed.views.get("master", ())):
                     if p in given:
                         master.assign(given[p].detach().to(master.device))
                         p.assign(master)
 
-    def zero_grad(self) -> None:
-        """Forgets the gradient of every parameter."""
-        for p in self.parameters:
-            p.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradient of every parameter, or makes it 0."""
+        clear_gradients(self.parameters, set_to_none)
 
     def step(self, *, where: Tensor | None = None) -> None:
         """Updates every parameter that has a gradient, in place.

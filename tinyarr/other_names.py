@@ -1,16 +1,23 @@
-"""Names and keywords of PyTorch and NumPy, and what to write here: where one is used, the error says so."""
+"""Names and keywords of PyTorch and NumPy, and what to write here: where one is used, the error says so.
+
+A few are so common that they work: at the end.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
 from types import FunctionType
 from typing import Any, NoReturn
 
-from . import autograd, nn, optim
-from .tensor import Tensor
+import numpy as np
+
+from . import autograd, dtypes, nn, optim
+from .device import Device
+from .errors import ArgumentError
+from .tensor import Tensor, add_methods
 
 SHARED = {  # by functions and methods
     "permute": "permute_dims",
@@ -56,17 +63,9 @@ SHARED = {  # by functions and methods
     "mv": "matmul",
 }
 FUNCTIONS = SHARED | {
-    "tensor": "Tensor(data)",
     "array": "Tensor(data), or asarray, which copies only where it must",
     "as_tensor": "asarray",
-    "device": "Device",
     "dtype": "dtypes.Dtype",
-    "long": "int64",
-    "int": "int32",
-    "short": "int16",
-    "float": "float32",
-    "double": "float64",
-    "half": "float16",
     "save": "saving.save(path, dict of tensors)",
     "load": "saving.load(path)",
     "inference_mode": "no_grad",
@@ -88,6 +87,16 @@ FUNCTIONS = SHARED | {
     "rsample": "normal",
     "manual_seed_all": "manual_seed",
     "set_default_device": "use_device",
+}
+SAME = {  # as here
+    "tensor": Tensor,
+    "device": Device,
+    "long": dtypes.int64,
+    "int": dtypes.int32,
+    "short": dtypes.int16,
+    "float": dtypes.float32,
+    "double": dtypes.float64,
+    "half": dtypes.float16,
 }
 METHODS = SHARED | {
     "t": "T",
@@ -116,7 +125,6 @@ METHODS = SHARED | {
     "expand_as": "broadcast_to(y.shape)",
     "type_as": "astype(y.dtype)",
     "is_cuda": "device.kind == 'cuda'",
-    "retain_grad": "register_hook, or tinyarr.gradients(loss, [x])",
     "mul_": "assign(x * y)",
     "sub_": "assign(x - y)",
     "div_": "assign(x / y)",
@@ -125,7 +133,6 @@ METHODS = SHARED | {
     "normal_": "assign(tinyarr.normal(x.shape))",
     "uniform_": "assign(tinyarr.uniform(x.shape))",
     "detach_": "detach()",
-    "__round__": "round(x.item(), digits)",
 }
 _ACTIVATIONS = {
     "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Softplus": "softplus",
@@ -134,8 +141,6 @@ _ACTIVATIONS = {
 NN = {name: f"tinyarr.{f}, a function, which Sequential takes too" for name, f in _ACTIVATIONS.items()} | {
     "Identity": "lambda x: x, which Sequential takes too",
     "Flatten": "lambda x: x.reshape(len(x), -1), which Sequential takes too",
-    "ModuleList": "list: a Module finds the parameters in lists",
-    "ModuleDict": "dict: a Module finds the parameters in dicts",
     "ParameterList": "list: a Module finds the parameters in lists",
     "ParameterDict": "dict: a Module finds the parameters in dicts",
     "Buffer": "Tensor: one that is no Parameter is a buffer",
@@ -149,23 +154,19 @@ NN = {name: f"tinyarr.{f}, a function, which Sequential takes too" for name, f i
     "utils": "tinyarr.optim.clip_grad_norm for clipping",
 }
 MODULE = {
-    "to": "to_dtype(dtype), or make the module on the device: Linear(..., device='cuda')",
-    "cuda": "tinyarr.use_device('cuda') around the module's making",
-    "cpu": "tinyarr.use_device('cpu') around the module's making",
+    "cuda": "to('cuda'), or tinyarr.use_device('cuda') around the module's making",
+    "cpu": "to('cpu'), or tinyarr.use_device('cpu') around the module's making",
     "half": "to_dtype(tinyarr.float16)",
     "bfloat16": "to_dtype(tinyarr.bfloat16)",
     "float": "to_dtype(tinyarr.float32)",
     "double": "to_dtype(tinyarr.float64)",
-    "register_buffer": "setattr(self, name, tensor): a tensor that is no Parameter is a buffer",
     "register_parameter": "setattr(self, name, nn.Parameter(tensor))",
     "add_module": "setattr(self, name, module)",
     "register_module": "setattr(self, name, module)",
-    "modules": "named_modules()",
     "children": "named_modules(), or the attributes themselves",
     "named_children": "named_modules(), or the attributes themselves",
     "buffers": "named_tensors()",
     "named_buffers": "named_tensors()",
-    "apply": "named_modules(): for _, module in self.named_modules(): ...",
     "requires_grad_": "parameters(): for p in self.parameters(): p.requires_grad = False",
 }
 INIT = {
@@ -189,7 +190,6 @@ OPTIM = {
     "Muon": "Optimizer as a base, and define update, as examples/muon.py does",
 }
 OPTIMIZER = {
-    "param_groups": "lr for the learning rate (optimizer.lr = 1e-3), and parameters for the parameters",
     "add_param_group": "all groups when the optimizer is made",
 }
 KEYWORDS = {  # of functions that do not have them
@@ -199,10 +199,6 @@ KEYWORDS = {  # of functions that do not have them
     "unbiased": "correction, 1 for the unbiased estimate",
     "ddof": "correction",
     "out": "x.assign(result)",
-    "set_to_none": "zero_grad(), after which a gradient is None",
-    "dropout_p": "softmax, dropout and matmul where weights are dropped",
-    "weight": "reduction='none', and weigh the losses",
-    "has_aux": "vjp, of a function that returns a tuple",
 }
 
 
@@ -238,6 +234,9 @@ def explained(function: Callable) -> Callable:
         try:
             return function(*args, **keywords)
         except TypeError:
+            given = {name: value for name, value in keywords.items() if value is not None}
+            if len(given) < len(keywords):  # np.mean(x) calls x.mean(axis=None, dtype=None, out=None)
+                return call(*args, **given)
             _check_call(function, args, keywords)
             raise
 
@@ -278,7 +277,66 @@ for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, 
         setattr(_kind, _name, _Missing(_names, _name))
     _kind.__dir__ = _listed  # type: ignore[method-assign]
     for _name, _value in list(vars(_kind).items()):
-        if takes_axis(_value) or _name == "zero_grad":
+        if takes_axis(_value):
             setattr(_kind, _name, explained(_value))
 for _module, _names in ((nn, NN), (nn.init, INIT), (optim, OPTIM), (autograd, AUTOGRAD)):
     _module.__getattr__ = functools.partial(missing, _module.__name__, _names)  # type: ignore[method-assign]
+
+
+class ParameterGroup(MutableMapping):
+    """An optimizer's group as PyTorch has it: a dict of "params", "lr" and the options. Writing changes the optimizer.
+
+    The learning rate of one of several groups is kept as a multiple, "lr_scale", of the optimizer's.
+    """
+
+    def __init__(self, optimizer: optim.Optimizer, options: dict[str, Any], is_only: bool):
+        self._optimizer, self._options, self._is_only = optimizer, options, is_only
+
+    def __getitem__(self, key: str) -> Any:
+        if key == "params":
+            packed = [p for p in self._optimizer._packed if p.options is self._options]
+            return [parameter for p in packed for parameter in reversed(p.parameters)]
+        return self._optimizer.lr * self._options["lr_scale"] if key == "lr" else self._options[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        if key == "lr" and self._is_only:
+            self._optimizer.lr = value
+            key, value = "lr_scale", 1.0
+        elif key == "lr":
+            key, value = "lr_scale", float(value) / self._optimizer.lr.item()
+        if key not in self._options:
+            raise ArgumentError(f"param_groups: {key!r} can't be written: use 'lr' or one of {list(self._options)}")
+        self._optimizer._check({key: value})
+        self._options[key] = value
+
+    def __delitem__(self, key: str) -> NoReturn:
+        raise ArgumentError(f"param_groups: {key!r} can't be taken away")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", "lr", *self._options))
+
+    def __len__(self) -> int:
+        return len(self._options) + 2
+
+
+def _param_groups(self: optim.Optimizer) -> list[ParameterGroup]:
+    """The groups as PyTorch has them; writing into one changes the optimizer."""
+    options = {id(p.options): p.options for p in self._packed}
+    return [ParameterGroup(self, o, len(options) == 1) for o in options.values()]
+
+def _of_ufunc(self: Tensor, ufunc: np.ufunc, how: str, *operands: Any, **keywords: Any) -> Tensor:
+    """np.exp(x) is exp(x), and np.float32(2) * x is multiply(np.float32(2), x)."""
+    name = SHARED.get(ufunc.__name__, _UFUNCS.get(ufunc.__name__, ufunc.__name__))
+    function = getattr(sys.modules["tinyarr"], name, None)
+    if how != "__call__" or keywords or function is None:
+        raise TypeError(f"np.{ufunc.__name__}: a Tensor came: use tinyarr's functions, or x.numpy()")
+    return function(*operands)
+
+
+_UFUNCS = {
+    "invert": "bitwise_invert", "left_shift": "bitwise_left_shift", "right_shift": "bitwise_right_shift",
+    "rint": "round",
+}  # fmt: skip
+
+optim.Optimizer.param_groups = property(_param_groups)  # type: ignore[attr-defined]
+add_methods(__array_ufunc__=_of_ufunc)

@@ -189,3 +189,18 @@ class Plan:
     lives: dict[Value, tuple[int, int]]
     checks: Sequence[Check] = ()
     guard: int = 0
+
+    def place(self, value: Value) -> Place:
+        """Returns where a value begins."""
+        return self.places[value]
+
+    def layout(self, value: Value) -> View:
+        """Returns the view of the memory at a value's place that shows it in its own shape.
+
+        Example: of (2, 3) elements that are column by column in memory, (2, 3) by (1, 2).
+        """
+        return self.layouts.get(value) or contiguous(value.shape)
+
+    def is_part(self, value: Value) -> bool:
+        """Returns whether a value is made in its place within another one."""
+        return value in self.parts

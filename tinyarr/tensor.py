@@ -1,12 +1,12 @@
 """Tensor: an Array with a place in the graph of gradients.
 
-The class is bare here: its methods and operators are the public functions of `ops/`, attached where they are defined.
+The class is bare here: its methods and operators are the public functions of `ops/`, which `methods.py` lists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import dtypes, views
 from .array import Array
@@ -14,12 +14,20 @@ from .device import Device
 from .dtypes import Dtype
 from .errors import DtypeError, GradientError, ShapeError
 
-F = TypeVar("F")
-
 if TYPE_CHECKING:
-    from .methods import Methods  # what ops/, indexing.py and interchange.py attach: docs/make_stubs.py writes it
+    from .typed_methods import Methods  # written by docs/make_stubs.py
 else:
     Methods = object
+
+
+class Size(int):
+    """A number of elements. Where it is called, as PyTorch's tensors are for their shape, the error says so."""
+
+    def __call__(self, *axis: int) -> NoReturn:
+        raise TypeError(f"size: it is the number of elements, {self}: use shape, or shape[axis] for one axis")
+
+
+dtypes.SCALARS[Size] = "signed"
 
 
 class Tensor(Methods):
@@ -66,7 +74,7 @@ class Tensor(Methods):
     @property
     def size(self) -> int:
         """Number of elements."""
-        return views.size(self.array.shape)
+        return Size(views.size(self.array.shape))
 
     @property
     def nbytes(self) -> int:
@@ -128,8 +136,6 @@ class Tensor(Methods):
             raise ShapeError("len: a 0-d tensor has no length")
         return self.array.shape[0]
 
-    __array_ufunc__ = None  # np.float32(2) * tensor is the tensor's business
-
     # A tensor is compared elementwise by ==, but is itself a valid key of a dict or set.
     __hash__ = object.__hash__
 
@@ -153,11 +159,7 @@ def require_tensors(operation: str, /, **operands: Any) -> None:
             raise TypeError(f"{operation}: {name} is {type(x).__name__}: make it a tensor with Tensor(...)")
 
 
-def method(name: str | None = None) -> Callable[[F], F]:
-    """Decorator: the function is also a method of Tensor, under its own name unless another is given."""
-
-    def attach(function: F) -> F:
-        setattr(Tensor, name or function.__name__, function)  # type: ignore[attr-defined]
-        return function
-
-    return attach
+def add_methods(**methods: Any) -> None:
+    """Makes functions, primitives and properties methods of Tensor, under the names that they are given by."""
+    for name, value in methods.items():
+        setattr(Tensor, name, value)

@@ -105,30 +105,53 @@ def jvp(function: Callable, primals: Sequence[Tensor], tangents: Sequence[Tensor
     return result, changes if isinstance(result, tuple) else changes[0]
 
 
-def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """A list, tuple or dict of any depth with all that is in it changed, or what is none of these changed itself."""
+    if isinstance(tree, dict):
+        return tree.copy() | {key: _mapped(part, change) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        parts = [_mapped(part, change) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return change(tree)
+
+
+def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:
     """A function that returns `(function(*args), gradient)`, the gradient with respect to the arguments `argnums`.
 
-    The function must return a tensor of one element. One argument number gives a tensor, a sequence a tuple.
+    The function must return a tensor of one element; with `has_aux` a tuple of that and of anything else, which is
+    returned as it is, but for tensors without their history. An argument is a tensor, or lists, tuples and dicts of
+    them, and so is its gradient. One argument number gives one gradient, a sequence a tuple.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
     @functools.wraps(function)
     def evaluate(*args, **kwargs):
+        at: list[Any] = []
         for n in numbers:
-            if not -len(args) <= n < len(args) or not isinstance(args[n], Tensor):
-                came = type(args[n]).__name__ if -len(args) <= n < len(args) else "missing"
+            known = len(at)
+            if -len(args) <= n < len(args):
+                _mapped(args[n], at.append)
+            wrong = [type(x).__name__ for x in at[known:] if not isinstance(x, Tensor)]
+            if wrong or len(at) == known:
+                came = (wrong or [type(args[n]).__name__ if -len(args) <= n < len(args) else "missing"])[0]
                 raise ArgumentError(
-                    f"grad: argument {n} of {function.__name__} is {came}: it must be a tensor, given by position; "
-                    "name the arguments to differentiate with argnums"
+                    f"grad: argument {n} of {function.__name__} is {came}: it must be a tensor, or a list, tuple or "
+                    "dict of tensors, given by position; name the arguments to differentiate with argnums"
                 )
+        others: list[Any] = []
 
         def of_variables(*variables):
-            filled = list(args)
-            for n, variable in zip(numbers, variables, strict=True):
-                filled[n] = variable
-            return function(*filled, **kwargs)
+            filled, left = list(args), iter(variables)
+            for n in numbers:
+                filled[n] = _mapped(args[n], lambda _: next(left))
+            result = function(*filled, **kwargs)
+            if not has_aux:
+                return result
+            if not isinstance(result, tuple) or len(result) != 2:
+                raise GradientError(f"grad: {function.__name__} must return a tuple of two where has_aux is True")
+            others.append(result[1])
+            return result[0]
 
-        at = [args[n] for n in numbers]
         if not is_nested():  # outermost, nobody differentiates further: plain results, and no graph is kept
             at = [x.detach() for x in at]
         value, pull = vjp(of_variables, *at)
@@ -136,24 +159,31 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0) -> Call
             raise GradientError(
                 f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
             )
-        found = pull(ones_like(value))
-        return value, found[0] if isinstance(argnums, int) else found
+        found = iter(pull(ones_like(value)))
+        grads = tuple(_mapped(args[n], lambda _: next(found)) for n in numbers)
+        if has_aux:
+            is_kept = is_nested()
+            value = value, _mapped(others[0], lambda x: x if is_kept or not isinstance(x, Tensor) else x.detach())
+        return value, grads[0] if isinstance(argnums, int) else grads
 
     return evaluate
 
 
-def grad(function: Callable, argnums: int | Sequence[int] = 0) -> Callable:
+def grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:
     """A function that returns the gradient of `function` with respect to the arguments `argnums`. See value_and_grad.
+
+    With `has_aux` it returns a tuple of that and of what else the function returned.
 
     >>> import tinyarr
     >>> tinyarr.grad(lambda x: x**3)(tinyarr.Tensor(2.0)).item()
     12.0
     """
-    both = value_and_grad(function, argnums)
+    both = value_and_grad(function, argnums, has_aux=has_aux)
 
     @functools.wraps(function)
     def evaluate(*args, **kwargs):
-        return both(*args, **kwargs)[1]
+        value, found = both(*args, **kwargs)
+        return (found, value[1]) if has_aux else found
 
     return evaluate
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from . import cache, durable
-from .distributed import group
+from . import cache, durable, groups
 from .errors import FileError
 
 _choices: dict[str, str] = {}  # of this process, by key
@@ -71,7 +70,7 @@ def load(path: str | Path, *, eager: bool = False) -> None:
 
 
 def _agreed(key: str, value: str | None) -> str | None:
-    ranks = group.met()
+    ranks = groups.everyone
     return value if ranks is None else ranks.first(key, value)
 
 

@@ -7,8 +7,8 @@ from tests.cuda.recorded import Control
 from tinyarr import Device
 from tinyarr.compiler.agree import agree
 from tinyarr.distributed import all_gather, all_reduce, broadcast
-from tinyarr.distributed.group import Group
 from tinyarr.errors import TraceError
+from tinyarr.groups import Group
 
 META = Device("meta", like="cuda:sm_90")
 

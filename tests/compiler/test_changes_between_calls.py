@@ -6,8 +6,11 @@ next calls (fingerprint.py, recent.py) must see all that the walk sees.
 """
 
 import collections
+import decimal
 import enum
 import functools
+import math
+import sys
 import types
 
 import numpy as np
@@ -229,6 +232,54 @@ def attributes_of_members_of_an_enumeration(compiled):
     kind = enum.Enum("kind", "A B")
     kind.A.k = 2
     return twice(compiled(lambda x: x * kind.A.k), lambda: setattr(kind.A, "k", 3))
+
+
+@scenario
+def state_of_python_s_own_modules(compiled):
+    def inside(x):
+        import sys as system
+
+        return x * len(system.argv)
+
+    module, arguments = sys, sys.argv
+    named, held, pi, k = lambda x: x * len(sys.argv), lambda x: x * len(module.argv), math.pi, 2
+    found = []
+    for f in map(compiled, (named, held, inside)):
+        found += twice(f, lambda: sys.argv.append("x"))
+        found += twice(f, lambda: setattr(sys, "argv", [*arguments, "y"]))
+        sys.argv = arguments
+        sys.argv.pop()
+    f = compiled(lambda x: x * math.pi)
+    found += twice(f, lambda: setattr(math, "pi", k))
+    math.pi = pi
+    f, floor = compiled(lambda x: x * math.floor(k)), math.floor
+    found += twice(f, lambda: setattr(math, "floor", lambda k: 7))
+    math.floor = floor
+    return found
+
+
+@scenario
+def the_context_of_decimal_arithmetic(compiled):
+    third, place = decimal.Decimal(1), Bag(three=decimal.Decimal(3))
+
+    def local(x):
+        with decimal.localcontext(prec=2):
+            return x * float(third / place.three)
+
+    def lasting(x):
+        decimal.getcontext().prec += 1
+        return x
+
+    f, g, h = compiled(lambda x: x * float(third / place.three)), compiled(local), compiled(lasting)
+    found = []
+    with decimal.localcontext() as context:
+        found += twice(f, lambda: setattr(context, "prec", 3))
+        found += twice(f, lambda: setattr(context, "rounding", "ROUND_UP"))
+        found += twice(g, lambda: setattr(context, "prec", 5))
+        for _ in range(3):
+            h(of(1))
+            found.append(decimal.getcontext().prec)
+    return found
 
 
 @scenario

@@ -192,9 +192,9 @@ def test_a_product_is_added_where_the_gradient_is():
     planned = plan(graph)
     follow(graph, planned)
     added = [s for s in planned.steps if isinstance(s, Node) and s.call.primitive.name == "matmul_add"]
-    places = [(planned.places[s.inputs[0].value], planned.places[s.outputs[0]]) for s in added]
+    places = [(planned.place(s.inputs[0].value), planned.place(s.outputs[0])) for s in added]
     assert len(places) == 3 and all(here == there and here.buffer == "state" for here, there in places)
-    assert not any(isinstance(s, Copy) and planned.places[s.target].buffer == "state" for s in planned.steps)
+    assert not any(isinstance(s, Copy) and planned.place(s.target).buffer == "state" for s in planned.steps)
 
 
 def test_on_a_device_without_kernels_for_it_nothing_changes():

@@ -16,7 +16,7 @@ from tinyarr.array import Array
 from tinyarr.backends.cpu import collective
 from tinyarr.compiler.lives import is_collective, is_wait
 from tinyarr.compiler.plan import plan
-from tinyarr.distributed.group import Group
+from tinyarr.groups import Group
 from tinyarr.program import Copy, Read, Write
 from tinyarr.program import Group as Joined
 
@@ -153,7 +153,7 @@ class TwoStreams:
         return Array(array.storage, array.dtype, x.view.shape, x.view.strides, array.offset + x.view.offset)
 
     def layout(self, value):
-        return self.plan.layouts.get(value, views.contiguous(value.shape))
+        return self.plan.layout(value)
 
     def whole(self, value):
         return self.load(value, self.layout(value))
@@ -163,7 +163,7 @@ class TwoStreams:
 
     def where(self, value, view):
         """The buffer that holds a value, and the first byte of each element of a view of it."""
-        place = self.plan.places[value]
+        place = self.plan.place(value)
         return (place.buffer, place.number), place.offset + positions(view) * value.dtype.itemsize
 
     def load(self, value, view):

@@ -9,7 +9,7 @@ from models.gpt2 import GPT2
 from models.gpt2 import Config as GPT2Config
 from tests.cuda.recorded import KERNELS, Entry, Machine, clocks, group_of
 from tinyarr import Device, dtypes, optim
-from tinyarr.backends.cuda import collective, planning
+from tinyarr.backends.cuda import events, planning
 from tinyarr.backends.cuda.joining import JoinedTask, _spans, join
 from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import LIBRARIES, Input, Launch, LibraryCall, Output, Scratch
@@ -281,9 +281,9 @@ def test_a_lost_rank_ends_the_wait_for_an_event_and_the_collectives(monkeypatch)
     event = machine.module.cupy.cuda.Event()
     event.synchronize = lambda: waited.append("driver")
     waited = []
-    collective.wait_for(event)
+    events.wait_for(event)
     launched(machine, steps_of(ops._broadcast, ta.float32, group, root=0))
-    collective.wait_for(event)
+    events.wait_for(event)
     assert waited == ["driver"]  # which would not notice a lost rank
 
     def lost(*_):
@@ -291,7 +291,7 @@ def test_a_lost_rank_ends_the_wait_for_an_event_and_the_collectives(monkeypatch)
 
     group._control.wait = lost
     with pytest.raises(RankError, match="rank 1"):
-        collective.wait_for(event)
+        events.wait_for(event)
     for _ in range(1000):
         if not machine.communicators[0].aborted:
             time.sleep(0.001)

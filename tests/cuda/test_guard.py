@@ -26,7 +26,7 @@ def test_behind_all_that_a_training_step_works_in_lies_a_guard(name, dtype):
     for graph in graphs(name, dtype):
         planned = plan(graph, GUARD)
         joined = join(Lowering(graph, planned), planned)
-        taken = [(planned.places[v].offset, nbytes(v)) for v in planned.lives]
+        taken = [(planned.place(v).offset, nbytes(v)) for v in planned.lives]
         for task in joined.tasks:
             scratch = zip((place.offset for place in task.scratch), task.plan.scratch, strict=True)
             copies = zip(task.outputs, task.makes, strict=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from models.options import main
+from models.command import main
 from tests.models.test_train import Micro
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import tinyarr
 from models import generate
 from models.cache import KVCache
+from models.command import main
 from models.generate import draw, new_tokens, pieces
 from models.gpt2 import GPT2, Config
 from models.hugging_face import GPT2Format
-from models.options import GenerateOptions, main
+from models.options import GenerateOptions
 from models.tokenizer import encode_prompt, load_tokenizer
 from tinyarr import saving
 

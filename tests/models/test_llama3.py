@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import tinyarr
+from models.command import main
 from models.generate import new_tokens
 from models.llama3 import Config, Llama3, RotaryScaling, rotary_frequencies
-from models.options import GenerateOptions, main
+from models.options import GenerateOptions
 from tinyarr import Device, Generator, optim
 from tinyarr.errors import ArgumentError
 

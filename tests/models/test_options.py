@@ -5,8 +5,9 @@ from dataclasses import fields
 
 import pytest
 
-from models import options
-from models.options import GenerateOptions, Stop, TrainOptions, main
+from models import command
+from models.command import main
+from models.options import GenerateOptions, Stop, TrainOptions
 from tinyarr.errors import DeviceError, OutOfMemory
 
 
@@ -100,19 +101,19 @@ def test_a_mistake_ends_in_one_line_and_leaves_nothing_behind(capsys, tmp_path, 
     ],
 )
 def test_what_a_user_can_mend_is_told_in_one_line(capsys, monkeypatch, error, status, message):
-    monkeypatch.setattr(options, "_train", raising(error))
+    monkeypatch.setattr(command, "_train", raising(error))
     assert outcome(capsys, "train") == (status, "", f"python -m models.toy: {message}\n")
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(options, "_train", raising(ValueError("shapes")))
+    monkeypatch.setattr(command, "_train", raising(ValueError("shapes")))
     with pytest.raises(ValueError, match="shapes"):
         main(Model, ["train"])
 
 
 def test_what_was_not_given_takes_the_table_s_default_and_what_was_its_type(monkeypatch):
     seen = []
-    monkeypatch.setattr(options, "_train", lambda model_class, given: seen.append((model_class, given)))
+    monkeypatch.setattr(command, "_train", lambda model_class, given: seen.append((model_class, given)))
     main(Model, ["train", "--steps", "7", "--lr", "1e-3", "--warmup", "2", "--text", "a.txt"])
     given = {"steps": 7, "lr": 1e-3, "warmup": 2, "text": "a.txt"}
     assert seen == [(Model, given)]

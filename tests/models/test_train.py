@@ -18,8 +18,9 @@ import pytest
 
 import tinyarr
 from models import checkpoint, hugging_face, train
+from models.command import main
 from models.gpt2 import GPT2, Config
-from models.options import TrainOptions, main
+from models.options import TrainOptions
 from models.progress import Progress
 from models.run import Run
 from tinyarr import saving, tuning

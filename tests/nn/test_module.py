@@ -174,7 +174,6 @@ def test_a_parameter_is_made_of_a_tensor():
     [
         ("scale", tinyarr.ones(1), r"Block.scale: is a Parameter, .* assign\(\) under no_grad\(\), or .*nn.Parameter"),
         ("fresh", Tensor([1.0], requires_grad=True), "Block.fresh: .* make it an nn.Parameter, or detach"),
-        ("seen", nn.Parameter(tinyarr.ones(1)) * 2, "Block.seen: a plain Tensor that requires a gradient"),
     ],
 )
 def test_a_tensor_that_would_be_a_buffer_in_silence_is_refused(name, value, message):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tinyarr as ta
-from tinyarr import Tensor
+from tinyarr import Tensor, nn, where
 from tinyarr.errors import ArgumentError, OutOfBounds, ShapeError, TinyarrError
 from tinyarr.testing import gradcheck, gradgradcheck
 
@@ -168,6 +168,55 @@ def test_a_mask_behind_an_ellipsis_must_fit_and_a_single_bool_adds_an_axis():
     x[True] = 5.0
     x[np.False_] = 7.0
     assert x.tolist() == [[5.0] * 3] * 2
+
+
+def test_a_class_counts_as_its_weight_says_and_others_beside_it():
+    x, targets, weight = ta.randn(2, 3, 4), Tensor([[0, 3, 1], [-100, 2, 1]]), Tensor([2.0, 0.0, 0.5, 1.0])
+    losses, counts = ta.cross_entropy(x, targets, reduction="none"), Tensor([[2, 1, 0], [0, 0.5, 0]])
+    for found in (ta.cross_entropy(x, targets, weight), ta.nll_loss(ta.log_softmax(x), targets, weight)):
+        np.testing.assert_allclose(found.item(), ((losses * counts).sum() / 3.5).item(), rtol=1e-6)
+    np.testing.assert_array_equal(
+        ta.cross_entropy(x, targets, weight, reduction="none").numpy(), (losses * counts).numpy()
+    )
+    smooth = ta.cross_entropy(x, targets, weight, label_smoothing=1.0, reduction="sum")
+    spread = where(ta.expand_dims(targets, -1) < 0, 0, -ta.log_softmax(x) * weight / 4).sum()
+    np.testing.assert_allclose(smooth.item(), spread.item(), rtol=1e-6)
+    assert np.isnan(ta.cross_entropy(x, ta.full((2, 3), 1), weight).item())
+    assert nn.CrossEntropyLoss(weight)(x, targets).item() == ta.cross_entropy(x, targets, weight).item()
+    for wrong in (ta.ones(3), ta.ones(4, dtype=ta.int32)):
+        with pytest.raises(ShapeError, match=r"cross_entropy: weight has .* it must be floating, of shape \(4,\)"):
+            ta.cross_entropy(x, targets, wrong)
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_drops_weights(is_causal):
+    q, k, v = (ta.randn(2, 3, 4, 5) for _ in range(3))
+    ta.manual_seed(7)
+    found = ta.scaled_dot_product_attention(q, k, v, dropout_p=0.5, is_causal=is_causal)
+    ta.manual_seed(7)
+    scores = q @ k.mT / 5**0.5
+    scores = where(ta.tril(ta.ones((4, 4), dtype=ta.bool)), scores, -np.inf) if is_causal else scores
+    np.testing.assert_allclose(found.numpy(), (ta.dropout(ta.softmax(scores), 0.5) @ v).numpy(), rtol=1e-4, atol=1e-5)
+    assert not ta.scaled_dot_product_attention(q, k, v, None, 1.0).any()
+
+
+@pytest.mark.parametrize("y", [1, 2.0, 3, 3.0, 8.0, -1, -1.0, -2, -2.0])
+def test_a_small_whole_power_of_floats_is_products(y):
+    x = np.array([0.0, -0.0, 1e-20, -1e-20, 1e20, -1e20, 1.5, -3.0, np.inf, -np.inf, np.nan], np.float32)
+    expected = np.ones_like(x)
+    with np.errstate(all="ignore"):
+        for _ in range(abs(int(y))):
+            expected = expected * (x if y > 0 else 1 / x)
+        np.testing.assert_allclose(expected, np.power(x, np.float32(y)), rtol=8 * 2.0**-23)
+    for function in (lambda x: x**y, lambda x: ta.pow(x, y), lambda x: ta.pow(x, y, out=ta.empty_like(x))):
+        for run in (function, ta.compile(function)):
+            np.testing.assert_allclose(run(Tensor(x)).numpy(), expected, rtol=3 * 2.0**-23)
+
+
+def test_a_float_power_of_integers_is_floating_and_a_negative_one_rounds_toward_0():
+    x = Tensor([1, 2, -3])
+    assert (x**2.0).dtype is (x**-1.0).dtype is ta.float32 and (x**-2).dtype is ta.int64
+    assert (x**2.0).tolist() == [1, 4, 9] and (x**-1).tolist() == [1, 0, 0] and (x**-1.0).tolist()[:2] == [1, 0.5]
 
 
 def test_one_hot_marks_each_class():

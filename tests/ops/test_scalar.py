@@ -66,9 +66,17 @@ def test_small_whole_powers_are_products(exponent, products):
     power = ops(X**exponent)
     assert power.count("multiply") == products and "power" not in power
     assert evaluate([X**exponent], np.array([3]))[0] == 3**exponent
+    power = ops(X ** float(exponent))
+    assert power.count("multiply") == products + 1 and "power" not in power
+    assert evaluate([X ** float(exponent)], np.array([3]))[0].dtype == np.float32
 
 
-@pytest.mark.parametrize("exponent", [0, 9, -1, 2.0, 0.5, True, Y])
+def test_small_inverse_powers_are_products_of_the_reciprocal():
+    assert ops(X**-1.0)[2:] == ["divide"] and ops(X**-2.0)[2:] == ["divide", "multiply"]
+    assert evaluate([X**-2.0], np.array([2, 1]))[0].tolist() == [0.25, 1]
+
+
+@pytest.mark.parametrize("exponent", [0, 9, -1, 9.0, -3.0, 0.5, True, Y])
 def test_other_powers_are_not(exponent):
     assert ops(scalar.power(X, exponent))[-1] == "power"
 

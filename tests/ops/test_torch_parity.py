@@ -16,6 +16,7 @@ def normal(*shape):
 
 LABELS = np.array([[0, 2, 1], [4, -100, 3]])
 ROWS = normal(2, 3, 5)
+WEIGHT = [0.5, 2.0, 1.0, 0.0, 3.0]
 MASK = np.array([[True, False, True, True], [True, True, True, False]])
 ADDED = normal(3, 2, 4)
 Q, K, V = normal(2, 4, 2, 3), normal(2, 2, 4, 3), normal(2, 2, 4, 3)
@@ -109,14 +110,20 @@ CASES |= {
 for _reduction in ("mean", "sum", "none"):
     for _smoothing in (0.0, 0.3):
         _given = {"reduction": _reduction, "label_smoothing": _smoothing}
-        CASES[f"cross_entropy {_given}"] = (
-            lambda x, given=_given: ta.cross_entropy(x, Tensor(LABELS), **given),
-            lambda F, x, given=_given: F.cross_entropy(x.movedim(-1, 1), torch_of(LABELS), **given), [ROWS],
+        for _weight in (None, WEIGHT):
+            CASES[f"cross_entropy {_given}{'' if _weight is None else ', weighted'}"] = (
+                lambda x, w=_weight, given=_given: ta.cross_entropy(x, Tensor(LABELS), w and Tensor(w), **given),
+                lambda F, x, w=_weight, given=_given: F.cross_entropy(
+                    x.movedim(-1, 1), torch_of(LABELS), w and torch_of(np.array(w)), **given
+                ), [ROWS],
+            )  # fmt: skip
+    for _weight in (None, WEIGHT):
+        CASES[f"nll_loss {_reduction}{'' if _weight is None else ', weighted'}"] = (
+            lambda x, w=_weight, r=_reduction: ta.nll_loss(x, Tensor(LABELS), w and Tensor(w), reduction=r),
+            lambda F, x, w=_weight, r=_reduction: F.nll_loss(
+                x.movedim(-1, 1), torch_of(LABELS), w and torch_of(np.array(w)), reduction=r
+            ), [ROWS],
         )  # fmt: skip
-    CASES[f"nll_loss {_reduction}"] = (
-        lambda x, r=_reduction: ta.nll_loss(x, Tensor(LABELS), reduction=r),
-        lambda F, x, r=_reduction: F.nll_loss(x.movedim(-1, 1), torch_of(LABELS), reduction=r), [ROWS],
-    )  # fmt: skip
 
 
 def torch_function(name):

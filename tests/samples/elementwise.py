@@ -212,6 +212,15 @@ SAMPLES["integer_power"] = Sample(
     st.builds(lambda shape, n: Case((Operand(shape),), {"n": n}), shapes(max_side=SIDE), st.integers(2, 8)),
     takes=NUMBERS,
 )
+SAMPLES["inverse_power"] = Sample(
+    lambda x, n: x**-n,
+    lambda x, n: np.power(x, -float(n)),
+    st.builds(
+        lambda shape, n: Case((Operand(shape, between(0.2, 3)),), {"n": n}), shapes(max_side=SIDE), st.integers(1, 2)
+    ),
+    takes=FLOATS,
+    refuses=(),
+)
 SAMPLES["astype"] = Sample(
     lambda x, dtype: tinyarr.astype(x, dtype),
     lambda x, dtype: x.astype(dtype.numpy),

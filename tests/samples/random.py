@@ -118,5 +118,5 @@ SAMPLES["dropout"] = Sample(
     takes=ALL,
     gives=floating,
     roundings=lambda x, **_: 2,  # of 1 / (1 - p), and of the product
-    errors=(refused(lambda: tinyarr.dropout(ones(2), 1.0), ArgumentError, "dropout", "p is 1.0", "[0, 1)"),),
+    errors=(refused(lambda: tinyarr.dropout(ones(2), 1.5), ArgumentError, "dropout", "p is 1.5", "[0, 1]"),),
 )

@@ -1,14 +1,16 @@
-"""The meta backend: shapes and dtypes without memory. Kernels do nothing; reading a value is an error."""
+"""The meta backend: shapes and dtypes without memory. Kernels do nothing; reading a value is an error.
+
+What plans programs for the device that it stands for answers all questions of kernels.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from ..array import Array, Storage
-from ..device import Device
+from ..device import Device, planner
 from ..dtypes import Dtype
 from ..errors import DeviceError
-from ..ops.elementwise_primitive import Pointwise
 from ..views import Shape
 from .base import Kernel, MemoryStats
 
@@ -16,8 +18,8 @@ from .base import Kernel, MemoryStats
 class MetaBackend:
     def __init__(self, device: Device):
         self._device = device
-        self._is_cuda = self.joins = (device.like or "").startswith("cuda")
-        self.stops = not self._is_cuda
+        self._planner = planner(device.like or "cpu")
+        self.joins, self.stops = self._planner.joins, self._planner.stops
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         return Array(Storage(None, nbytes, self._device), dtype, shape, strides, 0)
@@ -39,38 +41,20 @@ class MetaBackend:
 
     def kernel(self, call) -> Kernel | None:
         """One that does nothing, where the device that this one stands for has a kernel."""
-        if self._is_cuda:
-            from .cuda.planning import planner
-
-            known = planner(call) is not None
-        else:
-            from .cpu import KERNELS
-
-            known = self._device.like is None or isinstance(call.primitive, Pointwise) or call.primitive in KERNELS
+        known = self._device.like is None or self._planner.kernel(call) is not None
         return Kernel(lambda inputs, outputs: None, in_place=True) if known else None
 
     def holds(self, call) -> bool:
-        if self._device.like == "cpu":
-            return Device("cpu").backend.holds(call)
-        return self.kernel(call) is not None
+        return self._device.like is None or self._planner.holds(call)
 
     def program(self, graph, plan) -> None:
         return None
 
     def out_layouts(self, call) -> Sequence[str]:
-        if self._is_cuda:
-            from .cuda.planning import out_layouts
-
-            return out_layouts(call)
-        return ("any",) * len(call.out_shapes)
+        return self._planner.out_layouts(call)
 
     def scratch(self, graph, plan) -> int:
-        if self._is_cuda:
-            from .cuda.joining import join
-            from .cuda.lowering import Lowering
-
-            return join(Lowering(graph, plan), plan).scratch
-        return Device("cpu").backend.scratch(graph, plan)
+        return self._planner.scratch(graph, plan)
 
     def synchronize(self) -> None:
         pass

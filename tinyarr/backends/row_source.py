@@ -19,8 +19,8 @@ from .scalar_source import TYPES, constant, named, statement, stored
 FOLDS = {"row_sum": "sum", "row_max": "max", "row_min": "min"}
 # More than a few instructions each: computed once for all loops that need them.
 COSTLY = {
-    "exp", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh",
-    "tanh", "asinh", "acosh", "atanh", "erf", "power", "hypot", "random_bits",
+    "exp", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh",
+    "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "power", "hypot", "random_bits",
 }  # fmt: skip
 
 
@@ -58,7 +58,7 @@ class Joining:
 class Loops(Protocol):
     """What differs between backends. A body is a list of statements for element `index` of the row."""
 
-    inputs: Sequence[str]  # lvalues of the operands' elements
+    inputs: list[str]  # lvalues of the operands' elements
     index: str
     position: str  # the element's row-major number
 
@@ -100,18 +100,18 @@ class RowCode:
 
     def statistics(self, numbers: Iterable[int]) -> list[str]:
         """The statements that make values that don't vary along the row; after it they can be named."""
-        return self._new(lambda: [self._require(n, self._scope) for n in numbers])
+        before = len(self._scope.lines)
+        for n in numbers:
+            self._require(n, self._scope)
+        return self._scope.lines[before:]
 
     def results(self, outputs: Sequence[int], more: Sequence[str] = (), made: Sequence[int] = ()) -> list[str]:
         """The last loop, which stores varying results; `more` statements read varying values, those `made`."""
         numbers = [*(self.typed.outputs[i] for i in outputs), *made]
         stores = {i: stored(self.typed, i) for i in outputs}
-
-        def emit() -> None:
-            body = self._body(numbers, self._scope)
-            self._scope.lines.append(self._loops.each([*body, *more], stores))
-
-        return self._new(emit)
+        before = len(self._scope.lines)
+        body = self._body(numbers, self._scope)
+        return [*self._scope.lines[before:], self._loops.each([*body, *more], stores)]
 
     def inside(self, numbers: Iterable[int]) -> list[str]:
         """The statements inside a loop that make varying values; what they need of statistics is there."""
@@ -135,11 +135,6 @@ class RowCode:
             for n in self._under(group):
                 if values[n].op in COSTLY:
                     self._uses[n] = self._uses.get(n, 0) + 1
-
-    def _new(self, emit) -> list[str]:
-        before = len(self._scope.lines)
-        emit()
-        return self._scope.lines[before:]
 
     def _under(self, numbers: Iterable[int], kept: Iterable[int] = ()) -> list[int]:
         """The varying values that some are made of, those first, in order; not below the `kept` ones."""

@@ -11,8 +11,8 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from ..distributed.group import Group
 from ..errors import TraceError
+from ..groups import Group
 from ..ops.collective import describe
 from ..program import Graph
 from .lives import is_collective

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from ..device import Device
-from ..distributed.group import Group
 from ..dtypes import Dtype
+from ..groups import Group
 from ..tensor import Tensor
 from .holders import slots_of
 
@@ -34,6 +34,7 @@ UNCHANGING = (
     types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.CodeType, enum.Enum,
     re.Pattern, re.Match, np.generic, np.dtype, np.ufunc, type(len), type(NotImplemented),
 )  # fmt: skip
+STREAMS = {("sys", name) for name in ("stdin", "stdout", "stderr", "modules")}  # which a trace refuses, and imports
 LOCKS = ("lock", "RLock")  # of module _thread; who holds one changes no number
 _LIBRARIES = frozenset((*(sys.stdlib_module_names - {"__main__"}), "tinyarr", "numpy", "ml_dtypes"))
 
@@ -60,6 +61,13 @@ def is_pythons(module: str | None) -> bool:
     return module != "__main__" and (module or "").split(".")[0] in sys.stdlib_module_names
 
 
+def is_open(x: types.ModuleType | type) -> bool:
+    """Whether attributes of a class or module may change: not those of a library, but those of Python's own modules."""
+    if isinstance(x, types.ModuleType):
+        return is_pythons(x.__name__) or not is_library(x.__name__)
+    return not is_library(x.__module__)
+
+
 _KNOWN = (
     object, list, tuple, dict, set, frozenset, deque, OrderedDict, int, float, str, bytes, BaseException,
     types.SimpleNamespace, functools.partial, threading.local, Tensor, enum.Enum,
@@ -77,7 +85,7 @@ def hides_state(kind: type) -> bool:
     for owner in kind.__mro__:
         if owner in _KNOWN or owner.__base__ is None:
             continue
-        if not owner.__flags__ & _HEAP_TYPE:
+        if not owner.__flags__ & HEAP_TYPE:
             return True
         members = [name for name, x in vars(owner).items() if type(x) is types.MemberDescriptorType]
         words = len(members) + ("__weakref__" in vars(owner)) + ("__dict__" in vars(owner))
@@ -86,7 +94,7 @@ def hides_state(kind: type) -> bool:
     return False
 
 
-_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by a C extension that does as much
+HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by a C extension that does as much
 
 
 @functools.cache
@@ -106,3 +114,12 @@ def is_value(x: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def is_plain(x: Any) -> bool:
+    """Returns whether x is a value that never changes, a buffer, or containers of nothing else."""
+    if isinstance(x, dict):
+        return all(map(is_plain, (*x, *x.values())))
+    if isinstance(x, list | tuple | set | frozenset | deque):
+        return all(map(is_plain, x))
+    return type(x) in PLAIN or isinstance(x, BUFFERS) or is_value(x)

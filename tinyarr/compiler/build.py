@@ -17,6 +17,8 @@ from ..array import Array, Storage
 from ..device import Device
 from ..dtypes import Dtype, float64, int64
 from ..errors import TraceError
+from ..ops.create import _full
+from ..ops.primitive import Call
 from ..program import Graph, Node, Read, State, Value, Write
 from ..random import default_generator
 from ..tensor import Tensor
@@ -193,9 +195,6 @@ class _Builder:
         return Value(self._count - 1, (), dtype, Device("cpu"))
 
     def _undefined(self, a: Array) -> Value:
-        from ..ops.create import _full
-        from ..ops.primitive import Call
-
         size = a.storage.nbytes // a.dtype.itemsize
         call = Call(_full, a.device, ((),), ("signed",), {"shape": (size,), "dtype": a.dtype})
         self._count += 1

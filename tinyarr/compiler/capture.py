@@ -16,6 +16,7 @@ ran names all of them. What is not used belongs to no program.
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import inspect
@@ -40,9 +41,12 @@ from .assumptions import (
     LOCKS,
     NUMBERS_AND_TEXTS,
     PLAIN,
+    STREAMS,
     UNCHANGING,
     hides_state,
     is_library,
+    is_open,
+    is_plain,
     is_pythons,
     is_users,
     is_value,
@@ -53,6 +57,7 @@ from .holders import (
     Attributes,
     Cell,
     ClassAttributes,
+    DecimalContext,
     Elements,
     Entries,
     Holder,
@@ -97,7 +102,7 @@ class Capture:
     Python numbers that are inputs of a program. opaque: the class of what can't be seen into. slots: of these two the
     holder and the key where each is, None for a part of a tuple. paths: by id. storages: by id, path and offset of the
     first tensor over each. shared: of objects that another path leads to, and tensors that share memory. code: of the
-    functions met. is_lasting: whether a Fingerprint tells that all is as it was.
+    functions met. is_lasting: whether a Fingerprint tells that all is as it was. again: of this, what each call finds.
     """
 
     def __init__(
@@ -108,10 +113,12 @@ class Capture:
         varying: Container[str] = (),
         needed: Container[str] = (),
         more_code: Mapping[types.CodeType, dict[str, Any]] = _NO_CODE,
+        state: tuple | None = None,
     ):
         """varying: paths of numbers outside of the arguments that are to be inputs. needed: of floats that are not.
 
-        more_code: code that is known to run although no walk comes to it, and its globals.
+        more_code: code that is known to run although no walk comes to it, and its globals. state: where given, the walk
+        starts there instead of at the function, and enters no code.
         """
         self.objects: dict[str, Any] = {}
         self.paths: dict[int, str] = {}
@@ -133,9 +140,10 @@ class Capture:
         self._attributes = dict.fromkeys(_CALLED)  # that any code met so far names
         self._open: list[tuple[str, Any, tuple[str, ...], set[str]]] = []  # classes and modules, and what was looked at
         self._stack: list[Task] = []
-        name = "" if isinstance(function, types.FunctionType) else "self"
-        if not isinstance(function, types.FunctionType | types.MethodType):
-            name = type(function).__name__
+        self._has_decimals = False
+        self._is_shallow = state is not None
+        self._deferred: list[Task] = []  # functions that a shallow walk came to
+        self.again = self
         takes = Parameters.of(function)
         given = [
             Task(f"arguments[{i}]", x, (), True)
@@ -147,16 +155,43 @@ class Capture:
             for key, x in keywords.items()
             if key not in takes.unread_keywords
         ]
-        self._push([Task(name, function, ()), *given])
-        for code, variables in more_code.items():
-            self._push(self._globals(code, variables, ()))
-        while self._stack or self._look_further():
-            self._visit(self._stack.pop())
+        if state is None:
+            self._enter_code(function, given)
+        else:
+            self._push([*(Task(f"state[{i}]", x, ()) for i, x in enumerate(state)), *given])
+            self._walk()
+        if self._has_decimals:
+            context = DecimalContext()
+            self._hold("decimal's context", context)
+            self._note("decimal's context", context.contents()[0], ())
         default = default_generator()
         if takes.any_keyword and len(keywords) > 1:
             self._note("the order of the keywords", tuple(keywords), ())
         self._note("the default generator", self.paths.get(id(default), "another"), ())
         self.signature = tuple(self.parts), tuple(self.parts.values())
+
+    def _enter_code(self, function: Callable, given: Sequence[Task] = ()) -> None:
+        name = "" if isinstance(function, types.FunctionType) else "self"
+        if not isinstance(function, types.FunctionType | types.MethodType):
+            name = type(function).__name__
+        self._push([Task(name, function, ()), *given])
+        for code, variables in self._more_code.items():
+            self._push(self._globals(code, variables, ()))
+        self._walk()
+
+    def _walk(self) -> None:
+        while self._stack or (not self._is_shallow and self._look_further()):
+            self._visit(self._stack.pop())
+
+    def deepened(self, function: Callable) -> Capture:
+        """Returns what a walk of the state and then of the function finds, for a trace. Its `again` is this capture."""
+        deep = copy.copy(self)
+        vars(deep).update({name: copy.copy(x) for name, x in vars(self).items() if isinstance(x, dict | set | list)})
+        deep._is_shallow = False
+        for task in self._deferred:
+            deep._function(task)
+        deep._enter_code(function)
+        return deep
 
     def used(self, ran: Container[str] | None, looked_at: Container[str]) -> dict[str, Part]:
         """Returns the parts to which code that names `ran` can come; with None, all.
@@ -173,32 +208,6 @@ class Capture:
                 continue
             found[path] = part if type(part) is not Keys or ran is None else Keys(key for key in part if key in ran)
         return found
-
-    def _twin(self) -> Capture:
-        """The same capture as another object; copy.copy takes 4 µs more, at each call."""
-        other = object.__new__(Capture)
-        vars(other).update(vars(self))
-        return other
-
-    def without(self, paths: Sequence[str]) -> Capture:
-        """Returns a capture that lacks these tensors."""
-        other = self._twin()
-        gone = {id(self.objects[path]) for path in paths}
-        other.objects = {path: x for path, x in self.objects.items() if path not in paths}
-        other.tensors = {path: x for path, x in self.tensors.items() if path not in paths}
-        other.paths = {key: path for key, path in self.paths.items() if key not in gone}
-        other.storages = {key: place for key, place in self.storages.items() if place[0] not in paths}
-        return other
-
-    def with_others(self, objects: dict[str, Any]) -> Capture:
-        """Returns a capture that has, or differs in, these tensors and numbers, by path."""
-        other = self._twin()
-        tensors = {path: x for path, x in objects.items() if path not in self.numbers}
-        other.objects = self.objects | tensors
-        other.tensors = self.tensors | tensors
-        if self.numbers:
-            other.numbers = self.numbers | {path: x for path, x in objects.items() if path in self.numbers}
-        return other
 
     def _note(self, path: str, part: Part, names: tuple[str, ...]) -> None:
         self.parts[path] = part
@@ -236,6 +245,7 @@ class Capture:
         """Notes what an object is, met for the first time, and pushes its parts."""
         path, x, names, is_argument, slot = task
         kind: Any = type(x)
+        self._has_decimals |= getattr(x, "__module__", None) == "decimal"
         if isinstance(x, Tensor):
             self._tensor(task)
         elif isinstance(x, Generator):
@@ -436,6 +446,9 @@ class Capture:
         path, f, names = task.path, task.object, task.names
         self._note(path, f, names)
         self._note(f"{path}'s code", f.__code__, names)
+        if self._is_shallow:
+            self._deferred.append(task)
+            return
         closes = f.__closure__ and (is_pythons(f.__module__) or f.__code__ in self._more_code)
         if not (is_users(f.__module__) or closes):
             return
@@ -462,6 +475,9 @@ class Capture:
             if module in sys.modules and not is_library(module):
                 self.is_lasting = False
                 tasks.append(Task(module, sys.modules[module], names))
+            elif is_pythons(module):
+                owners = dict.fromkeys((module, module.split(".")[0]))  # as both are named by `import os.path`
+                tasks += [Task(name, sys.modules[name], names) for name in owners if name in sys.modules]
         for name, attributes, _ in found.chains:
             tasks += self._global(variables, name, attributes, names)
         return tasks
@@ -489,9 +505,12 @@ class Capture:
 
     def _attribute(self, path: str, x: Any, attributes: tuple[str, ...], names: tuple[str, ...]) -> list[Task]:
         """What code takes of a class or module by a chain of names: `settings.model.width`."""
-        if is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
-            return []
         name, *rest = attributes
+        is_of_python = isinstance(x, types.ModuleType) and is_pythons(x.__name__)
+        if is_of_python:
+            self._has_decimals |= x.__name__ == "decimal"
+        if not is_open(x) or (is_of_python and (name not in vars(x) or (x.__name__, name) in STREAMS)):
+            return []
         names, path = names if name in _CALLED else (*names, name), f"{path}.{name}"
         if isinstance(x, type):
             kinds: Any = x, type(x)
@@ -511,14 +530,18 @@ class Capture:
             part = vars(x)[name]
         if rest and isinstance(part, types.ModuleType | type):
             return self._attribute(path, part, tuple(rest), names)
-        return [] if path in self.parts else [Task(path, part, names, False, (held, key))]
+        if path in self.parts:
+            return []
+        if is_of_python and not is_plain(part):  # a function, a class, or what nobody should find replaced meanwhile
+            self._note(path, Identical(part), names)
+            return []
+        return [Task(path, part, names, False, (held, key))]
 
     def _look_further(self) -> bool:
         """Visits attributes of classes and modules that no chain leads to, but that some code names. True if any."""
         for path, x, names, done in self._open:
-            if is_library(x.__name__ if isinstance(x, types.ModuleType) else x.__module__):
-                continue
-            if isinstance(x, types.ModuleType) and not is_users(x.__name__):
+            is_installed = isinstance(x, types.ModuleType) and not (is_users(x.__name__) or is_pythons(x.__name__))
+            if is_installed or not is_open(x):
                 continue
             tasks = []
             for name in self._attributes:

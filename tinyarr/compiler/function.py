@@ -21,7 +21,7 @@ from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import is_nested, recording, watched
 from .agree import agree
-from .calls import called
+from .calls import Bound, called
 from .capture import Capture, Leaf
 from .interpret import Interpreter
 from .lives import made_by
@@ -42,7 +42,9 @@ _ARGUMENTS = "arguments[", "keywords["
 _PACKAGE = str(Path(__file__).parents[1])
 
 
-def compile(function: Callable, *, memory_budget: int | None = None, max_programs: int = MOST_PROGRAMS) -> Compiled:
+def compile(
+    function: Callable, *, state: Any = None, memory_budget: int | None = None, max_programs: int = MOST_PROGRAMS
+) -> Compiled:
     """The function, run as a program: traced at the first call of each signature, replayed from then on.
 
     The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
@@ -54,6 +56,11 @@ def compile(function: Callable, *, memory_budget: int | None = None, max_program
     Where a gradient is wanted, a call is one operation on the tape: the forward program also returns what backward
     reads, and backward is a program of its own, made when it is first asked for, and differentiable again. A result
     whose graph a backward() inside of the function has freed has no history.
+
+    state: one object or a tuple of them, such as (model, optimizer). With it a call looks at the state and the
+    arguments, and at nothing else. What the function reads beside them is a constant, as it is at the first trace: a
+    number, a string, a function, a class, a module, or what is made of such and can't change itself. Anything else, as
+    a list, a tensor or an object with attributes, raises TraceError, as does a change of what is not state.
 
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
     elementwise results and norms are made again when they are next read; a warning says if that is not enough.
@@ -68,7 +75,7 @@ def compile(function: Callable, *, memory_budget: int | None = None, max_program
         raise ArgumentError(f"compile: memory_budget is {memory_budget!r}: give a number of bytes, or None")
     if type(max_programs) is not int or max_programs < 1:
         raise ArgumentError(f"compile: max_programs is {max_programs!r}: give a positive number")
-    return Compiled(function, passes_within(memory_budget), max_programs=max_programs)
+    return Compiled(function, passes_within(memory_budget), max_programs=max_programs, state=state)
 
 
 class _Clock:
@@ -113,7 +120,7 @@ class Compiled:
 
     passes: what is done to its graphs; passes.py names what little of it changes a result. build(graph): what runs one,
     by default the device's own program; with Interpreter, the kernels of eager mode, and so its bits. max_programs:
-    after so many, a new signature runs as the function itself. seconds: spent on making programs so far.
+    after so many, a new signature runs as the function itself. state: see compile. seconds: spent on making programs.
     """
 
     captured = ("function",)  # by the walk of another compiled function
@@ -124,6 +131,7 @@ class Compiled:
         passes: Sequence[Callable[[Graph], Graph]] = PASSES,
         build: Callable[[Graph], Any] | None = None,
         max_programs: int = MOST_PROGRAMS,
+        state: Any = None,
     ):
         functools.update_wrapper(self, function)
         self.function = function
@@ -131,11 +139,13 @@ class Compiled:
         self._passes = passes
         self._build = build
         self._max_programs = max_programs
+        self._state = state if state is None or isinstance(state, tuple) else (state,)
         self._programs: list[_Program] = []
         self._by_signature: dict[tuple, _Program] = {}
         self._varying: set[str] = set()  # the numbers outside of the arguments that were seen to change
         self._needed: dict[str, str] = {}  # the numbers that belong to the signature although they change, and why
         self._more_code: dict[types.CodeType, dict[str, Any]] = {}  # that ran although no walk comes to it
+        self._constants: dict[Any, Part] = {}  # that traces with a given state have read
         self._has_given_up = False
         self._warned: set[str] = set()
         self._recent: Recent | None = None
@@ -179,7 +189,7 @@ class Compiled:
 
     def __reduce__(self) -> tuple:
         """What copy and pickle keep: the function, and how it is compiled."""
-        return type(self), (self.function, self._passes, self._build, self._max_programs)
+        return type(self), (self.function, self._passes, self._build, self._max_programs, self._state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(executor.get(), Trace) or watched():  # gradients are looked at one by one
@@ -195,7 +205,9 @@ class Compiled:
             if program is None:
                 return self.function(*args, **kwargs)
             recent = Recent(capture, program, mode, args, kwargs)
-            result = program.run(capture)
+            bound = recent.bound(args, kwargs)
+            assert bound is not None, "arguments are like themselves"
+            result = program.run(bound)
             self._recent = recent
             return result
 
@@ -227,7 +239,7 @@ class Compiled:
         return capture, None
 
     def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Capture:
-        return Capture(self.function, args, kwargs, self._varying, self._needed, self._more_code)
+        return Capture(self.function, args, kwargs, self._varying, self._needed, self._more_code, self._state)
 
     def _vary(self, capture: Capture) -> bool:
         """Makes inputs of numbers if all that is new about a signature is their values. Returns whether it did."""
@@ -242,8 +254,9 @@ class Compiled:
         """The program for a new signature, or why there can't be one; None where numbers turn out to be needed."""
         why = self._why(capture)
         clock = _Clock()
-        traced = trace_call(self.function, capture, args, kwargs, self._name, self._made)
-        caches = [x for x in capture.objects.values() if isinstance(x, functools._lru_cache_wrapper)]
+        deep = capture if self._state is None else capture.deepened(self.function)
+        traced = trace_call(self.function, deep, args, kwargs, self._name, self._made)
+        caches = [x for x in deep.objects.values() if isinstance(x, functools._lru_cache_wrapper)]
         traced.trace.instructions.clear()
         if traced.history is None:  # whose tape may keep what the trace made
             traced.trace.require_nothing_kept(caches)
@@ -258,7 +271,13 @@ class Compiled:
         if traced.more_code:  # what it names belongs to the signature too
             self._more_code |= traced.more_code
             return None
-        self._refuse_opaque(capture, traced.names)
+        self._refuse_opaque(deep, traced.names)
+        for key, x in traced.constants.items():
+            if self._constants.setdefault(key, x) != x:
+                raise TraceError(
+                    f"compile: {self._name} was traced when {key[1]}, which is not in state, was something else: put "
+                    "it in state, or pass it"
+                )
         clock.lap("trace")
         graph, runner = self._made(traced.graph, clock)
         why = f"{why} ({len(graph.nodes)} nodes: {clock})"
@@ -321,7 +340,11 @@ class Compiled:
 
 
 class _Program:
-    """What runs a graph, and where its results go: to what the function returns, and to what it changes."""
+    """What runs a graph, and where its results go: to what the function returns, and to what it changes.
+
+    leaves: the paths to which numbers in the graph refer. places: of each its number, and the states that are found
+    again there.
+    """
 
     def __init__(self, runner: Any, graph: Graph, traced: Traced, capture: Capture, mode: tuple, why: str):
         self.graph = graph
@@ -331,6 +354,10 @@ class _Program:
         self._traced = traced
         self._mode = mode
         self._parts = self._used(capture)
+        self.leaves = traced.leaves
+        self.places: dict[str, tuple[int, list]] = {path: (i, []) for i, path in enumerate(traced.leaves)}
+        for i, state in enumerate(graph.states):
+            self.places[traced.leaves[state.leaf]][1].append((i, state))
 
     def fits(self, capture: Capture, mode: tuple) -> bool:
         """Whether all that the trace depended on is in a call as it was then."""
@@ -353,15 +380,14 @@ class _Program:
     def _used(self, capture: Capture) -> dict[str, Part]:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
-    def run(self, capture: Capture) -> Any:
-        objects: list[Any] = [capture.objects.get(path) for path in self._traced.leaves]  # unused ones may be gone
-        arrays = [objects[state.leaf].array for state in self.graph.states]
-        draws = [(objects[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
-        results = called(self.runner, self.graph, arrays, draws, capture.numbers)
+    def run(self, call: Bound) -> Any:
+        """Returns what the function does, and does what else it did. call: see Recent."""
+        draws = [(call.leaves[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
+        results = called(self.runner, self.graph, call.memory, draws, call.numbers)
         if self.history is not None:
-            self.history.record([*map(Leaf, self._traced.leaves, objects)], results, draws, capture.numbers)
-        filling = Filling(capture.objects, results, capture.numbers)
+            self.history.record([*map(Leaf, self.leaves, call.leaves)], results, draws, call.numbers)
+        filling = Filling(call.objects, results, call.numbers)
         returned = filling.fill(self._traced.returned)
-        self._traced.changes.repeat(capture, filling)
+        self._traced.changes.repeat(call, filling)
         self._traced.output.repeat(filling)
         return returned

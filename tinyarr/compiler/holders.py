@@ -8,6 +8,7 @@ what is held. What a trace changes is found by comparing contents before and aft
 from __future__ import annotations
 
 import array
+import sys
 import types
 from collections import OrderedDict, deque
 from typing import Any
@@ -221,6 +222,30 @@ class Elements(Holder):
             x[:] = array.array(x.typecode, elements)
         else:
             x[:] = elements
+
+
+class DecimalContext(Holder):
+    """The settings of Python's decimal arithmetic in this thread, as one value."""
+
+    __slots__ = ()
+    _NAMES = "prec", "rounding", "Emin", "Emax", "capitals", "clamp"
+    _known: dict[tuple, tuple] = {}  # so that equal settings are one object
+
+    def __init__(self) -> None:
+        super().__init__(sys.modules["decimal"])
+
+    def contents(self) -> dict[Any, Any]:
+        context = self.object.getcontext()
+        traps = tuple(signal for signal, is_set in context.traps.items() if is_set)
+        found = *(getattr(context, name) for name in self._NAMES), traps
+        return {0: self._known.setdefault(found, found)}
+
+    def put(self, new: dict[Any, Any]) -> None:
+        context, (*settings, traps) = self.object.getcontext(), new[0]
+        for name, x in zip(self._NAMES, settings):
+            setattr(context, name, x)
+        for signal in context.traps:
+            context.traps[signal] = signal in traps
 
 
 def layout_of(x: Any) -> Any:

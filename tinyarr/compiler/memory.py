@@ -42,7 +42,7 @@ class Memory:
             operation, line = ("copy", "") if step is None or isinstance(step, Copy) else (
                 step.call.primitive.name, step.line)  # fmt: skip
             kind = f"{value.dtype.name}{list(value.shape)}"
-            place = plan.places[value].offset, nbytes(value)
+            place = plan.place(value).offset, nbytes(value)
             self.lives.append(Life(*place, first, last, kind, operation, line))
         self.lives.sort(key=lambda life: (-life.nbytes, life.first))
 

@@ -49,7 +49,7 @@ def _impure() -> dict[Any, str]:
     found: dict[Any, str] = {}
     found |= {_key(getattr(time, name)): "time" for name in _CLOCKS}
     found |= {_key(getattr(os, name)): "os" for name in _SYSTEM}
-    found |= {_key(f): "os" for f in (builtins.open, builtins.input)}
+    found |= {_key(f): "os" for f in (builtins.open, builtins.input, np.fromfile)}
     found |= {_key(f): "time" for f in (datetime.datetime.now, datetime.datetime.utcnow, datetime.date.today)}
     found |= {_key(f): "time" for f in (datetime.datetime.today,)}
     for module in (random, secrets, uuid):

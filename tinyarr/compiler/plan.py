@@ -16,7 +16,7 @@ import numpy as np
 from .. import views
 from ..program import Check, Copy, Graph, Group, Node, Place, Plan, Read, Step, Value, Write
 from .layout import is_copy, layouts, read_in
-from .lives import END, highest_number, is_collective, is_elementwise, is_wait, made_by, nbytes, values_read
+from .lives import END, highest_number, is_collective, is_elementwise, is_wait, nbytes, values_read
 
 ALIGNMENT = 128  # bytes
 
@@ -83,19 +83,27 @@ class _Planner:
                 read[x.value] = read.get(x.value, 0) + 1
         kept = {r.value for r in self.graph.results} | {s.after for s in self.graph.states}
         for node in reversed(self.graph.nodes):  # what holds others first: where it lies itself is known then
-            for x, starts in _parts_of(node):
-                value, (out,) = x.value, made_by(node)
+            for x, out, whole, part in self._parts_of(node):
+                value = x.value
                 dense = views.is_contiguous(x.view) and views.size(x.view.shape) == views.size(value.shape) > 0
                 alone = value in shapes and value not in kept and read[value] == 1 and value not in self.layouts
-                if dense and alone and value not in self.parts:
-                    strides = self.layouts.get(out, views.contiguous(out.shape)).strides
-                    layout = views.reshape(views.View(x.view.shape, strides), value.shape)
+                if dense and alone and value not in self.parts and part.strides == whole.strides:
+                    layout = views.reshape(part._replace(offset=0), value.shape)
                     if layout is not None and views.reshape(layout, shapes[value]) is not None:
                         self.layouts[value] = layout
-                        first = sum(a * s for a, s in zip(starts, strides, strict=True))
-                        self.parts[value] = out, first * value.dtype.itemsize
+                        first = part.offset * value.dtype.itemsize
+                        self.parts[value] = out, first
                         holder, start = self.holders.get(out, (out, 0))
-                        self.holders[value] = holder, start + first * value.dtype.itemsize
+                        self.holders[value] = holder, start + first
+
+    def _parts_of(self, node: Step) -> list[tuple[Read, Value, views.View, views.View]]:
+        """Returns what a node only puts into its output: each operand, the output, its view and the part of it."""
+        if not isinstance(node, Node) or node.call.primitive.parts is None:
+            return []
+        (out,), call = node.outputs, node.call
+        whole = self.layouts.get(out, views.contiguous(out.shape))
+        parts = call.primitive.parts(whole, call.in_shapes, call.params)
+        return [(x, out, whole, part) for x, part in zip(node.inputs, parts, strict=True)]
 
     def _turned(self, node: Node | Group) -> Node | Group:
         """The node, reading each value as it lies."""
@@ -365,15 +373,6 @@ def _reads_of(node: Step) -> list[Read]:
     if isinstance(node, Write):
         return [_whole(node.old), _whole(node.new)]
     return [x for x in node.inputs if isinstance(x, Read)]
-
-
-def _parts_of(node: Step) -> Sequence[tuple[Read, Sequence[int]]]:
-    """What a node only puts into its output, and where there it begins."""
-    if not isinstance(node, Node):
-        return ()
-    parts = node.call.primitive.parts
-    starts = None if parts is None else parts(node.call.in_shapes, node.call.params)
-    return () if starts is None else list(zip(node.inputs, starts, strict=True))
 
 
 def _whole(value: Value) -> Read:

@@ -18,7 +18,7 @@ from ..program import Graph
 from ..tape import CustomCall, Edge, Node, attach, edge_of, gradient_spec, reachable, recording
 from ..tensor import Tensor, result_tensor
 from ..views import is_contiguous
-from .calls import called
+from .calls import called, memory_of
 from .capture import Leaf
 from .traced_tape import Stretch, TracedTape
 
@@ -237,8 +237,8 @@ class _Way:
             if draw[0] not in numbers:
                 numbers.update(zip(draw, random.default_generator().take(), strict=True))
         draws = [(numbers[key], numbers[counter]) for key, counter in self._draws]
-        arrays = [memory[state.leaf] for state in self._graph.states]
-        results = called(self.runner, self._graph, arrays, draws, call.given)
+        states = [memory_of(memory[state.leaf], state) for state in self._graph.states]
+        results = called(self.runner, self._graph, states, draws, call.given)
         if self.onward is not None:
             self._record(self.onward, memory, results, gs, call, numbers)
         found = iter(results)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import TraceError
+from .calls import Bound
 from .capture import Capture, is_rebuilt, item_path
 from .holders import GONE, Attributes, Cell, Elements, Holder, Variable, holds_the_same
 from .templates import Filling, Templates
@@ -62,6 +63,7 @@ class Snapshot:
                     f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
                 )
             if x.grad is not gradient:
+                self._require_state(path, path in self._capture.again.tensors)
                 gradients[path] = templates.template(x.grad, f"{path}.grad")
             if x._hooks and hooks is None:
                 raise TraceError(f"compile: {path} got a hook: register it outside of it")
@@ -78,8 +80,13 @@ class Snapshot:
             if isinstance(holder, Elements) and new.keys() != old.keys():
                 raise TraceError(f"compile: the shape or dtype of {path} was set: do that outside of it")
             if not holds_the_same(holder, old):
+                self._require_state(path, path in self._capture.again.holders)
                 held[path] = Held(old, self._difference(holder, path, new, old, templates))
         return Changes(gradients, held)
+
+    def _require_state(self, path: str, is_state: bool) -> None:
+        if not is_state:
+            raise TraceError(f"compile: {path} was changed, which is neither in state nor an argument: put it in state")
 
     def _difference(
         self, holder: Holder, path: str, new: dict, old: dict, templates: Templates
@@ -132,15 +139,15 @@ class Changes:
         self._gradients = gradients
         self._held = held
 
-    def repeat(self, capture: Capture, filling: Filling) -> None:
+    def repeat(self, call: Bound, filling: Filling) -> None:
         for path, gradient in self._gradients.items():
-            capture.tensors[path].grad = filling.fill(gradient)
+            call.objects[path].grad = filling.fill(gradient)
         # Read and make all before any is written: what one holder gets may be what another held, and what makes an
         # object may count it, as it did in the trace.
-        contents = {path: capture.holders[path].contents() for path in self._held}
+        contents = {path: call.holders[path].contents() for path in self._held}
         new = {path: held.now(contents[path], filling) for path, held in self._held.items()}
         for path, x in new.items():
-            capture.holders[path].put(x)
+            call.holders[path].put(x)
 
 
 @contextlib.contextmanager

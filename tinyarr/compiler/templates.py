@@ -74,8 +74,8 @@ class Templates:
     looked_at: the paths of tensors whose elements or shapes count, since they or views of them are kept or returned.
     """
 
-    def __init__(self, paths: dict[int, str], storages: dict[int, tuple[str, int]]):
-        """paths, storages: as those of the capture."""
+    def __init__(self, paths: dict[int, str | None], storages: dict[int, tuple[str, int]]):
+        """paths, storages: as those of the capture; a constant, which is the same at each call, has None for a path."""
         self.tensors: list[Tensor] = []
         self.looked_at: set[str] = set()
         self._paths = paths
@@ -95,7 +95,8 @@ class Templates:
         if id(x) in self._made:
             return self._made[id(x)]
         if id(x) in self._paths:
-            return Existing(self._paths[id(x)])
+            path = self._paths[id(x)]
+            return x if path is None else Existing(path)
         self._alive.append(x)
         if isinstance(x, Tensor):
             made: Any = self._result(x, where)
@@ -122,8 +123,9 @@ class Templates:
 
     def _result(self, x: Tensor, where: str) -> Result:
         a = x.array
-        if id(x) in self._paths:
-            self.looked_at.add(self._paths[id(x)])
+        known = self._paths.get(id(x))
+        if known is not None:
+            self.looked_at.add(known)
         if isinstance(a.storage, TracedStorage) or where == RETURNED:
             made = Result(x, len(self.tensors))
             self.tensors.append(x)

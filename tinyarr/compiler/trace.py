@@ -18,6 +18,7 @@ from ..array import Array, Storage
 from ..device import Device
 from ..dtypes import Dtype
 from ..errors import ArgumentError, TraceError
+from ..ops.create import copy
 from ..ops.primitive import executor
 from ..random import Generator
 from ..tape import repetition
@@ -157,8 +158,6 @@ class Trace:
             raise kept_too_long(storage)
 
     def _view(self, call: Any, x: Array) -> Sequence[Array]:
-        from ..ops.create import copy
-
         found = call.primitive.view(x.view, **call.params)
         if found is None:
             x = copy(result_tensor(x)).array
@@ -172,7 +171,7 @@ class Trace:
         raise TraceError(f"{asked_by()}: a tensor of shape {x.shape} was asked for its elements {ADVICE}")
 
     def constant(self, x: Array) -> None:
-        """Remembers an array made of Python numbers: every call makes the same."""
+        """Remembers an array made of Python numbers or of a NumPy array: every call makes the same."""
         self.constants.append(x)
 
     def restore(self) -> None:

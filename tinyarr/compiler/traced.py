@@ -18,6 +18,8 @@ from .differentiate import History, apart_from_history, differentiate
 from .observed import Observed
 from .opaque import RunAsItIs, StandIn
 from .output import Output
+from .outside import constants_of
+from .parts import Part
 from .pullback import Make
 from .side_effects import Changes, Snapshot, standing_in
 from .symbolic_numbers import Given, NeedsValue, symbolic
@@ -32,8 +34,8 @@ class Traced:
 
     names: in the code that ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
     tensors of which more than that they are there was asked. more_code: ran although the walk did not come to it.
-    leaves: the paths to which numbers in the graph refer. needed: why numbers are needed as they are, by path; then
-    there is nothing else.
+    constants: what it read beside a given state. leaves: the paths to which numbers in the graph refer. needed: why
+    numbers are needed as they are, by path; then there is nothing else.
     """
 
     graph: Graph
@@ -45,6 +47,7 @@ class Traced:
     is_plain: bool
     looked_at: set[str]
     more_code: dict[types.CodeType, dict[str, Any]]
+    constants: dict[Any, Part]
     leaves: list[str]
     needed: dict[str, str]
     trace: Trace
@@ -64,7 +67,8 @@ def trace_call(
     found.trace, found.needed = trace, trace.needed
     numbers = {path: symbolic(trace, Given(path), x) for path, x in capture.numbers.items()}
     opaque = {path: StandIn(trace, path, capture.objects[path]) for path in capture.opaque}
-    templates = Templates(capture.paths | {id(x): path for path, x in opaque.items()}, capture.storages)
+    paths = {key: path if path in capture.again.objects else None for key, path in capture.paths.items()}
+    templates = Templates(paths | {id(x): path for path, x in opaque.items()}, capture.storages)
     found.output = Output(trace, templates)
     observed = Observed(_PACKAGE)
     with contextlib.ExitStack() as meanwhile, undone_in_children(meanwhile.close), random.drawn_by(trace):
@@ -94,6 +98,7 @@ def trace_call(
             residuals = [] if found.history is None else found.history.residuals
             found.graph = build(trace, leaves, templates.tensors + residuals)
             found.looked_at = {path for path, array in watched.items() if array.was_looked_at} | templates.looked_at
+            found.constants = constants_of(capture, function, observed.ran)
             found.names, found.is_plain = observed.names()
             found.more_code = observed.code_beyond(capture.code)
             if observed.asks_for("id"):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
+from ..groups import Group, world
 from ..ops.collective import all_reduce, broadcast
 from ..ops.create import zeros
 from ..ops.elementwise import astype
@@ -17,7 +18,6 @@ from ..ops.shape import concat, reshape, stack
 from ..optim import Optimizer, grad_norm, parameter_groups
 from ..tape import no_grad
 from ..tensor import Tensor
-from .group import Group, world
 
 BUCKET = 2**25  # bytes: enough for a network's full rate, and little beside what a model holds
 

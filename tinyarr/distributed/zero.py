@@ -11,6 +11,7 @@ from typing import Any
 
 from ..dtypes import Dtype
 from ..errors import ArgumentError
+from ..groups import Group, world
 from ..ops.collective import all_gather, all_reduce, reduce_scatter
 from ..ops.create import copy, full, zeros
 from ..ops.elementwise import add, sqrt, square
@@ -20,7 +21,6 @@ from ..segments import Segment, pack
 from ..tape import no_grad
 from ..tensor import Tensor
 from .data_parallel import BUCKET, Alone, DataParallel, Part, buckets, flat_gradient, having_gradients
-from .group import Group, world
 
 
 class _Bucket:

@@ -1,7 +1,7 @@
 """Neural networks: Module and Parameter, layers, initial values, losses."""
 
 from . import init
-from .layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm, Sequential
+from .layers import Dropout, Embedding, LayerNorm, Linear, ModuleDict, ModuleList, RMSNorm, Sequential
 from .losses import CrossEntropyLoss, MSELoss
 from .module import Module, Parameter
 
@@ -13,6 +13,8 @@ __all__ = [
     "Linear",
     "MSELoss",
     "Module",
+    "ModuleDict",
+    "ModuleList",
     "Parameter",
     "RMSNorm",
     "Sequential",

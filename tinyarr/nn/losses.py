@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..ops.loss import cross_entropy, mse_loss
 from ..tensor import Tensor
 from .module import Module
@@ -10,12 +12,20 @@ from .module import Module
 class CrossEntropyLoss(Module):
     """tinyarr.cross_entropy with fixed options."""
 
-    def __init__(self, *, ignore_index: int = -100, reduction: str = "mean"):
-        self.ignore_index = ignore_index
-        self.reduction = reduction
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        *,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+    ):
+        self.weight = weight
+        self.options: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction}
+        self.options["label_smoothing"] = label_smoothing
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(logits, targets, ignore_index=self.ignore_index, reduction=self.reduction)
+        return cross_entropy(logits, targets, self.weight, **self.options)
 
 
 class MSELoss(Module):

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
 
 from .. import dtypes
 from ..autograd import HookHandle
+from ..device import Device
+from ..dtypes import Dtype
 from ..errors import ArgumentError, DtypeError, ShapeError
+from ..ops.create import zeros_like
 from ..tape import no_grad
 from ..tensor import Tensor, require_tensors, result_tensor
 
@@ -38,16 +43,20 @@ class Module:
     training: bool = True
     _before: Sequence[Callable] = ()
     _after: Sequence[Callable] = ()
+    _unsaved: tuple[str, ...] = ()  # names of buffers that `state_dict` leaves out
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses a tensor that looks like a parameter where it stands and would be a buffer."""
+        """Refuses a tensor that looks like a parameter where it stands and would be a buffer.
+
+        A result of recorded operations, kept to be looked at, is neither.
+        """
         if isinstance(value, Tensor) and not isinstance(value, Parameter):
             if isinstance(vars(self).get(name), Parameter):
                 raise ArgumentError(
                     f"{type(self).__name__}.{name}: is a Parameter, a plain Tensor came: "
                     "write into it with assign() under no_grad(), or give an nn.Parameter"
                 )
-            if value.requires_grad:
+            if value.requires_grad and value.is_leaf:
                 raise ArgumentError(
                     f"{type(self).__name__}.{name}: a plain Tensor that requires a gradient came: "
                     "make it an nn.Parameter, or detach() it"
@@ -100,7 +109,7 @@ class Module:
         """
         names: set[str] = set()
         for name, value in _walk(self, "", set()):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and value.is_leaf:
                 if name in names:
                     raise ArgumentError(f"named_tensors: two tensors have the name {name}: rename a key or attribute")
                 names.add(name)
@@ -116,12 +125,33 @@ class Module:
         """Every Parameter, each once."""
         return (p for _, p in self.named_parameters())
 
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it, each once."""
+        return (module for _, module in self.named_modules())
+
+    def apply(self, function: Callable[[Module], Any]) -> Self:
+        """Calls `function(module)` for all modules below this one, and at last for this one."""
+        for module in reversed(list(self.modules())):
+            function(module)
+        return self
+
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Makes an attribute of a tensor, as assigning does; one that isn't persistent is left out of `state_dict`."""
+        setattr(self, name, tensor)
+        if not persistent:
+            self._unsaved = (*self._unsaved, name)
+
+    def _saved(self) -> dict[str, Tensor]:
+        """Parameters and buffers by name, but for buffers that aren't persistent."""
+        unsaved = {f"{at}.{name}" if at else name for at, module in self.named_modules() for name in module._unsaved}
+        return {name: t for name, t in self.named_tensors() if name not in unsaved}
+
     def state_dict(self) -> dict[str, Tensor]:
         """Name to tensor, for parameters and buffers; they share memory with the module's and have no history."""
-        return {name: t.detach() for name, t in self.named_tensors()}
+        return {name: t.detach() for name, t in self._saved().items()}
 
     def load_state_dict(self, state: dict[str, Tensor], *, strict: bool = True) -> None:
-        """Writes the tensors of `state` into the module's, cast to their dtypes.
+        """Writes the tensors (or NumPy arrays) of `state` into the module's, cast to their dtypes.
 
         Raises ArgumentError for missing or unexpected names (unless not strict: those are then left alone) and
         ShapeError for another shape; then nothing has been written.
@@ -129,8 +159,12 @@ class Module:
         if not isinstance(state, Mapping):
             came = type(state).__name__
             raise TypeError(f"load_state_dict: state is {came}: give a dict of tensors, as saving.load(path)[0]")
+        own = self._saved()
+        state = {
+            name: Tensor(t, device=own[name].device) if name in own and isinstance(t, np.ndarray) else t
+            for name, t in state.items()
+        }
         require_tensors("load_state_dict", **{str(name): t for name, t in state.items()})
-        own = dict(self.named_tensors())
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if strict and (missing or unexpected):
             raise ArgumentError(
@@ -156,22 +190,34 @@ class Module:
         """train(False)."""
         return self.train(False)
 
-    def zero_grad(self) -> None:
-        """Forgets the gradient of every parameter."""
-        for p in self.parameters():
-            p.grad = None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradient of every parameter, or makes it 0."""
+        clear_gradients(self.parameters(), set_to_none)
 
-    def to_dtype(self, dtype) -> Module:
+    def to(self, target: str | Device | Dtype | None = None, dtype: Dtype | None = None) -> Self:
+        """Moves every parameter and buffer to a device, converts it to a dtype, or both. Make the optimizer afterwards.
+
+        Integers keep their dtype.
+        """
+        if isinstance(target, Dtype):
+            return self.to_dtype(target)
+        if target is not None:
+            self._change("to", lambda t: t.to(target))
+        return self if dtype is None else self.to_dtype(dtype)
+
+    def to_dtype(self, dtype) -> Self:
         """Converts every floating parameter and buffer to `dtype`, a floating one. Make the optimizer afterwards."""
         if not dtypes.dtype(dtype).is_float:
             raise DtypeError(f"to_dtype: dtype is {dtypes.dtype(dtype).name}: it must be a floating dtype")
-        for name, t in self.named_tensors():
-            if not t.dtype.is_float:
-                continue
-            if t.grad is not None:
-                raise DtypeError(f"to_dtype: {name} holds a gradient: convert before training, or zero_grad() first")
-            t.array = t.detach().astype(dtype).array
+        self._change("to_dtype", lambda t: t.astype(dtype) if t.dtype.is_float else t)
         return self
+
+    def _change(self, operation: str, change: Callable[[Tensor], Tensor]) -> None:
+        for name, t in self.named_tensors():
+            changed = change(t.detach()).array
+            if t.grad is not None and (changed.dtype, changed.device) != (t.dtype, t.device):
+                raise DtypeError(f"{operation}: {name} holds a gradient: convert before training, or zero_grad() first")
+            t.array = changed
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
@@ -181,6 +227,12 @@ class Module:
             elif isinstance(value, Tensor):
                 lines.append(f"  {name}: {value.dtype.name}{list(value.shape)}")
         return "\n".join([*lines, ")"]) if len(lines) > 1 else lines[0] + ")"
+
+
+def clear_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
+    """Makes each tensor's gradient None, or zeros where it has one."""
+    for p in parameters:
+        p.grad = None if set_to_none or p.grad is None else zeros_like(p.grad)
 
 
 def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:

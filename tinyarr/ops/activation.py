@@ -6,7 +6,7 @@ import math
 
 from .. import dtypes
 from ..errors import ArgumentError
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from . import scalar
 from .elementwise import abs, astype, erf, tanh
 from .elementwise_primitive import elementwise
@@ -23,7 +23,6 @@ def _leaky_relu(x, slope):
     return scalar.where(x > 0, x, x * slope)
 
 
-@method()
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
     """x where it is positive, else x times `negative_slope`, which is the gradient at 0 too.
 
@@ -83,7 +82,6 @@ def _gelu_erf(x):
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5)))
 
 
-@method()
 def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     """Gaussian error linear unit, x times the normal distribution function at x.
 
@@ -95,7 +93,3 @@ def gelu(x: Tensor, *, approximate: str = "none") -> Tensor:
     require_tensors("gelu", x=x)
     x = x if x.dtype.is_float else astype(x, dtypes.float32)  # where x**3 does not wrap
     return (_gelu_tanh if approximate == "tanh" else _gelu_erf)(x)
-
-
-for _f in (relu, sigmoid, silu, softplus):
-    method(_f.name)(_f)

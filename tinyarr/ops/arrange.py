@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import dtypes, views
 from ..errors import ArgumentError, ShapeError
-from ..tensor import Tensor, method
+from ..tensor import Tensor
 from .create import arange, full
 from .elementwise import where
 from .index import take
@@ -56,7 +56,6 @@ def broadcast_arrays(*tensors: Tensor) -> list[Tensor]:
     return [broadcast_to(t, shape) for t in tensors]
 
 
-@method()
 def roll(x: Tensor, /, shift: int | Sequence[int], *, axis: int | Sequence[int] | None = None) -> Tensor:
     """The elements shifted along the axes, those pushed out coming in at the other end; without axes, flattened."""
     if axis is None:
@@ -75,7 +74,6 @@ def roll(x: Tensor, /, shift: int | Sequence[int], *, axis: int | Sequence[int] 
     return x
 
 
-@method()
 def tile(x: Tensor, repetitions: Sequence[int], /) -> Tensor:
     """x repeated as a whole along each axis; axes missing on either side count as 1."""
     times = views.normalize_shape("tile", repetitions)
@@ -87,7 +85,6 @@ def tile(x: Tensor, repetitions: Sequence[int], /) -> Tensor:
     return reshape(wide, tuple(n * t for n, t in zip(shape, times, strict=True)))
 
 
-@method()
 def repeat(x: Tensor, repeats: int | Tensor, /, *, axis: int | None = None) -> Tensor:
     """Each element repeated in place along an axis (None: flattened); `repeats` may differ, a 1-d tensor of ints.
 

@@ -12,10 +12,11 @@ from ..errors import DtypeError, ShapeError
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from ..views import Shape
-from .create import arange
+from .create import arange, ones
 from .elementwise import astype, greater, logical_and, where
 from .matmul import matmul
 from .primitive import Primitive, apply
+from .random import dropout
 from .reduce import any
 from .shape import broadcast_to, expand_dims, matrix_transpose, reshape
 from .softmax import logsumexp, softmax
@@ -86,6 +87,7 @@ def scaled_dot_product_attention(
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
     *,
     is_causal: bool = False,
     scale: float | None = None,
@@ -97,7 +99,8 @@ def scaled_dot_product_attention(
     value may have G heads, each shared by H / G heads of query in a row. scale is 1/sqrt(D) unless given.
     With `is_causal` the queries are the last T of the S positions, and each sees those up to its own. attn_mask
     broadcasts to (..., H, T, S): bool, True where a query sees a key (a query that sees none gets NaN), or floating,
-    added to the scaled products; it holds all weights in memory. Softmax and sums are in float32 for half types.
+    added to the scaled products. A weight is dropped with probability `dropout_p` (see dropout). Mask and dropout hold
+    all weights in memory. Softmax and sums are in float32 for half types.
     Source: Vaswani et al. 2017, "Attention is all you need", eq. 1; groups: Ainslie et al. 2023, "GQA"; gradient as
     by Dao et al. 2022, "FlashAttention".
     """
@@ -105,10 +108,11 @@ def scaled_dot_product_attention(
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
     *lead, T, Dv = (*query.shape[:-1], value.shape[-1])
     q, k, v = (reshape(x, _batched(x.shape)) for x in (query, key, value))
-    if attn_mask is None:
+    if attn_mask is None and not dropout_p:
         out = apply(_attention, q, k, v, causal=is_causal, scale=scale)[0]
     else:
-        out = _masked_attention(q, k, v, attn_mask, lead, is_causal, scale)
+        mask = ones((), dtype=dtypes.bool, device=q.device) if attn_mask is None else attn_mask
+        out = _masked_attention(q, k, v, mask, lead, is_causal, scale, dropout_p)
     return reshape(out, (*lead, T, Dv))
 
 
@@ -119,7 +123,7 @@ def _batched(shape: Shape) -> Shape:
 
 
 def _masked_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lead: Sequence[int], causal: bool, scale: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, lead: Sequence[int], causal: bool, scale: float, dropout_p: float
 ) -> Tensor:
     """A query that sees no key is let see all of them, so that its NaN is in no gradient; its result is made NaN."""
     scores, T, S = _scores(q, k, scale), q.shape[2], k.shape[2]
@@ -136,7 +140,7 @@ def _masked_attention(
         scores = where(of_scores(visible, S), scores, of_scores(where(sees, -math.inf, 0.0), 1))
     if mask.dtype is not dtypes.bool:
         scores = scores + of_scores(where(sees, mask, 0), S)
-    out = _weighted(softmax(scores), v, q.dtype)
+    out = _weighted(dropout(softmax(scores), dropout_p), v, q.dtype)
     return where(reshape(broadcast_to(sees, (*lead, T, 1)), (*out.shape[:-1], 1)), out, math.nan)
 
 

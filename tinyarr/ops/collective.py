@@ -13,9 +13,9 @@ import operator
 from typing import Any
 
 from .. import dtypes, eager
-from ..distributed.group import Group, world
 from ..dtypes import Dtype
 from ..errors import ArgumentError, DtypeError, GradientError, ShapeError
+from ..groups import Group, world
 from ..tensor import Tensor, require_tensors
 from ..views import Shape, is_contiguous
 from .create import copy

@@ -1,4 +1,4 @@
-"""Making tensors without data (filled, counted, copied), and writing into existing ones."""
+"""Making tensors without data: filled, counted, copied."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from .. import dtypes, views
 from ..device import Device, default_device
 from ..dtypes import Dtype
-from ..errors import ArgumentError, DeviceError, GradientError, ShapeError
-from ..tape import recording
-from ..tensor import Tensor, method, result_tensor
+from ..errors import ArgumentError
+from ..tensor import Tensor, result_tensor
 from . import scalar
-from .elementwise import astype, elementwise
+from .elementwise import elementwise
+from .elementwise_primitive import Elementwise
 from .primitive import apply, executor
 from .typing import dtype_constant
 
@@ -94,6 +94,9 @@ def zeros(shape: int | Iterable[int], *more: int, dtype=None, device=None, requi
     return full(shape, 0, dtype=dtypes.float32 if dtype is None else dtype, device=device, requires_grad=requires_grad)
 
 
+Elementwise.zeros = staticmethod(zeros)  # gradients of outputs that are not used
+
+
 def ones(shape: int | Iterable[int], *more: int, dtype=None, device=None, requires_grad: bool = False) -> Tensor:
     """A tensor of ones, float32 unless a dtype is given: `ones((2, 3))` or `ones(2, 3)`."""
     shape = views.normalize_shape("ones", shape, *more)
@@ -165,40 +168,11 @@ def linspace(start, stop, /, num: int, *, dtype=None, device=None, endpoint: boo
     return apply(_linspace, start, stop, step if num > 1 else 0.0, shape=(num,), dtype=dtype, last=last, device=device)
 
 
-@method("clone")
 def copy(x: Tensor) -> Tensor:
     """The same elements in memory of their own, row-major. Gradients pass through."""
     return apply(_copy, x)
 
 
-@method()
 def contiguous(x: Tensor) -> Tensor:
     """x itself where it is row-major without gaps, else a copy that is."""
     return x if views.is_contiguous(x.array.view) else copy(x)
-
-
-@method()
-def assign(x: Tensor, value) -> Tensor:
-    """Writes `value` (a tensor or Python scalar, broadcast and cast to x) into x's memory; every view of it sees it.
-
-    Raises GradientError where either takes part in a gradient: write under no_grad(), or build a new tensor with
-    where or concat.
-    """
-    from .shape import broadcast_to
-
-    if not isinstance(value, Tensor):
-        if dtypes.scalar_kind(dtypes.python_scalar(value)) is None:
-            raise TypeError(f"assign: value is {type(value).__name__}: make it a tensor with tinyarr.Tensor(...)")
-        value = full((), value, dtype=x.dtype, device=x.device)
-    if value.device is not x.device:
-        raise DeviceError(f"assign: x is on {x.device}, value on {value.device}: move it with value.to(device)")
-    if views.broadcast_shapes("assign", value.shape, x.shape) != x.shape:
-        raise ShapeError(f"assign: value has shape {value.shape}, x has shape {x.shape}: it must broadcast to that")
-    if recording.get() and (x.requires_grad or value.requires_grad):
-        raise GradientError(
-            "assign: x or the value takes part in a gradient, and a write can't be differentiated: "
-            "use where or concat to build a new tensor, or write under no_grad()"
-        )
-    value = broadcast_to(astype(value, x.dtype, copy=False), x.shape)
-    apply(_copy, value, out=x)
-    return x

@@ -7,12 +7,42 @@ give float32. Gradients are derived; where a function has a kink or a tie, its d
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from .. import dtypes
 from ..dtypes import Dtype
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from . import scalar
 from .elementwise_primitive import Elementwise, elementwise
+from .primitive import Primitive
+
+
+@elementwise
+def _integer_power(x, *, n):
+    return x**n
+
+
+@elementwise
+def _inverse_power(x, *, n):
+    return (1 / x) ** n
+
+
+@_inverse_power.gradient
+def _inverse_power_gradient(g, x, *, n):
+    return scalar.where(scalar.equal(g, 0), 0, -n * (g * (1 / x) ** (n + 1)))
+
+
+class _Power(Elementwise):
+    """x ** y, where a small whole y makes products: 1 to 8, or, of floating x, also as a float, and -1 and -2."""
+
+    def __call__(self, *operands: Any, **options: Any) -> Any:
+        x, y = operands if len(operands) == 2 else (None, 0)
+        if isinstance(x, Tensor) and ((type(y) is int and y > 0) or (type(y) in (int, float) and x.dtype.is_float)):
+            if y in (-1, -2):
+                return _inverse_power(x, n=int(-y), **options)
+            if y in range(1, 9):
+                return _integer_power(x, n=int(y), **options)
+        return super().__call__(*operands, **options)
 
 
 def _lift(
@@ -22,7 +52,8 @@ def _lift(
     operation = scalar.OPERATIONS[name]
     inputs = inputs or ("x", "y")[: operation.arity]
     function = scalar.power if name == "power" else lambda *args: scalar.make(name, *args)
-    primitive = Elementwise(public_name or name, function, inputs, ("out",))
+    kind = _Power if name == "power" else Elementwise
+    primitive = kind(public_name or name, function, inputs, ("out",))
     primitive.__doc__ = documentation
     return primitive
 
@@ -131,7 +162,6 @@ def _astype(x, *, dtype):
 _astype.moves = True
 
 
-@method()
 def astype(x: Tensor, dtype: Dtype, /, *, copy: bool = True, device=None) -> Tensor:
     """The elements converted to `dtype`; halves and float8 are rounded to nearest even, out-of-range float8 is NaN/inf.
 
@@ -143,6 +173,9 @@ def astype(x: Tensor, dtype: Dtype, /, *, copy: bool = True, device=None) -> Ten
     if not copy and x.dtype is dtype:
         return x
     return _astype(x, dtype=dtype)
+
+
+Primitive.cast = staticmethod(astype)  # by which apply promotes
 
 
 @elementwise
@@ -196,7 +229,6 @@ for _f in (logical_and, logical_or, logical_xor, logical_not):
     _f.no_gradient()
 
 
-@method()
 def positive(x: Tensor, /) -> Tensor:
     """x itself."""
     require_tensors("positive", x=x)
@@ -232,16 +264,8 @@ def _clip(x, low, high):
     return scalar.minimum(scalar.maximum(x, low), high)
 
 
-@method()
 def clip(x: Tensor, min=None, max=None) -> Tensor:
     """x limited to [min, max]; either may be None. At a limit half of the gradient passes, outside none."""
     if min is None or max is None:
         return x if min is max else maximum(x, min) if max is None else minimum(x, max)
     return _clip(x, min, max)
-
-
-for _f in (
-    abs, sign, floor, ceil, trunc, round, sqrt, exp, expm1, log, log1p, log2, log10, sin, cos, tan, asin, acos, atan,
-    sinh, cosh, tanh, asinh, acosh, atanh, erf, maximum, minimum, isnan, isinf, isfinite, reciprocal, square, rsqrt,
-):  # fmt: skip
-    method(_f.name)(_f)

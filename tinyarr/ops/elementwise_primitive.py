@@ -34,9 +34,11 @@ class Pointwise(Primitive):
 class Elementwise(Expressed, Pointwise):
     """A primitive defined by a scalar expression.
 
-    The parameter `shape`, where the function has one, widens the result's shape (for draws, which have no tensor operand
-    of that shape).
+    The parameter `shape`, where the function has one, widens the result's shape (for draws, which have no tensor
+    operand of that shape).
     """
+
+    zeros: Callable[..., Tensor]  # which create.py puts here: creation is built on this module
 
     def __init__(
         self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False
@@ -73,7 +75,10 @@ class Elementwise(Expressed, Pointwise):
 
         def backward(call, needs, gs, values):
             if any(gs[i - n] is None for i in operands if n <= i < n + m):
-                gs = [g if g is not None else zeros_like_output(call, i) for i, g in enumerate(gs)]
+                gs = [
+                    g if g is not None else self.zeros(call.out_shapes[i], dtype=call.out_dtypes[i], device=call.device)
+                    for i, g in enumerate(gs)
+                ]
             remaining = iter(values)
             arguments = [gs[i - n] if n <= i < n + m else next(remaining) for i in operands]
             if primitive is None:
@@ -138,12 +143,6 @@ class Elementwise(Expressed, Pointwise):
 
 
 _typed = functools.lru_cache(maxsize=4096)(type_expression)
-
-
-def zeros_like_output(call: Call, number: int) -> Tensor:
-    from .create import zeros  # here: creation is built on elementwise primitives
-
-    return zeros(call.out_shapes[number], dtype=call.out_dtypes[number], device=call.device)
 
 
 def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("out",)) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from .. import dtypes, eager, views
 from ..errors import DtypeError, OutOfBounds, ShapeError, describe
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from .create import arange, zeros_like
 from .elementwise import astype, equal, logical_or, where
 from .primitive import Bounds, Primitive, apply, executor
@@ -76,7 +76,6 @@ def _take_gradient_backward(g, indices, *, axis, wrap):
     return apply(_take, g, indices, axis=axis, wrap=wrap), None
 
 
-@method()
 def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     """The elements of x at integer `indices` (any shape) along an axis, which the indices' axes replace.
 
@@ -90,7 +89,6 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     return apply(_take, x, indices, axis=views.normalize_axis("take", axis, x.ndim), wrap=True)
 
 
-@method()
 def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
     """Rows of `weight` (V, C) by token number: tokens (...) of integers in [0, V) give (..., C).
 
@@ -103,7 +101,6 @@ def embedding(weight: Tensor, tokens: Tensor) -> Tensor:
     return apply(_take, weight, tokens, axis=0, wrap=False)
 
 
-@method()
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
     """The elements of x at integer `indices` along an axis, position by position: result[i, j] = x[indices[i, j], j].
 
@@ -150,7 +147,6 @@ def scatter(x: Tensor, indices: Tensor, values: Tensor) -> Tensor:
     return apply(_scatter, x, indices, values)
 
 
-@method()
 def one_hot(x: Tensor, num_classes: int = -1) -> Tensor:
     """For integers x (...) in [0, num_classes): (..., num_classes), 1 at each x and 0 elsewhere, int64.
 

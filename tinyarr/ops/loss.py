@@ -8,12 +8,13 @@ from .. import dtypes
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
+from ..views import Shape
 from . import scalar
 from .activation import softplus
 from .create import arange
 from .elementwise import abs, astype, equal, minimum, square, where
 from .elementwise_primitive import elementwise
-from .index import take_along_axis
+from .index import take, take_along_axis
 from .primitive import Bounds, Primitive, apply
 from .reduce import sum
 from .shape import expand_dims, reshape
@@ -67,6 +68,7 @@ def _cross_entropy_backward(gs, logits, targets, lse, *, ignore_index):
 def cross_entropy(
     logits: Tensor,
     targets: Tensor,
+    weight: Tensor | None = None,
     *,
     ignore_index: int = -100,
     reduction: str = "mean",
@@ -74,34 +76,48 @@ def cross_entropy(
 ) -> Tensor:
     """-log softmax(logits)[target], in nats. logits (..., V) floating, targets (...) integers in [0, V).
 
-    Targets equal to `ignore_index` count for nothing. reduction: 'mean' over the targets that count, 'sum', or 'none'
-    (a loss each). With `label_smoothing` that share of each target is spread evenly over the classes. The loss is
-    float32 for half and float32 logits, float64 for float64. Raises OutOfBounds for any other target outside [0, V).
+    A class counts as often as `weight` (V,) says, else once, and targets equal to `ignore_index` for nothing.
+    reduction: 'mean' over what the targets count, 'sum', or 'none' (a loss each). With `label_smoothing` that share of
+    each target is spread evenly over the classes. The loss is float32 for half and float32 logits, float64 for
+    float64. Raises OutOfBounds for any other target outside [0, V).
     Source of the smoothing: Szegedy et al. 2016, "Rethinking the Inception architecture", section 7.
     """
     rows, flat = _rows("cross_entropy", "logits", logits, targets)
     if not 0 <= label_smoothing <= 1:
         raise ArgumentError(f"cross_entropy: label_smoothing is {label_smoothing}: it must lie in [0, 1]")
     losses = apply(_cross_entropy, rows, flat, ignore_index=ignore_index)[0]
+    counts = None if weight is None else _counts("cross_entropy", weight, flat, rows, ignore_index)
+    losses = losses if counts is None else losses * counts
     if label_smoothing:
-        spread = logsumexp(rows, axis=-1) - mean(astype(rows, losses.dtype, copy=False), axis=-1)
+        wide = astype(rows, losses.dtype, copy=False)
+        if weight is None:
+            spread = logsumexp(rows, axis=-1) - mean(wide, axis=-1)
+        else:
+            spread = -mean(log_softmax(wide) * weight, axis=-1)
         spread = where(flat == ignore_index, 0, spread)
         losses = (1 - label_smoothing) * losses + label_smoothing * spread
-    return _over_targets("cross_entropy", losses, flat, targets.shape, ignore_index, reduction)
+    return _over_targets("cross_entropy", losses, flat, targets.shape, ignore_index, reduction, counts)
 
 
 def nll_loss(
-    log_probabilities: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+    log_probabilities: Tensor,
+    targets: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
 ) -> Tensor:
     """-log_probabilities[target]. log_probabilities (..., V) floating, targets (...) integers in [0, V).
 
-    ignore_index, reduction and dtypes as for cross_entropy.
+    weight, ignore_index, reduction and dtypes as for cross_entropy.
     """
     rows, flat = _rows("nll_loss", "log_probabilities", log_probabilities, targets)
     counted = flat != ignore_index
     picked = take_along_axis(rows, expand_dims(where(counted, flat, 0), -1))
     losses = where(counted, -astype(reshape(picked, (flat.size,)), rows.dtype.compute, copy=False), 0)
-    return _over_targets("nll_loss", losses, flat, targets.shape, ignore_index, reduction)
+    counts = None if weight is None else _counts("nll_loss", weight, flat, rows, ignore_index)
+    losses = losses if counts is None else losses * counts
+    return _over_targets("nll_loss", losses, flat, targets.shape, ignore_index, reduction, counts)
 
 
 def _rows(operation: str, name: str, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,6 +137,16 @@ def _rows(operation: str, name: str, x: Tensor, targets: Tensor) -> tuple[Tensor
     return reshape(x, (targets.size, x.shape[-1])), flat
 
 
+def _counts(operation: str, weight: Tensor, targets: Tensor, rows: Tensor, ignore_index: int) -> Tensor:
+    """How often each target counts: the weight of its class, 0 for `ignore_index`."""
+    require_tensors(operation, weight=weight)
+    if weight.shape != rows.shape[-1:] or not weight.dtype.is_float:
+        raise ShapeError(f"{operation}: {describe('weight', weight)}: it must be floating, of shape {rows.shape[-1:]}")
+    is_counted = targets != ignore_index
+    counts = take(weight, where(is_counted, targets, 0), axis=0)
+    return where(is_counted, astype(counts, rows.dtype.compute, copy=False), 0)
+
+
 @elementwise
 def _mean_of_counted(total, count):
     return scalar.where(count > 0, total / scalar.maximum(count, 1), math.nan)
@@ -131,7 +157,17 @@ def mean_of_counted(total: Tensor, targets: Tensor, ignore_index: int) -> Tensor
     return _mean_of_counted(total, sum(astype(targets != ignore_index, total.dtype)))
 
 
-def _over_targets(operation: str, losses: Tensor, targets: Tensor, shape, ignore_index: int, reduction: str) -> Tensor:
+def _over_targets(
+    operation: str,
+    losses: Tensor,
+    targets: Tensor,
+    shape: Shape,
+    ignore_index: int,
+    reduction: str,
+    counts: Tensor | None,
+) -> Tensor:
+    if reduction == "mean" and counts is not None:
+        return _mean_of_counted(sum(losses), sum(counts))
     if reduction == "mean":
         return mean_of_counted(sum(losses), targets, ignore_index)
     return _reduce(operation, reshape(losses, shape), reduction)

@@ -7,7 +7,7 @@ import math
 from .. import dtypes, views
 from ..dtypes import Dtype
 from ..errors import DtypeError, ShapeError, describe
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from .elementwise import astype
 from .primitive import Primitive, apply
 from .shape import matrix_transpose, reshape
@@ -36,7 +36,6 @@ def _matmul_gradient(g, x, y, *, needs):
     return dx, dy
 
 
-@method()
 def matmul(x: Tensor, y: Tensor) -> Tensor:
     """The matrix product over the last two axes; leading axes broadcast; a 1-d operand is a row or column.
 
@@ -130,7 +129,6 @@ def scaled_matmul(
     return reshape(product, x.shape[:-1] + weight.shape[:1])
 
 
-@method()
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x @ weight.T + bias. x (..., in), weight (out, in), bias (out,): (..., out)."""
     require_tensors("linear", x=x, weight=weight)

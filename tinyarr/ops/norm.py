@@ -38,11 +38,9 @@ def _normalized(x, eps: float, limits: tuple[float, float, float], *, centered: 
     root = math.sqrt(eps)
     top = maximum(row.max(abs(x)), root)
     scale = where(top >= largest, 1 / factor, where(top <= 1 / largest, factor, 1.0))
-    about = rest = 0.0
-    if centered:
-        about = row.mean(x * scale)
-        about = about + row.mean(x * scale - about)
-        rest = row.mean(x * scale - about)
+    about = row.mean(x * scale) if centered else 0.0
+    about = about + row.mean(x * scale - about) if centered else 0.0
+    rest = row.mean(x * scale - about) if centered else 0.0
     scaled_eps = maximum(square(root * scale), smallest if eps else 0.0)
     scaled_rstd = 1 / sqrt(row.mean(square(x * scale - about - rest)) + scaled_eps)
 

@@ -1,11 +1,14 @@
-"""Python's operators on tensors."""
+"""Python's operators on tensors, by the names of Tensor's methods."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .. import dtypes
 from ..errors import GradientError, ShapeError
-from ..tape import is_nested
-from ..tensor import Tensor, method
+from ..tape import is_nested, recording
+from ..tensor import Tensor
+from .assign import assign
 from .elementwise import (
     abs,
     add,
@@ -16,7 +19,6 @@ from .elementwise import (
     bitwise_right_shift,
     bitwise_xor,
     divide,
-    elementwise,
     equal,
     floor_divide,
     greater,
@@ -33,17 +35,7 @@ from .elementwise import (
 from .matmul import matmul
 from .primitive import apply
 
-
-@elementwise
-def _integer_power(x, *, n):
-    return x**n
-
-
-def _power(x: Tensor, y) -> Tensor:
-    """x ** y; a small whole Python number becomes products."""
-    if type(y) is int and 1 <= y <= 8:
-        return _integer_power(x, n=y)
-    return pow(x, y)
+OPERATORS: dict[str, Callable] = {}  # by the name of Tensor's method
 
 
 def _binary(symbol: str, primitive) -> None:
@@ -53,8 +45,7 @@ def _binary(symbol: str, primitive) -> None:
     def reflected(self: Tensor, other):
         return apply(primitive, other, self)
 
-    setattr(Tensor, f"__{symbol}__", forward)
-    setattr(Tensor, f"__r{symbol}__", reflected)
+    OPERATORS[f"__{symbol}__"], OPERATORS[f"__r{symbol}__"] = forward, reflected
 
 
 for _symbol, _primitive in {
@@ -74,18 +65,23 @@ for _symbol, _primitive in {
 
 
 def _in_place(symbol: str, sign: str) -> None:
-    """x op= y makes a new tensor, as `x = x op y` does: so it is refused where someone means to train x by it."""
-    operation = getattr(Tensor, f"__{symbol}__")
+    """x op= y makes a new tensor, as `x = x op y` does, but for a leaf that requires a gradient.
+
+    Someone means to train that: under no_grad() it is written, and while operations are recorded that is refused.
+    """
+    operation = OPERATORS[f"__{symbol}__"]
 
     def rebind(self: Tensor, other):
         if self._requires_grad and self.node is None and not is_nested():  # a variable of grad() is a leaf too
+            if not recording.get():
+                return assign(self, operation(self, other))
             raise GradientError(
-                f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write "
-                f"p.assign(p {sign} ...) under no_grad() to update it, or y = p {sign} ... for a new tensor"
+                f"{sign}=: the tensor is a leaf that requires a gradient, which this would leave as it is: write it "
+                f"(or p.assign(p {sign} ...)) under no_grad() to update it, or y = p {sign} ... for a new tensor"
             )
         return operation(self, other)
 
-    method(f"__i{symbol}__")(rebind)
+    OPERATORS[f"__i{symbol}__"] = rebind
 
 
 def _comparison(symbol: str, primitive) -> None:
@@ -95,7 +91,7 @@ def _comparison(symbol: str, primitive) -> None:
         known = hasattr(other, "__array__") or dtypes.scalar_kind(other) is not None
         return apply(primitive, self, other) if known else NotImplemented
 
-    setattr(Tensor, f"__{symbol}__", compare)
+    OPERATORS[f"__{symbol}__"] = compare
 
 
 for _symbol, _primitive in {
@@ -117,15 +113,17 @@ def _truth(self: Tensor) -> bool:
     return bool(self.item())
 
 
-method("__pow__")(_power)
-method("__rpow__")(lambda self, other: pow(other, self))
-method("__neg__")(lambda self: negative(self))
-method("__pos__")(lambda self: self)
-method("__abs__")(lambda self: abs(self))
-method("__invert__")(lambda self: bitwise_invert(self))
-method("__matmul__")(lambda self, other: matmul(self, other))
-method("__rmatmul__")(lambda self, other: matmul(other, self))
-method("__bool__")(_truth)
+OPERATORS |= {
+    "__pow__": lambda self, other: pow(self, other),
+    "__rpow__": lambda self, other: pow(other, self),
+    "__neg__": lambda self: negative(self),
+    "__pos__": lambda self: self,
+    "__abs__": lambda self: abs(self),
+    "__invert__": lambda self: bitwise_invert(self),
+    "__matmul__": lambda self, other: matmul(self, other),
+    "__rmatmul__": lambda self, other: matmul(other, self),
+    "__bool__": _truth,
+}
 
 for _symbol, _sign in {
     "add": "+", "sub": "-", "mul": "*", "truediv": "/", "floordiv": "//", "mod": "%", "pow": "**", "matmul": "@",

@@ -112,12 +112,13 @@ class Primitive:
     moves: it only copies, casts or fills.
     cheap: it takes about the time of reading its operands, and so may run again in place of being held.
     reduces: its result is small beside its operands.
-    parts(in_shapes, params): for an operation that only puts operands into its result, the position there at which each
-    begins; None where that is not so for these parameters.
+    parts(view, in_shapes, params): for an operation that only puts operands into its result, and zeros around them: of
+    a view of the result the part that each operand becomes. Such an operation is no kernel but copies.
     bounds(in_shapes, params): the Bounds of an operand of indices, which kernels check.
     gradient_of: the primitive whose derived gradient it is.
     """
 
+    cast: Callable[[Any, Dtype], Any]  # astype, which elementwise.py puts here: it is built on this module
     captured: tuple[str, ...] = ()  # of its attributes, by the walk of a compiled function: all others are caches
     gradient_of: Primitive | None = None
     gradients_are_derived = False  # and can be differentiated as they are, without the composite
@@ -139,7 +140,7 @@ class Primitive:
         moves: bool = False,
         cheap: bool = False,
         reduces: bool = False,
-        parts: Callable[[Sequence[Shape], dict[str, Any]], Sequence[Sequence[int]] | None] | None = None,
+        parts: Callable[[View, Sequence[Shape], dict[str, Any]], Sequence[View]] | None = None,
         bounds: Callable[[Sequence[Shape], dict[str, Any]], Bounds] | None = None,
     ):
         if not derived and name in registry and registry[name].built_in:
@@ -267,9 +268,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
             return apply(primitive, *accepted, out=out, device=device, **params)
         call = primitive.call(_device_of(primitive, operands, device), tuple(key), arrays, params)
     if call.casts is not None:
-        from .elementwise import astype  # here: elementwise.py is built on this module
-
-        operands = tuple(astype(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
+        operands = tuple(primitive.cast(x, dtype) for x, dtype in zip(operands, call.casts, strict=True))
         return apply(primitive, *operands, out=out, **params)
 
     wants_gradient = wants_gradient and call.differentiable and recording.get()

@@ -14,7 +14,7 @@ from ..device import Device
 from ..dtypes import Dtype
 from ..errors import ArgumentError, DtypeError, whole_number
 from ..random import Generator, default_generator
-from ..tensor import Tensor, method
+from ..tensor import Tensor
 from . import scalar
 from .create import require_fit, target, with_gradient
 from .elementwise import elementwise
@@ -156,15 +156,15 @@ def random_bits(shape, *, generator=None, device=None) -> Tensor:
     return _draw(_bits, generator, shape=views.normalize_shape("random_bits", shape), device=device)
 
 
-@method()
 def dropout(x: Tensor, p: float = 0.5, *, training: bool = True, generator: Generator | None = None) -> Tensor:
-    """Each element 0 with probability p, else divided by 1 - p; x itself when not training.
+    """Each element 0 with probability p (1 at most), else divided by 1 - p; x itself when not training.
 
     The mask is not saved: the gradient draws it again. Source: Srivastava et al. 2014, "Dropout", section 4.
     """
-    if not 0 <= p < 1:
-        raise ArgumentError(f"dropout: p is {p}: it must lie in [0, 1)")
+    if not 0 <= p <= 1:
+        raise ArgumentError(f"dropout: p is {p}: it must lie in [0, 1]")
     if not training or p == 0:
         return x
     key, counter = (generator or default_generator()).take()
-    return _dropout(x, key, counter, int(p * 2**32), 1 / (1 - p))
+    # With p = 1 one element of 2**32 is kept, and multiplied by 0.
+    return _dropout(x, key, counter, min(int(p * 2**32), 2**32 - 1), 1 / (1 - p) if p < 1 else 0.0)

@@ -7,17 +7,16 @@ accumulate in float32 and return their own dtype.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
 from .. import dtypes, views
 from ..errors import ShapeError
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from ..views import Shape
 from .elementwise import astype, equal, not_equal, where
 from .primitive import Primitive, apply
-from .shape import broadcast_to, flip, permute_dims, reshape
+from .shape import broadcast_to, reshape
 
 Axis = int | Sequence[int] | None
 
@@ -37,46 +36,30 @@ def _infer_arg_extremum(shapes, dtypes_, *, axis, keepdims):
 
 
 _sum = Primitive("sum", _infer_sum, reads="runs", reduces=True)
-_prod = Primitive("prod", _infer_sum, reads="runs", reduces=True)
+_prod = Primitive("prod", _infer_sum, reads="runs", reduces=True)  # its gradient takes scans: see scan.py
 _max = Primitive("max", _infer_sum, reads="runs", reduces=True)
 _min = Primitive("min", _infer_sum, reads="runs", reduces=True)
 _argmax = Primitive("argmax", _infer_arg_extremum).no_gradient()
 _argmin = Primitive("argmin", _infer_arg_extremum).no_gradient()
 
 
-def _restored(x: Tensor, shape: Shape, axes: Shape) -> Tensor:
+def restored(x: Tensor, shape: Shape, axes: Shape) -> Tensor:
     """A reduced tensor (with or without keepdims) broadcast back to the shape that was reduced."""
     return broadcast_to(reshape(x, reduced_shape(shape, axes, keepdims=True)), shape)
 
 
 @_sum.gradient
 def _sum_gradient(g, *, axis, shapes):
-    return _restored(g, shapes[0], axis)
+    return restored(g, shapes[0], axis)
 
 
 @_max.gradient
 @_min.gradient
 def _extremum_gradient(g, x, out, *, axis):
     """Split evenly among the elements that equal the extremum; a NaN result passes its gradient to nothing."""
-    attained = equal(x, _restored(out, x.shape, axis))
+    attained = equal(x, restored(out, x.shape, axis))
     count = astype(sum(attained, axis=axis, keepdims=True), g.dtype)
-    return where(attained, _restored(g, x.shape, axis) / count, 0)
-
-
-@_prod.gradient
-def _prod_gradient(g, x, *, axis, keepdims):
-    """g times the product of the elements before and of those after: nothing is divided by x, so zeros are right."""
-    from .scan import cumulative_prod  # here: scans are built on this module's functions
-
-    kept = tuple(a for a in range(x.ndim) if a not in axis)
-    rows = permute_dims(x, kept + axis)
-    flat = reshape(rows, (*rows.shape[: len(kept)], math.prod(rows.shape[len(kept) :])))
-    before = cumulative_prod(flat, axis=-1, include_initial=True)[..., :-1]
-    after = flip(cumulative_prod(flip(flat, axis=-1), axis=-1, include_initial=True)[..., :-1], axis=-1)
-    others = reshape(before * after, rows.shape)
-    order = kept + axis
-    back = permute_dims(others, tuple(order.index(a) for a in range(x.ndim)))
-    return _restored(g, x.shape, axis) * back
+    return where(attained, restored(g, x.shape, axis) / count, 0)
 
 
 def accumulator(x: Tensor, dtype) -> Tensor:
@@ -86,7 +69,6 @@ def accumulator(x: Tensor, dtype) -> Tensor:
     return x if dtype is None else astype(x, dtype, copy=False)
 
 
-@method()
 def sum(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) -> Tensor:
     """The sum over axes. bool and integers are summed as int64 (unsigned ones as uint64), unless `dtype` is given."""
     require_tensors("sum", x=x)
@@ -94,7 +76,6 @@ def sum(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) 
     return apply(_sum, accumulator(x, dtype), axis=axes, keepdims=keepdims)
 
 
-@method()
 def prod(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False) -> Tensor:
     """The product over axes, 1 over an empty one; dtypes as for sum. Where elements are 0 the gradient is right too."""
     require_tensors("prod", x=x)
@@ -102,21 +83,18 @@ def prod(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False)
     return apply(_prod, accumulator(x, dtype), axis=axes, keepdims=keepdims)
 
 
-@method()
 def count_nonzero(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """How many elements are not 0 (NaN counts), int64."""
     require_tensors("count_nonzero", x=x)
     return sum(not_equal(x, 0), axis=axis, keepdims=keepdims)
 
 
-@method()
 def any(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """Whether an element is true (not 0), bool; False over an empty axis."""
     require_tensors("any", x=x)
     return not_equal(count_nonzero(x, axis=axis, keepdims=keepdims), 0)
 
 
-@method()
 def all(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """Whether all elements are true (not 0), bool; True over an empty axis."""
     require_tensors("all", x=x)
@@ -136,13 +114,11 @@ def require_elements(operation: str, x: Tensor, axes: Shape) -> None:
         raise ShapeError(f"{operation}: x has shape {x.shape}, axis is {axes}: an empty axis has no extreme element")
 
 
-@method()
 def max(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The largest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
     return extremum("max", "max", x, axis, keepdims)
 
 
-@method()
 def min(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The smallest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
     return extremum("min", "min", x, axis, keepdims)
@@ -158,13 +134,11 @@ def _arg(primitive: Primitive, x: Tensor, axis: int | None, keepdims: bool) -> T
     return apply(primitive, x, axis=axis, keepdims=keepdims)
 
 
-@method()
 def argmax(x: Tensor, /, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
     """The position of the first largest element along one axis (None: in the flattened tensor); int64."""
     return _arg(_argmax, x, axis, keepdims)
 
 
-@method()
 def argmin(x: Tensor, /, axis: int | None = None, *, keepdims: bool = False) -> Tensor:
     """The position of the first smallest element along one axis (None: in the flattened tensor); int64."""
     return _arg(_argmin, x, axis, keepdims)

@@ -2,8 +2,8 @@
 
 Operands broadcast as those of an elementwise operation do, and the last axis is the row. So an operand (..., n) is a
 row, (..., 1) a number for each row, (n,) one for each column, as weights are. A result that varies along the row has
-the shape of the whole, and its dtype as in elementwise operations; a statistic is (..., 1), and keeps the dtype in which
-it is computed, float32 for half types.
+the shape of the whole, and its dtype as in elementwise operations; a statistic is (..., 1), and keeps the dtype in
+which it is computed, float32 for half types.
 
 The gradient is derived: where an operand was broadcast, its gradient is summed over the row, or over the rows. It is
 itself a row expression, so it runs as one kernel and can be differentiated again.
@@ -21,9 +21,8 @@ from ..dtypes import Dtype
 from ..errors import ShapeError
 from ..tensor import Tensor
 from ..views import Shape
-from .elementwise_primitive import zeros_like_output
 from .expressed import Expressed, operation
-from .primitive import Bounds, Call, Primitive, Rule, apply, parameter_key
+from .primitive import Bounds, Call, Rule, apply, parameter_key
 from .row import Variation, size
 from .rowwise_composite import composed
 from .scalar import Expr, as_expr, column_sum, derivative, row_sum, substitute, topological, variable, variables
@@ -140,8 +139,11 @@ class Rowwise(Expressed):
                 results = found if isinstance(found, tuple) else (found,)
             grads: list[Tensor | None] = []
             for place, shape in zip(made.places, call.in_shapes, strict=True):
-                kind, number = place or (None, 0)
-                grads.append(kind and _fitted(results[number] if kind == "result" else gs[number], shape))
+                if place is None:
+                    grads.append(None)
+                else:
+                    kind, number = place
+                    grads.append(_fitted(results[number] if kind == "result" else gs[number], shape))
             return grads
 
         return Rule(tuple((i >= n + m, (i - n - m) if i >= n + m else i) for i in saves), backward)
@@ -245,11 +247,12 @@ def _without_zeros(expression: Expr) -> Expr:
         args = [new[a] for a in node.args]
         is_zero = [a.op == "constant" and type(a.value) is not bool and a.value == 0 for a in args]
         found = substitute([node], dict(zip(node.args, args, strict=True)))[0] if args else node
-        if node.op == "multiply" and any(is_zero) or node.op == "divide" and is_zero[0]:
-            found = zero
-        elif node.op in ("negative", "row_sum", "cast") and is_zero[0]:
-            found = zero
-        elif node.op == "where" and is_zero[1] and is_zero[2]:
+        if (
+            (node.op == "multiply" and any(is_zero))
+            or (node.op == "divide" and is_zero[0])
+            or (node.op in ("negative", "row_sum", "cast") and is_zero[0])
+            or (node.op == "where" and is_zero[1] and is_zero[2])
+        ):
             found = zero
         elif node.op in ("add", "subtract") and is_zero[1]:
             found = args[0]

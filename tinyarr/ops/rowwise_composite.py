@@ -63,7 +63,9 @@ class _Composition:
         if e.op == "row_sum":
             return sum(x, axis=-1, keepdims=True)
         if not self._shape[-1]:
-            return full((*x.shape[:-1], 1), float("-inf" if e.op == "row_max" else "inf"), dtype=x.dtype, device=x.device)
+            return full(
+                (*x.shape[:-1], 1), float("-inf" if e.op == "row_max" else "inf"), dtype=x.dtype, device=x.device
+            )
         return (max if e.op == "row_max" else min)(x, axis=-1, keepdims=True)
 
     def _is_branch(self, e: Expr) -> bool:

@@ -172,7 +172,12 @@ def variable(number: int) -> Expr:
 
 
 def power(x, y) -> Expr:
-    """x**y; whole exponents from 1 to 8 become products, which are exact more often and far faster than pow."""
+    """x**y; whole exponents from 1 to 8 become products, which are exact more often and far faster than pow.
+
+    So do whole floats up to 8 and -1.0 and -2.0, whose result is floating although x may be an integer.
+    """
+    if type(y) is float and y.is_integer() and (1 <= y <= 8 or y in (-1, -2)):
+        x, y = (1 / x, -int(y)) if y < 0 else (x * 1.0, int(y))
     if type(y) is not int or not 1 <= y <= 8:
         return make("power", x, y)
     if y == 1:
@@ -342,7 +347,6 @@ FOLDS = {
     )
 }  # fmt: skip
 """Of row expressions (rowwise.py) alone: over a row, or over all rows."""
-
 
 
 def is_fold(node: Expr) -> bool:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from .. import views
 from ..errors import ArgumentError, ShapeError
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from .create import full, ones_like, zeros_like
 from .elementwise import logical_xor
 from .primitive import Primitive, apply
-from .reduce import accumulator
-from .shape import concat, flip, slice_axes
+from .reduce import _prod, accumulator, restored
+from .shape import concat, flip, permute_dims, reshape, slice_axes
 
 
 def _same(shapes, types, *, axis):
@@ -34,6 +36,21 @@ def _cumulative_prod_gradient(g, x, *, axis):
     before = _cut(cumulative_prod(x, axis=axis, dtype=x.dtype, include_initial=True), axis, 0, -1)
     following = concat([_cut(x, axis, 1, None), zeros_like(_cut(x, axis, 0, 1))], axis=axis)
     return before * flip(_recurrence(flip(following, axis=axis), flip(g, axis=axis), axis), axis=axis)
+
+
+@_prod.gradient
+def _prod_gradient(g, x, *, axis):
+    """g times the product of the elements before and of those after: nothing is divided by x, so zeros are right."""
+    kept = tuple(a for a in range(x.ndim) if a not in axis)
+    order = kept + axis
+    rows = permute_dims(x, order)
+    flat = reshape(rows, (*rows.shape[: len(kept)], math.prod(rows.shape[len(kept) :])))
+    before = _cut(cumulative_prod(flat, axis=-1, include_initial=True), len(kept), 0, -1)
+    after = flip(cumulative_prod(flip(flat, axis=-1), axis=-1, include_initial=True), axis=-1)
+    after = _cut(after, len(kept), 1, None)
+    others = reshape(before * after, rows.shape)
+    back = permute_dims(others, tuple(order.index(a) for a in range(x.ndim)))
+    return restored(g, x.shape, axis) * back
 
 
 def _recurrence(a: Tensor, b: Tensor, axis: int) -> Tensor:
@@ -68,7 +85,6 @@ def _scan(primitive: Primitive, initial: int, x: Tensor, axis: int | None, dtype
     return concat([full(shape, initial, dtype=result.dtype, device=x.device), result], axis=axis)
 
 
-@method()
 def cumulative_sum(x: Tensor, /, *, axis: int | None = None, dtype=None, include_initial: bool = False) -> Tensor:
     """At each position the sum of the elements up to it along an axis; with `include_initial` a 0 comes first.
 
@@ -77,7 +93,6 @@ def cumulative_sum(x: Tensor, /, *, axis: int | None = None, dtype=None, include
     return _scan(_cumulative_sum, 0, x, axis, dtype, include_initial)
 
 
-@method()
 def cumulative_prod(x: Tensor, /, *, axis: int | None = None, dtype=None, include_initial: bool = False) -> Tensor:
     """At each position the product of the elements up to it along an axis; with `include_initial` a 1 comes first.
 
@@ -86,7 +101,6 @@ def cumulative_prod(x: Tensor, /, *, axis: int | None = None, dtype=None, includ
     return _scan(_cumulative_prod, 1, x, axis, dtype, include_initial)
 
 
-@method()
 def diff(
     x: Tensor, /, *, axis: int = -1, n: int = 1, prepend: Tensor | None = None, append: Tensor | None = None
 ) -> Tensor:

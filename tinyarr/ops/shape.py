@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import builtins
-import itertools
 import math
 from collections.abc import Sequence
 
 from .. import dtypes, views
 from ..errors import ArgumentError, ShapeError, whole_number
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from ..views import Shape, View
+from .create import copy as clone
 from .create import zeros
 from .primitive import Primitive, apply
 
@@ -55,7 +55,9 @@ _unslice = Primitive(
     "unslice",
     lambda shapes, dtypes, *, shape, starts, stops, steps: [(shape, dtypes[0])],
     moves=True,
-    parts=lambda shapes, params: [params["starts"]] if set(params["steps"]) <= {1} else None,
+    parts=lambda view, shapes, params: [
+        views.slice_view(view, params["starts"], params["stops"], params["steps"])
+    ],
 )
 
 
@@ -71,7 +73,6 @@ def slice_axes(x: Tensor, slices: Sequence[slice]) -> Tensor:
     return apply(_slice, x, starts=starts, stops=stops, steps=steps)
 
 
-@method()
 def reshape(x: Tensor, /, shape: int | Sequence[int], *more: int, copy: bool | None = None) -> Tensor:
     """The elements in row-major order under another shape, given as a tuple or as ints; one size may be -1.
 
@@ -93,13 +94,10 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *more: int, copy: bool | N
         raise ArgumentError(f"reshape: copy is False, but x's strides {x.array.strides} need one for shape {result}")
     reshaped = apply(_reshape, x, shape=result)
     if copy is True and reshaped.array.storage is x.array.storage:
-        from .create import copy as duplicate
-
-        return duplicate(reshaped)
+        return clone(reshaped)
     return reshaped
 
 
-@method()
 def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
     """The axes reordered: axis i of the result is axis axes[i] of x; a view."""
     if not isinstance(axes, Sequence):
@@ -110,14 +108,12 @@ def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
     return apply(_permute, x, axes=order)
 
 
-@method()
 def broadcast_to(x: Tensor, /, shape: int | Sequence[int]) -> Tensor:
     """x repeated to `shape`, aligned at the last axis; a view with stride 0."""
     target = views.normalize_shape("broadcast_to", shape)
     return x if target == x.shape else apply(_broadcast, x, shape=target)
 
 
-@method()
 def swapaxes(x: Tensor, axis1: int, axis2: int) -> Tensor:
     """Two axes exchanged; a view."""
     axes = list(range(x.ndim))
@@ -133,7 +129,6 @@ def matrix_transpose(x: Tensor, /) -> Tensor:
     return swapaxes(x, -1, -2)
 
 
-@method()
 def expand_dims(x: Tensor, /, axis: int | Sequence[int] = 0) -> Tensor:
     """A new axis of size 1 at each position `axis` of the result; a view."""
     ndim = x.ndim + (len(axis) if isinstance(axis, Sequence) else 1)
@@ -142,7 +137,6 @@ def expand_dims(x: Tensor, /, axis: int | Sequence[int] = 0) -> Tensor:
     return reshape(x, tuple(1 if a in added else next(old) for a in range(ndim)))
 
 
-@method()
 def squeeze(x: Tensor, /, axis: int | Sequence[int]) -> Tensor:
     """The named axes, which must have size 1, removed; a view."""
     axes = views.normalize_axes("squeeze", axis, x.ndim)
@@ -152,7 +146,6 @@ def squeeze(x: Tensor, /, axis: int | Sequence[int]) -> Tensor:
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
 
-@method()
 def flip(x: Tensor, /, *, axis: int | Sequence[int] | None = None) -> Tensor:
     """The order of the elements reversed along the axes (all by default); a view."""
     axes = views.normalize_axes("flip", axis, x.ndim)
@@ -176,10 +169,9 @@ def _common(types):
     return dtypes.result_type(*types)
 
 
-def _concat_parts(shapes, params):
+def _concat_parts(view, shapes, params):
     axis = params["axis"]
-    ends = itertools.accumulate((s[axis] for s in shapes), initial=0)
-    return [(0,) * axis + (start,) + (0,) * (len(s) - axis - 1) for s, start in zip(shapes, ends, strict=False)]
+    return _split_view(view, sizes=tuple(s[axis] for s in shapes), axis=axis)
 
 
 _concat = Primitive("concat", _infer_concat, variadic=True, promotes=_common, moves=True, parts=_concat_parts)
@@ -243,7 +235,6 @@ def _split_gradient(gs, *, sizes, axis, shapes, dtypes):
     return concat(pieces, axis=axis)
 
 
-@method()
 def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = 0) -> tuple[Tensor, ...]:
     """x cut along an axis into views of the given sizes, or, for one int, into pieces of that size (the last smaller).
 
@@ -261,7 +252,6 @@ def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = 0) -> tuple[Tens
     return apply(_split, x, sizes=parts, axis=axis)
 
 
-@method()
 def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of x along an axis, which they lack; views."""
     axis = views.normalize_axis("unstack", axis, x.ndim)
@@ -269,7 +259,6 @@ def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
     return tuple(squeeze(part, axis) for part in split(x, [1] * n, axis=axis)) if n else ()
 
 
-@method()
 def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence[int], /) -> Tensor:
     """The axes `source` moved to the positions `destination`, the others kept in order; a view."""
     pairs = []
@@ -285,12 +274,8 @@ def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence
     return permute_dims(x, order)
 
 
-def _transposed(x: Tensor) -> Tensor:
+def transposed(x: Tensor) -> Tensor:
     """The matrix transposed; a view. For exactly two dimensions; see mT for stacks of matrices."""
     if x.ndim != 2:
         raise ShapeError(f"T: x has shape {x.shape}: it must have 2 dimensions; use mT or permute_dims")
     return matrix_transpose(x)
-
-
-method("T")(property(_transposed))
-method("mT")(property(matrix_transpose))

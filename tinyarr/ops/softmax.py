@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from .. import dtypes, views
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from . import row, scalar
 from .create import copy
 from .elementwise import astype, equal, exp, log, where
@@ -20,7 +20,6 @@ def _largest(operation: str, x: Tensor, axis: Axis) -> Tensor:
     return extremum(operation, "max", x.detach(), axis, keepdims=True)
 
 
-@method()
 @computed_wide
 def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, without overflow; -inf over an empty axis."""
@@ -68,13 +67,11 @@ def _along(primitive: Primitive, x: Tensor, axis: int) -> Tensor:
     return moveaxis(apply(primitive, moveaxis(x, axis, -1)), -1, axis)
 
 
-@method()
 def softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along an axis, without overflow."""
     return _along(_softmax, x, axis)
 
 
-@method()
 def log_softmax(x: Tensor, /, axis: int = -1) -> Tensor:
     """log(softmax(x)) along an axis, exact where softmax underflows."""
     return _along(_log_softmax, x, axis)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .. import dtypes, views
 from ..errors import ArgumentError, ShapeError, describe
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from .create import full
 from .elementwise import isnan, less, less_equal, logical_and, logical_not, logical_or, where
 from .index import take, take_along_axis
@@ -18,21 +18,18 @@ _argsort = Primitive(
 _nonzero = Primitive("nonzero", lambda shapes, types, *, count: [((count,), dtypes.int64)]).no_gradient()
 
 
-@method()
 def argsort(x: Tensor, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The positions along an axis, in the order that sorts it, int64. Equal elements keep their order, always."""
     require_tensors("argsort", x=x)
     return apply(_argsort, x, axis=views.normalize_axis("argsort", axis, x.ndim), descending=descending)
 
 
-@method()
 def sort(x: Tensor, /, *, axis: int = -1, descending: bool = False, stable: bool = True) -> Tensor:
     """The elements sorted along an axis; each gradient goes back to where its element came from."""
     require_tensors("sort", x=x)
     return take_along_axis(x, argsort(x, axis=axis, descending=descending), axis=axis)
 
 
-@method()
 def topk(x: Tensor, /, k: int, *, axis: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
     """The k largest (or smallest) elements along an axis, sorted, and their positions. Of equal ones the first."""
     require_tensors("topk", x=x)
@@ -72,7 +69,6 @@ def _ordered(x: Tensor, y: Tensor) -> Tensor:
     return logical_or(less(x, y), logical_and(isnan(y), less_equal(x, x))) if y.dtype.is_float else less(x, y)
 
 
-@method()
 def nonzero(x: Tensor, /) -> tuple[Tensor, ...]:
     """The positions of the elements that are not 0, one int64 tensor an axis, in row-major order.
 

@@ -9,7 +9,7 @@ from typing import Any
 from .. import dtypes, views
 from ..autograd import gradients
 from ..tape import recording
-from ..tensor import Tensor, method, require_tensors
+from ..tensor import Tensor, require_tensors
 from ..views import Shape
 from .create import full, ones_like
 from .elementwise import abs, astype, equal, maximum, not_equal, square, where
@@ -34,7 +34,6 @@ def _count(operation: str, x: Tensor, axis: Axis) -> int:
     return math.prod(x.shape[a] for a in views.normalize_axes(operation, axis, x.ndim))
 
 
-@method()
 @computed_wide
 def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
@@ -57,7 +56,6 @@ def _average(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
     return first, mean(x - first, axis=axes, keepdims=True)
 
 
-@method()
 @computed_wide
 def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
@@ -67,7 +65,6 @@ def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: b
     return squares / divisor if divisor > 0 else full(squares.shape, math.nan, dtype=x.dtype, device=x.device)
 
 
-@method()
 @computed_wide
 def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The square root of `var`. Gradient 0 where all elements are equal."""
@@ -117,7 +114,6 @@ class _Root(Elementwise):
 _root = _Root("root", scalar_sqrt, ("total",), ("out",), derived=True)
 
 
-@method()
 def vector_norm(
     x: Tensor, /, *, axis: int | Sequence[int] | None = None, keepdims: bool = False, ord: float = 2
 ) -> Tensor:

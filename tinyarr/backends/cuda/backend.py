@@ -14,8 +14,8 @@ from ... import views
 from ...array import Array
 from ...cuda import warn_if_missing
 from ...device import Device
-from ...distributed.group import watching
 from ...dtypes import Dtype
+from ...groups import watching
 from ...ops.attention import _attention
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.matmul import _matmul
@@ -26,12 +26,11 @@ from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import dlpack, elementwise, planning
 from .arrivals import Arrivals
-from .collective import wait_for
+from .events import wait_for
 from .host_copies import HostCopies, HostCopy
-from .joining import join
 from .launch import Loader, bits
-from .lowering import Lowering
 from .memory import Arena, Memory
+from .planner import CudaPlanner
 from .program import Program
 from .registry import Input, Operand, Output, Plan
 from .reports import Reports
@@ -50,11 +49,8 @@ class Handle:
         self.layout = strides, address % 16 == 0
 
 
-class CudaBackend:
+class CudaBackend(CudaPlanner):
     """Memory and kernels of one device, on one stream; another copies small tensors from the host."""
-
-    joins = True
-    stops = False
 
     def __init__(self, device: Device):
         self.device = device
@@ -173,9 +169,6 @@ class CudaBackend:
         self.synchronize()
         return result
 
-    def holds(self, call: Any) -> bool:
-        return planning.planner(call) is not None
-
     def kernel(self, call: Any) -> Kernel | None:
         if call.primitive in USES and call.in_dtypes[0].is_float:
             warn_if_missing(USES[call.primitive])
@@ -227,12 +220,6 @@ class CudaBackend:
         with self.lock:
             self.enter()
             return Program(graph, plan, self)
-
-    def out_layouts(self, call: Any) -> Sequence[str]:
-        return planning.out_layouts(call)
-
-    def scratch(self, graph: Graph, plan: ProgramPlan) -> int:
-        return join(Lowering(graph, plan), plan).scratch
 
     def synchronize(self) -> None:
         """Waits for what was launched.

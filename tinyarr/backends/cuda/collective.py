@@ -9,37 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from ... import dtypes, views
-from ...distributed.group import Group, watching
-from ...dtypes import Dtype
-from ...errors import RankError
 from ...ops import collective
 from . import elementwise
-from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, kernel, library
+from .registry import Begin, Input, LibraryCall, Operand, Output, Plan, Scratch, kernel, library
 
 REDUCTIONS = ("all_reduce", "reduce", "reduce_scatter")
 WIDER = {
     dtypes.int16: dtypes.int32, dtypes.uint16: dtypes.uint32,
     dtypes.float8_e4m3fn: dtypes.float32, dtypes.float8_e5m2: dtypes.float32,
 }  # fmt: skip
-
-
-class Begin(NamedTuple):
-    """One call of NCCL.
-
-    elements: how many each rank gives, or gets from reduce_scatter. ticket: by which it is waited for; None where that
-    is done at once.
-    """
-
-    operation: str
-    group: Group
-    dtype: Dtype
-    elements: int
-    op: str
-    root: int
-    ticket: int | None
 
 
 @library("nccl")
@@ -65,21 +46,6 @@ def begun(plan: Plan) -> Plan:
     """A collective's plan without the wait at its end, if it works on nothing but its operand and its result."""
     waits = plan.steps and isinstance(plan.steps[-1], LibraryCall) and plan.steps[-1].name == "nccl_wait"
     return replace(plan, steps=plan.steps[:-1]) if waits else plan
-
-
-def wait_for(event: Any) -> None:
-    """Returns when a CUDA event has come to pass. Raises RankError where it waits for a rank that is lost."""
-    group = watching()
-    if group is None:
-        event.synchronize()
-        return
-    try:
-        group.wait(lambda: event.done)
-    except RankError:
-        from . import nccl
-
-        nccl.abort()
-        raise
 
 
 def _register(name: str) -> None:

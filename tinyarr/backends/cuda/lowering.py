@@ -143,7 +143,7 @@ class Lowering:
         call = node.call
         (out,) = (self._made(*y) for y in zip(node.outputs, call.out_shapes, strict=True))
         inputs = [self._read(*x) for x in zip(node.inputs, call.in_dtypes, strict=True)]
-        placed = [isinstance(x, Read) and x.value in self._program.parts for x in node.inputs]
+        placed = [isinstance(x, Read) and self._program.is_part(x.value) for x in node.inputs]
         steps = shape.arrange(call, [x.operand for x in inputs], out.operand, placed)
         self._add(call.primitive.name, Plan(steps), inputs, [out])
 
@@ -192,12 +192,12 @@ class Lowering:
 
     def _made(self, value: Value, shape: views.Shape) -> _Placed:
         """An output as its kernel sees it: in the shape in which the kernel goes through it."""
-        view = views.reshape(self._program.layouts.get(value, views.contiguous(value.shape)), shape)
+        view = views.reshape(self._program.layout(value), shape)
         assert view is not None, "a layout is chosen only where all views of the value can be had"
         return self._at(value, view)
 
     def _at(self, value: Value, view: View) -> _Placed:
-        place = self._program.places[value]
+        place = self._program.place(value)
         at = place._replace(offset=place.offset + view.offset * value.dtype.itemsize)
         return _Placed(Operand(view.shape, view.strides, value.dtype, at.offset % 16 == 0), at)
 
@@ -222,7 +222,7 @@ class Lowering:
 
     def _is_there(self, read: Read, target: Value) -> bool:
         """Whether what is read, dense, has the place of a value already."""
-        here, there = self._program.places[read.value], self._program.places[target]
+        here, there = self._program.place(read.value), self._program.place(target)
         return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
 
 

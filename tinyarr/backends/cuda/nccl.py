@@ -20,10 +20,11 @@ from typing import Any
 import cupy
 from cupy.cuda import nccl, runtime
 
-from ...distributed.group import Group
 from ...dtypes import Dtype
 from ...errors import DeviceError, RankError
-from .collective import Begin, wait_for
+from ...groups import Group
+from .events import on_lost_rank, wait_for
+from .registry import Begin
 
 _communicators: list[Any] = []
 
@@ -155,6 +156,9 @@ def abort() -> None:
     while _communicators:
         # It returns when there is no CUDA graph with a collective any more; what runs has ended long before.
         threading.Thread(target=_communicators.pop().abort, daemon=True).start()
+
+
+on_lost_rank.append(abort)
 
 
 def _finish() -> None:

@@ -23,7 +23,8 @@ def _source(rows: Rows, x: Operand, center: bool, aligned: bool) -> Source:
     slots = ("TO_OUT", "TO_DX", "FROM_G", "FROM_X")
     size = x.dtype.compute.itemsize
     limits = {"LARGEST": LARGEST[size], "SCALE": SCALE[size], "SMALLEST": SMALLEST[size], "STEEPEST": STEEPEST}
-    return rows.source(("shares.cu", "norm.cu"), aligned, slots, CENTER=int(center), SQRT=function("sqrt", x.dtype), **limits)
+    sqrt = function("sqrt", x.dtype)
+    return rows.source(("shares.cu", "norm.cu"), aligned, slots, CENTER=int(center), SQRT=sqrt, **limits)
 
 
 def _forward(inputs, outputs, eps: float) -> Plan | None:

@@ -22,11 +22,10 @@ from ...array import Array, empty
 from ...program import Graph, Place
 from ...program import Plan as ProgramPlan
 from . import cublaslt, guard
-from .collective import Begin
 from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
 from .lowering import Lowering, Task, rounded
-from .registry import LibraryCall
+from .registry import Begin, LibraryCall
 
 STAGED = 32 * 2**20  # bytes; larger state, and larger results, are used where they are
 UNCAPTURED = ("cupy",)  # libraries that allocate, which a capture does not allow

@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ...dtypes import Dtype
+from ...groups import Group
 from ...ops.primitive import Primitive, defined
 from ...views import Shape
 
@@ -107,6 +109,22 @@ class LibraryCall:
     arguments: tuple[Input | Output | Scratch, ...]
 
 
+class Begin(NamedTuple):
+    """One call of NCCL.
+
+    elements: how many each rank gives, or gets from reduce_scatter. ticket: by which it is waited for; None where that
+    is done at once.
+    """
+
+    operation: str
+    group: Group
+    dtype: Dtype
+    elements: int
+    op: str
+    root: int
+    ticket: int | None
+
+
 @dataclass(frozen=True)
 class Plan:
     """What runs for one call, in order, and the bytes of each scratch block that it works in."""
@@ -155,7 +173,9 @@ def kernel(
     return register
 
 
-def gradient_kernel(primitive: str, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> Callable[[Callable], Callable]:
+def gradient_kernel(
+    primitive: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> Callable[[Callable], Callable]:
     """Decorator: as `kernel`, for the derived gradient of a primitive that has these operands and results."""
 
     def register(function: Callable) -> Callable:

@@ -34,10 +34,10 @@ class Rows:
         """Files after rows.cu. slots: the macros of its kernels' slots, filled with pointers."""
         types = {"T": TYPES[self._dtype], "A": wide(self._dtype)}
         pointers = {name: "T *" if name.startswith("TO_") else "const T *" for name in slots}
-        every = types | self.macros(packed(self._dtype), aligned) | pointers | macros
+        every = {**types, **self.macros(packed(self._dtype), aligned), **pointers, **macros}
         return Source(("types.cuh", "rows.cu", *files), tuple((k, str(v)) for k, v in every.items()))
 
-    def macros(self, pack: int, aligned: bool) -> dict[str, float | str]:
+    def macros(self, pack: int, aligned: bool) -> dict[str, int]:
         """What rows.cu depends on; pack: elements that a thread takes at once, where a row can be cut so."""
         pack = math.gcd(pack, self._columns)
         sizes = {"C": self._columns, "PACK": pack, "PACKS": -(-self._columns // (self._threads * pack))}

@@ -1,8 +1,7 @@
 """Row expressions in CUDA: a row is held in the registers of a warp, or of a block (rows.cu).
 
-The operands' rows are loaded once, as they are stored, and every loop of the expression goes over them there; weights are
-read where they are used, from the cache. Sums over the rows are made as norms' are: a block walks over many rows, and
-adds up its share.
+The operands' rows are loaded once, as they are stored, and every loop of the expression goes over them there; weights
+are read where they are used, from the cache. For sums over the rows a block walks over many and adds up its share.
 """
 
 from __future__ import annotations
@@ -166,7 +165,10 @@ class _Planned:
 
     def _parameters(self, code: RowCode, shares: dict[int, Scratch], values: dict[int, int]):
         """(declarations, arguments, the macros of slots, and which argument each of these is)."""
-        declared, arguments, macros, slots = [], [], {}, []
+        declared: list[str] = []
+        arguments: list[Any] = []
+        macros: dict[str, Any] = {}
+        slots: list[tuple[str, int]] = []
         for i, y in enumerate(self.outputs):
             if i in shares:
                 declared.append(f"{STORED[self.typed.values[values[i]].dtype]} *y{i}")
@@ -207,11 +209,11 @@ class _Planned:
             body += ["if (threadIdx.x % THREADS == 0) {", *first, "}"]
         shares = [f"{STORED[typed.values[v].dtype]} share{i}[PACKS][PACK] = {{}};" for i, v in wide.items()]
         read = [k for k, x in enumerate(self.inputs) if self.along[k] and not self.is_column[k]]
-        loads = [
-            f"Pack<{TYPES[self.inputs[k].dtype]}, PACK> r{k}[PACKS];\n#pragma unroll\n"
-            f"EACH_PACK if (COLUMN(p) < C) r{k}[p] = fetch<PACK, ALIGNED>(x{k}, {self._offset(self.inputs[k])} + COLUMN(p));"
-            for k in read
-        ]  # fmt: skip
+        loads = []
+        for k in read:
+            at = f"{self._offset(self.inputs[k])} + COLUMN(p)"
+            loads += [f"Pack<{TYPES[self.inputs[k].dtype]}, PACK> r{k}[PACKS];", "#pragma unroll"]
+            loads.append(f"EACH_PACK if (COLUMN(p) < C) r{k}[p] = fetch<PACK, ALIGNED>(x{k}, {at});")
         head = "int64_t row = blockIdx.x * (int64_t)ROWS + threadIdx.x / THREADS;"
         if self.sums:
             step = "for (; row < rows; row += gridDim.x * (int64_t)ROWS) {"

@@ -61,9 +61,7 @@ class Operand:
 
     def offset(self, number: str, axes: Sequence[int]) -> str:
         """Where the element lies that has this row-major number along some axes, and is first along the others."""
-        shape, (strides,) = views.merge_axes(
-            tuple(self.shape[a] for a in axes), [tuple(self.strides[a] for a in axes)]
-        )
+        shape, (strides,) = views.merge_axes(tuple(self.shape[a] for a in axes), [tuple(self.strides[a] for a in axes)])
         return unravel(number, shape, strides)
 
     def row(self, number: str) -> tuple[str, Operand]:

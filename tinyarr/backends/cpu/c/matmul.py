@@ -9,8 +9,7 @@ from dataclasses import replace
 
 from .... import dtypes, views
 from ....dtypes import Dtype
-from ...scalar_source import TYPES, cast, constant
-from ...scalar_source import unravel
+from ...scalar_source import TYPES, cast, constant, unravel
 from .kernel import Operand, Site, kernel, loop, parallel
 
 DEPTH, GROUP = 256, 96  # as in program.h

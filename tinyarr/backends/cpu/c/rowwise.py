@@ -21,7 +21,7 @@ class _Loops:
 
     index = "i"
 
-    def __init__(self, site: Site, inputs: Sequence[str], n: int):
+    def __init__(self, site: Site, inputs: list[str], n: int):
         self.inputs, self._site, self._n = inputs, site, n
         self.outputs: dict[int, Operand] = {}  # rows of the results, by their numbers
         self.position = f"(row * {n} + i)"
@@ -54,8 +54,12 @@ def rowwise(site: Site) -> str:
     if site.expression is not None:
         typed = _widened(typed, 0)
     inputs = [_over_rows(x, shape) for x in site.inputs]
-    lvalues = [x.at() if not x.shape else replace(x, name=f"{x.name}_row", shape=x.shape[-1:], strides=x.strides[-1:])
-               .at("i" if a else "0") for x, a in zip(inputs, along, strict=True)]
+    lvalues = [
+        x.at()
+        if not x.shape
+        else replace(x, name=f"{x.name}_row", shape=x.shape[-1:], strides=x.strides[-1:]).at("i" if a else "0")
+        for x, a in zip(inputs, along, strict=True)
+    ]
     if site.expression is not None:
         lvalues[0] = f"{inputs[0].name}_row[i]"
     loops = _Loops(site, lvalues, n)
@@ -136,7 +140,9 @@ def _total(site, code: RowCode, inputs, count: int, output: int, value: int, kep
             lines.append(f"{TYPES[code.typed.values[m].dtype]} v{m} = v{m}_of[i];")
         elif code.typed.values[m].op == "input" and not code.typed.values[m].uniform:
             x = inputs[code.typed.values[m].value]
-            lines.append(f"{TYPES[code.typed.values[m].dtype]} v{m} = {x.name}[{x.offset('i', range(len(x.shape) - 1))}];")
+            lines.append(
+                f"{TYPES[code.typed.values[m].dtype]} v{m} = {x.name}[{x.offset('i', range(len(x.shape) - 1))}];"
+            )
     total = fold("total", TYPES[v.dtype], count, f"v{value}", before="\n".join(lines))
     text = f"{total}\n{_stored(site.outputs[output], 'total', '0', v.dtype)}"
     return f"#pragma omp single\n{{\n{indented(text)}\n}}"

@@ -1,32 +1,27 @@
-"""Group: the processes, called ranks, that compute together; and the mesh, which names the axes along which they do.
+"""Group: some of the processes, called ranks, that compute together. The collectives of a program name theirs.
 
-How the ranks of a run find each other is `rendezvous`; how each hears that another is lost, `control`. What they
-compute together are the collectives of `ops/collective.py`, which backends run over MPI or NCCL.
+How the ranks of a run meet, and hear that one is lost, is the business of `distributed`, which sets `meet`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..errors import ArgumentError
-from . import environment, rendezvous
-from .control import Control
-
-HANG = 60.0  # seconds after which who has not come is lost
+from .errors import ArgumentError
 
 
 class Group:
     """Some ranks of a run in a fixed order. All of them must call the same collectives in the same order.
 
-    ranks: their numbers in the run. rank, size: which of them this process is, and how many there are. Two groups of
-    the same ranks are one object.
+    ranks: their numbers in the run. rank, size: which of them this process is, and how many there are. control: the
+    connection of this process with the others, None where it is alone. known: all groups of the run, by their ranks:
+    two of the same ranks are one object.
     """
 
-    def __init__(self, ranks: tuple[int, ...], own: int, control: Control | None, known: dict):
+    def __init__(self, ranks: tuple[int, ...], own: int, control: Any, known: dict):
         self.ranks = ranks
         self.rank = ranks.index(own)
         self.size = len(ranks)
@@ -108,70 +103,23 @@ class Group:
             self._control.wait(done, self.name, self._begun if number is None else number, self.ranks)
 
 
-class Mesh:
-    """The ranks of a group laid out in a grid whose axes have names: `Mesh(data=4, tensor=2)`.
-
-    Neighbours along the last axis have neighbouring numbers. `mesh["data"]` is the group of this rank and those that
-    differ from it along that axis alone.
-    """
-
-    def __init__(self, group: Group | None = None, **axes: int):
-        self.group = world() if group is None else group
-        self.axes = axes
-        if math.prod(axes.values()) != self.group.size or any(n < 1 for n in axes.values()):
-            raise ArgumentError(f"Mesh: axes are {axes}, the ranks {self.group.size}: their product must be that")
-
-    def __getitem__(self, axis: str) -> Group:
-        if axis not in self.axes:
-            raise ArgumentError(f"Mesh: there is no axis {axis!r}: it has {list(self.axes)}")
-        names = list(self.axes)
-        step = math.prod(self.axes[name] for name in names[names.index(axis) + 1 :])
-        first = self.group.rank - self.group.rank // step % self.axes[axis] * step
-        return self.group.subgroup([first + i * step for i in range(self.axes[axis])])
-
-
-_world: Group | None = None
+everyone: Group | None = None  # the group of all ranks, once they have met
 _last_begun: Group | None = None
 
 
-def init(*, timeout: float | None = None) -> Group:
-    """Meets the other ranks of the run, once, and returns the group of all; world() does it where it wasn't called.
+def alone() -> Group:
+    """The group of this process, which is the only one where `distributed` isn't loaded."""
+    return Group((0,), 0, None, {})
 
-    timeout: seconds to wait for the others, here and in every collective; else TINYARR_TIMEOUT, or 60. Which ranks
-    there are is told by the launcher (`python -m tinyarr launch`, mpiexec, srun or torchrun); without one this process
-    is the only rank. Raises RankError that names who did not come, and ArgumentError if the run has met already, or for
-    variables and seconds that can't be understood.
-    """
-    global _world
-    if _world is not None:
-        raise ArgumentError("init: the ranks have met already: call it once, before anything else of distributed")
-    place = environment.find()
-    timeout = environment.timeout(HANG, given=timeout)
-    control = None if place.size == 1 else rendezvous.meet(place, timeout)
-    _world = Group(tuple(range(place.size)), place.rank, control, {})
-    return _world
+
+meet: Callable[[], Group] = alone  # what lets the ranks meet
 
 
 def world() -> Group:
     """The group of all ranks of the run."""
-    return _world or init()
-
-
-def rank() -> int:
-    """This process' number among the ranks of the run; they need not have met."""
-    return environment.find().rank
-
-
-def met() -> Group | None:
-    """The group of all ranks, if they have met."""
-    return _world
+    return everyone or meet()
 
 
 def watching() -> Group | None:
     """The group that began a collective last, of which a rank may be lost; None while only this process computes."""
     return _last_begun
-
-
-def local_rank() -> int:
-    """Which of the ranks on this machine this is: the number of the GPU to use."""
-    return environment.find().local_rank
