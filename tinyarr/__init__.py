@@ -31,6 +31,7 @@ from .dtypes import (
 from .interchange import asarray, from_dlpack
 from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__
+from .ops import row
 from .ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.attention import scaled_dot_product_attention
