@@ -25,7 +25,7 @@ from .expressed import Expressed, operation
 from .primitive import Bounds, Call, Rule, apply, parameter_key
 from .row import Variation, size
 from .rowwise_composite import composed
-from .scalar import Expr, as_expr, column_sum, derivative, row_sum, substitute, topological, variable, variables
+from .scalar import Expr, as_expr, cast, column_sum, derivative, row_sum, substitute, topological, variable, variables
 from .shape import broadcast_to, reshape
 from .typing import Typed, type_expression
 
@@ -105,6 +105,9 @@ class Rowwise(Expressed):
         key = self.parameter_key(params), dtypes, uniform, self.shape(shapes, params)[-1]
         if key not in self._typed:
             outputs = self.sized(shapes, params)
+            if self._stored:  # float8 has no implicit casts, and a gradient mixes it with statistics
+                inputs = {variable(k): d for k, d in enumerate(dtypes) if isinstance(d, Dtype) and d.compute is not d}
+                outputs = substitute(outputs, {x: cast(x, d.compute) for x, d in inputs.items()})
             typed = type_expression(self.name, outputs, dtypes, uniform)
             varies = Variation([True] * len(self.inputs))
             found = [t if varies(o) else t.compute for o, t in zip(outputs, typed.dtypes, strict=True)]

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .. import eager
+from .. import dtypes, eager
 from ..tensor import Tensor
 from ..views import Shape
+from . import reduce
 from .create import full
 from .elementwise import astype
 from .elementwise_primitive import Elementwise
 from .primitive import apply, executor
-from .reduce import all, any, max, min, sum
-from .scalar import Expr, is_fold, substitute, topological, variable
+from .scalar import Expr, cast, is_fold, operation_of, substitute, topological, variable, weak
 
 
 def composed(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
@@ -58,15 +58,15 @@ class _Composition:
         rows = tuple(range(len(self._shape) - 1))
         if e.op == "column_sum":
             along = self._shape[-1:] if self._varies(inner) else (1,)
-            return sum(self._map(inner, (*self._shape[:-1], *along)), axis=rows)
+            return reduce.sum(self._map(inner, (*self._shape[:-1], *along)), axis=rows)
         x = self._map(inner, self._shape)
         if e.op == "row_sum":
-            return sum(x, axis=-1, keepdims=True)
+            return reduce.sum(x, axis=-1, keepdims=True)
         if not self._shape[-1]:
             return full(
                 (*x.shape[:-1], 1), float("-inf" if e.op == "row_max" else "inf"), dtype=x.dtype, device=x.device
             )
-        return (max if e.op == "row_max" else min)(x, axis=-1, keepdims=True)
+        return (reduce.max if e.op == "row_max" else reduce.min)(x, axis=-1, keepdims=True)
 
     def _is_branch(self, e: Expr) -> bool:
         return e.op == "where" and not self._varies(e) and any_fold(e.args[1:])
@@ -76,7 +76,7 @@ class _Composition:
         condition, x, y = e.args
         if self._looks and condition not in self._taken:
             taken = self.value(condition)
-            self._taken[condition] = True if all(taken).item() else False if not any(taken).item() else None
+            self._taken[condition] = _common(taken)
         side = self._taken.get(condition)
         return self._map(e) if side is None else self._map(x if side else y, (*self._shape[:-1], 1))
 
@@ -97,12 +97,32 @@ class _Composition:
             return found[0]
         key = e, tuple(cuts)
         if key not in self._pieces:
-            (inner,) = substitute([e], {c: variable(k) for k, c in enumerate(cuts)})
+            given = {c: variable(k) for k, c in enumerate(cuts)}
+            (inner,) = substitute([e], {c: weak(x) if self._is_weak(c) else x for c, x in given.items()})
+            inner = cast(inner, dtypes.float64) if self._is_weak(e) else inner
             names = [f"x{k}" for k in range(len(cuts))]
             self._pieces[key] = Elementwise(self._name, lambda *_, shape: inner, names, ("out",), derived=True)
         if not found:
             return apply(self._pieces[key], shape=shape, device=self._device)
         return apply(self._pieces[key], *found, shape=shape)
+
+    def _is_weak(self, e: Expr) -> bool:
+        """Whether an expression is made of Python floats alone, and so computed in float64 until it meets a tensor."""
+        if e.op == "input":
+            return type(self._operands[e.value]) is float
+        if e.op == "constant":
+            return type(e.value) is float
+        if e.op in ("cast", "index", "row_size") or (
+            e.op != "custom" and operation_of(e).typing in ("comparison", "predicate", "random_bits", "bitcast")
+        ):
+            return False
+        args = e.args[1:] if e.op == "where" else e.args[:1] if e.op == "custom" else e.args
+        return all(self._is_weak(a) for a in args)
+
+
+def _common(condition: Tensor) -> bool | None:
+    """The value that all elements have, None where they differ."""
+    return True if reduce.all(condition).item() else None if reduce.any(condition).item() else False
 
 
 def any_fold(expressions: Sequence[Expr]) -> bool:
