@@ -20,12 +20,12 @@ train: .venv/train.installed  ## train a small GPT-2 on the CPU; options go into
 test: .venv/test.installed  ## the fast tests, without torch and transformers
 	$(PYTEST)
 
-# The fast tests and lint come first, so `make test test-all` repeats nothing.
+# The fast tests and lint come first, so `make test test-all` repeats nothing but properties, with all their examples.
 test-all: test lint .venv/parity.installed  ## everything but CUDA; a skipped parity test is a failure
-	TINYARR_REQUIRE_PARITY=1 $(PYTEST) -m "(parity or slow) and not cuda"
+	TINYARR_REQUIRE_PARITY=1 TINYARR_ALL_EXAMPLES=1 $(PYTEST) -m "(parity or slow or property) and not cuda"
 
 test-cuda: .venv/test.installed .venv/cuda$(CUDA).installed .venv/nccl$(CUDA).installed  ## the tests that need an NVIDIA GPU; CUDA=12 for CUDA 12
-	$(BIN)/python -m pytest -m cuda
+	TINYARR_ALL_EXAMPLES=1 $(BIN)/python -m pytest -m cuda
 
 lint: .venv/dev.installed  ## ruff and mypy
 	$(BIN)/ruff check .

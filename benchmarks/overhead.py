@@ -1,7 +1,9 @@
-"""What one eager operation on a small tensor costs with the tape on, beside torch.
+"""Costs of one eager operation on a small tensor with the tape on, beside torch, and of a call of a compiled function.
 
 The processor time of one thread, so a busy machine matters less; the median over fresh processes, which take turns,
-so that neither library is measured in what the other left behind.
+so that neither library is measured in what the other left behind. Of a compiled call it is all but the program itself,
+which is replaced by one that gives the results of an earlier call: what it takes to see that nothing has changed, and
+to find the memory that the program reads and writes.
 """
 
 import json
@@ -17,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 GOAL = ("x + y", 4.0)  # microseconds, on an idle machine
+LAYERS = {12: None, 48: 200.0}  # of GPT-2, and the goal for the call of a step
 OPERATIONS = ("x + y", "x + row", "x * 2.0", "x @ y", "gelu(x)", "x.reshape(2, 8)", "x.sum()")
 CALLS, REPEATS, PROCESSES = 5_000, 15, 3
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -33,6 +36,50 @@ def measure(library: str) -> dict[str, float]:
         timer = timeit.Timer(operation, globals=names, timer=time.thread_time)
         timer.timeit(CALLS)
         costs[operation] = statistics.median(timer.repeat(REPEATS, CALLS)) / CALLS * 1e6
+    return costs
+
+
+class Replayed:
+    """Runs a program once, and gives the same results at each later call."""
+
+    def __init__(self, program):
+        self._program, self._results = program, None
+
+    def run(self, *state):
+        if self._results is None:
+            self._results = self._program.run(*state)
+        return self._results
+
+
+def measure_calls() -> dict[str, float]:
+    """Microseconds that a call of a compiled function takes beside its program, the median of several repeats."""
+    import tinyarr
+    from models.gpt2 import GPT2, Config
+
+    def cost(function, arguments, calls):
+        compiled = tinyarr.compile(function)
+        compiled(*arguments)
+        program = compiled._programs[0]
+        program.runner = Replayed(program.runner)
+        timer = timeit.Timer(lambda: compiled(*arguments), timer=time.thread_time)
+        timer.timeit(calls)
+        return statistics.median(timer.repeat(REPEATS, calls)) / calls * 1e6
+
+    costs = {"x * 2": cost(lambda x: x * 2, [tinyarr.ones(4)], CALLS)}
+    for layers in LAYERS:
+        model = GPT2(Config(vocab_size=64, block_size=8, n_layer=layers, n_head=1, n_embd=8))
+        optimizer = tinyarr.optim.AdamW(model.parameters())
+
+        def step(tokens, targets, model=model, optimizer=optimizer):
+            loss = model.loss(tokens, targets)
+            loss.backward()
+            tinyarr.optim.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss
+
+        tokens = tinyarr.Tensor([[1, 2, 3, 4]])
+        costs[f"GPT-2, {len([*model.parameters()])} parameters"] = cost(step, [tokens, tokens], 100)
     return costs
 
 
@@ -64,10 +111,15 @@ def main() -> None:
         ours, theirs = (statistics.median(run[i][operation] for run in runs) for i in (0, 1))
         goal = f"   goal {GOAL[1]:.1f}" if operation == GOAL[0] else ""
         print(f"{operation:<16} {ours:>8.2f} {theirs:>8.2f} {ours / theirs:>8.2f}{goal}")
+    calls = [in_fresh_process("calls") for _ in range(PROCESSES)]
+    print("\na compiled call without its program, microseconds\n")
+    for name, goal in zip(calls[0], (None, *LAYERS.values()), strict=True):
+        ours = statistics.median(run[name] for run in calls)
+        print(f"{name:<24} {ours:>8.1f}" + (f"   goal {goal:.0f}" if goal else ""))
 
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(measure(sys.argv[1])))
+        print(json.dumps(measure_calls() if sys.argv[1] == "calls" else measure(sys.argv[1])))
     else:
         main()

@@ -18,6 +18,7 @@ from tinyarr.backends.cuda import planning
 from tinyarr.backends.cuda.registry import KERNELS as CUDA
 from tinyarr.errors import TinyarrError
 from tinyarr.ops.elementwise_primitive import Elementwise
+from tinyarr.ops.fused import Fused
 from tinyarr.ops.primitive import Primitive, registry
 from tinyarr.ops.scalar import Expr, topological
 
@@ -136,6 +137,8 @@ def gradient_source(p: Primitive) -> str:
         return "none"
     if not p.has_gradient:
         return "through the composite"
+    if isinstance(p, Fused):
+        return f"`{p.derived_gradient.name}`"
     source = textwrap.dedent(inspect.getsource(p._backward[0]))
     tree = ast.parse(source).body[0]
     last = tree.body[-1]

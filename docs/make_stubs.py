@@ -109,7 +109,8 @@ def names() -> Iterator[str]:
                 name = alias.asname or alias.name
                 if not name.startswith("_") or name.endswith("_"):
                     yield f"from .{node.module or ''} import {alias.name} as {name}"
-    yield "from . import testing as testing"
+    for name, module in tinyarr._MODULES.items():
+        yield f"from .{module} import {name} as {name}"
     for name in ("e", "inf", "nan", "pi", "newaxis", "__version__"):
         yield f"{name}: {type(getattr(tinyarr, name)).__name__.replace('NoneType', 'None')}"
 

@@ -9,14 +9,17 @@ from tinyarr.backends.cpu import CpuBackend
 from tinyarr.backends.cpu.memory import Pool
 
 REQUIRE_PARITY = os.environ.get("TINYARR_REQUIRE_PARITY") == "1"
+ALL_EXAMPLES = os.environ.get("TINYARR_ALL_EXAMPLES") == "1"  # see tiers.py
 
 # What a developer has set for their own runs must not change what the tests see.
-for name in [name for name in os.environ if name.startswith("TINYARR_") and name != "TINYARR_REQUIRE_PARITY"]:
+OF_TESTS = ("TINYARR_REQUIRE_PARITY", "TINYARR_ALL_EXAMPLES")
+for name in [name for name in os.environ if name.startswith("TINYARR_") and name not in OF_TESTS]:
     del os.environ[name]
 
 # No deadline: wall time on a busy machine says nothing about an example.
-settings.register_profile("dev", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
+DRAWN = 100 if ALL_EXAMPLES else 25
+settings.register_profile("dev", deadline=None, max_examples=DRAWN)
+settings.register_profile("ci", deadline=None, max_examples=DRAWN, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
@@ -36,6 +39,13 @@ def poisoned(allocate):
 # Here and not in a fixture: what runs while tests are collected is kept for later calls.
 CpuBackend.empty = poisoned(CpuBackend.empty)
 Pool.allocate = poisoned(Pool.allocate)
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+            item.add_marker("property")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, mutually_broadcastable_shapes
 
 import tinyarr
+from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr.namespace import STANDARD
 
@@ -282,9 +283,10 @@ def in_tuple(result) -> tuple:
     return tuple(result) if isinstance(result, tuple | list) else (result,)
 
 
+@pytest.mark.property
 @pytest.mark.parametrize(("family", "name"), [pytest.param(f, n, id=n) for f, names in FAMILIES for n in names])
 def test_shape_dtype_and_values_are_those_of_the_standard(strict, family, name):
-    @settings(max_examples=40)
+    @at_most(40)
     @given(family(name))
     def check(call):
         with np.errstate(all="ignore"):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import slow
+
 ROOT = Path(__file__).parents[1]
 SKIPPED_TEST = """
 import pytest
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("source", [SKIPPED_TEST, SKIPPED_MODULE], ids=["test", "module"])
-@pytest.mark.parametrize("required", ["0", "1"])
+@pytest.mark.parametrize("required", [slow("0"), "1"])
 def test_a_skipped_parity_test_fails_the_run_where_parity_is_required(tmp_path, source, required):
     (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
     (tmp_path / "test_planted.py").write_text(source)

@@ -5,9 +5,10 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiers import at_most
 from tinyarr.data import Batches, read_shards, write_shard
 from tinyarr.errors import FileError
 
@@ -162,7 +163,7 @@ def test_the_walk_reads_every_window_once_in_order(lengths, B):
 
 
 @given(st.integers(1, 2**40), st.integers(0, 2**32))
-@settings(max_examples=20)
+@at_most(20)
 def test_the_order_of_a_huge_array_costs_no_memory(extra, step):
     huge = np.broadcast_to(np.uint16(3), (2**41 + extra,))
     tokens, targets = Batches(huge, 4, 8, vocab_size=4, seed=1).batch(step)

@@ -7,11 +7,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
-from tinyarr import array, eager
+from tests.tiers import at_most
+from tinyarr import array, eager, views
 from tinyarr import distributed as d
 from tinyarr.backends.cpu.expression import TILE
 from tinyarr.backends.cpu.memory import ALIGNMENT, POOLED_FROM, SPARE, Pool, size_class
@@ -35,9 +36,10 @@ class Recorder:
         return getattr(eager, name)
 
     def run(self, call, operands, outs):
-        if call.primitive.view is None:
+        made = eager.run(call, operands, outs)
+        if call.primitive.view is None and made is not None:
             self.calls.append((call, operands))
-        return eager.run(call, operands, outs)
+        return made
 
 
 def recorded(function, *args):
@@ -110,6 +112,8 @@ def assert_memory_does_not_grow(small, large):
     grown = {}
     for (call, operands), (larger, more) in zip(small, large, strict=True):
         assert call.primitive is larger.primitive
+        if isinstance(call.primitive, Elementwise) and views.size(call.out_shapes[0]) <= TILE:
+            continue  # less than a tile, and so not what is held at most
         before, after = allocated(call, operands), allocated(larger, more)
         if after > before + 2048:  # bytes: what Python's own small objects may vary by
             grown[repr(larger)] = (before, after)
@@ -155,7 +159,7 @@ def test_memory_comes_back_to_the_pool_and_is_used_again():
     assert address(free.allocate(99_000)) == place and free.peak == size_class(100_000)
 
 
-@settings(max_examples=50)
+@at_most(50)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 10**6)), max_size=60))
 def test_live_blocks_never_overlap_and_the_pool_holds_little_more_than_the_peak(steps):
     free, live, peak = pool(), {}, 0

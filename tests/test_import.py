@@ -7,13 +7,31 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"cupy", "nvmath", "cudnn", "mpi4py", "tiktoken", "matplotlib", "rich", "safetensors", "torch"}
+LATER = {f"tinyarr.{name}" for name in "compiler program cuda distributed data saving tuning ops.einsum".split()}
 
 
-def test_importing_tinyarr_imports_no_extra():
-    code = "import sys, tinyarr; print(*sys.modules)"
+def printed(code):
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert EXTRAS.isdisjoint(run.stdout.split())
+    return run.stdout.split()
+
+
+def test_importing_tinyarr_imports_no_extra_and_nothing_that_no_tensor_needs():
+    loaded = printed("import sys, tinyarr; print(*sys.modules)")
+    assert (EXTRAS | LATER).isdisjoint(loaded)
+    assert not any(name.startswith("tinyarr.backends.") and name != "tinyarr.backends.kinds" for name in loaded)
+
+
+@pytest.mark.parametrize("name", ["compile", "cuda", "einsum", "unique_values", "distributed"])
+def test_what_is_imported_later_is_there_in_any_order_and_listed(name):
+    code = f"import tinyarr; x = tinyarr.{name}; import tinyarr.compiler, tinyarr.ops.einsum, tinyarr.distributed"
+    code += f"; print(x is tinyarr.{name}, {name!r} in dir(tinyarr), {name!r} in tinyarr.__all__)"
+    assert printed(code) == ["True", "True", "True"]
+
+
+def test_a_later_import_inside_a_compiled_function_is_no_effect():
+    code = "import tinyarr; f = tinyarr.compile(lambda x: tinyarr.einsum('i,i->', x, x)); x = tinyarr.ones(3)"
+    assert printed(f"{code}; print(f(x).item(), f(x).item())") == ["3.0", "3.0"]
 
 
 @pytest.mark.slow

@@ -10,11 +10,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {  # file or folder: what nothing in it may use
     "tinyarr": ["models", "tests", "torch"],
-    "tinyarr/ops": ["tinyarr.backends", "numpy", "cupy"],
-    "tinyarr/backends": ["tinyarr.autograd", "tinyarr.tensor", "tinyarr.Tensor", "tinyarr.compiler"],
+    "tinyarr/ops": ["tinyarr.backends", "tinyarr.distributed", "numpy", "cupy"],
+    "tinyarr/compiler": ["tinyarr.distributed"],
+    "tinyarr/backends": [
+        "tinyarr.autograd", "tinyarr.tensor", "tinyarr.Tensor", "tinyarr.compiler", "tinyarr.distributed"
+    ],
     "tinyarr/program.py": ["tinyarr.backends"],
     "models": ["tinyarr.ops", "tinyarr.backends", "tinyarr.compiler"],
-}
+}  # fmt: skip
 MOST_LINES = 600
 
 
@@ -60,6 +63,61 @@ def forbidden_uses(root):
     ]
 
 
+def modules_of(root):
+    """The path of every module, by its dotted name."""
+    found = {}
+    for place in ("tinyarr", "models"):
+        for path in source_files(root, place, ".py"):
+            parts = path.relative_to(root).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def is_never_run(node):
+    """Whether importing a module leaves an `if` out: what type checkers read, and what a script does."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+
+
+def imports(path, root, known):
+    """The modules among `known` that a module imports when it is imported, or later, inside a function."""
+    package = path.relative_to(root).parent.parts
+    waiting = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        waiting += [] if is_never_run(node) else ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            origin = package[: len(package) + 1 - node.level] if node.level else ()
+            module = ".".join([*origin, *filter(None, [node.module])])
+            for alias in node.names:
+                name = f"{module}.{alias.name}"
+                yield from (x for x in ([name] if name in known else [module]) if x in known)
+
+
+def circles(root):
+    """Modules that import each other, each circle once: the shortest through its first module."""
+    known = modules_of(root)
+    graph = {name: sorted(set(imports(path, root, known)) - {name}) for name, path in known.items()}
+    found, seen = [], set()
+    for start in sorted(graph):
+        before, waiting = {}, [start]
+        while waiting and start not in before:
+            name = waiting.pop(0)
+            for other in graph[name]:
+                if other not in before:
+                    before[other] = name
+                    waiting.append(other)
+        if start in before:
+            circle = [start]
+            while (name := before[circle[-1]]) != start:
+                circle.append(name)
+            if seen.isdisjoint(circle):
+                found.append(" > ".join([start, *reversed(circle[1:]), start]))
+            seen.update(circle)
+    return found
+
+
 def private_uses(root):
     """Private names that models/ uses, but for those of an object itself and of models/ itself."""
 
@@ -103,7 +161,7 @@ def uses_of_names(root):
 def long_files(root):
     lengths = {
         path.relative_to(root): len(path.read_text(encoding="utf-8").splitlines())
-        for path in source_files(root, "tinyarr", ".py", ".c", ".h", ".cu")
+        for path in source_files(root, "tinyarr", ".py", ".c", ".h", ".cu", ".cuh")
     }
     return [f"{path} has {lines} lines" for path, lines in lengths.items() if lines > MOST_LINES]
 
@@ -114,7 +172,7 @@ def hidden_modules(package, modules):
     return [name for name, value in reached.items() if not isinstance(value, ModuleType)]
 
 
-@pytest.mark.parametrize("broken", [forbidden_uses, private_uses, uses_of_names, long_files])
+@pytest.mark.parametrize("broken", [forbidden_uses, circles, private_uses, uses_of_names, long_files])
 def test_the_source_keeps_the_rule(broken):
     assert broken(ROOT) == []
 
@@ -159,6 +217,16 @@ def test_what_the_rules_allow_is_not_reported(tmp_path):
         "import tinyarr\nfrom tinyarr import nn\nfrom .run import _open\nself._cache = nn.Linear.__name__"
     )
     assert forbidden_uses(tmp_path) == private_uses(tmp_path) == []
+
+
+def test_a_planted_circle_is_found_through_late_imports_and_not_through_those_for_types(tmp_path):
+    (tmp_path / "tinyarr/ops").mkdir(parents=True)
+    (tmp_path / "tinyarr/ops/__init__.py").touch()
+    (tmp_path / "tinyarr/ops/sort.py").write_text("from ..views import size\nfrom ..tape import record")
+    (tmp_path / "tinyarr/views.py").write_text("def size():\n    from .tensor import Tensor")
+    (tmp_path / "tinyarr/tensor.py").write_text("from .ops import sort")
+    (tmp_path / "tinyarr/tape.py").write_text("if TYPE_CHECKING:\n    from .ops import sort")
+    assert circles(tmp_path) == ["tinyarr.ops.sort > tinyarr.views > tinyarr.tensor > tinyarr.ops.sort"]
 
 
 def test_a_planted_long_file_is_found(tmp_path):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 
 import tinyarr
+from tests.tiers import at_most
 from tinyarr import bfloat16, float16, float32, float64, nn, optim, saving
 from tinyarr.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
@@ -326,7 +326,7 @@ def under_conditions(name, conditions, *, masked, compiled):
 
 @updates
 @compiled_or_not
-@settings(max_examples=5)
+@at_most(5)
 @drawn(st.lists(st.booleans(), min_size=1, max_size=len(RATES)))
 def test_steps_where_a_condition_holds_are_those_steps_alone(name, compiled, conditions):
     found, expected = (under_conditions(name, conditions, masked=m, compiled=compiled) for m in (True, False))

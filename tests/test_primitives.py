@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import tinyarr
 from tests.samples import SAMPLES, Case, Operand, Sample
+from tests.tiers import at_most
 from tinyarr import dtypes, eager, views
 from tinyarr.array import Array, empty
 from tinyarr.backends.cpu.registry import KERNELS
@@ -27,11 +28,12 @@ FUSED = [name for name, primitive in OWN.items() if primitive.composite is not N
 PROMOTING = [
     name for name, p in OWN.items() if set(p.inputs) == {"x", "y"} and not name.startswith(("log", "matmul_"))
 ]
-NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu")  # NaN need not reach every result
+NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu", "slope")  # NaN need not reach every result
 POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN[n], Elementwise) and n not in NOT_POINTWISE]
 BY_THE_COMPILER = ("wait",)  # no function applies it
+pytestmark = pytest.mark.property
 each_sample = pytest.mark.parametrize("name", SAMPLES)
-few = settings(max_examples=12)
+few = at_most(12)
 
 
 def in_both_precisions(names):
@@ -167,7 +169,9 @@ def test_the_result_is_the_exact_one_rounded(name):
             return
         count, largest = error_factors(sample, calls, arrays, case.params, expected)
         for out, exact, size in zip(results, expected, largest):
-            unit = ml_dtypes.finfo(sample.precision(out.dtype).numpy)
+            # The logits of a block are held in x's dtype.
+            kept = dtype if name.startswith("linear_cross_entropy") else sample.precision(out.dtype)
+            unit = ml_dtypes.finfo(kept.numpy)
             of_both = 2 if unit.bits == 64 else 1  # the reference rounds as often
             error = of_both * count * (float(unit.eps) * size + float(unit.smallest_subnormal))
             assert_rounded(out, exact.astype(np.float64), error)
@@ -194,7 +198,7 @@ def test_the_gradient_agrees_with_finite_differences(name):
 def test_the_gradient_of_the_gradient_agrees_with_finite_differences(name):
     sample = SAMPLES[name]
 
-    @settings(max_examples=6)
+    @at_most(6)
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)
@@ -400,7 +404,8 @@ def test_a_given_output_receives_the_same_bits_also_in_place(name):
                     assert_same_bits(result_tensor(own), result_tensor(expected))
 
     check()
-    assert reached, f"the sample's function never applies {name}"
+    recorded_as_others = OWN[name].composite is not None and OWN[name] not in KERNELS
+    assert reached or recorded_as_others, f"the sample's function never applies {name}"
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import basic_indices
 
 import tinyarr
 from tests.samples import SAMPLES
+from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr.testing import gradcheck, shapes
 
@@ -241,7 +242,7 @@ def programs(draw, kinds=KINDS) -> Program:
     return Program(inputs, steps, outputs)
 
 
-@settings(max_examples=150)
+@at_most(150)
 @given(programs())
 def test_a_program_has_the_values_that_numpy_gives_it(program):
     values = program.evaluate(tinyarr, map(Tensor, program.inputs))
@@ -251,7 +252,7 @@ def test_a_program_has_the_values_that_numpy_gives_it(program):
         np.testing.assert_allclose(x.numpy(), expected, rtol=1e-10, atol=1e-10)
 
 
-@settings(max_examples=60)
+@at_most(60)
 @given(programs())
 def test_a_program_has_the_gradients_that_finite_differences_give_it(program):
     assert gradcheck(program.function(), *map(Tensor, program.inputs))

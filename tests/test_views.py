@@ -4,10 +4,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from tests.tiers import at_most
 from tinyarr import views
 from tinyarr.errors import OutOfBounds, ShapeError
 from tinyarr.testing import shapes
@@ -69,7 +70,7 @@ def cut(draw, x, a):
 VIEWS = st.sampled_from([reshaped, permuted, sliced, broadcast, expanded, squeezed, flipped, cut])
 
 
-@settings(max_examples=500)
+@at_most(500)
 @given(st.data())
 def test_chains_of_views_have_numpys_elements_and_share_memory_where_numpy_does(data):
     shape = data.draw(shapes(max_ndim=4))
@@ -86,7 +87,7 @@ def test_chains_of_views_have_numpys_elements_and_share_memory_where_numpy_does(
             x, a = y, b
 
 
-@settings(max_examples=200)
+@at_most(200)
 @given(st.data())
 def test_a_write_through_a_chain_of_views_arrives_in_the_first(data):
     first = np.arange(24.0).reshape(2, 3, 4)

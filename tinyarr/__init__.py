@@ -1,10 +1,11 @@
 """tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
 
-from . import cuda, data, distributed, dtypes, nn, optim, random, saving, schedule, tuning
+import importlib as _importlib
+
+from . import dtypes, nn, optim, random, schedule
 from . import methods as _methods  # gives Tensor its methods
 from .autograd import gradients
 from .backends import kinds as _kinds  # registers cpu, cuda and meta
-from .compiler import compile
 from .device import Device, default_device, memory_stats, use_device
 from .dtypes import (
     bfloat16,
@@ -49,7 +50,6 @@ from .ops.create import (
     zeros,
     zeros_like,
 )
-from .ops.einsum import einsum, outer, tensordot, vecdot
 from .ops.elementwise import (
     abs,
     acos,
@@ -138,7 +138,6 @@ from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, min, prod,
 from .ops.rotary import rotary_embedding
 from .ops.rowwise import rowwise
 from .ops.scan import cumulative_prod, cumulative_sum, diff
-from .ops.sets import unique_all, unique_counts, unique_inverse, unique_values
 from .ops.shape import (
     broadcast_to,
     concat,
@@ -171,12 +170,22 @@ e, inf, nan, pi = 2.718281828459045, float("inf"), float("nan"), 3.1415926535897
 newaxis = None
 __version__ = "0.1.0"
 
+_LATER = {  # by module what no tensor needs, which is imported when it is first used
+    "compiler": "compile",
+    "ops.einsum": "einsum outer tensordot vecdot",
+    "ops.sets": "unique_all unique_counts unique_inverse unique_values",
+    "": "compiler cuda data distributed saving testing tuning",  # modules themselves
+}
+_MODULES = {name: module for module, names in _LATER.items() for name in names.split()}
+
 
 def __getattr__(name: str):
-    if name == "testing":  # which is imported when it is wanted: it may need hypothesis
-        import importlib
-
-        return importlib.import_module(".testing", __name__)
+    if name in _MODULES:
+        module = _importlib.import_module(f".{_MODULES[name] or name}", __name__)
+        value = globals()[name] = getattr(module, name) if _MODULES[name] else module
+        if _takes_axis(value):
+            globals()[name] = _explained(value)
+        return globals()[name]
     if name in _SAME:
         return _SAME[name]
     _missing("tinyarr", _OTHER_NAMES, name)
@@ -189,4 +198,8 @@ for _name, _value in list(globals().items()):
     elif _name in ("tensor", "array", "device"):  # modules with names of PyTorch's functions
         del globals()[_name]
 
-__all__ = [name for name in list(globals()) if not name.startswith("_")] + ["__array_namespace_info__"]
+__all__ = [name for name in [*globals(), *_MODULES] if not name.startswith("_")] + ["__array_namespace_info__"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import views
 from .array import Array, empty
-from .errors import ArgumentError, DeviceError, DtypeError, ShapeError
+from .errors import ArgumentError, DeviceError, DtypeError, OutOfBounds, ShapeError
 from .views import View
 
 Launch = Callable[[Sequence[Any], Sequence[Array] | None], Sequence[Array] | None]
@@ -33,7 +33,7 @@ def _prepare(call) -> Launch:
         return _view_launch(call)
     kernel = call.device.backend.kernel(call)
     if kernel is None:
-        return lambda operands, outs: None
+        return _composite_launch(call)
     backend = call.device.backend
     results = [
         (shape, dtype, views.contiguous_strides(shape), views.size(shape) * dtype.itemsize)
@@ -73,6 +73,25 @@ def _handles(operands: Sequence[Any]) -> list[Any]:
     """What the kernel takes: the arrays' handles, and Python scalars as they are."""
     # `_data` first, because the property costs 0.1 µs.
     return [(x.data if x._data is None else x._data) if type(x) is Array else x for x in operands]
+
+
+def _composite_launch(call) -> Launch:
+    """Leaves a call to its composite, once its indices are checked as a kernel does."""
+    bounds = None if call.primitive.bounds is None else call.primitive.bounds(call.in_shapes, call.params)
+
+    def launch(operands: Sequence[Any], outs: Sequence[Array] | None) -> None:
+        if bounds is not None and call.device.kind != "meta":
+            found = call.device.backend.to_numpy(operands[bounds.operand]).reshape(-1)
+            bad = ((found < bounds.low) | (found >= bounds.high)) & (found != bounds.ignored)
+            if bad.any():
+                at = int(bad.argmax())
+                also = "" if bounds.ignored is None else f", or ignore_index ({bounds.ignored})"
+                raise OutOfBounds(
+                    f"{call.primitive.name}: {bounds.name} {bounds.first + at} is {found[at]}: "
+                    f"use {bounds.low} to {bounds.high - 1}{also}"
+                )
+
+    return launch
 
 
 def _view_launch(call) -> Launch:

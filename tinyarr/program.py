@@ -151,12 +151,26 @@ class Place(NamedTuple):
     offset: int = 0
 
 
+class Location(NamedTuple):
+    """The bytes of a value: those of `root` from byte `offset` on. `view` shows its elements, counted from there.
+
+    Example: %2, the columns 2 to 4 of %3 (4, 5) in float32, is at byte 8 of %3, seen as (4, 3) by (5, 1).
+    """
+
+    root: Value
+    offset: int
+    view: View
+
+
 class Copy(NamedTuple):
     """What a read shows becomes, dense, the contents of a value's place, or of `part` of it."""
 
     read: Read
     target: Value
     part: View | None = None
+
+
+PlanStep = Node | Group | Copy
 
 
 class Check(NamedTuple):
@@ -172,18 +186,18 @@ class Check(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs, and where.
+    """A program's steps, and where in memory they find each value.
 
-    steps: nodes and copies in order; None where a copy needs none, for its values stand in one place. places: of every
-    value. layouts: the views through which values are made that are not row-major. parts: values made in their
-    place within another one. arena: its bytes. lives: for each value in it, the first and the last step that needs it.
-    checks: the indices that come with a call and that steps behind the first write into state use.
-    guard: where not 0, what lies in the arena lies apart, with so many bytes behind it that nothing writes.
+    steps: nodes and copies in order, whose operands are views of memory. locations: of every value. buffers: the places
+    of their roots. parts: the values that are made in their place within another one. arena: its bytes. lives: of each
+    root in it, the first and the last step that needs it. checks: the indices that come with a call and that steps
+    behind the first write into state use. guard: where not 0, all that is in the arena is apart, with so many bytes
+    behind it that nothing writes.
     """
 
-    steps: Sequence[Node | Group | Copy | None]
-    places: dict[Value, Place]
-    layouts: dict[Value, View]
+    steps: Sequence[PlanStep]
+    locations: dict[Value, Location]
+    buffers: dict[Value, Place]
     parts: frozenset[Value]
     arena: int
     lives: dict[Value, tuple[int, int]]
@@ -192,14 +206,16 @@ class Plan:
 
     def place(self, value: Value) -> Place:
         """Returns where a value begins."""
-        return self.places[value]
+        root, offset, _ = self.locations[value]
+        buffer, number, start = self.buffers[root]
+        return Place(buffer, number, start + offset)
 
     def layout(self, value: Value) -> View:
         """Returns the view of the memory at a value's place that shows it in its own shape.
 
         Example: of (2, 3) elements that are column by column in memory, (2, 3) by (1, 2).
         """
-        return self.layouts.get(value) or contiguous(value.shape)
+        return self.locations[value].view
 
     def is_part(self, value: Value) -> bool:
         """Returns whether a value is made in its place within another one."""

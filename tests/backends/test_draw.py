@@ -6,10 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from tests.tiers import at_most
 from tinyarr import dtypes
 from tinyarr.backends.cpu import draw
 from tinyarr.backends.cpu.draw import LARGE
@@ -87,7 +88,7 @@ def test_a_draw_has_the_same_bits_in_c_and_numpy(monkeypatch, draws, size):
 SOME = ["bits", "uniform float32", "normal float32", "normal bfloat16", "dropout float16", "randint int64"]
 
 
-@settings(max_examples=15)
+@at_most(15)
 @given(
     st.sampled_from(SOME),
     st.integers(LARGE, 4 * LARGE),

@@ -7,10 +7,11 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from tests.tiers import at_most, slow
 from tinyarr import Tensor
 from tinyarr.backends.cpu.c_compiler import find_compiler
 
@@ -40,8 +41,8 @@ def product(a: Tensor, b: Tensor) -> np.ndarray:
     return ta.compile(lambda a, b: a @ b)(a, b).numpy()
 
 
-every = settings(
-    max_examples=12, phases=[Phase.generate], deadline=None,
+every = at_most(
+    12, phases=[Phase.generate], deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 
@@ -71,7 +72,7 @@ def test_products_of_every_size_and_order_are_numpys(instructions, data):
         assert (np.abs((result.T if turned else result) - exact) <= allowed).all()
 
 
-@pytest.mark.parametrize("shape", [(50, 300, 100), (100, 300, 50), (64, 1300, 64)])
+@pytest.mark.parametrize("shape", [(50, 300, 100), slow((100, 300, 50)), slow((64, 1300, 64))])
 def test_how_operands_and_result_lie_changes_no_bit(instructions, shape):
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal(shape[:2]).astype(np.float32), rng.standard_normal(shape[1:]).astype(np.float32)

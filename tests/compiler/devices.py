@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 
 import tinyarr as ta
 from tests.cuda.place import on
+from tests.tiers import at_most
 from tinyarr import Tensor, default_device, use_device
 from tinyarr.compiler import Interpreter
 from tinyarr.ops.primitive import registry
@@ -30,7 +31,7 @@ def examples(on_cpu: int, on_gpu: int) -> settings:
     """How many programs are tried; on a GPU always the same ones, since their kernels take long to compile."""
     few = settings(phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
     if default_device().kind == "cpu":
-        return settings(few, max_examples=on_cpu)
+        return at_most(on_cpu, few)
     return settings(few, max_examples=on_gpu, derandomize=True)
 
 

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from hypothesis import Phase, assume, given, settings
+from hypothesis import Phase, assume, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
@@ -16,6 +16,7 @@ from tests.compiler.devices import CUDA, GUARDED, again, calls, exact, examples,
 from tests.samples import SAMPLES
 from tests.test_primitives import in_tuple, operands
 from tests.test_random_programs import programs
+from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr.compiler import PASSES, Compiled, Interpreter
 from tinyarr.compiler.passes import passes_within
@@ -46,6 +47,7 @@ def budgets(run, inputs) -> list[int | None]:
     return [None, taken // 2, 0]
 
 
+@pytest.mark.property
 @pytest.mark.filterwarnings("ignore:compile. memory_budget")
 @pytest.mark.parametrize("device", ["cpu", CUDA, GUARDED], indirect=True)
 @pytest.mark.parametrize("name", SAMPLES)
@@ -82,7 +84,7 @@ def test_every_operation_compiled_gives_the_bits_of_eager_mode(name, device):
         check()
 
 
-@settings(max_examples=100, phases=[Phase.generate])
+@at_most(100, phases=[Phase.generate])
 @given(programs())
 def test_a_random_program_and_its_gradients_compiled_give_the_bits_of_eager_mode(program):
     with_gradients = program.with_gradients()

@@ -4,12 +4,13 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
 from tests.compiler.test_compile import outcome
 from tests.test_random_programs import programs
+from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled
 
@@ -47,7 +48,7 @@ def reductions(draw):
     return function, operands
 
 
-@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=SLOW, deadline=None)
+@at_most(25, phases=[Phase.generate], suppress_health_check=SLOW, deadline=None)
 @given(reductions())
 def test_a_reduction_of_an_expression_gives_the_bits_of_the_expression_and_the_reduction(case):
     function, operands = case
@@ -56,7 +57,7 @@ def test_a_reduction_of_an_expression_gives_the_bits_of_the_expression_and_the_r
     assert len(fused.programs[0].kernels) < len(apart.programs[0].kernels)
 
 
-@settings(max_examples=15, phases=[Phase.generate], suppress_health_check=SLOW, deadline=None)
+@at_most(15, phases=[Phase.generate], suppress_health_check=SLOW, deadline=None)
 @given(programs())
 def test_a_random_program_gives_the_bits_of_its_operations_one_by_one(program):
     with_gradients = program.with_gradients()

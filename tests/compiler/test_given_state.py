@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import decimal
 import functools
 import logging
 import math
@@ -205,6 +206,14 @@ def test_a_change_outside_of_the_state_is_refused_and_put_back():
     with pytest.raises(TraceError, match=r"w was changed, which is neither in state|w is read, of type Tensor"):
         given(lambda x: (x * w).sum().backward(), bag)(of(1))
     assert count == 0 and not vars(named) and w.grad is None
+
+
+def test_the_context_of_decimal_arithmetic_is_state():
+    one, three = decimal.Decimal(1), decimal.Decimal(3)
+    f = given(lambda x: x * float(one / three))
+    with decimal.localcontext() as context:
+        for context.prec in (2, 3):
+            assert f(ta.ones(1, dtype=ta.float64)).item() == float(one / three)
 
 
 def test_an_argument_is_state_for_its_call():

@@ -8,7 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
@@ -17,6 +17,7 @@ from tests.compiler.test_compile import REFUSED, again, gpt2, llama3, outcome
 from tests.samples import SAMPLES
 from tests.test_primitives import in_tuple, operands
 from tests.test_random_programs import programs
+from tests.tiers import at_most
 from tinyarr import Tensor, cache
 from tinyarr.backends.cpu import c_compiler
 from tinyarr.backends.cpu.c import collective
@@ -54,10 +55,11 @@ def close(found, naive, reference, epsilon, scale):
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in REFUSED])
+@pytest.mark.property
 def test_every_operation_in_c_errs_no_more_than_twice_numpys(name):
     sample = SAMPLES[name]
 
-    @settings(max_examples=3, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+    @at_most(3, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)
@@ -87,7 +89,7 @@ def test_every_operation_in_c_errs_no_more_than_twice_numpys(name):
     check()
 
 
-@settings(max_examples=15, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@at_most(15, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(programs())
 def test_random_programs_agree_and_their_plans_hold_what_they_read(program):
     kept: dict[int, list] = {}

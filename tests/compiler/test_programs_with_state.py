@@ -124,6 +124,7 @@ def check_in_c(function, inputs, expected):
         np.testing.assert_allclose(found, right, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.property
 @pytest.mark.parametrize("device", WAYS, indirect=True)
 def test_programs_with_state_are_eager_mode(device):
     @examples(15, 12)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 import tinyarr as ta
 from tests.compiler.worlds import FUNCTION, differences, execute, world
+from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.errors import ArgumentError, GradientError, OutOfBounds, TraceError
@@ -391,7 +392,7 @@ few = settings(phases=[Phase.generate, Phase.shrink], suppress_health_check=list
 
 
 @pytest.mark.filterwarnings("ignore:compile. ")
-@settings(few, max_examples=60)
+@at_most(60, few)
 @given(programs())
 def test_a_program_with_state_leaves_all_there_is_as_eager_mode_does(program):
     check(program, interpreted)
@@ -407,7 +408,7 @@ def test_many_programs_with_state_leave_all_there_is_as_eager_mode_does(program)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:compile. ")
-@settings(few, max_examples=60)
+@at_most(60, few)
 @given(programs())
 def test_a_program_with_state_in_c_leaves_all_there_is_as_eager_mode_does(program):
     # Some sixty operations one after the other, each of a condition below 100, err by 6e-8 in float32.

@@ -100,6 +100,7 @@ def test_a_budget_that_cannot_be_kept_is_said_and_a_wrong_one_refused():
             ta.compile(lambda x: x, memory_budget=budget)
 
 
+@pytest.mark.property
 @pytest.mark.filterwarnings("ignore:compile. memory_budget")
 @pytest.mark.parametrize("device", ["cpu", CUDA, OWN_KERNELS, GUARDED], indirect=True)
 def test_a_random_program_gives_its_bits_under_any_budget(device):

@@ -10,7 +10,7 @@ from unittest import mock
 
 import numpy as np
 
-from tests.compiler.follow import positions
+from tests.compiler.follow import of_graph, positions
 from tinyarr import eager, views
 from tinyarr.array import Array
 from tinyarr.backends.cpu import collective
@@ -84,8 +84,8 @@ class TwoStreams:
             if isinstance(step, Copy):
                 view = step.part or views.contiguous(step.read.view.shape)
                 self.store(step.target, view, self.load(*step.read).reshape(view.shape))
-            elif step is not None:
-                self.step(next(nodes))
+            else:
+                self.step(of_graph(step, nodes))
             self.disturb()
         assert not self.under_way, "what was begun was not waited for"
         for s, x in zip(graph.states, states):

@@ -1,5 +1,6 @@
 """Collectives on CUDA without a GPU: which calls NCCL gets, on which stream, and who waits for whom."""
 
+import itertools
 import time
 
 import pytest
@@ -8,6 +9,7 @@ import tinyarr as ta
 from models.gpt2 import GPT2
 from models.gpt2 import Config as GPT2Config
 from tests.cuda.recorded import KERNELS, Entry, Machine, clocks, group_of
+from tests.tiers import thinned
 from tinyarr import Device, dtypes, optim
 from tinyarr.backends.cuda import events, planning
 from tinyarr.backends.cuda.joining import JoinedTask, _spans, join
@@ -200,8 +202,7 @@ def training(kind, group):
     return step
 
 
-@pytest.mark.parametrize("kind", [DataParallel, Zero])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("size", "kind"), thinned([*itertools.product(SIZES, [DataParallel, Zero])], 3))
 def test_a_training_step_computes_while_its_gradients_travel(kind, size, monkeypatch):
     calls, values = [], {}
     for rank in range(size) if size < 4 else (0, size - 1):

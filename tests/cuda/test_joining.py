@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
@@ -20,6 +20,7 @@ from models.llama3 import Llama3
 from tests.compiler.follow import positions
 from tests.cuda.test_plans import ARCHITECTURES
 from tests.cuda.test_programs import compiled_step
+from tests.tiers import at_most, thinned
 from tinyarr import Device, Tensor
 from tinyarr.backends.cpu.c_compiler import load
 from tinyarr.backends.cuda import compiler, elementwise, joining
@@ -189,8 +190,7 @@ def check(before, after, arena):
         assert not any(expected.values())
 
 
-@every_kind
-@every_model
+@pytest.mark.parametrize(("name", "dtype"), thinned([*itertools.product(MODELS, KINDS)], 3))
 def test_joined_tasks_do_what_they_did(name, dtype):
     before, planned = lowered_model(name, dtype)
     after = join(before, planned)
@@ -227,7 +227,7 @@ def tasks(draw):
 
 
 @given(st.lists(tasks(), max_size=12), st.sampled_from([100, 300, joining.TABLE]), st.sampled_from([0, 512]))
-@settings(max_examples=300)
+@at_most(300)
 def test_tasks_are_joined_only_where_their_order_does_not_matter(made, table, guard):
     before = SimpleNamespace(tasks=made, scratch=SCRATCH)
     read, _ = what_is_read(made, {id(task): number for number, task in enumerate(made)}, ARENA)

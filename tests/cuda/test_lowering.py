@@ -7,7 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
@@ -25,6 +25,7 @@ from tests.cuda.test_programs import training
 from tests.samples import SAMPLES
 from tests.test_primitives import operands
 from tests.test_random_programs import programs as random_programs
+from tests.tiers import at_most, thinned
 from tinyarr import Device, Tensor, eager
 from tinyarr.backends.cuda import compiler, cublaslt, cudnn, planning
 from tinyarr.backends.cuda.joining import join
@@ -203,10 +204,12 @@ def graphs(name, dtype, library=False):
     return found
 
 
-@pytest.mark.parametrize(("library", "guard"), [(False, 0), (False, 512), (True, 0)])
-@pytest.mark.parametrize("dtype", KINDS, ids=lambda d: d.name)
-@pytest.mark.parametrize("name", MODELS)
-def test_a_lowered_training_step_reads_what_it_should(name, dtype, library, guard, monkeypatch):
+STEPS = [*itertools.product(MODELS, KINDS, [(False, 0), (False, 512), (True, 0)])]
+
+
+@pytest.mark.parametrize(("name", "dtype", "options"), thinned(STEPS, 7))  # each model, dtype and option
+def test_a_lowered_training_step_reads_what_it_should(name, dtype, options, monkeypatch):
+    library, guard = options
     monkeypatch.setattr(cublaslt, "is_available", lambda: library)
     monkeypatch.setattr(cublaslt, "WORKSPACE", 1 << 10)  # a name for each byte of more would take long
     for graph in graphs(name, dtype, library):
@@ -231,10 +234,11 @@ def with_states():
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in REFUSED])
+@pytest.mark.property
 def test_every_operation_is_lowered_to_what_reads_what_it_should(name):
     sample = SAMPLES[name]
 
-    @settings(max_examples=3, phases=[Phase.generate])
+    @at_most(3, phases=[Phase.generate])
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)
@@ -259,7 +263,7 @@ def test_joined_launches_that_work_in_scratch_read_what_they_should(guard):
         assert all(b + guard <= c for (_, b), (c, _) in itertools.pairwise([*first, *second]))
 
 
-@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@at_most(25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(random_programs())
 def test_lowered_random_programs_and_their_gradients_read_what_they_should(program):
     with_gradients = program.with_gradients()
@@ -269,7 +273,7 @@ def test_lowered_random_programs_and_their_gradients_read_what_they_should(progr
         follow_on_meta(with_gradients, lambda: map(Tensor, program.inputs))
 
 
-@settings(max_examples=25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+@at_most(25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 @given(with_state.programs)
 def test_lowered_programs_with_state_read_what_they_should(steps):
     follow_on_meta(functools.partial(with_state.run, steps), with_states)

@@ -5,12 +5,13 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
 
 from tests.samples import SAMPLES
 from tests.test_optim import UPDATES, leaves, set_gradients
 from tests.test_primitives import FUSED, OWN, operands, recorded, values_of
+from tests.tiers import at_most
 from tinyarr import Device, Tensor, dtypes
 from tinyarr.backends.cuda import compiler, cublaslt, elementwise, planning
 from tinyarr.backends.cuda.registry import KERNELS, Input, Launch, LibraryCall, Operand, Output, Scratch, Source
@@ -35,8 +36,7 @@ def plans(name):
             if call.primitive.view is None and (planner := planning.planner(call)):
                 found.append((call, planner(*planning.dense_operands(call))))
 
-    @settings(max_examples=3, derandomize=True, database=None, phases=[Phase.generate],
-              suppress_health_check=list(HealthCheck))  # fmt: skip
+    @at_most(3, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)
@@ -54,6 +54,7 @@ def plans(name):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.property
 def test_a_plan_stays_within_what_a_launch_may_ask_for(name):
     for call, plan in plans(name):
         inputs, outputs = len(call.in_shapes), len(call.out_shapes)

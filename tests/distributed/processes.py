@@ -8,8 +8,6 @@ import textwrap
 import time
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 # What a rank knows: its control, and a collective that ends when every rank has begun it, which is said through files.
@@ -33,11 +31,6 @@ def collective(operation="all_reduce"):
 def say(text):
     print(text, flush=True)
 """
-
-
-def slow(*values, **named):
-    """A parameter whose test takes too long for `make test`."""
-    return pytest.param(*values, marks=pytest.mark.slow, **named)
 
 
 class Rank:

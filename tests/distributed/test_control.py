@@ -8,7 +8,8 @@ import time
 import pytest
 
 from tests.distributed.controls import together
-from tests.distributed.processes import seconds, slow, start, wait_for
+from tests.distributed.processes import seconds, start, wait_for
+from tests.tiers import slow
 from tinyarr.errors import RankError
 
 DEATH = 5.0  # seconds within which a death ends all, or, after the time-out, a hang

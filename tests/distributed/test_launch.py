@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.processes import MEETING, ROOT, clean, is_alive, seconds, slow, wait_for
+from tests.distributed.processes import MEETING, ROOT, clean, is_alive, seconds, wait_for
+from tests.tiers import slow
 from tinyarr.distributed import launch
 
 ENDS = 5.0 + 5.0  # seconds for a death to end all, and for two Pythons to start on a busy machine

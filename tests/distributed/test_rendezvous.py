@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.distributed.controls import together
-from tests.distributed.processes import Rank, free_port, seconds, slow
+from tests.distributed.processes import Rank, free_port, seconds
+from tests.tiers import slow
 from tinyarr.distributed import rendezvous
 from tinyarr.distributed.control import Control
 from tinyarr.distributed.environment import Place

@@ -5,11 +5,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.baseline import nats_per_byte
 from models.text import load_text
+from tests.tiers import at_most
 
 texts = st.text("abc", min_size=1, max_size=30).map(str.encode)
 
@@ -34,7 +35,7 @@ def test_the_table_agrees_with_the_formula_taken_literally(train, validation, co
 
 
 @given(texts, texts)
-@settings(max_examples=10)
+@at_most(10)
 def test_the_probabilities_of_all_bytes_after_a_context_sum_to_one(train, context):
     before = nats_per_byte(train, context) * len(context)
     totals = [nats_per_byte(train, context + bytes([byte])) * (len(context) + 1) for byte in range(256)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr
@@ -16,6 +16,7 @@ from models import gpt2, hugging_face, llama3
 from models.gpt2 import GPT2
 from models.hugging_face import FORMATS, Llama3Format
 from models.llama3 import Llama3, RotaryScaling
+from tests.tiers import at_most
 from tinyarr import Generator, nn, saving
 from tinyarr.errors import FileError
 
@@ -188,7 +189,7 @@ def test_a_value_of_another_type_or_size_is_an_error_that_names_the_key(model_cl
 
 
 @each_model
-@settings(max_examples=40)
+@at_most(40)
 @given(data=st.data())
 def test_any_value_anywhere_in_the_configuration_is_read_or_is_one_error(model_class, config, data, folders):
     folder, sound = folders(model_class, config)

@@ -16,6 +16,7 @@ import pytest
 from models import checkpoint
 from tests.distributed.processes import clean, is_alive, wait_for
 from tests.models.test_train import CLOCK, SIGNALS, SMALL
+from tests.tiers import slow
 from tinyarr import distributed
 
 ROOT = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def assert_alike(one, other):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("zero", [slow(0), slow(1), 2])
 def test_two_ranks_learn_what_one_process_does(zero):
     status, _, error = command(1, f"train {SMALL} --accumulate 2 --out one")
     assert status == 0, error

@@ -128,8 +128,12 @@ def tokenizer_model(tmp_path_factory):
     return path
 
 
-def test_llama3_has_its_size_and_its_special_tokens_at_the_end(tokenizer_model):
-    llama3 = load_tokenizer("llama3", tokenizer_model)
+@pytest.fixture(scope="module")
+def llama3(tokenizer_model):
+    return load_tokenizer("llama3", tokenizer_model)
+
+
+def test_llama3_has_its_size_and_its_special_tokens_at_the_end(llama3):
     assert llama3.n_vocab == 128_256
     ids = {name: llama3.encode_single_token(f"<|{name}|>") for name in ("begin_of_text", "end_of_text", "eot_id")}
     assert ids == {"begin_of_text": 128_000, "end_of_text": 128_001, "eot_id": 128_009}
@@ -137,19 +141,16 @@ def test_llama3_has_its_size_and_its_special_tokens_at_the_end(tokenizer_model):
     assert llama3.encode_ordinary(" the the") == [258, 258]
 
 
-def test_llama3_keeps_at_most_three_digits_together(tokenizer_model):
-    llama3 = load_tokenizer("llama3", tokenizer_model)
+def test_llama3_keeps_at_most_three_digits_together(llama3):
     assert [llama3.decode([token]) for token in llama3.encode_ordinary("12345")] == ["123", "45"]
 
 
 @given(st.text())
-def test_llama3_decodes_what_it_encodes(tokenizer_model, content):
-    llama3 = load_tokenizer("llama3", tokenizer_model)
+def test_llama3_decodes_what_it_encodes(llama3, content):
     assert llama3.decode(llama3.encode(content, disallowed_special=())) == content
 
 
-def test_each_tokenizer_knows_what_begins_and_ends_a_text(merges, tokenizer_model):
-    llama3 = load_tokenizer("llama3", tokenizer_model)
+def test_each_tokenizer_knows_what_begins_and_ends_a_text(llama3):
     assert (start_token(llama3), end_tokens(llama3)) == (128_000, {128_001, 128_008, 128_009})
     assert (start_token(BYTES), end_tokens(BYTES)) == (256, {256})
     assert encode(llama3, ["a"]).tolist() == [128_000, 97]

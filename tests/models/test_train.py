@@ -1,6 +1,7 @@
 """Training: it learns, the same command gives the same bits, and nothing that interrupts it does harm."""
 
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ from models.gpt2 import GPT2, Config
 from models.options import TrainOptions
 from models.progress import Progress
 from models.run import Run
+from tests.tiers import thinned
 from tinyarr import saving, tuning
 from tinyarr.data import write_shard
 
@@ -155,8 +157,11 @@ def test_the_saved_options_repeat_a_run(quick):
 
 
 # The record of step 2 is written once step 3 is launched, as no validation waits for it.
-@pytest.mark.parametrize(("step", "stopped"), [(0, 1), (2, 4), (3, 4), (8, 9)])
-@pytest.mark.parametrize("how", ["--dtype float32", "--dtype bfloat16", "--no-compile"])
+MODES, MOMENTS = ("--dtype float32", "--dtype bfloat16", "--no-compile"), ((0, 1), (2, 4), (3, 4), (8, 9))
+STOPS = [(how, *moment) for how in MODES for moment in MOMENTS]
+
+
+@pytest.mark.parametrize(("how", "step", "stopped"), thinned(STOPS, 5))
 def test_a_run_stopped_by_ctrl_c_and_resumed_equals_one_that_was_not(quick, monkeypatch, capsys, step, stopped, how):
     command(f"train {SMALL} {how} --out whole")
     with monkeypatch.context() as patch:
@@ -421,9 +426,10 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_spares_weights_and_checkpoin
     assert are_finite(tensors("run"))
 
 
-@pytest.mark.parametrize("bad", ["loss", "grad_norm"])
-@pytest.mark.parametrize("step", [0, 2, 3, 8])
-@compiled_or_not
+BAD_STEPS = [*itertools.product(["--compile", "--no-compile"], [0, 2, 3, 8], ["loss", "grad_norm"])]
+
+
+@pytest.mark.parametrize(("mode", "step", "bad"), thinned(BAD_STEPS, 5))
 def test_an_update_of_a_bad_step_is_left_out_though_it_is_noticed_later(quick, monkeypatch, capsys, mode, step, bad):
     made, batches = [], []
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from tests.tiers import at_most
 from tinyarr import Tensor, nn, where
 from tinyarr.errors import ArgumentError, OutOfBounds, ShapeError, TinyarrError
 from tinyarr.testing import gradcheck, gradgradcheck
@@ -98,7 +99,7 @@ indices = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@at_most(300)
 @given(st.lists(indices, min_size=1, max_size=4), st.integers(0, 4), st.booleans())
 def test_indexing_reads_and_writes_what_numpy_does(parts, at, with_ellipsis):
     """Keys of any mixture over an array whose axes all have size 2; what NumPy refuses is refused."""

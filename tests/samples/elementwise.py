@@ -39,6 +39,7 @@ from tinyarr.dtypes import (
 )
 from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops.activation import _leaky_relu
+from tinyarr.ops.attention import power
 from tinyarr.ops.loss import _mean_of_counted
 from tinyarr.ops.statistics import _squared_distance, _wide_square, scale_of
 from tinyarr.testing import broadcastable_shapes, shapes
@@ -149,6 +150,7 @@ for _name, _reference in {"floor_divide": np.floor_divide, "remainder": np.remai
 elementwise("pow", integer_or_float_power, between(0.2, 3), between(-2, 2))
 for _operation, _reference in {
     _squared_distance: lambda x, first, average: ((x - first) - average) ** 2,
+    power: lambda score, largest: np.exp(score - largest),
     _mean_of_counted: lambda total, count: total / np.maximum(count, 1),
 }.items():
     _values = [apart(0), between(0.2, 3), between(0.2, 3)][: len(_operation.inputs)]

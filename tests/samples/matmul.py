@@ -53,11 +53,11 @@ def wide_cases(draw) -> Case:
 
 def add_cases(draw) -> Case:
     x, y = wide_cases(draw).operands
-    return Case((Operand((*x.shape[:-1], y.shape[-1]), dtype=float32), x, y))
+    return Case((Operand((*x.shape[:-1], y.shape[-1])), x, y))
 
 
 SAMPLES["matmul_wide"] = Sample(
-    lambda x, y: apply(matmul_wide, x.detach(), y.detach()),
+    lambda x, y: apply(matmul_wide, x, y),
     np.matmul,
     cases_of(wide_cases),
     takes=(float16, bfloat16),
@@ -67,14 +67,14 @@ SAMPLES["matmul_wide"] = Sample(
     large=Case((Operand((48, 64)), Operand((64, 32)))),
 )
 SAMPLES["matmul_add"] = Sample(
-    lambda c, x, y: apply(matmul_add, c.detach(), x.detach(), y.detach()),
+    lambda c, x, y: apply(matmul_add, c.astype(x.dtype.compute), x, y),
     lambda c, x, y: c + x @ y,
     cases_of(add_cases),
     takes=(float16, bfloat16),
     refuses=(),
-    gives=lambda dtype, **_: float32,
+    gives=lambda dtype, **_: dtype.compute,
     roundings=lambda c, x, y: x.shape[-1] + 1,
-    large=Case((Operand((48, 32), dtype=float32), Operand((48, 64)), Operand((64, 32)))),
+    large=Case((Operand((48, 32)), Operand((48, 64)), Operand((64, 32)))),
 )
 
 

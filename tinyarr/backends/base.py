@@ -41,10 +41,15 @@ class Backend(Protocol):
     joins: whether kernels of one kind that follow each other in a program run as one, where none needs another's
     result.
     stops: whether a program ends at a bad index, in place of saying so when it is waited for.
+    block: the elements of a large temporary (logits, weights of attention) that an operation made of others holds at
+    once: so many that the kernels of a block are worth their overhead.
+    even: the number of elements of which a matrix's rows should be a multiple, for fast products.
     """
 
     joins: bool
     stops: bool
+    block: int
+    even: int
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         """A contiguous array over uninitialized memory, which returns to the backend when its last user is gone."""

@@ -20,6 +20,9 @@ class MetaBackend:
         self._device = device
         self._planner = planner(device.like or "cpu")
         self.joins, self.stops = self._planner.joins, self._planner.stops
+        self.block, self.even = self._planner.block, self._planner.even
+        if device.like is None:
+            self.block = 1 << 62  # there is no memory to save
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         return Array(Storage(None, nbytes, self._device), dtype, shape, strides, 0)

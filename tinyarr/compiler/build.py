@@ -1,7 +1,11 @@
-"""From what a trace wrote down to a graph of values.
+"""From the instructions of a trace to a graph of values in SSA form: each is made once and never changes.
 
-Memory that outlives the trace is cut into regions, each a tensor that the function reaches: what is written through
-one view of it is read through all others. Regions of one storage do not overlap.
+Memory that outlives the trace is cut into regions, each a tensor that the function reaches. A region has a current
+value; a write through any view of it makes the next one, which all later reads see. Regions of one storage that are
+written do not overlap.
+
+Example: p is a leaf of 4 elements, %0. `p[:2].assign(x)` makes `%5 = %0 with x in elements 0 to 2`; `p.sum()` reads %5
+from then on, and the graph ends with p's state before, %0, and after, %5.
 """
 
 from __future__ import annotations
@@ -128,12 +132,15 @@ class _Builder:
         key = id(storage), low, high
         if key not in self._holders:
             ends = self._ends.get(id(storage), np.empty((0, 2)))  # an array, since a storage may have thousands
-            holds = (ends[:, 0] <= low) & (high <= ends[:, 1]) | (low == high)  # nothing is anywhere
+            holds = (ends[:, 0] <= low) & (high <= ends[:, 1]) | (low == high)  # an empty range is within all
             self._holders[key] = [(int(a), int(b)) for a, b in ends[holds]]
         return self._holders[key]
 
     def _join(self, regions: dict[_Ends, _Region]) -> bool:
-        """Makes one region of those that overlap and are written; whether there were any."""
+        """Joins regions that overlap and are written, and returns whether there were any.
+
+        Example: elements 0 to 4 and 2 to 6, one of them written, become those of the smallest leaf that holds 0 to 6.
+        """
         ordered, joined = [regions[ends] for ends in sorted(regions)], False
         lows = [r.low for r in ordered]
         for i, r in enumerate(ordered):

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
+import types
+from collections.abc import Callable, Container, Sequence
 from types import CodeType
 from typing import NamedTuple
 
@@ -81,3 +84,32 @@ def names_of(code: CodeType) -> Names:
 def with_inner(code: CodeType) -> tuple[CodeType, ...]:
     """The code object, and all of functions and classes that are defined in it."""
     return (code, *(y for x in code.co_consts if isinstance(x, CodeType) for y in with_inner(x)))
+
+
+class Parameters(NamedTuple):
+    """A function's parameters, as far as its code shows: in order, and which of them it never reads, by name.
+
+    any_keyword: whether it may see the keywords of a call in their order.
+    """
+
+    names: Sequence[str] = ()
+    unread: Container[str] = ()
+    unread_keywords: Container[str] = ()
+    any_keyword: bool = True
+
+    @classmethod
+    def of(cls, function: Callable) -> Parameters:
+        code = getattr(function, "__code__", None)
+        is_method = isinstance(function, types.MethodType)
+        if not (is_method or isinstance(function, types.FunctionType)) or not isinstance(code, types.CodeType):
+            return cls()
+        inner = [names_of(c) for c in with_inner(code)]
+        if any(n.all & {"locals", "vars", "eval", "exec", "dir"} for n in inner):
+            return cls()
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        unread = {name for name in names if not any(name in n.locals for n in inner)}
+        if any(chain.name == "super" for n in inner for chain in n.chains):  # which takes the first by itself
+            unread -= {*names[:1]}
+        positional = code.co_varnames[is_method : code.co_argcount]
+        unread_keywords = unread - {*code.co_varnames[: code.co_posonlyargcount]}
+        return cls(positional, unread, unread_keywords, bool(code.co_flags & inspect.CO_VARKEYWORDS))

@@ -22,17 +22,17 @@ from ..program import Graph
 from ..tape import is_nested, recording, watched
 from .agree import agree
 from .calls import Bound, called
-from .capture import Capture, Leaf
+from .capture import Leaf, Part, difference
 from .interpret import Interpreter
 from .lives import made_by
 from .memory import Memory
-from .parts import Part, difference
 from .passes import PASSES, passes_within
 from .plan import plan
 from .recent import Recent
 from .templates import Filling
 from .trace import Trace
 from .traced import Traced, trace_call
+from .walk import Walk
 
 GUARD = 512  # bytes, with TINYARR_GUARD=1
 MOST_PROGRAMS = 8  # of one function: more mean that something is different at every call
@@ -211,7 +211,7 @@ class Compiled:
             self._recent = recent
             return result
 
-    def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Capture, _Program | None]:
+    def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Walk, _Program | None]:
         """What a call captures, and its program; None where the function is to run as it is."""
         for _ in range(MOST_TRACES):
             capture = self._capture(args, kwargs)
@@ -238,10 +238,10 @@ class Compiled:
         self._warn(f"{self._name} runs as it is: each of {MOST_TRACES} traces ran other code or needed other numbers")
         return capture, None
 
-    def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Capture:
-        return Capture(self.function, args, kwargs, self._varying, self._needed, self._more_code, self._state)
+    def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Walk:
+        return Walk(self.function, args, kwargs, self._varying, self._needed, self._more_code, self._state)
 
-    def _vary(self, capture: Capture) -> bool:
+    def _vary(self, capture: Walk) -> bool:
         """Makes inputs of numbers if all that is new about a signature is their values. Returns whether it did."""
         for program in self._programs:
             paths = program.numbers_that_differ(capture)
@@ -250,7 +250,7 @@ class Compiled:
                 return True
         return False
 
-    def _make(self, capture: Capture, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> _Program | str | None:
+    def _make(self, capture: Walk, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> _Program | str | None:
         """The program for a new signature, or why there can't be one; None where numbers turn out to be needed."""
         why = self._why(capture)
         clock = _Clock()
@@ -296,7 +296,7 @@ class Compiled:
         self.seconds += clock.total
         return graph, runner
 
-    def _refuse_opaque(self, capture: Capture, names: frozenset[str]) -> None:
+    def _refuse_opaque(self, capture: Walk, names: frozenset[str]) -> None:
         for path, kind in capture.opaque.items():
             is_replaced = capture.slots[path] is not None or path.startswith(_ARGUMENTS)
             if not is_replaced and names.issuperset(capture.names[path]):
@@ -314,7 +314,7 @@ class Compiled:
                 level, frame = level + 1, frame.f_back
             warnings.warn(f"compile: {what}", stacklevel=level)
 
-    def _give_up(self, capture: Capture) -> None:
+    def _give_up(self, capture: Walk) -> None:
         if not self._has_given_up:
             self._has_given_up = True
             self._warn(
@@ -331,7 +331,7 @@ class Compiled:
         traced = [f"{i + 1}: {program.why}" for i, program in enumerate(self._programs)]
         return "\n".join(traced + [f"{path}: {why}" for path, why in self._needed.items()])
 
-    def _why(self, capture: Capture) -> str:
+    def _why(self, capture: Walk) -> str:
         found = [program.difference(capture) for program in self._programs]
         if not found:
             return "the first call"
@@ -346,7 +346,7 @@ class _Program:
     again there.
     """
 
-    def __init__(self, runner: Any, graph: Graph, traced: Traced, capture: Capture, mode: tuple, why: str):
+    def __init__(self, runner: Any, graph: Graph, traced: Traced, capture: Walk, mode: tuple, why: str):
         self.graph = graph
         self.history = traced.history
         self.why = why
@@ -359,14 +359,14 @@ class _Program:
         for i, state in enumerate(graph.states):
             self.places[traced.leaves[state.leaf]][1].append((i, state))
 
-    def fits(self, capture: Capture, mode: tuple) -> bool:
+    def fits(self, capture: Walk, mode: tuple) -> bool:
         """Whether all that the trace depended on is in a call as it was then."""
         return mode == self._mode and self._used(capture) == self._parts
 
-    def difference(self, capture: Capture) -> list[str]:
+    def difference(self, capture: Walk) -> list[str]:
         return difference(self._used(capture), self._parts)
 
-    def numbers_that_differ(self, capture: Capture) -> set[str]:
+    def numbers_that_differ(self, capture: Walk) -> set[str]:
         """The paths of the ints and floats that have other values, if nothing else is different."""
         now = self._used(capture)
         if now.keys() != self._parts.keys():
@@ -377,7 +377,7 @@ class _Program:
         plain = all(kind is tuple and a is b and a in (int, float) for kind, a, b in kinds) and len(kinds) == len(paths)
         return paths if plain else set()
 
-    def _used(self, capture: Capture) -> dict[str, Part]:
+    def _used(self, capture: Walk) -> dict[str, Part]:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
     def run(self, call: Bound) -> Any:

@@ -264,6 +264,9 @@ def holds_the_same(holder: Holder, contents: dict[Any, Any]) -> bool:
     if isinstance(holder, Elements):
         return new == contents
     pairs = zip(new.items(), contents.items(), strict=False)
-    return len(new) == len(contents) and all(
-        x is y and (a is b or (type(a) is int and a == b)) for (a, x), (b, y) in pairs
-    )
+    return len(new) == len(contents) and all(x is y and is_one_key(a, b) for (a, x), (b, y) in pairs)
+
+
+def is_one_key(a: Any, b: Any) -> bool:
+    """Returns whether two keys are one object, or texts or ints that are equal."""
+    return a is b or (type(a) is type(b) and type(a) in (str, int) and a == b)

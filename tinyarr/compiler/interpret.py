@@ -10,6 +10,8 @@ from typing import Any
 from .. import eager, views
 from ..array import Array
 from ..program import Graph, Group, Read, Value, Write
+from ..tape import no_grad
+from ..tensor import result_tensor
 from ..views import View
 from .lives import made_by, values_read
 
@@ -55,7 +57,8 @@ class Interpreter:
             else:
                 operands = [_seen(known[x.value], x.view) if isinstance(x, Read) else x for x in node.inputs]
                 made = eager.run(node.call, operands, None)
-                assert made is not None, "a graph holds only what has a kernel"
+                if made is None:
+                    made = _by_composite(node.call, operands)
                 known.update(zip(node.outputs, made, strict=True))
             for value in last:
                 known.pop(value, None)
@@ -68,6 +71,17 @@ class Interpreter:
             place.device.backend.copy(_seen(new, views.contiguous(state.before.shape)), place)
             place.storage.version += 1
         return results
+
+
+def _by_composite(call: Any, operands: Sequence[Any]) -> list[Array]:
+    """The results of a call for which the backend has no kernel: dense, and in memory of their own."""
+    tensors = [result_tensor(x) if isinstance(x, Array) else x for x in operands]
+    with no_grad():
+        made = call.primitive.composite(*tensors, **call.params)
+    arrays = [x.array for x in (made if isinstance(made, tuple | list) else (made,))]
+    read = {id(x.storage) for x in operands if isinstance(x, Array)}
+    alone = [views.is_contiguous(x.view) and id(x.storage) not in read for x in arrays]
+    return [x if is_alone else eager.contiguous_copy(x) for x, is_alone in zip(arrays, alone, strict=True)]
 
 
 def _seen(array: Any, view: View) -> Any:

@@ -1,24 +1,34 @@
-"""In which order the elements of a value lie in memory.
+"""Layouts: the order in which the elements of a value are in memory.
 
-Row-major unless a copy in another order is made of it: then its maker, where it writes with any strides, makes it in
-that order, and the copy finds its elements in place. What is read through one view alone, as the gradient of a weight
-is through a transposed one, is made as that view sees it.
+Row-major unless a copy in another order is made of the value: then its maker, where that writes with any strides, makes
+it in that order, and the copy has nothing to do. What is read through one view alone, as the gradient of a weight is
+through a transposed one, is made as that view sees it.
+
+A layout is a view of memory that shows a value in its own shape; a read is a view of the row-major value. `read_in`
+leads from one to the other.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeGuard
 
 from .. import eager, views
 from ..ops.create import _copy
-from ..program import Graph, Node, Read, Step, Value, Write
+from ..program import Graph, Node, PlanStep, Read, Step, Value, Write
 from ..views import Shape, View
 from .lives import is_call, is_collective, is_elementwise, is_wait, made_by, values_read
 
+row_major = functools.lru_cache(maxsize=4096)(views.contiguous)
+
 
 def layouts(graph: Graph) -> dict[Value, View]:
-    """How each value lies that is not row-major: the view of its memory that shows it in its own shape."""
+    """Returns the layouts of the values that are not row-major.
+
+    Example: for `g = (x @ y).T + 0`, which reads the product (3, 4) as (4, 3) by (1, 4), the product gets (3, 4) by
+    (1, 3): the addition then goes through memory in order.
+    """
     found: dict[Value, View] = {}
     reads: dict[Value, list[View]] = {}
     copied: dict[Value, View] = {}
@@ -35,7 +45,7 @@ def layouts(graph: Graph) -> dict[Value, View]:
     stored |= {v for n in graph.nodes if isinstance(n, Write) for v in (n.old, n.new)}
     stored |= {v for n in graph.nodes if is_collective(n) or is_wait(n) for v in (*values_read(n), *made_by(n))}
     for node in graph.nodes:
-        if not isinstance(node, Node) or is_elementwise(node):
+        if not isinstance(node, Node) or is_elementwise(node):  # which would write with strides, a line for an element
             continue
         writes = node.call.device.backend.out_layouts(node.call)
         for value, shape, kinds in zip(node.outputs, node.call.out_shapes, writes, strict=True):
@@ -43,7 +53,7 @@ def layouts(graph: Graph) -> dict[Value, View]:
             wanted = copied.get(value, seen[0] if len(set(seen)) == 1 else None)
             if wanted is None or value in stored or views.is_contiguous(wanted):
                 continue
-            layout = _made_as(value, wanted)
+            layout = in_order_of(value.shape, wanted, views.contiguous_strides(wanted.shape))
             if layout is None or any(_translated(v, _axes_of(layout)) is None for v in seen):
                 continue
             made = views.reshape(layout, shape)
@@ -52,23 +62,47 @@ def layouts(graph: Graph) -> dict[Value, View]:
     return found
 
 
-def is_copy(node: Step) -> TypeGuard[Node]:
+def is_copy(node: Step | PlanStep) -> TypeGuard[Node]:
     return is_call(node, _copy)
 
 
 def read_in(layout: View, view: View) -> View:
-    """A view of a row-major value, for the same value in a layout.
+    """Returns the view of memory that shows what a view of the row-major value shows, if the value has a layout.
 
-    Example: (2, 3) elements that lie column by column, (2, 3) by (1, 2), and of which the last column is read, (2,) by
-    (3,) from 2 on if they were row-major: (2,) by (1,) from 4 on.
+    Example: (2, 3) elements are column by column in memory, (2, 3) by (1, 2). Their last column, if row-major (2,) by
+    (3,) from element 2 on, is (2,) by (1,) from element 4 on.
     """
+    if layout == row_major(layout.shape):
+        return view
     found = _translated(view, _axes_of(layout))
     assert found is not None, "a layout is chosen only where all views of the value can be had"
     return found
 
 
+def in_order_of(shape: Shape, seen: View, strides: Shape) -> View | None:
+    """Returns the layout of a value in which what `seen` shows of it has these strides, if `seen` shows it whole.
+
+    None where there is no such layout.
+
+    Examples: a value (3, 4), read as (4, 3) by (1, 4), its transpose. If that shall be row-major, (4, 3) by (3, 1), the
+    layout is (3, 4) by (1, 3). If that shall be columns 2 to 4 of a matrix of 8 columns, (4, 3) by (8, 1), the layout
+    is (3, 4) by (1, 8).
+    """
+    if views.is_contiguous(seen):
+        return views.reshape(View(seen.shape, strides), shape) if views.size(seen.shape) == views.size(shape) else None
+    axes = _axes(seen.shape, seen.strides, strides)
+    step = views.size(shape)
+    if seen.offset or step == 0:
+        return None
+    for axis in axes:
+        if step != axis.size * axis.row_major:
+            return None
+        step = axis.row_major
+    return _translated(views.contiguous(shape), axes) if step == 1 else None
+
+
 class _Axis(NamedTuple):
-    """Neighbours along it are `row_major` apart if the value is row-major, and `in_memory` apart as it lies."""
+    """Neighbours along it are `row_major` elements apart if the value is row-major, `in_memory` apart in its layout."""
 
     size: int
     row_major: int
@@ -76,7 +110,7 @@ class _Axis(NamedTuple):
 
 
 def _axes(shape: Shape, row_major: Shape, in_memory: Shape) -> list[_Axis]:
-    """From the outermost to the innermost."""
+    """From the outermost to the innermost of the row-major value."""
     axes = map(_Axis, shape, row_major, in_memory)
     return sorted((a for a in axes if a.size > 1), key=lambda a: -a.row_major)
 
@@ -85,23 +119,15 @@ def _axes_of(layout: View) -> list[_Axis]:
     return _axes(layout.shape, views.contiguous_strides(layout.shape), layout.strides)
 
 
-def _made_as(value: Value, wanted: View) -> View | None:
-    """The layout in which `wanted` is contiguous, a view of the row-major value; None unless it shows each element."""
-    axes = _axes(wanted.shape, wanted.strides, views.contiguous_strides(wanted.shape))
-    step = views.size(value.shape)
-    if wanted.offset or step == 0:
-        return None
-    for axis in axes:
-        if step != axis.size * axis.row_major:
-            return None
-        step = axis.row_major
-    return _translated(views.contiguous(value.shape), axes) if step == 1 else None
-
-
 def _translated(view: View, axes: Sequence[_Axis]) -> View | None:
-    """The view of memory that shows what `view` shows of the row-major value; None where there are no strides."""
+    """Returns the view of memory that shows what `view` shows of the row-major value; None where there are no strides.
+
+    The axes are digits of a position in the row-major value: of a value (2, 3), element 5 = 1 * 3 + 2 has the digits 1
+    and 2, and is at 1 * 1 + 2 * 2 = 5 in memory if the layout is (2, 3) by (1, 2). A stride of the view is walked digit
+    by digit, and must not carry from one into the next unless memory does so as well.
+    """
     offset, rest = 0, view.offset
-    highest = []  # position along each axis
+    highest = []  # the largest digit of each axis that the view gets to
     for axis in axes:
         highest.append(rest // axis.row_major)
         offset += highest[-1] * axis.in_memory
@@ -117,7 +143,13 @@ def _translated(view: View, axes: Sequence[_Axis]) -> View | None:
 
 
 def _walk(count: int, stride: int, axes: Sequence[_Axis], highest: list[int]) -> int | None:
-    """How far apart in memory `count` elements are that are `stride` apart; adds how far they go to `highest`."""
+    """Returns how far apart in memory `count` elements are that are `stride` apart in the row-major value.
+
+    Adds to `highest` how far they go along each axis. None where they are not evenly apart.
+
+    Example: the 6 elements of the (2, 3) by (1, 2), 1 apart if row-major, are not: after element 2 at 4 comes element 3
+    at 1. The 2 elements that are 3 apart are 1 apart.
+    """
     at = next((i for i, axis in enumerate(axes) if 0 < axis.row_major <= stride), None)
     if at is None or stride % axes[at].row_major:
         return None

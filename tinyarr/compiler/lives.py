@@ -59,6 +59,8 @@ def values_read(node: Step) -> list[Value]:
 
 def reading(node: Any, names: dict[Value, Value]) -> Any:
     """The node with the values that it reads exchanged."""
+    if names.keys().isdisjoint(values_read(node)):
+        return node
     if isinstance(node, Write):
         return replace(node, old=names.get(node.old, node.old), new=names.get(node.new, node.new))
     return replace(node, inputs=tuple(renamed(x, names) for x in node.inputs))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from ..program import Graph
 from .epilogue import product_epilogues
 from .fuse import fuse
-from .plan import plan
+from .plan import arena
 from .recompute import recompute
 from .rewrite import add_rows_in_place, keep_products_wide
 from .schedule import lift, overlap, sink
@@ -25,16 +25,21 @@ PASSES = (*SIMPLIFY, *ARRANGE)
 
 
 def passes_within(memory_budget: int | None) -> Sequence[Callable[[Graph], Graph]]:
-    """The passes, with recomputation where the plan would take more bytes than the budget."""
+    """Returns the passes, with recomputation where the plan would take more bytes than the budget."""
     if memory_budget is None:
         return PASSES
 
-    def taken(graph: Graph) -> int:
-        for change in (dead_code, *ARRANGE):
-            graph = change(graph)
-        return plan(graph).arena
-
     def fit(graph: Graph) -> Graph:
-        return recompute(graph, memory_budget, taken)
+        arranged: dict[int, tuple[Graph, Graph]] = {}  # by the former's id; what is chosen needs no second time
 
-    return (*SIMPLIFY, fit, dead_code, *ARRANGE)  # after common subexpressions, which would undo it
+        def taken(changed: Graph) -> int:
+            found = changed
+            for change in (dead_code, *ARRANGE):
+                found = change(found)
+            arranged[id(changed)] = changed, found
+            return arena(found)
+
+        _, found = arranged[id(recompute(graph, memory_budget, taken))]
+        return found
+
+    return (*SIMPLIFY, fit)  # after common subexpressions, which would undo it

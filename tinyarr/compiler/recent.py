@@ -20,9 +20,18 @@ from ..random import default_generator
 from ..tensor import Tensor
 from .assumptions import HEAP_TYPE
 from .calls import Bound
-from .capture import Capture, item_path
-from .holders import Attributes, Cell, ClassAttributes, Entries, Holder, Items, Members, Variable
-from .parts import GRADIENT, GradientKind, TensorKind
+from .capture import GRADIENT, Capture, GradientKind, TensorKind, item_path
+from .holders import (
+    Attributes,
+    Cell,
+    ClassAttributes,
+    Entries,
+    Items,
+    Members,
+    Variable,
+    holds_the_same,
+    is_one_key,
+)  # fmt: skip
 
 _FIELDS: Sequence[Callable] = tuple(
     map(operator.attrgetter, ("grad", "node", "_hooks", "_requires_grad", "_has_wide_grad"))
@@ -54,7 +63,7 @@ class Fingerprint:
         self._sequences = [h.object for h in holders if type(h) in (Items, Members)]
         self._cells = [h.object for h in holders if type(h) is Cell]
         self._variables = [(h.object, h.name) for h in holders if type(h) is Variable]
-        self._others: list[Holder] = [h for h in holders if type(h) not in _GATHERED]
+        self._others = [h for h in holders if type(h) not in _GATHERED]
         self._functions = [x for x in capture.objects.values() if type(x) is types.FunctionType]
         self._factories = [x for x in dicts if isinstance(x, defaultdict)]
         self._tensors = [*capture.tensors.values()]
@@ -63,7 +72,8 @@ class Fingerprint:
         self._buffers = [x for x in bare if not x._requires_grad]
         known = set(map(id, bare))
         self._unusual = [x for x in self._tensors if id(x) not in known]
-        self._names, self._contents = self._equal(), self._read()
+        self._names = self._equal()
+        self._contents = [h.contents() for h in self._others]
         self._held = np.fromiter(self._identical(), object)  # which keeps them, and so their addresses are theirs
         self._addresses = self._held.tobytes()
         self._are_texts = all(type(name) is str for name in self._names[0])
@@ -76,7 +86,7 @@ class Fingerprint:
             and others == self._names[1:]
             and self._are_bare()
             and np.fromiter(self._identical(), object, len(self._held)).tobytes() == self._addresses
-            and all(map(_are_one, self._read(), self._contents))
+            and all(map(holds_the_same, self._others, self._contents))
         )
 
     def _equal(self) -> list[list[Any]]:
@@ -95,9 +105,6 @@ class Fingerprint:
             *(map(field, self._unusual) for field in _FIELDS),
         )  # fmt: skip
 
-    def _read(self) -> list[dict[Any, Any]]:
-        return [h.contents() for h in self._others]
-
     def _are_bare(self) -> bool:
         """Whether no tensor that had none has got a gradient, history or hook, or another part in gradients."""
         for x in self._leaves:
@@ -112,7 +119,7 @@ class Fingerprint:
         return True
 
     def _are_same_keys(self, keys: list[Any]) -> bool:
-        return len(keys) == len(self._names[0]) and all(map(_is_one_key, keys, self._names[0]))
+        return len(keys) == len(self._names[0]) and all(map(is_one_key, keys, self._names[0]))
 
 
 _NOTHING = object()
@@ -123,17 +130,6 @@ def _contents_of(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _NOTHING
-
-
-def _is_one_key(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and type(a) in (str, int) and a == b)
-
-
-def _are_one(now: dict[Any, Any], then: dict[Any, Any]) -> bool:
-    """Whether two contents of a holder are the same objects, or equal bytes of a buffer."""
-    return now.keys() == then.keys() and all(
-        x is then[key] or (type(x) is bytes and type(then[key]) is bytes and x == then[key]) for key, x in now.items()
-    )
 
 
 _TENSOR, _NUMBER, _UNREAD, _SAME = range(4)  # what may come as an argument: another tensor or number of its kind, ...

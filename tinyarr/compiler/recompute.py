@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -28,28 +27,37 @@ class _Choice(NamedTuple):
 
 
 def recompute(graph: Graph, budget: int, size: Callable[[Graph], int]) -> Graph:
-    """The graph with as little made again as is needed for `size`, the bytes that its plan takes, to be in `budget`.
+    """Returns the graph with as little made again as is needed for `size`, the bytes that its plan takes, to fit.
+
+    Planning takes as long as all passes together, so it is done for few numbers of choices. The bytes alive before the
+    passes are known for all numbers, and what passes change of them is nearly the same for all but the smallest: each
+    plan tells what to expect of the others. The search ends where one choice less is known, or expected, not to fit.
+
+    Example: GPT-2 1558M within 30 GiB, 32.21 GB. Of 193 choices the first 74 leave 32.19 GB alive. Their plan takes
+    31.92 GB, so that 69 should do, and these are the last that are planned.
 
     Warns where all that can be made again does not suffice.
     """
-    taken = size(graph)
-    if taken <= budget:
-        return graph
     choices, alive = _choices(graph)
-    # A plan takes as long as all passes: the first is made where the bytes alive have fallen by what is too much.
-    guess = bisect_left(alive, taken - budget, key=lambda bytes_alive: alive[0] - bytes_alive)
-    low, high = 0, len(choices)  # so many are too few, and enough
-    step, was_enough = 1, None
-    while high - low > 1:
-        guess = min(max(guess, low + 1), high - 1)
-        is_enough = size(_repeated(graph, choices[:guess])[0]) <= budget
-        low, high = (low, guess) if is_enough else (guess, high)
-        step = 2 * step if is_enough is was_enough else min(step, (high - low + 1) // 2)
-        guess, was_enough = (high - step if is_enough else low + step), is_enough
-    least, _ = _repeated(graph, choices[:high])
-    if high == len(choices) and (reached := size(least)) > budget:
+    few, enough = -1, len(choices) + 1
+    least, difference, step = graph, 0, 1
+    while enough - few > 1:
+        numbers = range(few + 1, min(enough, len(choices) + 1))
+        expected = next((n for n in numbers if alive[n] + difference <= budget), numbers[-1])
+        guess = max(expected, min(few + step, numbers[-1]))
+        changed = _repeated(graph, choices[:guess])[0] if guess else graph
+        taken = size(changed)
+        difference = taken - alive[guess]
+        if taken > budget:
+            few, step = guess, 2 * step  # where expectations are wrong again and again, each miss leads farther
+            continue
+        enough, least, step = guess, changed, 1
+        if guess > 1 and alive[guess - 1] + difference > budget:
+            break
+    if enough > len(choices):
+        least = changed
         warnings.warn(
-            f"compile: memory_budget is {budget:,} bytes, recomputation reaches {reached:,}: make batches smaller, "
+            f"compile: memory_budget is {budget:,} bytes, recomputation reaches {taken:,}: make batches smaller, "
             "or use checkpoint", stacklevel=4,
         )  # fmt: skip
     return least

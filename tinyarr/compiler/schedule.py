@@ -1,9 +1,10 @@
-"""In which order nodes run: as they were traced, but for three moves.
+"""The order of nodes: as they were traced, but for three moves.
 
-What is made of nothing, or of what lives on anyway, is made when it is first read. A reduction to little runs right
-behind what makes its operands, while those are in the cache; where a backend joins kernels that follow each other, only
-if then nothing needs the operands any more. A collective begins right behind what makes its operand, and is waited for
-when its result is first read; collectives begin in the order in which they were traced, on all ranks the same one.
+`sink`: nodes without inputs, or whose inputs outlive them anyway, move down to their first reader: that lengthens no
+lifetime. `lift`: a reduction to a small result moves up behind the maker of its operands, while those are in the cache;
+where a backend launches neighbours as one, only if its operands die there. `overlap`: a collective begins right behind
+the maker of its operand and is waited for before its first reader. Collectives begin in the order of the trace, which
+is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from .lives import SMALL, Lives, highest_number, is_collective, is_wait, made_by
 
 
 def sink(graph: Graph) -> Graph:
-    """Nodes that keep nothing alive move down to their first reader."""
+    """Moves nodes that keep nothing alive down to their first reader.
+
+    Example: `ones = full(1)`, 3 products, then `product @ ones`: the 16 KiB of ones (64, 64) are made before the last
+    product, and need no memory during the other ones.
+    """
     lives = Lives(graph)
     keys: list[tuple[int, int]] = [(position, 0) for position in range(len(graph.nodes))]
     for position in reversed(range(len(graph.nodes))):
@@ -35,7 +40,11 @@ def sink(graph: Graph) -> Graph:
 
 
 def lift(graph: Graph) -> Graph:
-    """Reductions whose results are small move up to what makes the last of their operands."""
+    """Moves reductions to small results up behind the maker of the last of their operands.
+
+    Example: a = x @ x, b = x.T @ x, a.sum(), b.sum() become a, a.sum(), b, b.sum(): each product is still in the cache
+    when it is summed, and dies before the next one is made.
+    """
     lives = Lives(graph)
     keys: list[tuple[int, int]] = []
     for position, node in enumerate(graph.nodes):
@@ -51,11 +60,15 @@ def lift(graph: Graph) -> Graph:
 
 
 def overlap(graph: Graph) -> Graph:
-    """Collectives become two nodes, with what can be computed meanwhile between them.
+    """Splits collectives into their beginning and a wait, with what can be computed meanwhile between them.
 
     They begin in the order in which they were traced, which is the same on all ranks, though what a rank computes
     between them may differ.
+
+    Example: the gradient of the last layer is summed over the ranks while backward computes that of the layer before.
     """
+    if not any(map(is_collective, graph.nodes)):
+        return graph
     apart = _begun_and_waited_for(graph)
     lives = Lives(apart)
     early = _leading_to_collectives(apart, lives)

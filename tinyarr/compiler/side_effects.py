@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import TraceError
+from ..random import Generator
+from ..tensor import Tensor
 from .calls import Bound
 from .capture import Capture, is_rebuilt, item_path
 from .holders import GONE, Attributes, Cell, Elements, Holder, Variable, holds_the_same
@@ -47,32 +49,26 @@ class Snapshot:
     def __init__(self, capture: Capture):
         self._capture = capture
         self._contents = {path: holder.contents() for path, holder in capture.holders.items()}
-        self._tensors = {
-            path: (x, x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node)
-            for path, x in capture.tensors.items()
-        }
-        self._generators = {path: (g._key, g._counter) for path, g in capture.generators.items()}
-        self._set = {path: _settable(x) for path, x in capture.objects.items()}
+        self._gradients = {path: (x.grad, x._hooks) for path, x in capture.tensors.items()}
+        self._fixed = {path: (x, _fixed(x)) for path, x in capture.objects.items()}
 
     def changes(self, templates: Templates) -> Changes:
         """What is different now. Raises TraceError for what can't be done again at each call."""
         gradients: dict[str, Any] = {}
-        for path, (x, gradient, hooks, array, *flags, node) in self._tensors.items():
-            if x.array is not array or [x._requires_grad, x._has_wide_grad] != flags or x.node is not node:
-                raise TraceError(
-                    f"compile: {path} was moved, or its requires_grad or grad_dtype set: do that outside of it"
-                )
+        for x, path, name, _ in self._that_were_set():
+            what = f".{name} was set"
+            if name != "__class__" and isinstance(x, Tensor):
+                what = " was moved, or its requires_grad or grad_dtype set"
+            elif isinstance(x, Generator):
+                what = ", a generator, was set"
+            raise TraceError(f"compile: {path}{what}: do that outside of it")
+        for path, (gradient, hooks) in self._gradients.items():
+            x = self._capture.tensors[path]
             if x.grad is not gradient:
                 self._require_state(path, path in self._capture.again.tensors)
                 gradients[path] = templates.template(x.grad, f"{path}.grad")
             if x._hooks and hooks is None:
                 raise TraceError(f"compile: {path} got a hook: register it outside of it")
-        for path, drawn in self._generators.items():
-            g = self._capture.generators[path]
-            if (g._key, g._counter) != drawn:
-                raise TraceError(f"compile: {path}, a generator, was set: do that outside of it")
-        for _, path, name, _ in self._that_were_set():
-            raise TraceError(f"compile: {path}.{name} was set: do that outside of it")
         held: dict[str, Held] = {}
         for path, old in self._contents.items():
             holder = self._capture.holders[path]
@@ -109,27 +105,32 @@ class Snapshot:
             holder = self._capture.holders[path]
             if not holds_the_same(holder, old):
                 holder.put(old)
-        for x, *fields in self._tensors.values():
-            x.grad, x._hooks, x.array, x._requires_grad, x._has_wide_grad, x.node = fields
-        for path, (key, counter) in self._generators.items():
-            self._capture.generators[path].load_state_dict({"key": key, "counter": counter})
+        for path, (gradient, hooks) in self._gradients.items():
+            x = self._capture.tensors[path]
+            x.grad, x._hooks = gradient, hooks
         for x, _, name, part in self._that_were_set():
             setattr(x, name, part)
 
     def _that_were_set(self) -> Iterator[tuple[Any, str, str, Any]]:
         """Of what may not be set in a trace, what was: the object, its path, the attribute's name and value before."""
-        for path, old in self._set.items():
-            x = self._capture.objects[path]
-            yield from ((x, path, name, old[name]) for name, part in _settable(x).items() if part is not old[name])
+        for path, (x, old) in self._fixed.items():
+            yield from ((x, path, name, old[name]) for name, part in _fixed(x).items() if part is not old[name])
         for path, holder in self._capture.holders.items():
             if isinstance(holder, Attributes) and holder.owner.__dict__ is not holder.object:
                 yield holder.owner, path.removesuffix(".__dict__"), "__dict__", holder.object
 
 
-def _settable(x: Any) -> dict[str, Any]:
-    """Of an object what can be set as a whole: its class, and a function's code and defaults."""
-    names = ("__code__", "__defaults__", "__kwdefaults__") if isinstance(x, types.FunctionType) else ()
-    return {"__class__": type(x)} | {name: getattr(x, name) for name in names}
+_FIXED: dict[type, tuple[str, ...]] = {
+    Tensor: ("array", "_requires_grad", "_has_wide_grad", "node"),
+    Generator: ("_key", "_counter"),
+    types.FunctionType: ("__code__", "__defaults__", "__kwdefaults__"),
+}
+
+
+def _fixed(x: Any) -> dict[str, Any]:
+    """Of an object what may not be set in a trace: its class, and some attributes."""
+    kind = Tensor if isinstance(x, Tensor) else type(x)
+    return {"__class__": type(x)} | {name: getattr(x, name) for name in _FIXED.get(kind, ())}
 
 
 class Changes:

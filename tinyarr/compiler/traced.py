@@ -13,13 +13,12 @@ from ..forking import undone_in_children
 from ..ops.primitive import executor
 from ..program import Graph
 from .build import build
-from .capture import Capture, Leaf
+from .capture import Capture, Leaf, Part
+from .constants import constants_of
 from .differentiate import History, apart_from_history, differentiate
 from .observed import Observed
 from .opaque import RunAsItIs, StandIn
 from .output import Output
-from .outside import constants_of
-from .parts import Part
 from .pullback import Make
 from .side_effects import Changes, Snapshot, standing_in
 from .symbolic_numbers import Given, NeedsValue, symbolic

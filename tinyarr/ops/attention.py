@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import dtypes, views
 from ..device import Device
 from ..dtypes import Dtype
 from ..errors import DtypeError, ShapeError
 from ..tensor import Tensor, require_tensors
-from ..transforms import vjp
+from ..transforms import checkpoint
 from ..views import Shape
-from .create import arange, ones
-from .elementwise import astype, greater, logical_and, where
+from . import scalar
+from .create import arange, contiguous, ones
+from .elementwise import astype, greater, log, logical_and, where
+from .elementwise_primitive import elementwise
+from .fused import fused
 from .matmul import matmul
-from .primitive import Primitive, apply
 from .random import dropout
 from .reduce import any
-from .shape import broadcast_to, expand_dims, matrix_transpose, reshape
-from .softmax import logsumexp, softmax
-
-
-def _infer_attention(shapes, types, *, causal, scale):
-    q, _, v = shapes
-    return [(q[:-1] + v[-1:], types[0]), (q[:-1], types[0].compute)]
+from .reduce import max as largest_of
+from .shape import broadcast_to, concat, expand_dims, matrix_transpose, reshape, split
+from .softmax import softmax
 
 
 def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -46,40 +45,50 @@ def _visible(T: int, S: int, device: Device) -> Tensor:
     return expand_dims(arange(S - T, S, device=device), -1) >= arange(S, device=device)
 
 
-def _attention_composite(q, k, v, *, causal, scale):
-    T, S = q.shape[2], k.shape[2]
-    scores = _scores(q, k, scale)
-    if causal:
-        scores = where(_visible(T, S, q.device), scores, -math.inf)
-    return _weighted(softmax(scores), v, q.dtype), reshape(logsumexp(scores, axis=-1), q.shape[:3])
+@elementwise
+def power(score, largest):
+    return scalar.exp(score - largest)
 
 
-_attention = Primitive(
-    "scaled_dot_product_attention",
-    _infer_attention,
-    inputs=("q", "k", "v"),
-    outputs=("out", "lse"),
-    composite=_attention_composite,
-)
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, visible: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The results (..., T, Dv), and the logarithms (..., T) of the sums of powers, of any number of heads.
+
+    A column of ones beside the values makes the product give the sums of powers too.
+    """
+    scores = matmul(q, matrix_transpose(k))
+    scores = scores if visible is None else where(visible, scores, -math.inf)
+    largest = largest_of(scores.detach(), axis=-1, keepdims=True)
+    column = ones((*v.shape[:-1], 1), dtype=v.dtype, device=v.device)
+    out, total = split(matmul(power(scores, largest), concat([v, column], axis=-1)), (v.shape[-1], 1), axis=-1)
+    return out / total, reshape(log(total) + largest, q.shape[:-1])
 
 
-def _attention_gradient_composite(g, q, k, v, out, lse, *, causal, scale):
-    _, pull = vjp(lambda *inputs: _attention_composite(*inputs, causal=causal, scale=scale)[0], q, k, v)
-    return pull(g)
+def _in_blocks(attend: Callable, most: int, *qkv: Tensor) -> Sequence[Tensor]:
+    """`attend(*qkv)` for some of the heads (..., T, D) at a time, so that about `most` of their weights are held."""
+    q, k, _ = qkv
+    held = math.prod(q.shape[:-1]) * k.shape[-2]
+    axis = next((axis for axis in range(3) if q.shape[axis] > 1), None)
+    if held <= most or axis is None:
+        return attend(*qkv)
+    pieces = [split(x, max(most * x.shape[axis] // held, 1), axis=axis) for x in qkv]
+    made = [_in_blocks(attend, most, *piece) for piece in zip(*pieces, strict=True)]
+    return [concat(parts, axis=axis) for parts in zip(*made, strict=True)]
 
 
-_attention_gradient = Primitive(
-    "scaled_dot_product_attention_gradient",
-    lambda shapes, types, *, causal, scale: [(shapes[i], types[i]) for i in (1, 2, 3)],
-    inputs=("g", "q", "k", "v", "out", "lse"),
-    outputs=("dq", "dk", "dv"),
-    composite=_attention_gradient_composite,
-)
-
-
-@_attention.gradient
-def _attention_backward(gs, q, k, v, out, lse, *, causal, scale):
-    return apply(_attention_gradient, gs[0], q, k, v, out, lse, causal=causal, scale=scale)
+@fused(outputs=("out", "lse"), saved=("q", "k", "v", "out", "lse"))
+def _scaled_dot_product_attention(q, k, v, *, causal, scale):
+    """Where there is more than a block of weights, backward computes each block again: few are ever held."""
+    (B, H, T, _), (_, G, S, _), dtype = q.shape, k.shape, q.dtype
+    R, most = H // max(G, 1), q.device.backend.block // 8
+    q, k, v = (astype(x, dtype.compute, copy=False) for x in (q, k, v))
+    k = contiguous(k)  # a BLAS adds up by strides; v and q are copied below
+    k, v = (broadcast_to(expand_dims(x, 2), (B, G, R, *x.shape[2:])) for x in (k, v))
+    attend = functools.partial(_attend, visible=_visible(T, S, q.device) if causal and T > 1 else None)
+    weights = B * H * T * S
+    if weights > most:
+        attend = functools.partial(checkpoint, attend)
+    out, lse = _in_blocks(attend, most, reshape(q * scale, (B, G, R, *q.shape[2:])), k, v)
+    return astype(reshape(out, (B, H, T, v.shape[-1])), dtype, copy=False), reshape(lse, (B, H, T))
 
 
 def scaled_dot_product_attention(
@@ -109,7 +118,7 @@ def scaled_dot_product_attention(
     *lead, T, Dv = (*query.shape[:-1], value.shape[-1])
     q, k, v = (reshape(x, _batched(x.shape)) for x in (query, key, value))
     if attn_mask is None and not dropout_p:
-        out = apply(_attention, q, k, v, causal=is_causal, scale=scale)[0]
+        out = _scaled_dot_product_attention(q, k, v, causal=is_causal, scale=scale)[0]
     else:
         mask = ones((), dtype=dtypes.bool, device=q.device) if attn_mask is None else attn_mask
         out = _masked_attention(q, k, v, mask, lead, is_causal, scale, dropout_p)

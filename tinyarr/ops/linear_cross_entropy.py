@@ -2,57 +2,112 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 from .. import dtypes
 from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tape import recording
 from ..tensor import Tensor, require_tensors
-from ..transforms import vjp
-from .create import ones
-from .elementwise import astype
-from .loss import cross_entropy, mean_of_counted
-from .matmul import linear
-from .primitive import Bounds, Primitive, apply
-from .shape import reshape
+from ..transforms import custom_gradient
+from . import scalar
+from .attention import power
+from .create import contiguous, zeros
+from .elementwise import astype, log, where
+from .elementwise_primitive import elementwise
+from .fused import fused
+from .index import take_along_axis
+from .loss import mean_of_counted
+from .matmul import linear, matmul, matmul_add, matmul_wide
+from .primitive import Bounds, apply
+from .reduce import max as largest_of
+from .reduce import sum
+from .shape import concat, expand_dims, matrix_transpose, reshape, split
 
-
-def _composite(x, weight, targets, *, ignore_index):
-    return cross_entropy(linear(x, weight), targets, ignore_index=ignore_index, reduction="sum")
+MOST_BLOCKS = 32  # each is a few operations of a program
 
 
 def _bounds(shapes, params):
-    return Bounds(2, 0, shapes[1][0], params["ignore_index"])
+    return Bounds(1, 0, params["classes"], params["ignore_index"], "target", params["first"])
 
 
-_loss = Primitive(
-    "linear_cross_entropy",
-    lambda shapes, types, *, ignore_index: [((), types[0].compute)],
-    inputs=("x", "weight", "targets"),
-    composite=_composite,
-    bounds=_bounds,
-)
+@elementwise
+def _slope(power, total, target, ignored):
+    hit = scalar.where(scalar.index(-1) == target, 1, 0)
+    return scalar.where(target == ignored, 0, power / total - hit)
 
 
-def _composite_with_gradients(x, weight, targets, *, ignore_index):
-    loss, pull = vjp(lambda x, weight: _composite(x, weight, targets, ignore_index=ignore_index), x, weight)
-    dx, dweight = pull(ones((), dtype=loss.dtype, device=loss.device))
-    return loss, dx, dweight
+def _losses(logits, targets, ignore_index):
+    """The losses (n,), the powers (n, V) of the logits less the largest in their row, and the sums (n, 1) of those."""
+    largest = largest_of(logits.detach(), axis=-1, keepdims=True)
+    powers = power(logits, largest)
+    total = sum(powers, axis=-1, keepdims=True)
+    counts = targets != ignore_index
+    picked = take_along_axis(logits, where(counts, targets, 0), axis=-1)
+    return reshape(where(counts, log(total) - (picked - largest), 0), (len(logits),)), powers, total
 
 
-# The loss is one number, so its gradient is a number times what is known already when the logits are at hand.
-_loss_with_gradients = Primitive(
-    "linear_cross_entropy_with_gradients",
-    lambda shapes, types, *, ignore_index: [((), types[0].compute), (shapes[0], types[0]), (shapes[1], types[1])],
-    inputs=("x", "weight", "targets"),
-    outputs=("loss", "dx", "dweight"),
-    composite=_composite_with_gradients,
-    bounds=_bounds,
-)
+@fused(variables=(), bounds=_bounds)
+def _linear_cross_entropy(logits, targets, *, classes, ignore_index, first):
+    """The loss of each row of logits (n, P), of which the first `classes` count; targets (n,) from number `first`."""
+    wide = astype(logits[:, :classes], logits.dtype.compute, copy=False)
+    return _losses(wide, expand_dims(targets, -1), ignore_index)[0]
 
 
-@_loss_with_gradients.gradient
-def _backward(gs, x, weight, targets, dx, dweight):
-    """The inputs are saved for a gradient of this gradient alone, which needs the composite."""
-    return *(astype(gs[0] * astype(d, gs[0].dtype, copy=False), d.dtype, copy=False) for d in (dx, dweight)), None
+@fused(outputs=("dlogits", "loss"), variables=(), overwrites=0, bounds=_bounds)
+def _linear_cross_entropy_with_gradients(logits, targets, *, classes, ignore_index, first):
+    """The losses, and the gradient of their sum: softmax(logits) - onehot(target), 0 in what pads the rows."""
+    wide, targets = astype(logits[:, :classes], logits.dtype.compute, copy=False), expand_dims(targets, -1)
+    loss, powers, total = _losses(wide, targets, ignore_index)
+    slope = astype(_slope(powers, total, targets, ignore_index), logits.dtype, copy=False)
+    padding = logits.shape[1] - classes
+    if padding:
+        slope = concat([slope, zeros((len(logits), padding), dtype=slope.dtype, device=slope.device)], axis=1)
+    return slope, loss
+
+
+def _block(rows: int, classes: int, most: int) -> int:
+    """Rows of about equal blocks with at most so many logits, in multiples of 128, but no more than MOST_BLOCKS."""
+    blocks = min(max(-(-rows * classes // most), 1), MOST_BLOCKS)
+    return max(min(-(-rows // (blocks * 128)) * 128, rows), 1)
+
+
+def _in_blocks(x: Tensor, weight: Tensor, targets: Tensor):
+    """Blocks of x and targets, with the number of their first row; and the weight with an even number of rows."""
+    backend, classes = x.device.backend, len(weight)
+    padding = -classes % backend.even
+    if padding:
+        weight = concat([weight, zeros((padding, weight.shape[1]), dtype=weight.dtype, device=weight.device)])
+    block = _block(len(x), len(weight), backend.block)
+    return zip(itertools.count(0, block), split(x, block), split(targets, block), strict=False), weight
+
+
+def _summed(x, weight, targets, ignore_index):
+    blocks, padded = _in_blocks(x, weight, targets)
+    given = {"classes": len(weight), "ignore_index": ignore_index}
+    return sum(concat([_linear_cross_entropy(linear(part, padded), t, first=i, **given) for i, part, t in blocks]))
+
+
+@custom_gradient
+def _summed_with_gradients(x, weight, targets, ignore_index):
+    """The loss is one number, so its gradient is a number times what is known already when the logits are at hand."""
+    blocks, padded = _in_blocks(x, weight, targets)
+    given = {"classes": len(weight), "ignore_index": ignore_index}
+    losses: list[Tensor] = []
+    pieces: list[Tensor] = []
+    total: Any = None
+    for first, part, labels in blocks:
+        slope, loss = _linear_cross_entropy_with_gradients(linear(part, padded), labels, first=first, **given)
+        turned = matrix_transpose(slope)
+        total = apply(matmul_wide, turned, part) if total is None else apply(matmul_add, total, turned, part)
+        losses.append(loss)
+        pieces.append(matmul(slope, padded))
+    dx, dweight = concat(pieces), astype(total[: len(weight)], weight.dtype, copy=False)
+
+    def backward(g):
+        return *(astype(g * astype(d, g.dtype, copy=False), d.dtype, copy=False) for d in (dx, dweight)), None
+
+    return sum(concat(losses)), backward
 
 
 def linear_cross_entropy(
@@ -75,6 +130,5 @@ def linear_cross_entropy(
     rows = reshape(x, (targets.size, x.shape[-1]))
     flat = astype(reshape(targets, (targets.size,)), dtypes.int64, copy=False)
     wanted = recording.get() and (x.requires_grad or weight.requires_grad)
-    found = apply(_loss_with_gradients if wanted else _loss, rows, weight, flat, ignore_index=ignore_index)
-    loss = found[0] if wanted else found
+    loss = (_summed_with_gradients if wanted else _summed)(contiguous(rows), contiguous(weight), flat, ignore_index)
     return loss if reduction == "sum" else mean_of_counted(loss, flat, ignore_index)

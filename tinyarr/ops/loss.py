@@ -41,7 +41,8 @@ _cross_entropy = Primitive(
     inputs=("logits", "targets"),
     outputs=("loss", "lse"),
     composite=_cross_entropy_composite,
-    bounds=lambda shapes, params: Bounds(1, 0, shapes[0][-1], params["ignore_index"]),
+    follows_composite=True,
+    bounds=lambda shapes, params: Bounds(1, 0, shapes[0][-1], params["ignore_index"], "target"),
 )
 
 
@@ -56,7 +57,7 @@ _cross_entropy_gradient = Primitive(
     inputs=("g", "logits", "targets", "lse"),
     composite=_cross_entropy_gradient_composite,
     overwrites=1,
-    bounds=lambda shapes, params: Bounds(2, 0, shapes[1][-1], params["ignore_index"]),
+    bounds=lambda shapes, params: Bounds(2, 0, shapes[1][-1], params["ignore_index"], "target"),
 )
 
 

@@ -76,21 +76,21 @@ def _add_composite(c, x, y):
     return c + matmul(astype(x, c.dtype), astype(y, c.dtype))
 
 
-# What compilation makes of a product of half types that is only converted to float32 (matmul_wide), or converted and
-# added to a float32 tensor of its shape (matmul_add): the product is not rounded on the way.
+# Products of half types as float32 (matmul_wide), or added to a float32 tensor of their shape (matmul_add), and not
+# rounded on the way: what compilation makes of a product that is only converted to float32.
 matmul_wide = Primitive(
     "matmul_wide",
     lambda shapes, types: [(shape, types[0].compute) for shape, _ in _infer(shapes, types)],
     inputs=("x", "y"),
     composite=_wide_composite,
-).no_gradient()
+)
 matmul_add = Primitive(
     "matmul_add",
     lambda shapes, types: [(shapes[0], types[0])],
     inputs=("c", "x", "y"),
     composite=_add_composite,
     overwrites=0,
-).no_gradient()
+)
 
 
 def _scaled_composite(x, weight, scale_x, scale_weight, *, dtype):

@@ -77,12 +77,17 @@ class Call:
 
 
 class Bounds(NamedTuple):
-    """The integers that operand number `operand` of a call may hold: low <= i < high, and `ignored`."""
+    """The integers that operand number `operand` of a call may hold: low <= i < high, and `ignored`.
+
+    name, first: for messages, one of them, and the number of the first.
+    """
 
     operand: int
     low: int
     high: int
     ignored: int | None = None
+    name: str = "index"
+    first: int = 0
 
 
 class Primitive:
@@ -116,6 +121,7 @@ class Primitive:
     a view of the result the part that each operand becomes. Such an operation is no kernel but copies.
     bounds(in_shapes, params): the Bounds of an operand of indices, which kernels check.
     gradient_of: the primitive whose derived gradient it is.
+    follows_composite: its gradient is the vjp of its composite, so that where no kernel is, the composite is recorded.
     """
 
     cast: Callable[[Any, Dtype], Any]  # astype, which elementwise.py puts here: it is built on this module
@@ -142,6 +148,7 @@ class Primitive:
         reduces: bool = False,
         parts: Callable[[View, Sequence[Shape], dict[str, Any]], Sequence[View]] | None = None,
         bounds: Callable[[Sequence[Shape], dict[str, Any]], Bounds] | None = None,
+        follows_composite: bool = False,
     ):
         if not derived and name in registry and registry[name].built_in:
             raise ArgumentError(f"Primitive: {name!r} is one of tinyarr's own: choose another name")
@@ -162,6 +169,7 @@ class Primitive:
         self.reduces = reduces
         self.parts = parts
         self.bounds = bounds
+        self.follows_composite = follows_composite
         self.non_differentiable: bool = False
         self._backward: tuple[Callable, tuple[tuple[bool, int], ...], frozenset[str]] | None = None
         self._calls: dict[tuple, Call] = {}
@@ -278,9 +286,8 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         return _write(call, operands, arrays, out, wants_gradient)
     results = executor.get().run(call, arrays, None)
     if results is None:  # the executor has no kernel
-        # The gradients of tinyarr's own primitives are those of their composites; a user's need not be.
-        keeps_gradient = primitive.non_differentiable or primitive.gradients_are_derived
-        keeps_gradient = keeps_gradient or (primitive.has_gradient and not primitive.built_in)
+        # A gradient by hand need not be that of the composite, nor round as it does.
+        keeps_gradient = primitive.non_differentiable or (primitive.has_gradient and not primitive.follows_composite)
         with no_grad() if keeps_gradient else nullcontext():
             made = _composite(call)(*operands, **params)
         if not keeps_gradient:

@@ -19,12 +19,10 @@ from ...program import Graph, Plan
 from ...views import Shape
 from ..base import Kernel, MemoryStats
 from . import (
-    attention,
     c_compiler,
     collective,
     expression,
     index,
-    loss,
     matmul,
     reduce,
     scan,
@@ -35,7 +33,7 @@ from .memory import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, Record, plan_scratch
 
 # Importing them fills KERNELS.
-FAMILIES = (attention, collective, index, loss, matmul, reduce, scan, shape, sort)
+FAMILIES = (collective, index, matmul, reduce, scan, shape, sort)
 
 _BYTES = np.dtype(np.uint8)
 
@@ -45,6 +43,8 @@ class CpuBackend:
 
     joins = False
     stops = True
+    block = 1 << 24
+    even = 1
 
     def __init__(self, device: Device):
         self._device = device

@@ -16,7 +16,7 @@ from ...cuda import warn_if_missing
 from ...device import Device
 from ...dtypes import Dtype
 from ...groups import watching
-from ...ops.attention import _attention
+from ...ops.attention import _scaled_dot_product_attention
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.matmul import _matmul
 from ...ops.typing import dtype_constant, integer_casts
@@ -35,7 +35,7 @@ from .program import Program
 from .registry import Input, Operand, Output, Plan
 from .reports import Reports
 
-USES: dict[Any, str] = {_matmul: "cuBLASLt", _attention: "cuDNN"}  # without which they are slower
+USES: dict[Any, str] = {_matmul: "cuBLASLt", _scaled_dot_product_attention: "cuDNN"}  # without which they are slower
 STAGED = 32 * 2**20  # bytes; what is smaller goes through pinned memory, without waiting for the copy
 
 

@@ -1,7 +1,4 @@
-"""Cross-entropy, and with the linear layer before it, whose logits are held for a chunk of rows at a time.
-
-The floor is reading the logits, and for the gradient reading them and writing as much.
-"""
+"""Cross-entropy. The floor is reading the logits, and for the gradient reading them and writing as much."""
 
 from __future__ import annotations
 
@@ -11,17 +8,14 @@ import numpy as np
 
 from ... import dtypes
 from ...dtypes import Dtype
-from . import cublaslt, elementwise, reduce
-from .matmul import product
-from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Report, Scratch, Source, kernel
+from .registry import Input, Launch, Output, Plan, Report, Source, kernel
 from .types import TYPES, function, packed, wide
 
 # Threads of a row whose loss, gradient, or both are computed, at most: the fastest on an H100 (benchmarks/NOTES.md).
 # For both a row is read twice, the second time from the L2 cache if that holds the rows of all blocks at work: with few
 # threads a block, there are too many of them.
 LOSS_THREADS, GRADIENT_THREADS, BOTH_THREADS = 128, 512, 512
-LOGITS = 2**29  # elements of a chunk of logits, at most
-Address = Input | Output | Scratch
+Address = Input | Output
 
 
 def _launch(
@@ -76,68 +70,19 @@ def cross_entropy_gradient(inputs, outputs, *, ignore_index):
 
 
 @kernel("linear_cross_entropy", layouts="dense")
-def linear_cross_entropy(inputs, outputs, *, ignore_index):
-    return _linear(inputs, outputs, ignore_index)
-
-
 @kernel("linear_cross_entropy_with_gradients", layouts="dense")
-def linear_cross_entropy_with_gradients(inputs, outputs, *, ignore_index):
-    return _linear(inputs, outputs, ignore_index)
-
-
-def _linear(inputs, outputs, ignore_index: int) -> Plan | None:
-    """For each chunk of rows: logits = x W^T; losses, and P = softmax - onehot in their place; dx = P W; dW += P^T x.
-
-    Classes are padded to a multiple of 8, in W by rows of zeros: products of odd sizes are several times slower.
-    """
-    x, weight, _ = inputs
-    (rows, channels), classes = x.shape, weight.shape[0]
-    if x.dtype in dtypes.FLOAT8 or not classes:
+def linear_cross_entropy(inputs, outputs, *, classes, ignore_index, first):
+    logits, _ = inputs
+    *slope, _ = outputs
+    rows, stride = logits.shape
+    if logits.dtype in dtypes.FLOAT8 or not classes:
         return None
-    gradients = len(outputs) == 3
-    if not rows or not channels:
-        return None
-    kept, padded = x.dtype.compute, -(-classes // 8) * 8
-    chunks = -(-rows * padded // LOGITS)
-    chunk = min(-(-rows // (chunks * 128)) * 128, rows)
-    workspace, logits_at, losses, total, weight_at = Scratch(0), Scratch(1), Scratch(2), Scratch(3), Scratch(4)
-    scratch = [cublaslt.WORKSPACE, chunk * padded * x.dtype.itemsize, rows * kept.itemsize]
-    scratch += [padded * channels * kept.itemsize if gradients else 0]
-    scratch += [padded * channels * x.dtype.itemsize if padded > classes else 0]
-    steps: list[Launch | LibraryCall] = []
-    whole = Operand((padded, channels), (channels, 1), x.dtype, weight.aligned)
-    at_weight: Address = Input(1)
-    if padded > classes:
-        at_weight, rest = weight_at, classes * channels
-        whole = whole._replace(aligned=True)
-        beyond = Operand((padded - classes, channels), (channels, 1), x.dtype, rest * x.dtype.itemsize % 16 == 0)
-        steps += elementwise.copy((weight, Input(1)), (Operand(weight.shape, (channels, 1), x.dtype), weight_at))
-        steps += elementwise.fill(0, (beyond, Scratch(4, rest * x.dtype.itemsize)))
-    turned = Operand((channels, padded), (1, channels), x.dtype, whole.aligned)
-    for first in range(0, rows, chunk):
-        n = min(chunk, rows - first)
-        at = first * channels * x.dtype.itemsize
-        aligned = x.aligned and at % 16 == 0
-        part = Operand((n, channels), (channels, 1), x.dtype, aligned)
-        logits = Operand((n, padded), (padded, 1), x.dtype)
-        steps.append(product(part, Input(0, at), turned, at_weight, logits, logits_at, workspace=workspace))
-        one: dict[str, Any] = {"loss": Scratch(2, first * kept.itemsize), "lse": Scratch(2, first * kept.itemsize)}
-        steps.append(
-            _launch(
-                "linear_cross_entropy", x.dtype, n, classes, padded, ignore_index, True, logits=logits_at,
-                targets=Input(2, first * 8), out=logits_at if gradients else None, first_row=first, **one,
-            )
-        )  # fmt: skip
-        if gradients:
-            dx = Operand((n, channels), (channels, 1), x.dtype, aligned)
-            steps.append(product(logits, logits_at, whole, at_weight, dx, Output(1, at), workspace=workspace))
-            flipped = Operand((padded, n), (1, padded), x.dtype)
-            sums = Operand((padded, channels), (channels, 1), kept)
-            steps.append(
-                product(flipped, logits_at, part, Input(0, at), sums, total, workspace=workspace, accumulate=first > 0)
-            )
-    more, blocks = reduce.rows("sum", losses, Output(0), 1, rows, kept, kept, True, scratch=len(scratch))
-    steps += more
-    if gradients:
-        steps += elementwise.cast((Operand(weight.shape, (channels, 1), kept), total), (outputs[2], Output(2)))
-    return Plan(steps, (*scratch, *blocks))
+    if not rows:
+        return Plan([])
+    loss = Output(len(slope))  # lse, which no one wants, has its place
+    at: dict[str, Any] = {"logits": Input(0), "targets": Input(1), "loss": loss, "lse": loss, "first_row": first}
+    at["out"] = Output(0) if slope else None
+    aligned = all(x.aligned for x in (logits, *slope))
+    return Plan([
+        _launch("linear_cross_entropy", logits.dtype, rows, classes, stride, ignore_index, aligned, **at)
+    ])  # fmt: skip

@@ -13,6 +13,7 @@ import numpy as np
 
 from ... import dtypes, views
 from ...dtypes import Dtype
+from ...ops import epilogue as epilogues
 from ...views import Shape
 from . import cublaslt, elementwise
 from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Scratch, Source, kernel
@@ -96,17 +97,17 @@ def _with_epilogue(inputs, out: int, epilogue: str, more: Sequence[Address]) -> 
     return Plan([step], (cublaslt.WORKSPACE,))
 
 
-@kernel("matmul_bias", layouts=("matrix", "matrix", "dense"))
+@kernel(epilogues.matmul_bias, layouts=("matrix", "matrix", "dense"))
 def matmul_bias(inputs, outputs):
     return _with_epilogue(inputs, 0, "bias", (Input(2),))
 
 
-@kernel("matmul_bias_gelu", layouts=("matrix", "matrix", "dense"))
+@kernel(epilogues.matmul_bias_gelu, layouts=("matrix", "matrix", "dense"))
 def matmul_bias_gelu(inputs, outputs):
     return _with_epilogue(inputs, 1, "gelu_aux_bias", (Input(2), Output(0)))
 
 
-@kernel("matmul_gelu_gradient", layouts=("matrix", "matrix", "dense"))
+@kernel(epilogues.matmul_gelu_gradient, layouts=("matrix", "matrix", "dense"))
 def matmul_gelu_gradient(inputs, outputs):
     return _with_epilogue(inputs, 0, "gelu_gradient", (Input(2),))
 

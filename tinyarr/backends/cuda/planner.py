@@ -17,6 +17,8 @@ class CudaPlanner:
 
     joins = True
     stops = False
+    block = 420 << 20  # logits of 8192 tokens of GPT-2: with fewer, adding up the weight's gradient costs too much
+    even = 8  # products of odd sizes are several times slower
 
     def kernel(self, call: Any) -> Any:
         return planning.planner(call)

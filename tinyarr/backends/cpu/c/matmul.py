@@ -10,7 +10,7 @@ from dataclasses import replace
 from .... import dtypes, views
 from ....dtypes import Dtype
 from ...scalar_source import TYPES, cast, constant, unravel
-from .kernel import Operand, Site, kernel, loop, parallel
+from .kernel import Operand, Site, indented, kernel, loop, parallel
 
 DEPTH, GROUP = 256, 96  # as in program.h
 WIDEST = 48  # columns of a panel: three vectors of float32
@@ -73,6 +73,7 @@ def wide_result(site: Site, out: Operand, name: str, dtype: Dtype) -> tuple[str,
 
 
 @kernel("matmul")
+@kernel("matmul_wide")
 def matmul(site: Site) -> str:
     (x, y), (out,) = site.inputs, site.outputs
     if not out.size:
@@ -86,20 +87,33 @@ def matmul(site: Site) -> str:
     return "\n".join(filter(None, [before_x, before_y, declare, _batched(site, compute, x, y, wide), after]))
 
 
-def _batched(site: Site, dtype: Dtype, x: Operand, y: Operand, out: Operand) -> str:
+@kernel("matmul_add")
+def matmul_add(site: Site) -> str:
+    (c, x, y), (out,) = site.inputs, site.outputs
+    to, at = (o.offset("i", range(len(out.shape))) for o in (out, c))
+    copy = loop("i", out.size, f"out[{to}] = c[{at}];", parallel(out.size, out.size))
+    text = [f"if (c != out) {{\n{indented(copy)}\n}}"] if out.size else []
+    if out.size and x.shape[-1]:
+        before_x, x = widened(site, x, "wide_x", out.dtype)
+        before_y, y = widened(site, y, "wide_y", out.dtype)
+        text += [before_x, before_y, _batched(site, out.dtype, x, y, out, add=True)]
+    return "\n".join(filter(None, text))
+
+
+def _batched(site: Site, dtype: Dtype, x: Operand, y: Operand, out: Operand, *, add: bool = False) -> str:
     """The products of a stack of matrices one after another."""
     batch = out.shape[:-2]
     x, y, out = (_matrices(o, batch, rank) for o, rank in ((x, 2), (y, 2), (out, 2)))
     matrices = [replace(o, shape=o.shape[-2:], strides=o.strides[-2:]) for o in (x, y, out)]
     count = views.size(batch)
     if count == 1:
-        return product(site, dtype, *matrices)
+        return product(site, dtype, *matrices, add=add)
     named = [replace(m, name=f"{m.name}_matrix") for m in matrices]
     declare = [
         f"{o.type} *{m.name} = {o.name} + {unravel('batch', batch, o.strides[:-2])};"
         for o, m in zip((x, y, out), named, strict=True)
     ]
-    return loop("batch", count, "\n".join([*declare, product(site, dtype, *named)]))
+    return loop("batch", count, "\n".join([*declare, product(site, dtype, *named, add=add)]))
 
 
 def _matrices(x: Operand, batch: views.Shape, rank: int) -> Operand:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ...scalar_source import TYPES
 from .kernel import Operand, Site, fold, kernel, loop, rows, vector
 
@@ -72,3 +74,33 @@ def cross_entropy_gradient(site: Site) -> str:
         ])  # fmt: skip
 
     return rows(site, [logits, out, vector(g), vector(lse)], row)
+
+
+@kernel("linear_cross_entropy")
+@kernel("linear_cross_entropy_with_gradients")
+def linear_cross_entropy(site: Site) -> str:
+    """The loss of each row of logits, and in their place softmax - onehot(target); 0 in what pads a row."""
+    (logits, targets), (*slopes, loss) = site.inputs, site.outputs
+    n, compute = site.params["classes"], logits.dtype.compute
+    t = TYPES[compute]
+    if not logits.size:
+        return ""
+
+    def row(x: Operand, loss: Operand, *slopes: Operand) -> str:
+        e = f"exp_{compute.name}({x.load('i')} - top)"
+        lines = [
+            checked_target(targets, n, site.params["ignore_index"]),
+            _largest(replace(x, shape=(n,)), t),
+            fold("sum", t, n, e),
+            f"{t} picked = counts ? {x.load('target')} - top : 0;",  # first: the slope may lie where the logits do
+            loss.store(f"counts ? log_{compute.name}(sum) - picked : 0", "0"),
+        ]
+        for out in slopes:
+            lines += [
+                _each(n, out.store(f"counts ? {e} / sum : 0", "i")),
+                f"if (counts)\n    {out.store(f'exp_{compute.name}(picked) / sum - 1', 'target')}",
+                f"for (int64_t i = {n}; i < {x.shape[0]}; i++)\n    {out.store('0', 'i')}",
+            ]
+        return "\n".join(lines)
+
+    return rows(site, [logits, vector(loss), *slopes], row)

@@ -20,9 +20,8 @@ import numpy as np
 
 from ..errors import TraceError
 from .assumptions import LOCKS, PLAIN, UNCHANGING, is_library, is_open, is_users, is_value
-from .capture import Capture
+from .capture import Capture, Part, exactly
 from .code_names import names_of
-from .parts import Part, exactly
 
 _EMPTY = types.CellType()
 
