@@ -1,4 +1,4 @@
-"""An operation of your own, here a convolution: its rule of shapes, its meaning, its gradient, a C and a CUDA kernel.
+"""An operation of your own, here a convolution: its meaning, and a C and a CUDA kernel.
 
 Prints that gradcheck accepts its gradient and the gradient of that, and how far the C kernel is from the plain meaning.
 """
@@ -6,12 +6,12 @@ Prints that gradcheck accepts its gradient and the gradient of that, and how far
 import numpy as np
 
 import tinyarr
-from tinyarr import concat, einsum, flip, swapaxes, zeros
+from tinyarr import einsum
 from tinyarr.backends.cpu import c_compiler
 from tinyarr.backends.cpu.registry import kernel as cpu_kernel
 from tinyarr.backends.cuda import registry as cuda
 from tinyarr.errors import ShapeError
-from tinyarr.ops.primitive import Primitive, apply
+from tinyarr.ops.fused import fused
 from tinyarr.testing import gradcheck, gradgradcheck
 
 # One element of the result, in a language that both C and CUDA speak.
@@ -31,39 +31,19 @@ CUDA_SOURCE = f"""extern "C" __global__ void conv2d(T *out, const T *x, const T 
 {{ int i = blockIdx.x * blockDim.x + threadIdx.x; if (i < n) {{ {ELEMENT} }} }}"""
 
 
-def infer(shapes, dtypes):
-    """x (B, C, H, W), w (M, C, K, L): (B, M, H - K + 1, W - L + 1)."""
-    (B, C, H, W), (M, channels, K, L) = shapes
+@fused
+def conv2d(x, w):
+    """x (B, C, H, W), w (M, C, K, L): the sum over the window of a shifted image times a matrix of channels.
+
+    This is what the operation means. Its rule of shapes and its gradients, of any order, are derived from it, and it is
+    what runs where there is no kernel.
+    """
+    (C, H, W), (channels, K, L) = x.shape[1:], w.shape[1:]
     if channels != C or H < K or W < L:
-        raise ShapeError(f"conv2d: x has shape {shapes[0]}, w has shape {shapes[1]}: x must have w's channels and size")
-    return [((B, M, H - K + 1, W - L + 1), dtypes[0])]
-
-
-def plain(x, w):
-    """The meaning in other operations: the sum over the window of a shifted image times a matrix of channels."""
-    K, L = w.shape[2:]
-    P, Q = x.shape[2] - K + 1, x.shape[3] - L + 1
+        raise ShapeError(f"conv2d: x has shape {x.shape}, w has shape {w.shape}: x must have w's channels and size")
+    P, Q = H - K + 1, W - L + 1
     parts = [einsum("bchw,mc->bmhw", x[:, :, k : k + P, n : n + Q], w[:, :, k, n]) for k in range(K) for n in range(L)]
     return tinyarr.sum(tinyarr.stack(parts), axis=0)
-
-
-conv2d = Primitive("conv2d", infer, inputs=("x", "w"), composite=plain)
-
-
-def padded(x, rows, columns):
-    """x (B, C, H, W) with zeros around each image."""
-    for axis, n in ((2, rows), (3, columns)):
-        edge = zeros((*x.shape[:axis], n, *x.shape[axis + 1 :]), dtype=x.dtype)
-        x = concat([edge, x, edge], axis=axis)
-    return x
-
-
-@conv2d.gradient
-def gradient(g, x, w):
-    """Both gradients are convolutions themselves, and so differentiable again."""
-    dx = apply(conv2d, padded(g, w.shape[2] - 1, w.shape[3] - 1), swapaxes(flip(w, axis=(2, 3)), 0, 1))
-    dw = swapaxes(apply(conv2d, swapaxes(x, 0, 1), swapaxes(g, 0, 1)), 0, 1)
-    return dx, dw
 
 
 def sizes(x, w, out):
@@ -89,8 +69,8 @@ def on_cuda(inputs, outputs):
 
 tinyarr.manual_seed(0)
 x, w = (tinyarr.randn(*shape, dtype=tinyarr.float64) for shape in ((2, 3, 5, 6), (4, 3, 2, 3)))
-print("gradcheck:    ", gradcheck(lambda x, w: apply(conv2d, x, w), x, w))
-print("gradgradcheck:", gradgradcheck(lambda x, w: apply(conv2d, x, w), x, w))
+print("gradcheck:    ", gradcheck(conv2d, x, w))
+print("gradgradcheck:", gradgradcheck(conv2d, x, w))
 x, w = x.astype(tinyarr.float32), w.astype(tinyarr.float32)
-difference = abs(apply(conv2d, x, w) - plain(x, w)).max()
+difference = abs(conv2d(x, w) - conv2d.composite(x, w)).max()
 print(f"the C kernel differs from the plain meaning by {difference.item():.1e}")

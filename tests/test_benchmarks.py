@@ -13,9 +13,10 @@ import pytest
 from benchmarks import step_kernels
 from benchmarks.train import draw_tokens, report
 from models import gpt2, llama3
+from tests.cuda.bound import bound
 from tinyarr import Device, Generator, Tensor, bfloat16, compile, int64, zeros
 from tinyarr.backends.cuda import cublaslt, cudnn
-from tinyarr.backends.cuda.lowering import Lowering, Task
+from tinyarr.backends.cuda.lowering import Task
 from tinyarr.backends.cuda.registry import LibraryCall, Operand, Plan
 from tinyarr.compiler.plan import plan
 from tinyarr.data import write_shard
@@ -175,7 +176,7 @@ def test_the_operations_of_a_planned_step_are_those_of_its_model(monkeypatch):
     step = compile(lambda x, y: model.loss(x, y).backward())
     tokens = zeros((4, 32), dtype=int64, device=device)
     step(tokens, tokens)
-    tasks = Lowering(step.graphs[0], plan(step.graphs[0])).tasks
+    tasks = bound(plan(step.graphs[0])).tasks
     L, C, T = config.n_layer, config.n_embd, 32
     weights = sum(p.size for name, p in model.named_parameters() if p.ndim == 2 and "wpe" not in name)
     # Attention's gradient multiplies five times where its forward pass does twice, half of each is causal.

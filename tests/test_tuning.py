@@ -156,7 +156,7 @@ def test_ranks_take_what_the_first_of_them_has_made_or_found(folder, monkeypatch
         def first(self, key, value):
             return firsts.get(key) if value is None else firsts.setdefault(key, value)
 
-    monkeypatch.setattr(tuning.group, "met", Ranks)
+    monkeypatch.setattr(tuning.groups, "everyone", Ranks())
     tuning.record("found", "by this one")
     firsts["found"] = firsts["made"] = "by another"
     another_process(monkeypatch)

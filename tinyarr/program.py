@@ -162,6 +162,15 @@ class Location(NamedTuple):
     view: View
 
 
+class Stretch(NamedTuple):
+    """Bytes `low` to `high` of a root, which steps `first` to `last` need."""
+
+    low: int
+    high: int
+    first: int
+    last: int
+
+
 class Copy(NamedTuple):
     """What a read shows becomes, dense, the contents of a value's place, or of `part` of it."""
 
@@ -190,7 +199,7 @@ class Plan:
 
     steps: nodes and copies in order, whose operands are views of memory. locations: of every value. buffers: the places
     of their roots. parts: the values that are made in their place within another one. arena: its bytes. lives: of each
-    root in it, the first and the last step that needs it. checks: the indices that come with a call and that steps
+    root in it, which bytes are needed when. checks: the indices that come with a call and that steps
     behind the first write into state use. guard: where not 0, all that is in the arena is apart, with so many bytes
     behind it that nothing writes.
     """
@@ -200,7 +209,7 @@ class Plan:
     buffers: dict[Value, Place]
     parts: frozenset[Value]
     arena: int
-    lives: dict[Value, tuple[int, int]]
+    lives: dict[Value, list[Stretch]]
     checks: Sequence[Check] = ()
     guard: int = 0
 
@@ -220,3 +229,89 @@ class Plan:
     def is_part(self, value: Value) -> bool:
         """Returns whether a value is made in its place within another one."""
         return value in self.parts
+
+
+class Argument(NamedTuple):
+    """A tensor as a kernel call reads or writes it: strides count elements, from `place` on.
+
+    place: None for what the call's own prologue makes, which is in no memory.
+    """
+
+    place: Place | None
+    shape: Shape
+    strides: Shape
+    dtype: Dtype
+
+    def __str__(self) -> str:
+        return f"{self.dtype.name}{list(self.shape)}"
+
+    @property
+    def buffer(self) -> tuple[str, int]:
+        """The kind and the number of the buffer that it is in."""
+        assert self.place is not None
+        return self.place.buffer, self.place.number
+
+    @property
+    def view(self) -> View:
+        """The view of its buffer, whose elements are counted from the start."""
+        return View(self.shape, self.strides, 0 if self.place is None else self.place.offset // self.dtype.itemsize)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether 16 bytes can be loaded at once where it begins; every buffer begins at a multiple of them."""
+        return self.place is None or self.place.offset % 16 == 0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """One run of the kernel of a primitive, or of its expression.
+
+    call: the primitive, its parameters, and the shapes and dtypes of its operands (ops.primitive.Call). inputs:
+    Arguments and Python scalars. line: where it was written. step: the plan's step that it belongs to.
+    scratch: where in the arena memory begins in which the kernel itself may work.
+    prologue: an elementwise call that makes the first input as it is read; its outputs are None where they are not
+    stored.
+    """
+
+    call: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    line: str
+    step: int
+    scratch: Place
+    prologue: KernelCall | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What the collective with the ticket of `call` makes, in `operand`, is there for all that comes later."""
+
+    call: Any
+    operand: Argument
+    line: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class IndexCheck:
+    """Indices that `call` will use are within bounds (ops.primitive.Bounds), or the program ends here with an error."""
+
+    call: Any
+    indices: Argument
+    bounds: Any
+    line: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What runs, in order, as data: compiler/lower.py makes it, and each backend has a way to run it.
+
+    arena: bytes of values, as planned. scratch: bytes behind them that operands are copied into; where a kernel's own
+    begins says its call. guard: where not 0, all blocks are apart, with so many bytes behind each that nothing writes.
+    """
+
+    calls: Sequence[KernelCall | Wait | IndexCheck]
+    arena: int
+    scratch: int
+    guard: int = 0

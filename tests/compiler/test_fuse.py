@@ -1,5 +1,6 @@
 """Fusion: what becomes one kernel, and that no bit depends on it, in C too."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 import tinyarr as ta
 from tests.compiler.test_compile import outcome
 from tests.test_random_programs import programs
-from tests.tiers import at_most
+from tests.tiers import at_most, thinned
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled
 
@@ -76,9 +77,10 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("dtype", [ta.float32, ta.bfloat16, ta.float64], ids=lambda d: d.name)
-@pytest.mark.parametrize("width", [1, 33, 4100])
-@pytest.mark.parametrize("name", ROWS)
+OF_ROWS = [*itertools.product(ROWS, [1, 33, 4100], [ta.float32, ta.bfloat16, ta.float64])]
+
+
+@pytest.mark.parametrize(("name", "width", "dtype"), thinned(OF_ROWS, 4))  # each width with each dtype, and all names
 def test_a_kernel_of_rows_of_an_expression_gives_the_bits_of_both_one_by_one(name, width, dtype):
     rng = np.random.default_rng(0)
     x, y, w = (Tensor(rng.standard_normal(s)).astype(dtype) for s in ((3, 2, width), (3, width, 2), (width,)))

@@ -15,7 +15,7 @@ from tests.compiler.follow import follow
 from tests.compiler.test_compile import bits, outcome
 from tests.compiler.two_streams import ALONE, PAIR, WAYS, TwoStreams, of_two, simulated
 from tests.test_random_programs import KINDS, Step, pick, programs
-from tests.tiers import at_most
+from tests.tiers import at_most, slow
 from tinyarr import Tensor
 from tinyarr import distributed as d
 from tinyarr.compiler import PASSES, Compiled, Interpreter, schedule
@@ -310,7 +310,7 @@ def before(nodes, maker, position: int) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("bucket", [1, 1 << 11, 1 << 30])
+@pytest.mark.parametrize("bucket", [slow(1), 1 << 11, slow(1 << 30)])
 def test_there_are_as_many_collectives_as_buckets(bucket):
     with simulated():
         for scheme in ("data", "zero1"):

@@ -1,17 +1,16 @@
 """A user's own operations in compiled functions: by any name, with operands of any name, with kernels or without."""
 
-import warnings
 
 import numpy as np
 import pytest
 
 import tinyarr as ta
+from models.gpt2 import GPT2, Config
+from tests.cuda.bound import bound
 from tests.test_primitives import in_tuple
 from tinyarr import Device, Tensor, grad, jvp
-from tinyarr.backends import cpu
+from tinyarr.backends.cpu.c.kernel import KERNELS as c_kernels
 from tinyarr.backends.cpu.registry import KERNELS, kernel
-from tinyarr.backends.cuda.lowering import Lowering
-from tinyarr.compiler import Interpreter
 from tinyarr.compiler.plan import plan
 from tinyarr.errors import ArgumentError, DeviceError, ShapeError
 from tinyarr.ops.primitive import Primitive, apply
@@ -70,7 +69,7 @@ def test_on_cuda_an_operation_may_bear_any_name():
         operation = own(name)
         compiled = ta.compile(lambda x: (operation(x, 1.0), operation(operation(x, x).T, 2.0), operation(x, x).sum()))
         compiled(ta.zeros((3, 4), device=Device("meta", like="cuda:sm_90")))
-        return Lowering(compiled.graphs[0], plan(compiled.graphs[0])).tasks
+        return bound(plan(compiled.graphs[0])).tasks
 
     plain = tasks("plain")
     for name in NAMES:
@@ -142,16 +141,30 @@ def test_a_composite_may_stand_for_a_kernel_that_writes(x, defined):
             way(twice, x, out=ta.zeros((4, 3)))
 
 
-def test_what_has_neither_runs_in_numpy(x, defined):
+def test_what_has_neither_runs_in_numpy_between_two_sections_of_c(x, defined):
     twice = defined("softmax").no_gradient()
-    cpu._warn_of_numpy.cache_clear()
-    compiled = ta.compile(lambda x: apply(twice, x) + 1)
-    with pytest.warns(UserWarning, match="softmax has no C kernel and no composite"):
-        assert_close(compiled(x), x * 2 + 1)
-    assert isinstance(compiled.programs[0], Interpreter) and compiled.memory[0].scratch == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert_close(compiled(x), x * 2 + 1)
+
+    def function(x):
+        return apply(twice, (x + 1).T) + apply(twice, ta.zeros((0, 2))).sum(), apply(twice, x) * 3
+
+    compiled = ta.compile(function)
+    assert_close(compiled(x), function(x))
+    (program,) = compiled.programs
+    assert {kernel.name for kernel in program.kernels} >= {"add_kernel", "copy_kernel", "multiply_kernel"}
+    assert compiled.memory[0].scratch == program.arena - plan(compiled.graphs[0]).arena
+
+
+@pytest.mark.parametrize("name", [p.name for p in c_kernels if p.composite is not None])
+def test_a_program_without_one_of_the_c_kernels_holds_its_composite(name, monkeypatch):
+    """Also where a pass would have made such a call."""
+    primitive = next(p for p in c_kernels if p.name == name)
+    monkeypatch.delitem(c_kernels, primitive)
+    model = GPT2(Config(vocab_size=11, block_size=4, n_layer=1, n_head=1, n_embd=8))
+    tokens = Tensor([[1, 2, 3, 1]])
+    step = ta.compile(ta.value_and_grad(lambda x: model.loss(tokens, tokens) + (x @ x).sum()))
+    found, wanted = step(ta.ones((2, 2))), ta.value_and_grad(lambda x: model.loss(tokens, tokens) + (x @ x).sum())
+    assert_close(found, wanted(ta.ones((2, 2))))
+    assert primitive not in {node.call.primitive for node in step.graphs[0].nodes}
 
 
 def test_what_has_no_kernel_and_no_composite_is_refused(x):

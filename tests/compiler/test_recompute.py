@@ -11,6 +11,7 @@ from models.gpt2 import GPT2, Config
 from tests.compiler.devices import CUDA, GUARDED, OWN_KERNELS, calls, exact, examples
 from tests.compiler.test_compile import budgets, gpt2, llama3, outcome
 from tests.test_random_programs import programs
+from tests.tiers import slow
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.compiler.passes import passes_within
@@ -47,13 +48,16 @@ def deep():
     return GPT2(config, device=ta.default_device())
 
 
+QUICK = [(gpt2, "cpu", None), (llama3, "cpu", Interpreter)]  # the latter with NumPy, others in C
+SLOW = [(make, "cpu", build) for make in (deep, gpt2, llama3) for build in (None, Interpreter)]
+ON_CUDA = [pytest.param(make, "cuda", None, marks=pytest.mark.cuda) for make in (deep, gpt2, llama3)]
+
+
 @pytest.mark.parametrize(
-    ("device", "build"),
-    [("cpu", None), ("cpu", Interpreter), pytest.param("cuda", None, marks=pytest.mark.cuda)],
-    ids=["C", "NumPy", "CUDA"],
+    ("make", "device", "build"),
+    [*QUICK, *(slow(*case) for case in SLOW if case not in QUICK), *ON_CUDA],
     indirect=["device"],
 )
-@pytest.mark.parametrize("make", [deep, gpt2, llama3])
 def test_a_budget_takes_less_memory_and_changes_no_bit(make, device, build):
     *plain, most = training(make, None, build=build)
     *least, fewest = training(make, 0, build=build)

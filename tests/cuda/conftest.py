@@ -16,7 +16,9 @@ if cuda.is_available():
         def wrapper(self, nbytes):
             storage = allocate(self, nbytes)
             if nbytes:
-                runtime.memsetAsync(storage.memory.ptr, 0xFF, nbytes, Device("cuda").backend.stream.ptr)
+                backend = Device("cuda").backend
+                with backend.lock:  # or another thread's capture takes it in
+                    runtime.memsetAsync(storage.memory.ptr, 0xFF, nbytes, backend.stream.ptr)
             return storage
 
         return wrapper

@@ -7,13 +7,14 @@ import pytest
 import tinyarr
 from tinyarr import Tensor, dtypes, vjp
 from tinyarr.backends.cuda import attention, cudnn, flash_attention
-from tinyarr.ops.attention import _attention, _attention_gradient
+from tinyarr.ops.primitive import registry
 
 pytestmark = pytest.mark.cuda
 CASES = [  # B, H, G, T, S, D
     (2, 4, 2, 70, 133, 64), (2, 4, 4, 128, 128, 64), (1, 2, 2, 37, 37, 128), (2, 4, 4, 1, 5, 64),
     (2, 4, 1, 300, 300, 128), (1, 1, 1, 1, 1, 64), (1, 3, 3, 129, 257, 64),
 ]  # fmt: skip
+ATTENTION = [registry[f"scaled_dot_product_attention{part}"] for part in ("", "_gradient")]
 
 
 @pytest.fixture(params=[cudnn, flash_attention], ids=["cudnn", "ours"])
@@ -26,10 +27,10 @@ def only(request, monkeypatch):
     planned = []
     fastest = attention.fastest
     monkeypatch.setattr(attention, "fastest", lambda *args: planned.append(fastest(*args)) or planned[-1])
-    for primitive in (_attention, _attention_gradient):
+    for primitive in ATTENTION:
         primitive._calls.clear()
     yield planned
-    for primitive in (_attention, _attention_gradient):
+    for primitive in ATTENTION:
         primitive._calls.clear()
 
 
@@ -103,7 +104,7 @@ def test_a_graph_from_the_cache_gives_the_same_bits_and_is_built_once(tmp_path, 
     for _ in range(2):
         cudnn._graph_of.cache_clear()
         tinyarr.Device("cuda").backend.loader._prepared.clear()
-        for primitive in (_attention, _attention_gradient):
+        for primitive in ATTENTION:
             primitive._calls.clear()
         attend = lambda *x: tinyarr.scaled_dot_product_attention(*x, is_causal=True, enable_gqa=True)  # noqa: E731
         found.append([x.tobytes() for x in results(attend, g, q, k, v)])

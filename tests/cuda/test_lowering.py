@@ -16,9 +16,10 @@ from models.gpt2 import Config as GPT2Config
 from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
 from tests.compiler import test_programs_with_state as with_state
-from tests.compiler.follow import EMPTY, Follower, follow, inside, positions
+from tests.compiler.follow import EMPTY, Follower, follow, positions
 from tests.compiler.test_compile import REFUSED
 from tests.cuda import test_joining
+from tests.cuda.bound import bound
 from tests.cuda.place import on
 from tests.cuda.test_programs import MODELS as WIDER
 from tests.cuda.test_programs import training
@@ -29,7 +30,6 @@ from tests.tiers import at_most, thinned
 from tinyarr import Device, Tensor, eager
 from tinyarr.backends.cuda import compiler, cublaslt, cudnn, planning
 from tinyarr.backends.cuda.joining import join
-from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch, Report
 from tinyarr.compiler import Compiled
 from tinyarr.compiler.layout import is_copy
@@ -49,66 +49,62 @@ MODELS = {  # heads of 64, for which there is a kernel, and of 16, whose attenti
 KINDS = [ta.float32, ta.bfloat16]
 
 
-class Steps(Lowering):
-    """Lowering that keeps by step the tasks, and the scratch that they take."""
-
-    def __init__(self, graph, planned):
-        self.of_steps = []
-        super().__init__(graph, planned)
-
-    def _step(self, step):
-        before, self.taken = len(self.tasks), []
-        super()._step(step)
-        self.of_steps.append((self.tasks[before:], self.taken))
-
-    def _take(self, nbytes):
-        place = super()._take(nbytes)
-        self.taken.append((place.offset, place.offset + nbytes))
-        return place
-
-
 class TaskFollower(Follower):
     """Follows the tasks of a lowered program, with a name for each element, as Follower does the steps of its plan."""
 
     def __init__(self, graph, planned):
         super().__init__(graph, planned)
-        lowered = Steps(graph, planned)
+        lowered = bound(planned)
         test_joining.check(lowered, join(lowered, planned), planned.arena)
-        self.of_steps = iter(lowered.of_steps)
+        numbers = range(len(planned.steps))
+        self.of_steps = iter([[task for task in lowered.tasks if task.step == number] for number in numbers])
         self.end = planned.arena + lowered.scratch
         self.sizes["arena", 0] = self.end
         self.scratch = []  # of the step before
 
     def step(self, node, step, title):
-        tasks, taken = next(self.of_steps)
-        self.check_scratch(taken, title)
+        tasks = next(self.of_steps)
+        self.check_scratch(tasks, title)
         for low, high in self.scratch:
             self.bytes_of(("arena", 0))[low:high] = EMPTY
-        self.scratch = taken
+        self.scratch = self.copied_to(tasks)
         parts = [] if node is None else [node.first, node.last] if isinstance(node, Group) else [node]
-        moves = not parts or is_copy(parts[0])
+        arranges = bool(parts) and parts[0].call.primitive.parts is not None
+        moves = not parts or is_copy(parts[0]) or arranges
         work = [task for task in tasks if not moves and task.title != "copy"]
         for task in tasks:
             at = f"{title}: {task}"
             self.check_places(task, at)
-            if task not in work:
+            if arranges and task.title == "full":
+                ((buffer, where, dtype),) = self.written(task)
+                self.put(buffer, where, dtype, np.zeros(where.shape, np.int64))
+            elif task not in work:
                 ((x,), (y,)) = self.read(task), self.written(task)
                 self.put(*y, self.load_at(*x).reshape(-1))
-            elif parts[0].call.primitive.name in ("concat", "unslice"):
-                self.arrange(parts[0], task, at)
             elif len(parts) == len(work):
                 self.kernel(parts[work.index(task)], task, at)
             else:
                 self.joined_kernel(node, task, at)
-        if node is not None and not tasks:
+        if node is not None and (arranges or not tasks):
             for value in node.outputs:
                 there = self.load(value, self.layout(value)).reshape(-1)
                 assert np.array_equal(there, self.names[value]), f"{title}: nothing makes it"
 
-    def check_scratch(self, taken, title):
-        taken = sorted((a, b) for a, b in taken if a < b)
-        assert all(b <= c for (_, b), (c, _) in itertools.pairwise(taken)), title
-        assert all(self.plan.arena <= a and b <= self.end for a, b in taken), title
+    def copied_to(self, tasks):
+        """The stretches of scratch that operands of a step's tasks lie in."""
+        ends = {}
+        for buffer, at, dtype in (x for task in tasks for x in (*self.read(task), *self.written(task))):
+            if buffer == ("arena", 0) and at.size and at.min() >= self.plan.arena:
+                ends[at.min()] = max(ends.get(at.min(), 0), at.max() + dtype.itemsize)
+        return sorted(ends.items())
+
+    def check_scratch(self, tasks, title):
+        """What operands are copied into lies apart, also from where the step's kernels work."""
+        copies = self.copied_to(tasks)
+        assert all(b <= c for (_, b), (c, _) in itertools.pairwise(copies)), title
+        own = [(x.offset, x.offset + n) for task in tasks for x, n in zip(task.scratch, task.plan.scratch) if n]
+        assert all(b <= low or high <= a for a, b in own for low, high in copies), title
+        assert all(self.plan.arena <= a and b <= self.end for a, b in [*own, *copies]), title
 
     def check_places(self, task, title):
         """What a task works on lies in a value's memory or in scratch, and its scratch apart from all of it."""
@@ -173,18 +169,6 @@ class TaskFollower(Follower):
         """Stores names; one of a node's values that nobody reads has no place."""
         for value, y in zip(values, self.written(task), strict=True):
             self.put(*y, self.names[value])
-
-    def arrange(self, node, task, title):
-        (value,) = node.outputs
-        ((buffer, at, dtype),) = self.written(task)
-        names = self.names[value].reshape(value.shape)
-        for x, y, part in zip(node.inputs, self.read(task), inside(node, value.shape)):
-            if self.plan.is_part(x.value):
-                found = self.load_at(buffer, at.reshape(value.shape)[part], dtype)
-                assert np.array_equal(found, names[part]), title
-            else:
-                self.expect([x], [y], title)
-        self.put(buffer, at, dtype, self.names[value])
 
 
 @functools.cache
@@ -256,7 +240,7 @@ def test_joined_launches_that_work_in_scratch_read_what_they_should(guard):
     (graph,) = compiled.graphs
     planned = plan(graph, guard)
     TaskFollower(graph, planned).run()
-    joined = [task for task in join(Lowering(graph, planned), planned).tasks if hasattr(task, "members")]
+    joined = [task for task in join(bound(planned), planned).tasks if hasattr(task, "members")]
     assert [task.title for task in joined] == ["sum", "prod"] and all(task.scratch for task in joined)
     first, second = ([(y.offset, y.offset + n) for y, n in zip(t.scratch, t.plan.scratch)] for t in joined)
     if guard:  # else one may work where the other did
@@ -293,7 +277,7 @@ def test_every_launch_of_a_training_step_compiles_without_a_gpu(name, dtype, tmp
     step, tokens = training(name, dtype, META), ta.zeros((4, 32), dtype=ta.int64, device=META)
     step(tokens, tokens)
     (graph,) = step.graphs
-    launches = [s for task in Lowering(graph, plan(graph)).tasks for s in task.plan.steps if isinstance(s, Launch)]
+    launches = [s for task in bound(plan(graph)).tasks for s in task.plan.steps if isinstance(s, Launch)]
     for source, function in {launch.source: launch.function for launch in launches}.items():
         assert function.encode() in compiler.compile_source(source, "sm_90")
 
@@ -303,7 +287,7 @@ def test_what_a_kernel_reports_names_the_line_that_wrote_it():
         compiled = ta.compile(lambda x, i: ta.take(x, i, axis=0))
         compiled(ta.zeros((4, 3)), ta.zeros((2,), dtype=ta.int64))
     graph = compiled.graphs[0]
-    launches = [step for task in Lowering(graph, plan(graph)).tasks for step in task.plan.steps]
+    launches = [step for task in bound(plan(graph)).tasks for step in task.plan.steps]
     (report,) = [a for launch in launches for a in launch.arguments if isinstance(a, Report)]
     message = report.message.format(value=7, position="1")
     assert message.startswith("take: indices[1] is 7, the axis has size 4") and "test_lowering.py:" in message
@@ -315,7 +299,7 @@ def lowered_on_meta(function, *inputs):
         compiled = ta.compile(function)
         compiled(*(ta.zeros(x, dtype=ta.bfloat16) if isinstance(x, tuple) else x for x in inputs))
     graph = compiled.graphs[0]
-    return Lowering(graph, plan(graph)).tasks, [node.call.primitive.name for node in graph.nodes]
+    return bound(plan(graph)).tasks, [node.call.primitive.name for node in graph.nodes]
 
 
 @pytest.mark.parametrize(
@@ -354,7 +338,7 @@ def test_our_own_attention_reads_and_writes_its_results_in_rows(monkeypatch):
     monkeypatch.setattr(cudnn, "is_available", lambda: False)
     step, tokens = training("gpt2", ta.bfloat16, META), ta.zeros((4, 32), dtype=ta.int64, device=META)
     step(tokens, tokens)
-    tasks = Lowering(step.graphs[0], plan(step.graphs[0])).tasks
+    tasks = bound(plan(step.graphs[0])).tasks
     attention = [task for task in tasks if task.title.startswith("scaled_dot_product_attention")]
     assert len(attention) == 4
     for task in attention:

@@ -81,9 +81,17 @@ COMPOSED = ("scaled_dot_product_attention", "scaled_dot_product_attention_gradie
             "linear_cross_entropy_with_gradients", "matmul_wide", "matmul_add")  # fmt: skip
 
 
+def in_order(copy):
+    """The copy of a matrix that is transposed in memory, transposed in memory."""
+    return lambda x: copy(x.mT).mT if x.ndim > 1 and x.array.strides[-1] != 1 == x.array.strides[-2] else copy(x)
+
+
 @pytest.mark.parametrize("name", [name for name in SAMPLES if name not in DRAWN + COMPOSED])
 def test_the_bits_do_not_depend_on_where_the_operands_lie_in_memory(name):
     sample = SAMPLES[name]
+    copies = (tinyarr.copy, misaligned)
+    if name == "matmul":  # cuBLASLt adds up otherwise where a matrix is transposed in memory
+        copies = tuple(map(in_order, copies))
 
     @few
     @given(st.data())
@@ -93,8 +101,7 @@ def test_the_bits_do_not_depend_on_where_the_operands_lie_in_memory(name):
         inputs = [on(GPU, x) for x in operands(data.draw, case, dtype)]
         with tinyarr.use_device(GPU):
             results, dense, shifted = (
-                in_tuple(sample.function(*map(lay, inputs), **case.params))
-                for lay in (lambda x: x, tinyarr.copy, misaligned)
+                in_tuple(sample.function(*map(lay, inputs), **case.params)) for lay in (lambda x: x, *copies)
             )
         for x, y, z in zip(results, dense, shifted, strict=True):
             assert_same_bits(x, y)

@@ -12,10 +12,10 @@ from models.gpt2 import GPT2
 from models.gpt2 import Config as GPT2Config
 from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
+from tests.cuda.bound import bound
 from tests.cuda.test_plans import ARCHITECTURES
 from tinyarr import Device, Tensor
 from tinyarr.backends.cuda import compiler, cublaslt, cudnn, planning
-from tinyarr.backends.cuda.lowering import Lowering
 from tinyarr.backends.cuda.registry import Launch, Operand
 from tinyarr.compiler import PASSES, Compiled, Interpreter
 from tinyarr.compiler.epilogue import product_epilogues
@@ -102,7 +102,7 @@ def test_a_step_of_gpt2_at_full_size_copies_nothing(monkeypatch):
     step = training("full", ta.bfloat16, device, models={"full": (GPT2, config)})
     tokens = ta.zeros((16, 1024), dtype=ta.int64, device=device)
     step(tokens, tokens)
-    lowered = Lowering(step.graphs[0], plan(step.graphs[0]))
+    lowered = bound(plan(step.graphs[0]))
     assert {task.title for task in lowered.tasks} >= {"matmul", "matmul_bias", "matmul_bias_gelu"}
     assert [str(task) for task in lowered.tasks if task.title in ("copy", "concat")] == []
 

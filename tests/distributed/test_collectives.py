@@ -3,13 +3,14 @@
 import pytest
 
 from tests.distributed.ranks import run
+from tests.tiers import slow
 
-four = pytest.param(4, marks=pytest.mark.slow)
+four = slow(4)
 
 
-@pytest.mark.parametrize("ranks", [2, four])
-def test_collectives_give_numpys_results_for_all_dtypes_layouts_and_groups(ranks):
-    assert run("collectives", ranks).count("results are NumPy's") == ranks
+@pytest.mark.parametrize(("ranks", "compiled"), [(2, "some"), slow(2, "all"), slow(4, "all")])
+def test_collectives_give_numpys_results_for_all_dtypes_layouts_and_groups(ranks, compiled):
+    assert run("collectives", ranks, compiled).count("results are NumPy's") == ranks
 
 
 @pytest.mark.parametrize("ranks", [1, 2, four])

@@ -3,8 +3,9 @@
 import pytest
 
 from tests.distributed.ranks import run
+from tests.tiers import slow
 
-four = pytest.param(4, marks=pytest.mark.slow)
+four = slow(4)
 CASES = [(2, model, dtype) for model in ("gpt2", "llama3") for dtype in ("float32", "bfloat16")]
 CASES += [(4, "gpt2", "float32"), (4, "llama3", "bfloat16")]
 
@@ -24,6 +25,6 @@ def test_parameters_without_gradient_frozen_written_by_hand_or_too_few_are_handl
     assert run("parameters", ranks).count("parameters of every kind are right") == ranks
 
 
-@pytest.mark.parametrize("ranks", [2, four])
-def test_bytes_sent_and_memory_held_are_those_of_theory(ranks):
-    assert run("costs", ranks).count("costs are those of theory") == ranks
+@pytest.mark.parametrize(("ranks", "cases"), [(2, "some"), slow(2, "all"), slow(4, "all")])
+def test_bytes_sent_and_memory_held_are_those_of_theory(ranks, cases):
+    assert run("costs", ranks, cases).count("costs are those of theory") == ranks

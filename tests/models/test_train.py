@@ -24,7 +24,7 @@ from models.gpt2 import GPT2, Config
 from models.options import TrainOptions
 from models.progress import Progress
 from models.run import Run
-from tests.tiers import thinned
+from tests.tiers import slow, thinned
 from tinyarr import saving, tuning
 from tinyarr.data import write_shard
 
@@ -105,6 +105,10 @@ def ctrl_c():
     signal.raise_signal(signal.SIGINT)
 
 
+# What has nothing to do with compiling is shown by eager runs, which begin sooner.
+eager_or_slow = pytest.mark.parametrize("mode", ["--no-compile", slow("--compile")])
+
+
 def test_a_run_learns_and_leaves_log_plot_weights_and_a_sample(capsys):
     Path("text.txt").write_text("\n\n".join("abcdefgh" * n for n in range(1, 60)))
     assert command("train --text text.txt --seq-len 8 --steps 80 --eval-every 40 --lr 1e-2 --out run") == 0
@@ -147,8 +151,9 @@ def test_a_compiled_run_is_traced_once_whatever_it_adds_up_and_validates(quick, 
     assert [len(program.graphs) for program in made[0]] == [2, 1, 2]
 
 
-def test_the_saved_options_repeat_a_run(quick):
-    command(f"train {SMALL} --lr 2e-3 --seed 5 --out a")
+@eager_or_slow
+def test_the_saved_options_repeat_a_run(quick, mode):
+    command(f"train {SMALL} {mode} --lr 2e-3 --seed 5 --out a")
     config = json.loads(Path("a/config.json").read_text())
     options = TrainOptions(**config["options"])
     assert (options.lr, options.seed, options.steps) == (2e-3, 5, 9)
@@ -328,7 +333,7 @@ def test_a_second_ctrl_c_aborts_and_leaves_the_last_checkpoint(quick, monkeypatc
     assert files("part") == files("whole")
 
 
-@pytest.mark.parametrize("step", [4, 6, 9])
+@pytest.mark.parametrize("step", [4, slow(6), slow(9)])
 def test_a_killed_run_goes_on_from_its_last_checkpoint(quick, step):
     command(f"train {SMALL} --out whole")
     killed = f"""
@@ -344,8 +349,10 @@ main(Micro, {(f"train {SMALL} --out part").split()})
     assert files("part")[:2] == files("whole")[:2]
 
 
-def test_a_real_ctrl_c_ends_the_program_with_status_130_and_what_it_says_goes_on(folder):
-    arguments = [sys.executable, "-m", "models.gpt2", "train", "--steps", "3000", "--batch-size", "1", "--seq-len", "4"]
+@eager_or_slow
+def test_a_real_ctrl_c_ends_the_program_with_status_130_and_what_it_says_goes_on(folder, mode):
+    options = f"--steps 3000 --batch-size 1 --seq-len 4 {mode}"
+    arguments = [sys.executable, "-m", "models.gpt2", "train", *options.split()]
     env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     run = subprocess.Popen([*arguments, "--text", "text.txt"], env=env, text=True,
                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -532,17 +539,19 @@ def test_a_full_disk_ends_the_run_in_one_line(quick, monkeypatch, capsys):
     assert files("part") == files("whole")
 
 
-def test_accumulating_gradients_equals_a_larger_batch(quick):
-    command("train --text text.txt --seq-len 8 --steps 4 --batch-size 4 --out large")
-    command("train --text text.txt --seq-len 8 --steps 4 --batch-size 2 --accumulate 2 --out small")
+@eager_or_slow
+def test_accumulating_gradients_equals_a_larger_batch(quick, mode):
+    command(f"train --text text.txt {mode} --seq-len 8 --steps 4 --batch-size 4 --out large")
+    command(f"train --text text.txt {mode} --seq-len 8 --steps 4 --batch-size 2 --accumulate 2 --out small")
     large, small = files("large")[0], files("small")[0]
     for name in ("loss", "grad_norm"):
         assert [r[name] for r in small[:-1]] == pytest.approx([r[name] for r in large[:-1]], rel=1e-5)
 
 
-def test_clipping_is_off_at_0_and_the_norm_is_logged_before_it(quick):
+@eager_or_slow
+def test_clipping_is_off_at_0_and_the_norm_is_logged_before_it(quick, mode):
     for clip in ("0", "1e-3"):
-        command(f"train {SMALL} --clip {clip} --out {clip}")
+        command(f"train {SMALL} {mode} --clip {clip} --out {clip}")
     (free, *_), (clipped, *_) = files("0"), files("1e-3")
     assert free[0] == clipped[0] and free[0]["grad_norm"] > 1e-3
     assert free[1] != clipped[1]
@@ -559,10 +568,11 @@ def test_the_learning_rate_follows_its_schedule(schedule, rates):
     assert [rate(step) / 2 for step in range(12)] == pytest.approx(rates)
 
 
-def test_shards_need_no_tokenizer_and_then_there_is_no_sample(capsys):
+@eager_or_slow
+def test_shards_need_no_tokenizer_and_then_there_is_no_sample(capsys, mode):
     write_shard("train.bin", np.arange(600, dtype=np.uint16) % 256)
     write_shard("val.bin", np.arange(100, dtype=np.uint16) % 256)
-    options = "--seq-len 8 --steps 2 --batch-size 2"
+    options = f"--seq-len 8 --steps 2 --batch-size 2 {mode}"
     assert command(f"train --data *.bin {options} --size small --out plain") == 0
     assert "sample" not in capsys.readouterr().out
     assert json.loads(Path("plain/config.json").read_text())["config"]["vocab_size"] == 300
@@ -572,9 +582,10 @@ def test_shards_need_no_tokenizer_and_then_there_is_no_sample(capsys):
     assert "a sample of what the model writes" in capsys.readouterr().out
 
 
-def test_generate_takes_the_newest_run_and_repeats_itself(quick, capsys):
-    command(f"train {SMALL}")
-    command(f"train {SMALL} --size small --seed 7")
+@eager_or_slow
+def test_generate_takes_the_newest_run_and_repeats_itself(quick, capsys, mode):
+    command(f"train {SMALL} {mode}")
+    command(f"train {SMALL} {mode} --size small --seed 7")
     texts = []
     for line in ("generate --prompt The", "generate --prompt The --run runs/2", "generate --prompt The --run runs/1"):
         capsys.readouterr()
@@ -607,8 +618,9 @@ def test_mfu_is_a_share_of_a_known_card_s_peak():
     assert train.mfu(1e12, "cpu") is None
 
 
-def test_weights_reach_transformers_names(quick):
-    command(f"train {SMALL} --out run")
+@eager_or_slow
+def test_weights_reach_transformers_names(quick, mode):
+    command(f"train {SMALL} {mode} --out run")
     exported, _ = saving.load("run/hugging_face/model.safetensors")
     assert exported["transformer.wte.weight"].shape == (257, 16)
     model = GPT2(Micro.sizes["tiny"], generator=tinyarr.Generator(1))

@@ -31,7 +31,6 @@ from tinyarr.dtypes import (
     uint8,
 )
 from tinyarr.errors import ArgumentError, DtypeError, OutOfBounds, ShapeError
-from tinyarr.ops.linear_cross_entropy import _slope
 from tinyarr.testing import shapes
 
 
@@ -210,21 +209,4 @@ SAMPLES["linear_cross_entropy_with_gradients"] = Sample(
     roundings=lambda x, weight, targets, **_: x.size + weight.size + targets.size * len(weight) + 12,
     scale=lambda *arrays: product_of_largest(*arrays) * 9 * SIDE,
     large=Case(LARGE_HEAD, {"reduction": "sum", "ignore_index": 7}),
-)
-
-
-def slope_cases(draw) -> Case:
-    rows, classes = draw(st.integers(0, SIDE)), draw(st.integers(1, SIDE))
-    total, target = Operand((rows, 1), between(1, 3)), Operand((rows, 1), integers=(0, classes), dtype=int64)
-    return Case((Operand((rows, classes)), total, target), {"ignored": draw(st.sampled_from((-100, 0)))})
-
-
-SAMPLES["slope"] = Sample(
-    lambda power, total, target, ignored: _slope(power, total, target, ignored),
-    lambda power, total, target, ignored: np.where(
-        target == ignored, 0, power / total - (target == np.arange(power.shape[-1]))
-    ),
-    cases_of(slope_cases),
-    refuses=(),
-    scale=lambda *_: 1,
 )

@@ -1,14 +1,14 @@
-"""The Backend interface: memory, copies and kernels on one device. Nothing in it knows of gradients."""
+"""What a backend is: memory, copies and kernels on one device. Nothing in it knows of gradients."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from ..array import Array
 from ..dtypes import Dtype
-from ..program import Graph, Plan
+from ..program import Graph, Lowered
 from ..views import Shape
 
 
@@ -35,8 +35,8 @@ class MemoryStats:
     pooled: int
 
 
-class Backend(Protocol):
-    """What a device must do.
+class ProgramRules:
+    """How programs are planned and lowered for a device, which needn't be there: a Backend's answers about its kernels.
 
     joins: whether kernels of one kind that follow each other in a program run as one, where none needs another's
     result.
@@ -46,46 +46,72 @@ class Backend(Protocol):
     even: the number of elements of which a matrix's rows should be a multiple, for fast products.
     """
 
-    joins: bool
-    stops: bool
-    block: int
-    even: int
+    joins: bool = False
+    stops: bool = True
+    block: int = 1 << 24
+    even: int = 1
+
+    def kernel(self, call: Any) -> Any | None:
+        """The Kernel for a call in eager mode, or None where the primitive's composite must serve."""
+        raise NotImplementedError
+
+    def holds(self, call: Any) -> bool:
+        """Whether a program has a kernel for a call; else its composite is traced in its place."""
+        return call.primitive.parts is not None or self.kernel(call) is not None
+
+    def in_layouts(self, call: Any) -> Sequence[str]:
+        """In which layouts (of eager.fit) the kernel that programs use takes each operand; others are copied first."""
+        return ("any",) * len(call.in_shapes)
+
+    def out_layouts(self, call: Any) -> Sequence[str]:
+        """In which layouts the kernel that programs use can write each result."""
+        return ("any",) * len(call.out_shapes)
+
+    def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:
+        """Whether one kernel runs an elementwise call and the call that reads its first result, as that is made.
+
+        stored: the numbers of the results of `first` that are kept in memory all the same.
+        """
+        return False
+
+    def scratch(self, graph: Graph, lowered: Lowered) -> int:
+        """The bytes behind the arena in which the kernels of a program work."""
+        return lowered.scratch
+
+
+class Backend(ProgramRules):
+    """Memory, copies and kernels of one device. What has a body here need not be written."""
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         """A contiguous array over uninitialized memory, which returns to the backend when its last user is gone."""
+        raise NotImplementedError
 
     def handle(self, array: Array) -> Any:
         """What kernels take for an array (on CPU an np.ndarray, on CUDA a pointer with strides)."""
+        raise NotImplementedError
 
     def copy(self, source: Array, target: Array) -> None:
         """Copies elements between arrays of this device with equal shape and dtype."""
+        raise NotImplementedError
 
     def from_numpy(self, data: Any, target: Array) -> None:
         """Copies an np.ndarray of the target's shape and dtype into it."""
+        raise NotImplementedError
 
     def to_numpy(self, array: Array) -> Any:
         """A fresh np.ndarray with the array's elements."""
+        raise NotImplementedError
 
     def copy_to_host_async(self, array: Array) -> None:
         """Begins the copy that the next to_numpy of the array needs, if it isn't written before."""
 
-    def kernel(self, call: Any) -> Kernel | None:
-        """The kernel for a call, or None where this backend has none for its primitive."""
-
-    def holds(self, call: Any) -> bool:
-        """Whether a program can hold a call; else its composite is traced in its place."""
-
-    def program(self, graph: Graph, plan: Plan) -> Any | None:
-        """What runs a graph as planned, `run(states, draws, floats) -> results` as the Interpreter's; None: it must."""
-
-    def out_layouts(self, call: Any) -> Sequence[str]:
-        """What the results of a call can be made in by the kernel that programs use (layouts of eager.fit)."""
-
-    def scratch(self, graph: Graph, plan: Plan) -> int:
-        """The bytes in which kernels of a program work, beside what the plan gives to values."""
+    def program(self, graph: Graph, lowered: Lowered) -> Any | None:
+        """What runs a graph as lowered: run(states, draws, floats) -> results; None: the Interpreter does."""
+        return None
 
     def synchronize(self) -> None:
         """Waits until everything launched has run."""
 
     def memory_stats(self) -> MemoryStats:
         """The device's memory as this process uses it."""
+        return MemoryStats(0, 0, 0)

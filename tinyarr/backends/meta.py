@@ -12,10 +12,10 @@ from ..device import Device, planner
 from ..dtypes import Dtype
 from ..errors import DeviceError
 from ..views import Shape
-from .base import Kernel, MemoryStats
+from .base import Backend, Kernel
 
 
-class MetaBackend:
+class MetaBackend(Backend):
     def __init__(self, device: Device):
         self._device = device
         self._planner = planner(device.like or "cpu")
@@ -50,17 +50,14 @@ class MetaBackend:
     def holds(self, call) -> bool:
         return self._device.like is None or self._planner.holds(call)
 
-    def program(self, graph, plan) -> None:
-        return None
+    def in_layouts(self, call) -> Sequence[str]:
+        return self._planner.in_layouts(call)
 
     def out_layouts(self, call) -> Sequence[str]:
         return self._planner.out_layouts(call)
 
-    def scratch(self, graph, plan) -> int:
-        return self._planner.scratch(graph, plan)
+    def joins_expression(self, first, last, stored) -> bool:
+        return self._planner.joins_expression(first, last, stored)
 
-    def synchronize(self) -> None:
-        pass
-
-    def memory_stats(self) -> MemoryStats:
-        return MemoryStats(0, 0, 0)
+    def scratch(self, graph, lowered) -> int:
+        return self._planner.scratch(graph, lowered)

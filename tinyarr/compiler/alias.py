@@ -202,26 +202,17 @@ class _Aliases:
             if not is_copy(step):
                 continue
             (x,), (value,) = operands(step), writes(step)
-            if x.value not in self.made or not self._is_dense(x):
+            root, _ = self.find(x.value)
+            if root in self.fixed or not self._is_dense(x):  # the old contents of state may be overwritten
                 continue
             if self._is_free(value):
-                root, _ = self.find(x.value)
                 unchanged = self._read(x) == row_major(value.shape) and nbytes(root) <= 2 * nbytes(value)
                 if unchanged and value not in self.layouts and nbytes(x.value) == nbytes(value):
                     self.join(value, x.value)
-            elif self._count[x.value] == 1 and self._saves_memory(x.value, value):
+            elif self._count[x.value] == 1:
                 target = views.reshape(self.layout(value), x.view.shape)
                 if target is not None and self._place(x, target):
                     self.join(x.value, value)
-
-    def _saves_memory(self, value: Value, target: Value) -> bool:
-        """Returns whether the root of `target`, needed since `value` is made, takes no more than both would apart.
-
-        Example: 8 MiB that are part of 10: apart, 18 are taken when one is copied to the other. As one, the other 2 are
-        taken since the 8 are made, perhaps long before.
-        """
-        root, _ = self.find(target)
-        return self.lives[root][0] <= self.lives[value][0] or nbytes(root) <= 2 * nbytes(value)
 
     # Collectives
 
@@ -271,10 +262,8 @@ class _Aliases:
             return False
         if nbytes(new) != size:  # the result is one of several parts, of which none is made yet
             is_there, at = nbytes(root) == size and self.lives[root][0] == number and root not in self.fixed, 0
-        elif root in self.fixed:
-            is_there = self._may_be_made_in(root, dying, at)
         else:
-            is_there = self._saves_memory(dying, root)
+            is_there = root not in self.fixed or self._may_be_made_in(root, dying, at)
         if not is_there or not self._is_made_where_read(number, new, dying, at - start):
             return False
         self.join(dying, root, at)

@@ -25,6 +25,7 @@ from .calls import Bound, called
 from .capture import Leaf, Part, difference
 from .interpret import Interpreter
 from .lives import made_by
+from .lower import lower
 from .memory import Memory
 from .passes import PASSES, passes_within
 from .plan import plan
@@ -103,7 +104,7 @@ def _build(graph: Graph, clock: _Clock) -> Any:
     if device is not None:
         planned = plan(graph, GUARD if os.environ.get("TINYARR_GUARD") == "1" else 0)
         clock.lap("plan")
-        made = device.backend.program(graph, planned)
+        made = device.backend.program(graph, lower(planned, device.backend))
     return Interpreter(graph) if made is None else made
 
 
@@ -164,7 +165,8 @@ class Compiled:
         found = []
         for graph in self.graphs:
             planned, device = plan(graph), _device_of(graph)
-            found.append(Memory(graph, planned, 0 if device is None else device.backend.scratch(graph, planned)))
+            scratch = 0 if device is None else device.backend.scratch(graph, lower(planned, device.backend))
+            found.append(Memory(graph, planned, scratch))
         return found
 
     @property

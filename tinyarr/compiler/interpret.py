@@ -1,19 +1,19 @@
-"""Runs a graph node by node with the backend's own kernels: what every other way to run it is compared with."""
+"""Runs a graph call by call with the kernels of eager mode: what every other way to run it is compared with."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from .. import eager, views
-from ..array import Array
-from ..program import Graph, Group, Read, Value, Write
+from ..array import Array, empty
+from ..ops.create import _copy
+from ..ops.primitive import _composite
+from ..program import Argument, Graph, KernelCall, Value
 from ..tape import no_grad
 from ..tensor import result_tensor
-from ..views import View
-from .lives import made_by, values_read
+from .lower import lower
+from .plan import unplanned
 
 
 class Interpreter:
@@ -23,69 +23,76 @@ class Interpreter:
     """
 
     def __init__(self, graph: Graph):
-        apart = [n for node in graph.nodes for n in ((node.first, node.last) if isinstance(node, Group) else (node,))]
-        self._graph = graph = replace(graph, nodes=apart)
-        self._last: list[list[Value]] = [[] for _ in graph.nodes]  # the values that each node is the last to read
-        kept = {read.value for read in graph.results} | {s.after for s in graph.states}
-        seen = set(kept)
-        for node, last in zip(reversed(graph.nodes), reversed(self._last), strict=True):
-            for value in values_read(node):
-                if value not in seen:
-                    seen.add(value)
-                    last.append(value)
-        made = {v for n in graph.nodes for v in made_by(n)}
-        times = Counter(read.value for read in graph.results)
-        self._copied = [
-            read.value not in made or times[read.value] > 1 or read.view != views.contiguous(read.value.shape)
-            for read in graph.results
-        ]
+        self._graph = graph
+        plan = unplanned(graph)
+        self._values = {place[:2]: value for value, place in plan.buffers.items()}
+        self._calls = [call for call in lower(plan).calls if isinstance(call, KernelCall)]
+        self._freed: list[list[tuple]] = [[] for _ in self._calls]  # the buffers that each call is the last to use
+        seen = set()
+        for call, freed in zip(reversed(self._calls), reversed(self._freed), strict=True):
+            for x in (*call.inputs, *call.outputs):
+                if isinstance(x, Argument) and x.buffer[0] == "value" and x.buffer not in seen:
+                    seen.add(x.buffer)
+                    freed.append(x.buffer)
 
     def run(
         self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
     ) -> list[Array]:
-        graph = self._graph
-        known: dict[Value, Any] = dict(zip((s.before for s in graph.states), states, strict=True))
-        known.update(graph.constants)
-        known.update(zip((value for _, value in graph.floats), floats, strict=True))
-        for (_, *values), numbers in zip(graph.draws, draws, strict=True):
-            known.update(zip(values, numbers, strict=True))
-        for node, last in zip(graph.nodes, self._last, strict=True):
-            if isinstance(node, Write):
-                changed = eager.contiguous_copy(known[node.old])
-                node.output.device.backend.copy(known[node.new], _seen(changed, node.view))
-                known[node.output] = changed
-            else:
-                operands = [_seen(known[x.value], x.view) if isinstance(x, Read) else x for x in node.inputs]
-                made = eager.run(node.call, operands, None)
-                if made is None:
-                    made = _by_composite(node.call, operands)
-                known.update(zip(node.outputs, made, strict=True))
-            for value in last:
-                known.pop(value, None)
-        seen = [_seen(known[read.value], read.view) for read in graph.results]
-        results = [eager.contiguous_copy(x) if copied else x for x, copied in zip(seen, self._copied, strict=True)]
-        stores = [(s, place, known[s.after]) for s, place in zip(graph.states, states) if s.after is not s.before]
-        outside = {id(x.storage) for x in states}
-        stores = [(s, place, eager.contiguous_copy(x) if id(x.storage) in outside else x) for s, place, x in stores]
-        for state, place, new in stores:
-            place.device.backend.copy(_seen(new, views.contiguous(state.before.shape)), place)
-            place.storage.version += 1
-        return results
+        graph, memory = self._graph, _Memory(self._values)
+        memory.update({("state", i): x for i, x in enumerate(states)})
+        memory.update({("constant", i): x for i, (_, x) in enumerate(graph.constants)})
+        memory.update({("draw", i): x for i, x in enumerate(n for pair in draws for n in pair)})
+        memory.update({("float", i): x for i, x in enumerate(floats)})
+        for call, freed in zip(self._calls, self._freed, strict=True):
+            self._call(call, memory)
+            for buffer in freed:
+                memory.pop(buffer, None)
+        for state, x in zip(graph.states, states, strict=True):
+            x.storage.version += state.after is not state.before
+        return [memory["result", i].through(views.contiguous(r.view.shape)) for i, r in enumerate(graph.results)]
+
+    def _call(self, call: KernelCall, memory: _Memory) -> None:
+        operands = [_seen(memory[x.buffer], x) if isinstance(x, Argument) else x for x in call.inputs]
+        moves = call.call.primitive is _copy
+        buffers = [y.buffer for y in call.outputs]
+        whole = all(views.size(y.shape) == views.size(self._values[b].shape) for b, y in zip(buffers, call.outputs))
+        if whole and memory.keys().isdisjoint(buffers):
+            made = [eager.contiguous_copy(operands[0])] if moves else _run(call.call, operands)
+            memory.update(zip(buffers, made, strict=True))
+            return
+        outs = [_seen(memory[buffer], y) for buffer, y in zip(buffers, call.outputs, strict=True)]
+        for x, out in zip(operands if moves else _run(call.call, operands), outs, strict=True):
+            out.device.backend.copy(x, out)
 
 
-def _by_composite(call: Any, operands: Sequence[Any]) -> list[Array]:
-    """The results of a call for which the backend has no kernel: dense, and in memory of their own."""
-    tensors = [result_tensor(x) if isinstance(x, Array) else x for x in operands]
+class _Memory(dict):
+    """By buffer the array that is the whole of it, or a Python number; made when it is first asked for."""
+
+    def __init__(self, values: dict[tuple, Value]):
+        self._values = values
+
+    def __missing__(self, buffer: tuple) -> Array:
+        like = self._values[buffer]
+        made = self[buffer] = empty(like.device, like.shape, like.dtype)
+        return made
+
+
+def _run(call: Any, operands: Sequence[Any]) -> Sequence[Array]:
+    """Results in memory of their own, by the kernel of eager mode or the composite."""
+    made = eager.run(call, operands, None)
+    if made is not None:
+        return made
     with no_grad():
-        made = call.primitive.composite(*tensors, **call.params)
-    arrays = [x.array for x in (made if isinstance(made, tuple | list) else (made,))]
-    read = {id(x.storage) for x in operands if isinstance(x, Array)}
-    alone = [views.is_contiguous(x.view) and id(x.storage) not in read for x in arrays]
-    return [x if is_alone else eager.contiguous_copy(x) for x, is_alone in zip(arrays, alone, strict=True)]
+        found = _composite(call)(*[result_tensor(x) if isinstance(x, Array) else x for x in operands], **call.params)
+    arrays = [x.array for x in (found if isinstance(found, tuple | list) else (found,))]
+    shared = {id(x.storage) for x in operands if isinstance(x, Array)}
+    return [eager.contiguous_copy(x) if id(x.storage) in shared or not views.is_contiguous(x.view) else x
+            for x in arrays]  # fmt: skip
 
 
-def _seen(array: Any, view: View) -> Any:
-    """A part of a dense array; a Python number as it is."""
+def _seen(array: Any, x: Argument) -> Any:
+    """What an argument shows of the buffer that an array is the whole of; a Python number as it is."""
     if isinstance(array, int | float):
         return array
-    return Array(array.storage, array.dtype, view.shape, view.strides, array.offset + view.offset)
+    assert x.place is not None
+    return Array(array.storage, array.dtype, *x.view._replace(offset=array.offset + x.view.offset))

@@ -37,13 +37,13 @@ class Memory:
         self.state = sum(nbytes(s.before) for s in graph.states)
         self.steps = len(plan.steps)
         self.lives = []
-        for value, (first, last) in plan.lives.items():
-            step = plan.steps[first]
-            operation, line = ("copy", "") if step is None or isinstance(step, Copy) else (
-                step.call.primitive.name, step.line)  # fmt: skip
-            kind = f"{value.dtype.name}{list(value.shape)}"
-            place = plan.place(value).offset, nbytes(value)
-            self.lives.append(Life(*place, first, last, kind, operation, line))
+        for value, stretches in plan.lives.items():
+            for low, high, first, last in stretches:
+                step = plan.steps[first]
+                operation, line = ("copy", "") if isinstance(step, Copy) else (step.call.primitive.name, step.line)
+                shape = list(value.shape) if len(stretches) == 1 else [(high - low) // value.dtype.itemsize]
+                kind = f"{value.dtype.name}{shape}"
+                self.lives.append(Life(plan.place(value).offset + low, high - low, first, last, kind, operation, line))
         self.lives.sort(key=lambda life: (-life.nbytes, life.first))
 
     def alive(self, step: int) -> list[Life]:

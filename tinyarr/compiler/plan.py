@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import views
-from ..program import Check, Copy, Graph, Group, Location, Place, Plan, PlanStep, Read, Value, Write
+from ..program import Check, Copy, Graph, Group, Location, Place, Plan, PlanStep, Read, Stretch, Value, Write
 from ..views import contiguous
 from .alias import alias, collectives, is_like, operands, parts_of, spans, writes
 from .layout import is_copy, layouts, read_in
@@ -24,7 +24,7 @@ ALIGNMENT = 128  # bytes
 
 Buffers = dict[Value, Place]  # of values that are somewhere else than in the arena
 Locations = dict[Value, Location]
-Lifetimes = dict[Value, tuple[int, int]]  # of each root the first and the last step that needs it
+Lifetimes = dict[Value, list[Stretch]]  # of each root
 
 
 def plan(graph: Graph, guard: int = 0) -> Plan:
@@ -45,6 +45,19 @@ def plan(graph: Graph, guard: int = 0) -> Plan:
     return Plan(steps, locations, buffers, frozenset(parts), size, lives, checks, guard)
 
 
+def unplanned(graph: Graph) -> Plan:
+    """Returns the plan in which every value has a buffer of its own, and every node its kernel.
+
+    It depends on no decision of the planner, and fits graphs whose values are on several devices.
+    """
+    nodes = [n for node in graph.nodes for n in ((node.first, node.last) if isinstance(node, Group) else (node,))]
+    steps, buffers = _in_order(replace(graph, nodes=nodes))
+    made = [value for step in steps for value in writes(step)]
+    buffers = {value: Place("value", value.number) for value in made} | buffers
+    locations = {value: Location(value, 0, contiguous(value.shape)) for value in buffers}
+    return Plan(steps, locations, buffers, frozenset(), 0, {})
+
+
 def arena(graph: Graph) -> int:
     """Returns the bytes of the arena in the plan of a graph."""
     steps, buffers, _, locations = _located(graph)
@@ -53,63 +66,110 @@ def arena(graph: Graph) -> int:
 
 
 def lifetimes(steps: Sequence[PlanStep], locations: Locations) -> Lifetimes:
-    """Returns the first and the last step that needs each root: by itself, through an alias, or in a collective.
+    """Returns for each root the stretches of it that are needed from different steps on, all to the last one.
 
-    Example: step 0 makes %1, step 3 its alias %2, step 5 reads %2: (0, 5) for %1, if nothing reads it later.
+    A root is needed by itself, through an alias, and in a collective. Until a part of it is made, its bytes are free.
+
+    Example: step 0 makes %1 (4,), step 3 makes %2 (2,), and step 5 joins them to %3 (6,), which step 7 reads: bytes 0
+    to 16 of %3 are needed from step 0 to 7 and bytes 16 to 24 from step 3 to 7, if all are float32.
     """
-    found: Lifetimes = {}
-    needed = [(locations[value].root, life) for value, life in spans(steps).items()]
-    needed += [(locations[x.value].root, life) for life in collectives(steps) for x in operands(steps[life[0]])]
-    for root, (first, last) in needed:
+    found: dict[Value, tuple[int, int]] = {}
+    # only a root that is larger than an alias of it has several
+    joined: dict[Value, list[tuple[int, Value]]] = {
+        x.root: [] for value, x in locations.items() if value is not x.root and nbytes(value) < nbytes(x.root)
+    }
+    needed = list(spans(steps).items())
+    needed += [(x.value, life) for life in collectives(steps) for x in operands(steps[life[0]])]
+    for value, (first, last) in needed:
+        root = locations[value].root
         begin, end = found.get(root, (first, last))
         found[root] = min(begin, first), max(end, last)
-    return found
+        if root in joined:
+            joined[root].append((first, value))
+    lives = {root: [Stretch(0, nbytes(root), *life)] for root, life in found.items()}
+    for root, values in joined.items():
+        made = [(first, *_bytes_of(locations[value], value)) for first, value in values]
+        lives[root] = [Stretch(*x, found[root][1]) for x in _stretches(made)]
+    return lives
+
+
+def _bytes_of(location: Location, value: Value) -> tuple[int, int]:
+    low, high = views.extent(location.view)
+    return location.offset + low * value.dtype.itemsize, location.offset + high * value.dtype.itemsize
+
+
+def _stretches(made: list[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
+    """Returns stretches (from byte, to byte, since step) of a root, of its aliases (step, from byte, to byte).
+
+    Example: (5, 0, 24), (0, 0, 16), (3, 16, 24) are needed as (0, 16, 0), (16, 24, 3).
+    """
+    cuts = np.unique([end for _, *ends in made for end in ends])
+    since = np.zeros(len(cuts), np.int64)
+    for first, low, high in sorted(made, reverse=True):  # so that the earliest is what is left
+        since[cuts.searchsorted(low) : cuts.searchsorted(high)] = first
+    starts = [i for i in range(len(cuts) - 1) if i == 0 or since[i] != since[i - 1]]
+    ends = [*starts[1:], len(cuts) - 1]
+    return [(int(cuts[i]), int(cuts[j]), int(since[i])) for i, j in zip(starts, ends, strict=True)]
 
 
 def allocate(lives: Lifetimes, guard: int = 0) -> tuple[dict[Value, int], int]:
     """Returns the offset of each root in the arena, and the size of that, which is the least that was found.
 
-    Each root, the largest first, gets the lowest gap between those placed before it that some step needs together with
-    it. Where that takes more than the step that needs most, other orders of equally large ones are tried. For GPT-2
-    124M and 1558M and Llama 1B the first order has no gap there.
+    Each root, those of several stretches first and then the largest, gets the lowest gap between those placed before it
+    that some step needs together with it. Where that takes more than the step that needs most, other orders of equally
+    large ones are tried. For GPT-2 124M and 1558M and Llama 1B the first order has no gap there.
     Source: Pisarchyk & Lee 2020, "Efficient memory management for deep neural net inference", greedy by size.
 
     Example: %1 of 1,024 bytes is needed at steps 0 to 1, %2 of 512 at steps 1 to 2, %3 of 256 at steps 2 to 3. %1 is at
     0. %2 is at 1,024, since step 1 needs both. %3 is at 0: step 2 needs no %1 any more. The arena has 1,536 bytes.
     """
     if guard:
-        lives = dict.fromkeys(lives, (0, 0))
-    need = {root: -(-nbytes(root) // ALIGNMENT) * ALIGNMENT + guard for root in lives}
-    change = np.zeros(2 + max((last for _, last in lives.values()), default=0), np.int64)
-    for root, (first, last) in lives.items():
-        change[first] += need[root]
-        change[last + 1] -= need[root]
+        lives = {root: [Stretch(0, nbytes(root), 0, 0)] for root in lives}
+    need = {root: rounded(nbytes(root)) + guard for root in lives}
+    change = np.zeros(2 + max((stretches[0].last for stretches in lives.values()), default=0), np.int64)
+    for root, stretches in lives.items():
+        for low, high, start, last in stretches:
+            size = need[root] if len(stretches) == 1 else rounded(high) - low
+            change[start] += size
+            change[last + 1] -= size
     least = change.cumsum().max()
-    lengths = {root: first - last for root, (first, last) in lives.items()}  # the longest-lived first
-    starts = {root: first for root, (first, _) in lives.items()}
+    first = {root: min(stretch.first for stretch in stretches) for root, stretches in lives.items()}
+    lengths = {root: first[root] - stretches[0].last for root, stretches in lives.items()}  # the longest-lived first
+    zeros, one = dict.fromkeys(lives, 0), {root: len(stretches) == 1 for root, stretches in lives.items()}
     found = []
-    for second in (lengths, dict.fromkeys(lives, 0), starts):
-        found.append(_first_fit(sorted(lives, key=lambda v: (-need[v], second[v], v.number)), lives, need))
-        if found[-1][1] == least:
+    for before, after in ((zeros, lengths), (one, lengths), (zeros, zeros), (zeros, first)):
+        roots = sorted(lives, key=lambda v: (before[v], -need[v], after[v], v.number))
+        found.append(_first_fit(roots, lives, need, first))
+        if found[-1][1] <= least:
             break
     return min(found, key=lambda offsets_and_size: offsets_and_size[1])
 
 
-def _first_fit(order: Sequence[Value], lives: Lifetimes, need: dict[Value, int]) -> tuple[dict[Value, int], int]:
+def _first_fit(
+    roots: Sequence[Value], lives: Lifetimes, need: dict[Value, int], since: dict[Value, int]
+) -> tuple[dict[Value, int], int]:
+    """Places roots in their order; since: the first step that needs each."""
     offsets: dict[Value, int] = {}
-    placed = np.empty((4, len(order)), np.int64)  # begins, ends, first and last steps, in the order of the offsets
-    for count, root in enumerate(order):
-        first, last = lives[root]
-        begins, ends, since, until = placed[:, :count]
-        beside = np.flatnonzero((since <= last) & (until >= first))
+    placed = np.empty((4, sum(map(len, lives.values()))), np.int64)  # begins, ends, first and last steps, by begins
+    count = 0
+    for root in roots:
+        stretches, size = lives[root], need[root]
+        begins, ends, firsts, lasts = placed[:, :count]
+        beside = np.flatnonzero((firsts <= stretches[0].last) & (lasts >= since[root]))
         gaps = np.zeros(len(beside) + 1, np.int64)  # where each begins; the last one has no end
         np.maximum.accumulate(ends[beside], out=gaps[1:])
-        fits = gaps + need[root] <= np.append(begins[beside], np.iinfo(np.int64).max)
+        fits = gaps + size <= np.append(begins[beside], np.iinfo(np.int64).max)
         offsets[root] = offset = int(gaps[fits.argmax()])
-        at = begins.searchsorted(offset)
-        placed[:, at + 1 : count + 1] = placed[:, at:count]
-        placed[:, at] = offset, offset + need[root], first, last
+        for low, high, first, last in stretches:
+            at = placed[0, :count].searchsorted(offset + low)
+            placed[:, at + 1 : count + 1] = placed[:, at:count]
+            placed[:, at] = offset + low, offset + (size if len(stretches) == 1 else rounded(high)), first, last
+            count += 1
     return offsets, int(placed[1].max(initial=0))
+
+
+def rounded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _located(graph: Graph) -> tuple[list[PlanStep], Buffers, list[Check], Locations]:

@@ -55,10 +55,11 @@ class Fingerprint:
             x for x in capture.objects.values() if type(x).__flags__ & HEAP_TYPE and not isinstance(x, Tensor)
         ]
         self._kinds = [h.object for h in holders if type(h) is ClassAttributes]
-        dicts = [h.object for h in holders if isinstance(h, Entries)]
+        dicts = [h.object for h in holders if type(h) is Entries]
         self._keys = [(OrderedDict if isinstance(x, OrderedDict) else dict).keys(x) for x in dicts]
-        self._keys += [vars(kind).keys() for kind in self._kinds]
-        self._values = [*map(dict.values, dicts), *(vars(kind).values() for kind in self._kinds)]
+        attributes = [*(h.object for h in holders if type(h) is Attributes), *map(vars, self._kinds)]
+        self._names = [x.keys() for x in attributes]
+        self._values = [*map(dict.values, dicts), *(x.values() for x in attributes)]
         self._owners = [h.owner for h in holders if type(h) is Attributes]
         self._sequences = [h.object for h in holders if type(h) in (Items, Members)]
         self._cells = [h.object for h in holders if type(h) is Cell]
@@ -72,18 +73,17 @@ class Fingerprint:
         self._buffers = [x for x in bare if not x._requires_grad]
         known = set(map(id, bare))
         self._unusual = [x for x in self._tensors if id(x) not in known]
-        self._names = self._equal()
+        self._equals = self._equal()
+        self._known = [*chain.from_iterable(self._keys)]
         self._contents = [h.contents() for h in self._others]
         self._held = np.fromiter(self._identical(), object)  # which keeps them, and so their addresses are theirs
         self._addresses = self._held.tobytes()
-        self._are_texts = all(type(name) is str for name in self._names[0])
 
     def holds(self) -> bool:
         """Returns whether all of it is as it was."""
-        names, *others = self._equal()
         return (
-            (names == self._names[0] if self._are_texts else self._are_same_keys(names))
-            and others == self._names[1:]
+            self._equal() == self._equals
+            and all(map(is_one_key, chain.from_iterable(self._keys), self._known))
             and self._are_bare()
             and np.fromiter(self._identical(), object, len(self._held)).tobytes() == self._addresses
             and all(map(holds_the_same, self._others, self._contents))
@@ -91,7 +91,7 @@ class Fingerprint:
 
     def _equal(self) -> list[list[Any]]:
         return [
-            [*chain.from_iterable(self._keys)], [*map(len, self._keys)], [*map(len, self._sequences)],
+            [*chain.from_iterable(self._names)], [*map(len, self._values)], [*map(len, self._sequences)],
             [x.array for x in self._tensors], [*map(type, self._tensors)], [*map(type, self._objects)],
         ]  # fmt: skip
 
@@ -117,9 +117,6 @@ class Fingerprint:
             if x.grad is not None or x._requires_grad:
                 return False
         return True
-
-    def _are_same_keys(self, keys: list[Any]) -> bool:
-        return len(keys) == len(self._names[0]) and all(map(is_one_key, keys, self._names[0]))
 
 
 _NOTHING = object()

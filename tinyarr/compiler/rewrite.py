@@ -48,7 +48,7 @@ def _with_rows(graph: Graph, lives: Lives, node: Step) -> Step:
             shapes = tuple(read.view.shape for read in inputs)
             dtypes = tuple(read.value.dtype for read in inputs)
             call = Call(index_add, node.call.device, shapes, dtypes, {"start": start, "size": params["size"]})
-            if dtypes[0] is dtypes[1] and call.device.backend.kernel(call) is not None:
+            if dtypes[0] is dtypes[1] and call.device.backend.holds(call):
                 return replace(node, call=call, inputs=inputs)
     return node
 

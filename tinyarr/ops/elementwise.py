@@ -14,7 +14,7 @@ from ..dtypes import Dtype
 from ..tensor import Tensor, require_tensors
 from . import scalar
 from .elementwise_primitive import Elementwise, elementwise
-from .primitive import Primitive
+from .primitive import Primitive, apply
 
 
 @elementwise
@@ -39,9 +39,9 @@ class _Power(Elementwise):
         x, y = operands if len(operands) == 2 else (None, 0)
         if isinstance(x, Tensor) and ((type(y) is int and y > 0) or (type(y) in (int, float) and x.dtype.is_float)):
             if y in (-1, -2):
-                return _inverse_power(x, n=int(-y), **options)
+                return apply(_inverse_power, x, n=int(-y), **options)
             if y in range(1, 9):
-                return _integer_power(x, n=int(y), **options)
+                return apply(_integer_power, x, n=int(y), **options)
         return super().__call__(*operands, **options)
 
 

@@ -10,13 +10,11 @@ from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tape import recording
 from ..tensor import Tensor, require_tensors
 from ..transforms import custom_gradient
-from . import scalar
 from .attention import power
-from .create import contiguous, zeros
+from .create import arange, contiguous, zeros
 from .elementwise import astype, log, where
-from .elementwise_primitive import elementwise
 from .fused import fused
-from .index import take_along_axis
+from .index import _take_gradient, take
 from .loss import mean_of_counted
 from .matmul import linear, matmul, matmul_add, matmul_wide
 from .primitive import Bounds, apply
@@ -31,35 +29,36 @@ def _bounds(shapes, params):
     return Bounds(1, 0, params["classes"], params["ignore_index"], "target", params["first"])
 
 
-@elementwise
-def _slope(power, total, target, ignored):
-    hit = scalar.where(scalar.index(-1) == target, 1, 0)
-    return scalar.where(target == ignored, 0, power / total - hit)
-
-
 def _losses(logits, targets, ignore_index):
-    """The losses (n,), the powers (n, V) of the logits less the largest in their row, and the sums (n, 1) of those."""
+    """The losses (n,), and of what the gradient is made: powers (n, V), their sums, which count, where the targets are.
+
+    Powers are of the logits less the largest in their row; targets are positions (n,) among all logits.
+    """
+    n, V = logits.shape
     largest = largest_of(logits.detach(), axis=-1, keepdims=True)
     powers = power(logits, largest)
     total = sum(powers, axis=-1, keepdims=True)
     counts = targets != ignore_index
-    picked = take_along_axis(logits, where(counts, targets, 0), axis=-1)
-    return reshape(where(counts, log(total) - (picked - largest), 0), (len(logits),)), powers, total
+    at = arange(n, device=logits.device) * V + where(counts, targets, 0)
+    below = reshape(largest, (n,)) - take(reshape(logits, (n * V,)), at)
+    return where(counts, log(reshape(total, (n,))) + below, 0), powers, total, counts, at
 
 
 @fused(variables=(), bounds=_bounds)
 def _linear_cross_entropy(logits, targets, *, classes, ignore_index, first):
     """The loss of each row of logits (n, P), of which the first `classes` count; targets (n,) from number `first`."""
-    wide = astype(logits[:, :classes], logits.dtype.compute, copy=False)
-    return _losses(wide, expand_dims(targets, -1), ignore_index)[0]
+    return _losses(astype(logits[:, :classes], logits.dtype.compute, copy=False), targets, ignore_index)[0]
 
 
 @fused(outputs=("dlogits", "loss"), variables=(), overwrites=0, bounds=_bounds)
 def _linear_cross_entropy_with_gradients(logits, targets, *, classes, ignore_index, first):
     """The losses, and the gradient of their sum: softmax(logits) - onehot(target), 0 in what pads the rows."""
-    wide, targets = astype(logits[:, :classes], logits.dtype.compute, copy=False), expand_dims(targets, -1)
-    loss, powers, total = _losses(wide, targets, ignore_index)
-    slope = astype(_slope(powers, total, targets, ignore_index), logits.dtype, copy=False)
+    wide = astype(logits[:, :classes], logits.dtype.compute, copy=False)
+    loss, powers, total, counts, at = _losses(wide, targets, ignore_index)
+    counts = astype(counts, wide.dtype)
+    slope = reshape(powers * (expand_dims(counts, -1) / total), (wide.size,))
+    slope = slope + apply(_take_gradient, -counts, at, axis=0, size=wide.size, wrap=False)
+    slope = astype(reshape(slope, wide.shape), logits.dtype, copy=False)
     padding = logits.shape[1] - classes
     if padding:
         slope = concat([slope, zeros((len(logits), padding), dtype=slope.dtype, device=slope.device)], axis=1)

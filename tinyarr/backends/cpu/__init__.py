@@ -15,9 +15,9 @@ from ...array import Array, Storage
 from ...device import Device
 from ...dtypes import Dtype
 from ...ops.elementwise_primitive import Pointwise
-from ...program import Graph, Plan
+from ...program import Graph, Lowered
 from ...views import Shape
-from ..base import Kernel, MemoryStats
+from ..base import Backend, Kernel, MemoryStats
 from . import (
     c_compiler,
     collective,
@@ -38,13 +38,8 @@ FAMILIES = (collective, index, matmul, reduce, scan, shape, sort)
 _BYTES = np.dtype(np.uint8)
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """Memory and kernels of the device `cpu`."""
-
-    joins = False
-    stops = True
-    block = 1 << 24
-    even = 1
 
     def __init__(self, device: Device):
         self._device = device
@@ -72,9 +67,6 @@ class CpuBackend:
 
     def to_numpy(self, array: Array) -> np.ndarray:
         return array.data.copy(order="C")
-
-    def copy_to_host_async(self, array: Array) -> None:
-        pass
 
     def kernel(self, call: Any) -> Kernel | None:
         if isinstance(call.primitive, Pointwise):
@@ -105,45 +97,50 @@ class CpuBackend:
         return run
 
     def holds(self, call: Any) -> bool:
-        """What C can't say and has no composite makes the program run NumPy's kernels."""
-        from .c import library  # here: who compiles nothing needs none of it
+        """What has neither a C kernel nor a composite runs NumPy's kernel, between two sections of C."""
+        return _in_c(call) or (call.primitive.composite is None and call.primitive in KERNELS)
 
-        return library.is_written(call.primitive) or (call.primitive.composite is None and call.primitive in KERNELS)
+    def in_layouts(self, call: Any) -> Sequence[str]:
+        layouts = None if _in_c(call) else _layouts(KERNELS[call.primitive].layouts)
+        return super().in_layouts(call) if layouts is None else layouts(call)
 
-    def program(self, graph: Graph, plan: Plan) -> Any | None:
-        """The plan as a C library; None, with a warning, where there is no C compiler that works, or no C kernel.
+    def out_layouts(self, call: Any) -> Sequence[str]:
+        return ("any" if _in_c(call) else "dense",) * len(call.out_shapes)
 
-        Raises SourceError where the compiler rejects the plan's code.
+    def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:
+        return _in_c(last)
+
+    def program(self, graph: Graph, lowered: Lowered) -> Any | None:
+        """The calls as a C library; None, with a warning, where there is no C compiler that works.
+
+        Raises SourceError where the compiler rejects the code.
         """
         from .c import library
 
-        for primitive in library.not_written(plan):
-            _warn_of_numpy(f"{primitive.name} has no C kernel and no composite")
-            return None
         try:
             c_compiler.check_openmp()
             self._pool.give_back()  # a program works in an arena of its own
-            return library.Library(graph, plan, self._pool)
+            return library.Library(graph, lowered, self._pool)
         except c_compiler.SourceError:
             raise
         except c_compiler.CompilerError as error:
             _warn_of_numpy(str(error))
             return None
 
-    def out_layouts(self, call: Any) -> Sequence[str]:
-        return ("any",) * len(call.out_shapes)
-
-    def scratch(self, graph: Graph, plan: Plan) -> int:
+    def scratch(self, graph: Graph, lowered: Lowered) -> int:
         from .c import library
 
-        return 0 if library.not_written(plan) else library.scratch_of(graph, plan)
-
-    def synchronize(self) -> None:
-        pass
+        return library.scratch_of(graph, lowered)
 
     def memory_stats(self) -> MemoryStats:
         """Blocks of 64 KiB and more, and the arena of programs; smaller ones are malloc's and not counted."""
         return self._pool.stats()
+
+
+def _in_c(call: Any) -> bool:
+    from .c import library  # here: who compiles nothing needs none of it
+
+    return library.is_written(call.primitive)
 
 
 @functools.cache

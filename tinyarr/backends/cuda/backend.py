@@ -20,10 +20,9 @@ from ...ops.attention import _scaled_dot_product_attention
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.matmul import _matmul
 from ...ops.typing import dtype_constant, integer_casts
-from ...program import Graph
-from ...program import Plan as ProgramPlan
+from ...program import Graph, Lowered
 from ...views import Shape
-from ..base import Kernel, MemoryStats
+from ..base import Backend, Kernel, MemoryStats
 from . import dlpack, elementwise, planning
 from .arrivals import Arrivals
 from .events import wait_for
@@ -49,7 +48,7 @@ class Handle:
         self.layout = strides, address % 16 == 0
 
 
-class CudaBackend(CudaPlanner):
+class CudaBackend(CudaPlanner, Backend):
     """Memory and kernels of one device, on one stream; another copies small tensors from the host."""
 
     def __init__(self, device: Device):
@@ -216,10 +215,10 @@ class CudaBackend(CudaPlanner):
             self._on_host.share(adopted.storage)
             return adopted
 
-    def program(self, graph: Graph, plan: ProgramPlan) -> Program:
+    def program(self, graph: Graph, lowered: Lowered) -> Program:
         with self.lock:
             self.enter()
-            return Program(graph, plan, self)
+            return Program(graph, lowered, self)
 
     def synchronize(self) -> None:
         """Waits for what was launched.

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import views
-from ...program import Place
-from ...program import Plan as ProgramPlan
+from ...program import Lowered, Place
 from ...views import View
 from .elementwise import FEW_BLOCKS
-from .lowering import Lowering, Task, rounded
+from .lowering import Binding, Task, rounded
 from .registry import Input, Launch, Output, Plan, Scratch, Struct
 
 TABLE = 32_764  # bytes of arguments that a launch may have, from CUDA 12.1 on
@@ -52,7 +51,7 @@ class _Stretches:
 
 
 class Joined(NamedTuple):
-    """What a Lowering has."""
+    """What a Binding has."""
 
     tasks: list[Task]
     scratch: int
@@ -69,7 +68,7 @@ class JoinedTask(Task):
         return f"{f'{len(self.members)} x {self.title}':40} {f'{first} ... {last}':40} {self.line}".rstrip()
 
 
-def join(lowered: Lowering, plan: ProgramPlan, table: int = TABLE) -> Joined:
+def join(lowered: Binding, plan: Lowered, table: int = TABLE) -> Joined:
     """The tasks of a program, those joined that can be.
 
     The scratch of joined tasks lies behind that of all others, for each of them works in its own. table: bytes of
@@ -163,7 +162,7 @@ def _joined(members: Sequence[Task], start: int, table: int, guard: int) -> Join
         tuple(Place("arena", 0, at) for at, _ in zip(offsets, blocks)),
         tuple(x for task in members for x in task.reads),
         tuple(y for task in members for y in task.makes),
-        tuple(members),
+        members=tuple(members),
     )
 
 

@@ -1,25 +1,17 @@
-"""From a planned program to launches: for each of its steps the plan of its kernel, and where the operands stand.
+"""From the kernel calls of a program to launches: the plan of each call's kernel, bound to where its operands are.
 
-What a kernel can't take as it lies is copied into scratch before, and what it can't write where it is wanted is copied
-from there after. Nothing here needs CuPy or a device.
+Nothing here needs CuPy or a device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-from ... import eager, views
-from ...ops.collective import wait
-from ...ops.create import _copy
-from ...ops.shape import _concat, _unslice
-from ...program import Copy, Graph, Group, Node, Place, Read, Value
-from ...program import Plan as ProgramPlan
-from ...views import View
-from . import collective, elementwise, planning, shape
-from .registry import Input, Launch, LibraryCall, Operand, Output, Plan, Report
+from ...program import Argument, KernelCall, Lowered, Place, Wait
+from . import collective, planning
+from .registry import Launch, LibraryCall, Operand, Plan, Report
 
 SCRATCH_ALIGNMENT = 512  # bytes
 
@@ -29,7 +21,7 @@ class Task:
     """One kernel's plan, which may be several launches, and what it works on.
 
     inputs, outputs, scratch: a Place each; of an input that is a Python scalar its value. reads, makes: the operands,
-    for who wants to know how much is moved.
+    for who wants to know how much is moved. step: of the program's plan.
     """
 
     title: str
@@ -40,190 +32,70 @@ class Task:
     scratch: tuple[Place, ...]
     reads: tuple[Operand, ...]
     makes: tuple[Operand, ...]
+    step: int = 0
 
     def __str__(self) -> str:
         made = " ".join(f"{x.dtype.name}{list(x.shape)}" for x in self.makes)
         return f"{self.title:40} {made:40} {self.line}".rstrip()
 
 
-@dataclass(frozen=True)
-class _Placed:
-    """An operand and where it is: a Place, or the value of a Python scalar."""
-
-    operand: Operand
-    at: Any
-
-    @property
-    def view(self) -> View:
-        return View(self.operand.shape, self.operand.strides, self.at.offset // self.operand.dtype.itemsize)
-
-
-class Lowering:
+class Binding:
     """tasks: what runs, in order. scratch: bytes that they work in, behind the arena."""
 
-    def __init__(self, graph: Graph, plan: ProgramPlan):
-        self._program = plan
-        self._used = 0
-        self._line = ""
+    def __init__(self, lowered: Lowered):
+        self._lowered = lowered
+        self._end = lowered.arena + lowered.scratch  # of all scratch so far
         self.tasks: list[Task] = []
-        self.scratch = 0
-        for step in plan.steps:
-            if step is not None:
-                self._used = self._used if plan.guard else 0
-                self._line = getattr(step, "line", "")
-                self._step(step)
+        for call in lowered.calls:
+            if isinstance(call, KernelCall):
+                self._kernel(call)
+            elif isinstance(call, Wait) and 0 not in call.operand.shape:
+                plan = collective.waiting(call.call.params["ticket"])
+                self._add("wait", plan, call, [call.operand], [call.operand])
 
-    def _step(self, step: Node | Group | Copy) -> None:
-        if isinstance(step, Copy):
-            view = views.contiguous(step.read.view.shape) if step.part is None else step.part
-            if step.part is not None or not self._is_there(step.read, step.target):
-                self._copy(self._at(step.read.value, step.read.view), self._at(step.target, view))
-        elif isinstance(step, Group):
-            self._group(step)
-        elif step.call.primitive is _copy and self._is_there(step.inputs[0], step.outputs[0]):
-            pass
-        elif step.call.primitive in (_concat, _unslice):
-            self._arrange(step)
-        elif "ticket" in step.call.params:
-            self._collective(step)
+    @property
+    def scratch(self) -> int:
+        return self._end - self._lowered.arena
+
+    def _kernel(self, call: KernelCall) -> None:
+        primitive, kinds = call.call.primitive, call.call.in_dtypes
+        title, inputs, outputs = primitive.name, call.inputs, call.outputs
+        if call.prologue is None:
+            planner = planning.planner(call.call, in_place=inputs[:1] == outputs[:1])
         else:
-            call = step.call
-            layouts = planning.layouts(call)
-            inputs = [self._read(*x) for x in zip(step.inputs, call.in_dtypes, strict=True)]
-            if layouts is not None:
-                inputs = [self._fitted(*x) for x in zip(inputs, layouts(call), strict=True)]
-            outputs = [self._made(*y) for y in zip(step.outputs, call.out_shapes, strict=True)]
-            self._launch(call.primitive.name, partial(planning.planner, call), inputs, outputs, _layouts(call))
+            first = call.prologue.call
+            stored = [i for i, y in enumerate(call.prologue.outputs) if y is not None]
+            planner = planning.group_planner(first, call.call, stored)
+            title, kinds = f"{first.primitive.name}_{title}", (*kinds, *first.in_dtypes)
+            inputs = (*inputs, *call.prologue.inputs)
+            outputs = (*outputs, *(call.prologue.outputs[i] for i in stored))
+        assert planner is not None, "a program holds only what has a kernel"
+        plan = planner([_operand(*x) for x in zip(inputs, kinds, strict=True)], [_operand(y) for y in outputs])
+        if "ticket" in call.call.params:
+            plan = collective.begun(plan)
+        self._add(title, plan, call, inputs, outputs)
 
-    def _group(self, group: Group) -> None:
-        """One kernel, or two where the second wants its operand in memory."""
-        first, last = group.first, group.last
-        name = f"{first.call.primitive.name}_{last.call.primitive.name}"
-        stored = [i for i, v in enumerate(first.outputs) if v in group.outputs]
-        read = [self._read(*x) for x in zip(first.inputs, first.call.in_dtypes, strict=True)]
-        kept = {i: self._made(first.outputs[i], first.call.out_shapes[i]) for i in stored}
-        layouts = planning.layouts(last.call)
-        fit = ("any",) * len(last.inputs) if layouts is None else layouts(last.call)
-        later = zip(last.inputs[1:], last.call.in_dtypes[1:], strict=True)
-        others = [self._fitted(self._read(*x), layout) for x, layout in zip(later, fit[1:], strict=True)]
-        results = [self._made(*y) for y in zip(last.outputs, last.call.out_shapes, strict=True)]
-        joined = planning.group_planner(first.call, last.call, stored)
-        whole = planning.dense_operands(last.call)[0][0]
-        if joined is not None:
-            between = _Placed(whole, 0)  # in registers: no address
-            made = [*results, *kept.values()]
-            self._launch(name, lambda _: joined, [between, *others, *read], made, _layouts(last.call, len(kept)))
-            return
-        apart = [
-            kept[i] if i in kept else self._in_scratch(first.call.out_shapes[i], v.dtype)
-            for i, v in enumerate(first.outputs)
-        ]
-        alone = [partial(planning.planner, call) for call in (first.call, last.call)]
-        self._launch(first.call.primitive.name, alone[0], read, apart, ("any",) * len(apart))
-        seen = views.reshape(apart[0].view, whole.shape)
-        assert seen is not None, "a layout is chosen only where all views of the value can be had"
-        between = self._fitted(_Placed(_seen_as(apart[0].operand, seen), apart[0].at), fit[0])
-        self._launch(last.call.primitive.name, alone[1], [between, *others], results, _layouts(last.call))
-
-    def _collective(self, node: Node) -> None:
-        """Begins or ends one. Between the two it works where its operand and its result are, never in scratch."""
-        call = node.call
-        read, made = self._at(*node.inputs[0]), self._made(node.outputs[0], call.out_shapes[0])
-        if call.primitive is not wait:
-            planner = planning.planner(call)
-            assert planner is not None and _suits(read, "dense") and _suits(made, "dense")
-            self._add(call.primitive.name, collective.begun(planner([read.operand], [made.operand])), [read], [made])
-        elif 0 not in call.in_shapes[0]:
-            self._add("wait", collective.waiting(call.params["ticket"]), [read], [read])
-            if not self._is_there(node.inputs[0], node.outputs[0]):
-                self._copy(read, made)
-
-    def _arrange(self, node: Node) -> None:
-        """Joining, and placing in zeros, of what is not made in its place already."""
-        call = node.call
-        (out,) = (self._made(*y) for y in zip(node.outputs, call.out_shapes, strict=True))
-        inputs = [self._read(*x) for x in zip(node.inputs, call.in_dtypes, strict=True)]
-        placed = [isinstance(x, Read) and self._program.is_part(x.value) for x in node.inputs]
-        steps = shape.arrange(call, [x.operand for x in inputs], out.operand, placed)
-        self._add(call.primitive.name, Plan(steps), inputs, [out])
-
-    def _launch(
-        self, title: str, planner_of: Callable[[bool], planning.Planner | None], inputs: Sequence[_Placed],
-        outputs: Sequence[_Placed], layouts: Sequence[str],
-    ) -> None:  # fmt: skip
-        """planner_of(in_place): whether the first output is the memory of the first input."""
-        made = [
-            y if layout == "any" or (_suits(y, layout) and _is_aligned(y))
-            else self._in_scratch(y.operand.shape, y.operand.dtype)
-            for y, layout in zip(outputs, layouts, strict=True)
-        ]  # fmt: skip
-        planner = planner_of(bool(inputs) and inputs[0] == made[0])
-        assert planner is not None, "a graph holds only what has a kernel"
-        plan = planner([x.operand for x in inputs], [y.operand for y in made])
-        self._add(title, plan, inputs, made)
-        for there, wanted in zip(made, outputs, strict=True):
-            if there is not wanted:
-                self._copy(there, wanted)
-
-    def _add(self, title: str, plan: Plan, inputs: Sequence[_Placed], outputs: Sequence[_Placed]) -> None:
+    def _add(
+        self, title: str, plan: Plan, call: KernelCall | Wait, inputs: Sequence[Any], outputs: Sequence[Argument]
+    ) -> None:
         if not plan.steps:
             return
-        scratch = tuple(self._take(n) for n in plan.scratch)
-        plan = replace(plan, steps=[self._at_line(step) for step in plan.steps])
-        places = tuple(x.at for x in inputs), tuple(y.at for y in outputs)
-        operands = tuple(x.operand for x in inputs if isinstance(x.at, Place)), tuple(y.operand for y in outputs)
-        self.tasks.append(Task(title, self._line, plan, *places, scratch, *operands))
+        plan = replace(plan, steps=[_at_line(step, call.line) for step in plan.steps])
+        scratch = tuple(self._scratch(plan, call)) if isinstance(call, KernelCall) else ()
+        places = tuple(_address(x) for x in inputs), tuple(_address(y) for y in outputs)
+        reads = tuple(_operand(x) for x in inputs if isinstance(x, Argument) and x.place is not None)
+        makes = tuple(_operand(y) for y in outputs)
+        self.tasks.append(Task(title, call.line, plan, *places, scratch, reads, makes, call.step))
 
-    def _copy(self, source: _Placed, target: _Placed) -> None:
-        there = _seen_as(target.operand, View(source.operand.shape, target.operand.strides, 0))
-        plan = Plan(elementwise.copy((source.operand, Input(0)), (there, Output(0))))
-        self._add("copy", plan, [source], [target])
-
-    def _at_line(self, step: Launch | LibraryCall) -> Launch | LibraryCall:
-        """The step, whose reports say which line of the traced function it is of."""
-        if not self._line or isinstance(step, LibraryCall):
-            return step
-        at = f" ({self._line.replace('{', '{{').replace('}', '}}')})"
-        arguments = [a._replace(message=a.message + at) if isinstance(a, Report) else a for a in step.arguments]
-        return replace(step, arguments=tuple(arguments))
-
-    def _read(self, x: Any, dtype: Any) -> _Placed:
-        return self._at(x.value, x.view) if isinstance(x, Read) else _Placed(Operand((), (), dtype), x)
-
-    def _made(self, value: Value, shape: views.Shape) -> _Placed:
-        """An output as its kernel sees it: in the shape in which the kernel goes through it."""
-        view = views.reshape(self._program.layout(value), shape)
-        assert view is not None, "a layout is chosen only where all views of the value can be had"
-        return self._at(value, view)
-
-    def _at(self, value: Value, view: View) -> _Placed:
-        place = self._program.place(value)
-        at = place._replace(offset=place.offset + view.offset * value.dtype.itemsize)
-        return _Placed(Operand(view.shape, view.strides, value.dtype, at.offset % 16 == 0), at)
-
-    def _fitted(self, x: _Placed, layout: str) -> _Placed:
-        """The operand where it suits a kernel, else a dense copy."""
-        if not isinstance(x.at, Place) or _suits(x, layout):
-            return x
-        dense = self._in_scratch(x.operand.shape, x.operand.dtype)
-        self._copy(x, dense)
-        return dense
-
-    def _in_scratch(self, shape: views.Shape, dtype: Any) -> _Placed:
-        operand = Operand(shape, views.contiguous_strides(shape), dtype)
-        return _Placed(operand, self._take(views.size(shape) * dtype.itemsize))
-
-    def _take(self, nbytes: int) -> Place:
-        """Scratch until the end of the step; behind a guard, for good."""
-        at = Place("arena", 0, rounded(self._program.arena) + self._used)
-        self._used += rounded(nbytes) + self._program.guard
-        self.scratch = max(self.scratch, self._used + SCRATCH_ALIGNMENT)
-        return at
-
-    def _is_there(self, read: Read, target: Value) -> bool:
-        """Whether what is read, dense, has the place of a value already."""
-        here, there = self._program.place(read.value), self._program.place(target)
-        return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
+    def _scratch(self, plan: Plan, call: KernelCall) -> list[Place]:
+        """Places for the blocks in which a kernel works: for the time of its call; behind a guard, for good."""
+        start, found = self._end if self._lowered.guard else call.scratch.offset, []
+        at = call.scratch._replace(offset=rounded(start))
+        for nbytes in plan.scratch:
+            found.append(at)
+            at = at._replace(offset=at.offset + rounded(nbytes) + self._lowered.guard)
+            self._end = max(self._end, at.offset)
+        return found
 
 
 def rounded(nbytes: int) -> int:
@@ -231,19 +103,19 @@ def rounded(nbytes: int) -> int:
     return -(-nbytes // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
 
 
-def _seen_as(operand: Operand, view: View) -> Operand:
-    return operand._replace(shape=view.shape, strides=view.strides)
+def _address(x: Any) -> Any:
+    """A place, or the value of a Python scalar; 0 for what is in no memory."""
+    return (0 if x.place is None else x.place) if isinstance(x, Argument) else x
 
 
-def _layouts(call: Any, more: int = 0) -> tuple[str, ...]:
-    """What the results of a call can be written in, and what is stored beside them."""
-    return planning.out_layouts(call) + ("any",) * more
+def _operand(x: Any, kind: Any = None) -> Operand:
+    return Operand(x.shape, x.strides, x.dtype, x.aligned) if isinstance(x, Argument) else Operand((), (), kind)
 
 
-def _is_aligned(x: _Placed) -> bool:
-    """Whether 16 bytes can be stored at once; a single element is never stored otherwise than alone."""
-    return x.operand.aligned or views.size(x.operand.shape) <= 1
-
-
-def _suits(x: _Placed, layout: str) -> bool:
-    return eager.suits(x.view, layout)
+def _at_line(step: Launch | LibraryCall, line: str) -> Launch | LibraryCall:
+    """The step, whose reports say which line of the traced function it is of."""
+    if not line or isinstance(step, LibraryCall):
+        return step
+    at = f" ({line.replace('{', '{{').replace('}', '}}')})"
+    arguments = [a._replace(message=a.message + at) if isinstance(a, Report) else a for a in step.arguments]
+    return replace(step, arguments=tuple(arguments))

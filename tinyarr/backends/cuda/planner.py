@@ -1,18 +1,18 @@
-"""CudaPlanner: how programs are planned for a GPU, which needn't be there."""
+"""CudaPlanner: how programs are planned and lowered for a GPU, which needn't be there."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from ...program import Graph
-from ...program import Plan as ProgramPlan
+from ...program import Graph, Lowered
+from ..base import ProgramRules
 from . import planning
 from .joining import join
-from .lowering import Lowering
+from .lowering import Binding
 
 
-class CudaPlanner:
+class CudaPlanner(ProgramRules):
     """The questions that a compiler asks of the CUDA backend, answered without CuPy."""
 
     joins = True
@@ -26,8 +26,15 @@ class CudaPlanner:
     def holds(self, call: Any) -> bool:
         return planning.planner(call) is not None
 
+    def in_layouts(self, call: Any) -> Sequence[str]:
+        layouts = planning.layouts(call)
+        return super().in_layouts(call) if layouts is None else layouts(call)
+
     def out_layouts(self, call: Any) -> Sequence[str]:
         return planning.out_layouts(call)
 
-    def scratch(self, graph: Graph, plan: ProgramPlan) -> int:
-        return join(Lowering(graph, plan), plan).scratch
+    def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:
+        return planning.takes_expression(last) is not None
+
+    def scratch(self, graph: Graph, lowered: Lowered) -> int:
+        return join(Binding(lowered), lowered).scratch

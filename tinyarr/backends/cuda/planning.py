@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,13 +11,14 @@ from ... import views
 from ...ops.elementwise_primitive import Pointwise
 from ...ops.rowwise import Rowwise
 from ...ops.typing import Typed, Value
+from ...views import View
 from ..scalar_source import identifier
-from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, rowwise, scan, shape, softmax, sort
+from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, rowwise, scan, softmax, sort
 from .registry import Input, Operand, Output, Plan, Record, record_of
 from .slots import Filling, fill
 
 # Importing them fills KERNELS.
-FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, shape, softmax, sort)
+FAMILIES = (attention, collective, index, loss, matmul, norm, reduce, scan, softmax, sort)
 
 Planner = Callable[[Sequence[Operand], Sequence[Operand]], Plan]
 
@@ -36,6 +38,8 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
             return Plan(elementwise.plan(name, typed, call.out_shapes[0], sources, targets))
 
         return plan_elementwise
+    if call.primitive.parts is not None:
+        return functools.partial(_copies, call)
     record = _record(call)
     if record is None or record.plan(*dense_operands(call), **call.params) is None:
         return None
@@ -62,13 +66,28 @@ def _record(call: Any) -> Record | None:
     return Record(plan, "dense", lambda call: "dense", False)
 
 
+def _copies(call: Any, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
+    """Puts operands into their parts of a result, and zeros around them, in eager mode; programs have copies."""
+    (out,) = outputs
+    parts = call.primitive.parts(View(out.shape, out.strides, 0), call.in_shapes, call.params)
+    covered = sum(views.size(part.shape) for part in parts) == views.size(out.shape)
+    steps = [] if covered else elementwise.fill(0, (out, Output(0)))
+    for i, (x, (shape, strides, first)) in enumerate(zip(inputs, parts, strict=True)):
+        offset = first * out.dtype.itemsize
+        part = out._replace(shape=shape, strides=strides, aligned=out.aligned and offset % 16 == 0)
+        steps += elementwise.copy((x, Input(i)), (part, Output(0, offset)))
+    return Plan(steps)
+
+
 def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | None:
     """plan(inputs, outputs) for a kernel whose first operand an elementwise call makes as it is read.
 
     The inputs are those of `last`, of which the first is in no memory, then those of `first`; the outputs those of
     `last`, then the `stored` ones of `first`. None where the kernel needs its operand in memory.
     """
-    alone, whole = planner(last), dense_operands(last)[0][0]
+    alone, whole = takes_expression(last), dense_operands(last)[0][0]
+    if alone is None:
+        return None
     typed = first.primitive.typed(first.in_shapes, first.in_dtypes, first.params)
     picked = (0, *stored)
     expression = replace(
@@ -77,7 +96,6 @@ def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | Non
     given, made = len(last.in_shapes), len(last.out_shapes)
 
     def plan_group(inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
-        assert alone is not None
         read = [(x, Input(given + i)) for i, x in enumerate(inputs[given:])]
         kept = [(y, Output(made + i)) for i, y in enumerate(outputs[made:])]
         filling = Filling(expression, whole.shape, read, [(whole, None), *kept])
@@ -85,9 +103,16 @@ def group_planner(first: Any, last: Any, stored: Sequence[int]) -> Planner | Non
         assert found is not None, "whether a slot can be filled must not depend on strides"
         return found
 
-    if alone is None or not whole.shape or fill(alone(*dense_operands(last)), Input(0), _anything(whole)) is None:
-        return None
     return plan_group
+
+
+@functools.lru_cache(4096)
+def takes_expression(call: Any) -> Planner | None:
+    """Returns the planner of a call whose kernel can make its first operand of an expression; None for another one."""
+    alone, whole = planner(call), dense_operands(call)[0][0]
+    if alone is None or not whole.shape or fill(alone(*dense_operands(call)), Input(0), _anything(whole)) is None:
+        return None
+    return alone
 
 
 def _anything(x: Operand) -> Filling:
@@ -107,7 +132,7 @@ def dense_operands(call: Any) -> tuple[list[Operand], list[Operand]]:
 
 def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
     """What each operand's strides must suit (eager.fit); None where any do."""
-    record = None if isinstance(call.primitive, Pointwise) else _record(call)
+    record = _record(call)
     if record is None or record.layouts is None:
         return None
     each = (record.layouts,) * len(call.in_shapes) if isinstance(record.layouts, str) else record.layouts
@@ -116,5 +141,5 @@ def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
 
 def out_layouts(call: Any) -> tuple[str, ...]:
     """What each result's strides must suit."""
-    record = None if isinstance(call.primitive, Pointwise) else _record(call)
+    record = _record(call)
     return ("any" if record is None else record.out_layout(call),) * len(call.out_shapes)

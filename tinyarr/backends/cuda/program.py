@@ -19,12 +19,11 @@ from cupy.cuda import nvrtc, runtime
 
 from ... import diagnostics, views
 from ...array import Array, empty
-from ...program import Graph, Place
-from ...program import Plan as ProgramPlan
+from ...program import Graph, Lowered, Place
 from . import cublaslt, guard
 from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
-from .lowering import Lowering, Task, rounded
+from .lowering import Binding, Task, rounded
 from .registry import Begin, LibraryCall
 
 STAGED = 32 * 2**20  # bytes; larger state, and larger results, are used where they are
@@ -37,12 +36,12 @@ class Program:
     kernels: the tasks, in order; printed, a line each.
     """
 
-    def __init__(self, graph: Graph, plan: ProgramPlan, backend: Any):
+    def __init__(self, graph: Graph, lowered: Lowered, backend: Any):
         self._graph, self._backend = graph, backend
         major, minor = nvrtc.getVersion()
         table = TABLE if min(runtime.driverGetVersion(), 1000 * major + 10 * minor) >= 12010 else OLD_TABLE
-        lowered = join(Lowering(graph, plan), plan, table)
-        self.kernels = [self._tuned(task) for task in lowered.tasks]
+        bound = join(Binding(lowered), lowered, table)
+        self.kernels = [self._tuned(task) for task in bound.tasks]
         backend.memory.give_back()
         backend.loader.compile(task.plan for task in self.kernels)
         self._launches = [(task, backend.loader.steps(task.plan)) for task in self.kernels]
@@ -53,9 +52,9 @@ class Program:
         self._constants = [_aligned(x) for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
         self._staged: dict[int, int] = {}  # where in the arena the copy of a state is
-        self._end = rounded(plan.arena + lowered.scratch)
-        self._guard = plan.guard
-        self._blocks = guard.blocks(self.kernels) if plan.guard else []
+        self._end = rounded(lowered.arena + bound.scratch)
+        self._guard = lowered.guard
+        self._blocks = guard.blocks(self.kernels) if lowered.guard else []
         sizes = [views.size(r.view.shape) * r.value.dtype.itemsize for r in graph.results]
         self._results = [self._take(n, f"result {i}") if n <= STAGED else None for i, n in enumerate(sizes)]
         self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)), "numbers from Python")

@@ -1,5 +1,5 @@
 """Programs as C: every primitive as a C function, and a whole program as one library."""
 
-from . import attention, elementwise, index, matmul, reduce, rows, scan, shape, sort
+from . import attention, elementwise, index, matmul, reduce, rows, scan, sort
 
-FAMILIES = (attention, elementwise, index, matmul, reduce, rows, scan, shape, sort)
+FAMILIES = (attention, elementwise, index, matmul, reduce, rows, scan, sort)

@@ -77,7 +77,6 @@ class Site:
     """One node of a program: its call, its operands with the strides that they have there, and the threads.
 
     expression: what takes the place of the first input, whose elements are not in memory.
-    placed: the numbers of the inputs that stand in their place within the output already.
     """
 
     call: Any
@@ -85,7 +84,6 @@ class Site:
     outputs: list[Operand]
     threads: int
     expression: Any = None
-    placed: frozenset[int] = frozenset()
     scratch: int = 0  # bytes
     support: list[str] = field(default_factory=list)  # what the function needs before it: dtypes of product.c
 
@@ -94,7 +92,7 @@ class Site:
         """Equal for sites whose functions have equal bodies."""
         operands = [*self.inputs, *(self.expression.inputs if self.expression else ())]
         constants = [repr(x.constant) for x in operands]  # 0.0 == -0.0
-        return self.call, self.expression, self.placed, *self.inputs, None, *self.outputs, *constants
+        return self.call, self.expression, *self.inputs, None, *self.outputs, *constants
 
     @property
     def params(self) -> dict[str, Any]:

@@ -14,26 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from .... import diagnostics, dtypes, views
+from .... import diagnostics, dtypes
 from ....array import Array, empty
 from ....errors import OutOfBounds
 from ....forking import renew_in_children
-from ....ops.collective import Collective, wait
-from ....ops.create import _copy
+from ....ops.collective import Collective
 from ....ops.elementwise_primitive import Pointwise
 from ....ops.primitive import Primitive
 from ....ops.rowwise import Rowwise
 from ....ops.typing import Typed
-from ....program import Copy, Graph, Group, Node, Place, Plan, Read, Value
-from ....views import Shape, View
+from ....program import Argument, Graph, IndexCheck, KernelCall, Lowered, Place, Wait
+from ....views import Shape
 from ...scalar_source import TYPES, identifier
 from .. import c_compiler
 from ..memory import Pool
 from ..threads import team, thread_count
 from . import collective
-from .elementwise import copied, elementwise
+from .elementwise import elementwise
 from .index import checked
 from .kernel import KERNELS, Operand, Site, indented
+from .numpy_call import NumpyCall
 from .rowwise import rowwise
 from .source import Source
 
@@ -43,39 +43,42 @@ _WEAK = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.float64}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch: the C function, its name, and what it computes (for people)."""
+    """One launch: the C function, its name, and the call that it is of."""
 
     name: str
     source: str
-    node: Any
+    call: KernelCall | IndexCheck
 
     def __str__(self) -> str:
-        values = (self.node.target,) if isinstance(self.node, Copy) else self.node.outputs
-        made = " ".join(f"{v.dtype.name}{list(v.shape)}" for v in values)
-        return f"{self.name:40} {made:40} {getattr(self.node, 'line', '')}".rstrip()
+        made = "" if isinstance(self.call, IndexCheck) else " ".join(map(str, self.call.outputs))
+        return f"{self.name:40} {made:40} {self.call.line}".rstrip()
 
 
 class _Generator:
-    def __init__(self, graph: Graph, plan: Plan, threads: int):
-        self.graph, self.plan, self.threads = graph, plan, threads
+    def __init__(self, graph: Graph, lowered: Lowered, threads: int):
+        self.graph, self.lowered, self.threads = graph, lowered, threads
         self.bodies: dict[tuple, tuple[str, Site]] = {}
         self.functions: dict[tuple[str, str], tuple[str, str]] = {}  # name and text, by parameters and body
         self.counts: dict[str, int] = {}
         self.support: list[str] = []
         self.kernels: list[Kernel] = []
         self.sections: list[list[str]] = [[]]  # calls of C, and between them what Python does
-        self.between: list[collective.Step] = []
-        self.scratch = self.held = 0  # bytes behind the arena: of one kernel, and of collectives while they last
+        self.between: list[collective.Step | NumpyCall] = []
+        self.scratch = lowered.scratch  # bytes behind the arena: of all calls
+        self.held = 0  # and of collectives, while they last
         self.told = diagnostics.asks("launches")
 
     def source(self) -> str:
-        for number, read, bounds in self.plan.checks:
-            launch, name = _Launch(self), self._name(number)
-            indices = launch.read("indices", read, read.value.dtype)
-            self._launch(launch, f"check_{identifier(name)}", checked(indices, bounds), number)
-        for number, step in enumerate(self.plan.steps):
-            if step is not None:
-                self._step(number, step)
+        for number, call in enumerate(self.lowered.calls):
+            if isinstance(call, IndexCheck):
+                launch = _Launch(self)
+                indices = launch.operand("indices", call.indices, readonly=True)
+                title = f"check_{identifier(call.call.primitive.name)}"
+                self._launch(launch, title, checked(indices, call.bounds), number, call)
+            elif isinstance(call, Wait) or not is_in_c(call.call.primitive):
+                self._between(call)
+            else:
+                self._call(number, call)
         template = string.Template((HERE / "product.c").read_text(encoding="utf-8"))
         products = [template.substitute(name=name, T=TYPES[getattr(dtypes, name)]) for name in self.support]
         if "float32" in self.support:
@@ -94,7 +97,7 @@ class _Generator:
                 "void run(char *const *memory, report_t *error, int threads, int section)",
                 "{",
                 f"    void (*const sections[])(char *const *, char *, report_t *) = {{{names}}};",
-                f"    char *scratch = memory[0] + {self.plan.arena};",
+                f"    char *scratch = memory[0] + {self.lowered.arena};",
                 "#pragma omp parallel num_threads(threads)",
                 "    sections[section](memory, scratch, error);",
                 "}",
@@ -104,27 +107,11 @@ class _Generator:
         header = (HERE / "program.h").read_text(encoding="utf-8")
         return "\n".join(['#include "scalar.h"', header, *products, *functions, program])
 
-    def _step(self, number: int, step: Node | Group | Copy) -> None:
+    def _call(self, number: int, call: KernelCall) -> None:
         launch = _Launch(self)
-        if isinstance(step, Node) and (isinstance(step.call.primitive, Collective) or step.call.primitive is wait):
-            self._between(step)
-            (read,), (value,) = step.inputs, step.outputs
-            if step.call.primitive is not wait or self._same(read, value):
-                return
-            view = self.plan.layout(value)
-            site, title = launch.copy(Copy(read, value), view), "copy"
-        elif isinstance(step, Copy):
-            view = views.contiguous(step.read.view.shape) if step.part is None else step.part
-            if views.size(view.shape) == 0 or (step.part is None and self._same(step.read, step.target)):
-                return
-            site, title = launch.copy(step, view), "copy"
-        elif step.call.primitive is _copy and self._same(step.inputs[0], step.outputs[0]):
-            return
-        elif isinstance(step, Group):
-            site = launch.group(step)
-            title = identifier(f"{step.first.call.primitive.name}_{step.call.primitive.name}")
-        else:
-            site, title = launch.node(step), identifier(step.call.primitive.name)
+        site = launch.site(call)
+        calls = [call] if call.prologue is None else [call.prologue, call]
+        title = "_".join(x.call.primitive.name for x in calls)
         key = site.key
         if key not in self.bodies:  # equal layers make equal calls
             self.bodies[key] = _body(site), site
@@ -134,16 +121,13 @@ class _Generator:
         self.support += [name for name in site.support if name not in self.support]
         if site.scratch:
             launch.parameters.append("char *scratch")
-            launch.arguments.append("scratch")
-            self.scratch = max(self.scratch, site.scratch)
-        self._launch(launch, title, body, number)
+            before = call.scratch.offset - self.lowered.arena
+            launch.arguments.append(f"scratch + {before}" if before else "scratch")
+            self.scratch = max(self.scratch, before + site.scratch)
+        self._launch(launch, identifier(title), body, number, call)
 
-    def _name(self, number: int) -> str:
-        step: Any = self.plan.steps[number]
-        return step.call.primitive.name
-
-    def _launch(self, launch: _Launch, title: str, body: str, number: int) -> None:
-        """Calls a function of this body, in step `number`."""
+    def _launch(self, launch: _Launch, title: str, body: str, number: int, call: KernelCall | IndexCheck) -> None:
+        """Calls a function of this body, for a call that has this number in the list."""
         checks = "report(" in body
         if checks:
             launch.parameters += ["report_t *error", "int64_t launch"]
@@ -155,34 +139,31 @@ class _Generator:
             name = f"{title}_kernel" + (f"_{count}" if count else "")
             self.functions[same] = name, f"KERNEL {name}({parameters})\n{{\n{indented(body)}\n}}\n"
         name, text = self.functions[same]
-        self.kernels.append(Kernel(name, text, self.plan.steps[number]))
+        self.kernels.append(Kernel(name, text, call))
         self.sections[-1].append(f"{name}({', '.join(launch.arguments)});")
         if self.told:
             self.sections[-1].append(f"launched(&since, {_quoted(str(self.kernels[-1]))});")
         if checks:
             self.sections[-1].append(f"if (stopped(error, {number}))\n        return;")
 
-    def _between(self, node: Node) -> None:
-        """A collective begins or ends, when all before it has run."""
-        (read,), (value,) = node.inputs, node.outputs
-        made = self.where(value, views.contiguous(value.shape))
-        step = collective.Step(node.call, self.where(read.value, read.view), made, self.held)
-        self.held += step.nbytes
-        self.between.append(step)
+    def _between(self, call: KernelCall | Wait) -> None:
+        """Python's turn, when all before it has run."""
+        if isinstance(call, Wait) or isinstance(call.call.primitive, Collective):
+            operand, made = (call.operand,) * 2 if isinstance(call, Wait) else (*call.inputs, *call.outputs)
+            step = collective.Step(call.call, self.where(operand), self.where(made), self.held)
+            self.held += step.nbytes
+            self.between.append(step)
+        else:
+            self.between.append(NumpyCall(call, self.buffer))
         self.sections.append([])
 
-    def _same(self, read: Read, target: Value) -> bool:
-        here, there = self.plan.place(read.value), self.plan.place(target)
-        return here == there and read.view.offset == 0 and views.is_contiguous(read.view)
+    def address(self, x: Argument) -> str:
+        return "(void *)(memory[{}] + {})".format(*self.where(x))
 
-    def address(self, value: Value, view: View) -> str:
-        buffer, offset = self.where(value, view)
-        return f"(void *)(memory[{buffer}] + {offset})"
-
-    def where(self, value: Value, view: View) -> tuple[int, int]:
-        """In which buffer a view of a value begins, and at which byte."""
-        place = self.plan.place(value)
-        return self.buffer(place), place.offset + view.offset * value.dtype.itemsize
+    def where(self, x: Argument) -> tuple[int, int]:
+        """The buffer in which an argument begins, and the byte."""
+        assert x.place is not None
+        return self.buffer(x.place), x.place.offset
 
     def buffer(self, place: Place) -> int:
         graph = self.graph
@@ -194,19 +175,16 @@ class _Generator:
 
 
 def is_written(primitive: Primitive) -> bool:
-    """Whether there is C for a primitive."""
-    return isinstance(primitive, Pointwise | Rowwise | Collective) or primitive is wait or primitive in KERNELS
+    """Whether programs in C hold a primitive: as a function, as copies, or as what Python does between two sections."""
+    return is_in_c(primitive) or isinstance(primitive, Collective) or primitive.parts is not None
 
 
-def not_written(plan: Plan) -> list[Primitive]:
-    """The primitives of a program for which there is no C."""
-    called = (step.call.primitive for step in plan.steps if isinstance(step, Node | Group))
-    return [primitive for primitive in called if not is_written(primitive)]
+def is_in_c(primitive: Primitive) -> bool:
+    """Whether there is a C function for a primitive."""
+    return isinstance(primitive, Pointwise | Rowwise) or primitive in KERNELS
 
 
 def _body(site: Site) -> str:
-    if site.call is None:
-        return copied(site.inputs[0], site.outputs[0])
     primitive = site.call.primitive
     if isinstance(primitive, Pointwise):
         body = elementwise(site)
@@ -228,59 +206,37 @@ class _Launch:
         self.parameters: list[str] = []
         self.arguments: list[str] = []
 
-    def read(self, name: str, x: Any, dtype: Any) -> Operand:
-        if not isinstance(x, Read):
-            return Operand(name, _WEAK[dtype], (), (), constant=x)
-        operand = Operand(name, x.value.dtype, x.view.shape, x.view.strides, readonly=True)
-        self.parameters.append(f"const {operand.type} *{name}")
-        self.arguments.append(self._generator.address(x.value, x.view))
+    def operand(self, name: str, x: Any, kind: Any = None, readonly: bool = False) -> Operand:
+        """An operand of the kernel, which becomes a parameter of its function unless it is a Python scalar or None."""
+        if not isinstance(x, Argument):
+            return Operand(name, _WEAK[kind], (), (), constant=x)
+        operand = Operand(name, x.dtype, x.shape, x.strides, readonly=readonly)
+        if x.place is not None:
+            self.parameters.append(f"{'const ' if readonly else ''}{operand.type} *{name}")
+            self.arguments.append(self._generator.address(x))
         return operand
 
-    def made(self, name: str, value: Value, shape: Shape) -> Operand:
-        """An output as its kernel sees it: in the shape in which the kernel goes through it."""
-        view = views.reshape(self._generator.plan.layout(value), shape)
-        assert view is not None, "a layout is chosen only where the kernel can write it"
-        return self.write(name, value, view)
+    def site(self, call: KernelCall) -> Site:
+        primitive, threads = call.call.primitive, self._generator.threads
+        expression = None if call.prologue is None else self._expression(call.prologue, call.call.in_shapes[0])
+        names = _names(primitive, primitive.inputs, len(call.inputs), "x" if expression is None else "r")
+        reads = zip(names, call.inputs, call.call.in_dtypes, strict=True)
+        inputs = [self.operand(name, x, kind, readonly=True) for name, x, kind in reads]
+        names = _names(primitive, primitive.outputs, len(call.outputs), "out")
+        outputs = [self.operand(*y) for y in zip(names, call.outputs, strict=True)]
+        return Site(call.call, inputs, outputs, threads, expression)
 
-    def write(self, name: str, value: Value, view: View) -> Operand:
-        operand = Operand(name, value.dtype, view.shape, view.strides)
-        self.parameters.append(f"{operand.type} *{name}")
-        self.arguments.append(self._generator.address(value, view))
-        return operand
-
-    def copy(self, copy: Copy, view: View) -> Site:
-        inputs = [self.read("x", copy.read, copy.read.value.dtype)]
-        return Site(None, inputs, [self.write("out", copy.target, view)], self._generator.threads)
-
-    def node(self, node: Node) -> Site:
-        primitive = node.call.primitive
-        names = _names(primitive, primitive.inputs, len(node.inputs), "x")
-        inputs = [self.read(*x) for x in zip(names, node.inputs, node.call.in_dtypes, strict=True)]
-        names = _names(primitive, primitive.outputs, len(node.outputs), "out")
-        outputs = [self.made(*y) for y in zip(names, node.outputs, node.call.out_shapes, strict=True)]
-        is_part = self._generator.plan.is_part
-        placed = frozenset(i for i, x in enumerate(node.inputs) if isinstance(x, Read) and is_part(x.value))
-        return Site(node.call, inputs, outputs, self._generator.threads, placed=placed)
-
-    def group(self, group: Group) -> Site:
-        first, last = group.first, group.last
-        operands = zip(first.inputs, first.call.in_dtypes, strict=True)
-        inputs = [self.read(f"x{i}", x, dtype) for i, (x, dtype) in enumerate(operands)]
-        typed = first.call.primitive.typed(first.call.in_shapes, first.call.in_dtypes, first.call.params)
-        stored = [i for i, v in enumerate(first.outputs) if v in group.outputs]
-        outputs = [self.made(f"y{i}", first.outputs[i], first.call.out_shapes[i]) for i in stored]
-        numbers, dtypes = typed.outputs, typed.dtypes
-        expression = Typed(
-            typed.values, (numbers[0], *(numbers[i] for i in stored)), (dtypes[0], *(dtypes[i] for i in stored))
-        )
-        shape, primitive = last.call.in_shapes[0], last.call.primitive
-        source = Source.of(expression, shape, inputs, outputs)
-        names = _names(primitive, primitive.inputs, len(last.inputs), "r")
-        read = [Operand(names[0], source.dtype, shape, views.contiguous_strides(shape), readonly=True)]
-        read += [self.read(*x) for x in zip(names[1:], last.inputs[1:], last.call.in_dtypes[1:], strict=True)]
-        names = _names(primitive, primitive.outputs, len(last.outputs), "out")
-        results = [self.made(*y) for y in zip(names, last.outputs, last.call.out_shapes, strict=True)]
-        return Site(last.call, read, results, self._generator.threads, expression=source)
+    def _expression(self, prologue: KernelCall, shape: Shape) -> Source:
+        """The first result of an elementwise call as what another kernel reads, and those that are stored."""
+        call = prologue.call
+        reads = enumerate(zip(prologue.inputs, call.in_dtypes, strict=True))
+        inputs = [self.operand(f"x{i}", x, kind, readonly=True) for i, (x, kind) in reads]
+        stored = [i for i, y in enumerate(prologue.outputs) if y is not None]
+        outputs = [self.operand(f"y{i}", prologue.outputs[i]) for i in stored]
+        typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
+        picked = (0, *stored)
+        made = Typed(typed.values, tuple(typed.outputs[i] for i in picked), tuple(typed.dtypes[i] for i in picked))
+        return Source.of(made, shape, inputs, outputs)
 
 
 def _names(primitive: Primitive, names: Sequence[str], count: int, numbered: str) -> list[str]:
@@ -323,9 +279,9 @@ class Arena:
 ARENA = Arena()
 
 
-def scratch_of(graph: Graph, plan: Plan) -> int:
+def scratch_of(graph: Graph, lowered: Lowered) -> int:
     """Bytes of scratch that a program needs behind its arena."""
-    generator = _Generator(graph, plan, thread_count())
+    generator = _Generator(graph, lowered, thread_count())
     generator.source()
     return generator.scratch + generator.held
 
@@ -336,14 +292,15 @@ class Library:
     kernels: the launches, in order; printed, a line each.
     """
 
-    def __init__(self, graph: Graph, plan: Plan, pool: Pool):
-        self._graph, self._plan, self._pool = graph, plan, pool
+    def __init__(self, graph: Graph, lowered: Lowered, pool: Pool):
+        self._graph, self._calls, self._pool = graph, lowered.calls, pool
         self.threads = thread_count()
-        generator = _Generator(graph, plan, self.threads)
+        generator = _Generator(graph, lowered, self.threads)
         self.source = generator.source()
         self.kernels = generator.kernels
-        self.arena = plan.arena + generator.scratch + generator.held
-        self._between, self._held = generator.between, plan.arena + generator.scratch
+        self._held = lowered.arena + generator.scratch
+        self.arena = self._held + generator.held
+        self._between = generator.between
         diagnostics.tell("kernels", "\n".join({k.name: k.source for k in self.kernels}.values()))
         self._constants = [x for _, x in graph.constants]
         self._written = [s.after is not s.before for s in graph.states]
@@ -382,9 +339,9 @@ class Library:
             finish()
 
     def _raise(self, report: _Report) -> None:
-        step = self._plan.steps[report.launch]
-        name = step.call.primitive.name
-        raise OutOfBounds(f"{name}: index {report.position} is {report.value}: out of range ({step.line})")
+        call = self._calls[report.launch]
+        name = call.call.primitive.name
+        raise OutOfBounds(f"{name}: index {report.position} is {report.value}: out of range ({call.line})")
 
 
 def _address(x: Array) -> int:
