@@ -1,6 +1,6 @@
 """Segment: many tensors of one dtype in one stretch of memory.
 
-Parameters of one optimizer group, or the optimizer's state for them, stand behind one another, each start aligned and
+Parameters of one optimizer group, or the optimizer's state for them, are contiguous, each start aligned and
 the whole padded to a multiple of the number of ranks. So one launch can update all of them, and a communication
 bucket or an optimizer's shard is a segment or a part of one.
 """
@@ -48,8 +48,8 @@ class Segment:
 def pack(tensors: Sequence[Tensor], *, ranks: int = 1) -> Segment:
     """Moves `tensors`, all of one dtype and device, into a new segment, in the given order, and returns it.
 
-    Each tensor keeps its identity and values but lies in the segment's memory afterwards. Views taken of it before do
-    not follow. Raises DtypeError, DeviceError or ArgumentError where the tensors do not belong together.
+    Each tensor keeps its identity and values but is a view of the segment's memory afterwards. Views taken of it
+    before do not follow. Raises DtypeError, DeviceError or ArgumentError where the tensors do not belong together.
     """
     if not tensors:
         raise ArgumentError("pack: needs at least one tensor")

@@ -27,12 +27,12 @@ def _infer_layer_norm(shapes, types, *, eps):
 
 
 def _scale(wide: Tensor, eps: float) -> Tensor:
-    """What a row and sqrt(eps) are multiplied by, so that no square is lost; without a gradient."""
+    """Returns the factor of a row and of sqrt(eps) by which no square is lost; without a gradient."""
     return scale_of(maximum(max(abs(wide.detach()), axis=-1, keepdims=True), math.sqrt(eps)))
 
 
 def _scaled_eps(eps: float, scale: Tensor) -> Tensor:
-    """What is added to a scaled variance, not 0 unless eps is: so a row of equal elements gives 0."""
+    """Returns the eps of a scaled variance, not 0 unless eps is: so a row of equal elements gives 0."""
     return maximum(square(math.sqrt(eps) * scale), SMALLEST[scale.dtype.itemsize] if eps else 0.0)
 
 

@@ -21,7 +21,7 @@ FEW = 8  # results: so many threads' work is not worth sharing out more finely
 
 @dataclass(frozen=True)
 class _Fold:
-    """How elements are joined, in the type in which is computed."""
+    """Reduction of elements by one operation, in the dtype in which is computed."""
 
     name: str
     dtype: Dtype
@@ -32,7 +32,7 @@ class _Fold:
 
     @property
     def start(self) -> str:
-        """What changes nothing that is joined to it."""
+        """Neutral element: it changes nothing that is joined to it."""
         if self.name == "sum":
             return "0"
         if self.dtype.is_float:
@@ -59,7 +59,7 @@ class _Fold:
 
 
 def _reduced(site: Site) -> tuple[Source, Operand, list[int], tuple[int, ...]]:
-    """What is reduced, the result as if without the axes reduced, the axes kept and those reduced."""
+    """Returns the operand, the result as if without the axes reduced, the axes kept and those reduced."""
     source, (out,), axes = Source.first(site), site.outputs, site.params["axis"]
     kept = [a for a in range(len(source.shape)) if a not in axes]
     if site.params["keepdims"]:

@@ -1,7 +1,7 @@
 """Kernels over rows, the last axis: norms, softmax, cross-entropy, and their gradients.
 
 A row is one thread's; the gradients of weights, sums over rows, are made a strip of columns at a time. Where a result
-has the shape of an operand, it may lie where that does, except for the gradients of norms, which read it again.
+has the shape of an operand, it may be made in place of that, except for the gradients of norms, which read it again.
 """
 
 from __future__ import annotations
@@ -234,7 +234,7 @@ def cross_entropy_gradient(site: Site) -> str:
             checked_target(targets, n, site.params["ignore_index"]),
             f"{t} lse = {lse.load('0')}, scale = counts ? {g.load('0')} : 0;",
             fold("sum", t, n, e),
-            f"{t} at_target = counts ? {hit} : 0;",  # first: the result may lie where the logits do
+            f"{t} at_target = counts ? {hit} : 0;",  # first: the result may be in the logits' place
             _each(n, out.store(f"{e} / sum * scale", "i")),
             "if (counts)",
             f"    {out.store('at_target * scale', 'target')}",
@@ -259,7 +259,7 @@ def linear_cross_entropy(site: Site) -> str:
             checked_target(targets, n, site.params["ignore_index"]),
             _largest(replace(x, shape=(n,)), t),
             fold("sum", t, n, e),
-            f"{t} picked = counts ? {x.load('target')} - top : 0;",  # first: the slope may lie where the logits do
+            f"{t} picked = counts ? {x.load('target')} - top : 0;",  # first: the slope may be in the logits' place
             loss.store(f"counts ? log_{compute.name}(sum) - picked : 0", "0"),
         ]
         for out in slopes:
