@@ -6,8 +6,9 @@ from hypothesis import given as drawn
 from hypothesis import strategies as st
 
 import tinyarr
+from models.gpt2 import GPT2, Config
 from tests.tiers import at_most
-from tinyarr import bfloat16, float16, float32, float64, nn, optim, saving
+from tinyarr import bfloat16, eager, float16, float32, float64, nn, optim, saving
 from tinyarr.errors import ArgumentError, DeviceError, DtypeError, ShapeError
 
 RNG = np.random.default_rng(0)
@@ -385,6 +386,232 @@ def test_an_update_of_a_users_own_may_take_the_condition_itself():
     optimizer.step(where=where)
     optimizer.step()
     assert seen[0] is where and seen[1] is None and p.tolist() == [3.0] * 3
+
+
+MANY = [(4, 3), (5,), (), (33,), (0, 2), (64,), (2, 1, 5), (7, 7)]  # some fill their place in a segment, most don't
+kinds_of_update = st.sampled_from(["AdamW", "AdamW with masters", "SGD", "SGD with masters"])
+
+
+def random_gradients(rng, parameters):
+    return [None if rng.random() < 0.3 else tinyarr.Tensor(rng.normal(size=p.shape), dtype=p.dtype) for p in parameters]
+
+
+def optimized(name, parameters, *, apart):
+    """The optimizers of some parameters: each has its own, or one has all."""
+    make, dtype = UPDATES[name]
+    made = [tinyarr.Tensor(p, dtype=dtype, requires_grad=True) for p in parameters]
+    return made, [make([p]) for p in made] if apart else [make(made)]
+
+
+@compiled_or_not
+@at_most(10)
+@drawn(kinds_of_update, st.lists(st.sampled_from(MANY), min_size=1, max_size=8), st.integers(0, 2**32 - 1))
+def test_a_segment_is_updated_to_the_bits_of_its_parameters_alone(compiled, name, shapes, seed):
+    rng = np.random.default_rng(seed)
+    start = [rng.normal(size=shape) for shape in shapes]
+    found = []
+    gradients = [random_gradients(rng, optimized(name, start, apart=True)[0]) for _ in range(3)]
+    for apart in (True, False):
+        parameters, optimizers = optimized(name, start, apart=apart)
+
+        def step(parameters=parameters, optimizers=optimizers):
+            for optimizer in optimizers:
+                optimizer.step()
+
+        run = tinyarr.compile(step) if compiled else step
+        for gs in gradients:
+            for p, g in zip(parameters, gs, strict=True):
+                p.grad = None if g is None else tinyarr.copy(g)
+            run()
+        owners = optimizers if apart else optimizers * len(parameters)
+        state = [x.numpy().tobytes() for p, o in zip(parameters, owners) for x in o.state_of(p).values()]
+        found.append([p.numpy().tobytes() for p in parameters] + state)
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["AdamW", "AdamW with masters", "AdamW with stochastic rounding", "SGD with masters"])
+def test_what_lies_between_parameters_stays_zero(name):
+    make, dtype = UPDATES[name]
+    parameters = [tinyarr.Tensor(RNG.normal(size=shape), dtype=dtype, requires_grad=True) for shape in MANY]
+    optimizer = make(parameters)
+    for bad in (1.0, np.nan):  # which is left out
+        for p in parameters:
+            p.grad = tinyarr.full(p.shape, bad, dtype=dtype)
+        norm = optim.clip_grad_norm(parameters, 1.0)
+        optimizer.step(where=tinyarr.isfinite(norm))
+    sizes = sum(p.size for p in parameters)
+    for segment in (x for packed in optimizer._packed for x in (packed.segment, *packed.state.values())):
+        flat = segment.flat.numpy().astype(np.float64)
+        assert np.count_nonzero(flat) <= sizes < flat.size
+        for i, p in enumerate(reversed(parameters)):
+            flat[segment.offsets[i] :][: p.size] = 0
+        assert not flat.any()
+
+
+def operations(function):
+    """How many operations a call applies, views left out."""
+    count, run = 0, eager.run
+
+    def counted(call, operands, outs):
+        nonlocal count
+        count += call.primitive.view is None
+        return run(call, operands, outs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eager, "run", counted)
+        function()
+    return count
+
+
+@pytest.mark.parametrize("make", [optim.AdamW, lambda ps: optim.SGD(ps, momentum=0.9)])
+def test_the_operations_of_a_step_do_not_grow_with_the_number_of_parameters(make):
+    counts = []
+    for number in (2, 50):
+        parameters = [tinyarr.ones((4, 8), requires_grad=True) for _ in range(number)]
+        optimizer = make(parameters)
+        for p in parameters:
+            p.grad = tinyarr.ones((4, 8))
+
+        def step(parameters=parameters, optimizer=optimizer):
+            optim.clip_grad_norm(parameters, 1.0)
+            optimizer.step()
+
+        counts.append(operations(step))
+    assert counts[0] == counts[1]
+
+
+def test_large_groups_are_cut_into_segments_whose_parameters_keep_their_names(monkeypatch):
+    monkeypatch.setattr(optim, "SEGMENT", 40)
+    parameters = leaves(float32)  # of 48, 20 and 4 bytes
+    optimizer = optim.AdamW([{"parameters": parameters[:2]}, {"parameters": parameters[2:]}])
+    assert [[p.shape for p in packed.parameters] for packed in optimizer._packed] == [[(5,), (4, 3)], [()]]
+    monkeypatch.setattr(optim, "SEGMENT", 20)
+    cut = optim.AdamW([{"parameters": parameters[:2]}, {"parameters": parameters[2:]}])
+    assert len(cut._packed) == 3
+    shapes, others = ({name: t.shape for name, t in o.state_dict().items()} for o in (cut, optimizer))
+    assert shapes == others
+
+
+def test_clipping_keeps_each_gradient_the_tensor_that_it_was():
+    parameters = leaves(float32)
+    optim.SGD(parameters)
+    set_gradients(parameters, GRADIENTS[0])
+    before = [p.grad for p in parameters]
+    arrays = [g.numpy().copy() for g in before]
+    norm = optim.clip_grad_norm(parameters, 0.5).item()
+    assert norm > 0.5
+    for p, g, array in zip(parameters, before, arrays):
+        assert p.grad is g
+        np.testing.assert_array_equal(g.numpy(), array * np.float32(0.5 / (np.float32(norm) + np.float32(1e-6))))
+    assert len({g.array.storage for g in before}) == 1
+    parameters[0].grad = tinyarr.ones((4, 3))  # and each may be replaced, dropped, or written
+    parameters[1].grad = None
+    parameters[2].grad.assign(2.0)
+    assert optim.grad_norm(parameters).item() == 4
+
+
+def test_a_gradient_zeroed_by_hand_forgets_that_it_was_nan():
+    parameters = [tinyarr.ones((5,), requires_grad=True) for _ in range(3)]
+    optim.SGD(parameters)
+    for value in (float("nan"), 1.0):
+        for p in parameters:
+            if p.grad is None:
+                p.grad = tinyarr.zeros((5,))
+            with tinyarr.no_grad():
+                p.grad.assign(value)
+        norm = optim.clip_grad_norm(parameters, 100.0)
+    assert norm.item() == np.sqrt(np.float32(15))
+
+
+def test_gradients_of_one_memory_are_joined_only_if_there_are_zeros_between_them():
+    parameters = [tinyarr.ones((5,), requires_grad=True) for _ in range(2)]
+    optimizer = optim.SGD(parameters, lr=1.0)
+    memory = tinyarr.full((64,), 7.0)
+    for p, start in zip(reversed(parameters), (0, 32)):  # as the parameters lie
+        p.grad = memory[start : start + 5]
+    assert optim.grad_norm(parameters).item() == np.sqrt(np.float32(490))
+    optimizer.step()
+    assert [p.tolist() for p in parameters] == [[-6.0] * 5] * 2
+    assert not optimizer._packed[0].segment.flat.numpy()[5:32].any()
+
+
+def test_a_parameter_that_another_optimizer_has_moved_is_still_updated():
+    parameters = leaves(float32)
+    first = optim.SGD(parameters, lr=1.0)
+    optim.AdamW(parameters[:2])
+    for p in parameters:
+        p.grad = tinyarr.ones(p.shape)
+    before = [p.numpy().copy() for p in parameters]
+    first.step()
+    assert all(np.array_equal(p.numpy(), x - 1) for p, x in zip(parameters, before))
+
+
+def test_an_optimizer_of_a_users_own_gets_one_parameter_after_the_other_unless_it_is_elementwise():
+    shapes = []
+
+    class Own(optim.Optimizer):
+        def __init__(self, parameters):
+            super().__init__(parameters, 1.0, {})
+
+        def update(self, parameter, gradient, state, options):
+            shapes.append(parameter.shape)
+            parameter.assign(parameter - gradient)
+
+    class Flat(Own):
+        elementwise = True
+
+        def update(self, parameter, gradient, state, options):
+            super().update(parameter, gradient, state, options)
+
+    class Apart(Flat):
+        def update(self, parameter, gradient, state, options):
+            super().update(parameter, gradient, state, options)
+
+    for kind, expected in ((Own, [(), (5,), (4, 3)]), (Flat, [(96,)]), (Apart, [(), (5,), (4, 3)])):
+        parameters = leaves(float32)
+        optimizer = kind(parameters)
+        set_gradients(parameters, GRADIENTS[0])
+        shapes.clear()
+        optimizer.step()
+        assert shapes == expected
+        for p, x, g in zip(parameters, START, GRADIENTS[0]):
+            assert np.array_equal(p.numpy(), np.float32(x) - np.float32(g))
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_compiled_step_updates_and_clips_by_segments_also_after_other_batches(accumulate):
+    """And what the last batch adds is made in the memory of what the others have added up."""
+    sizes = []
+    for layers in (1, 3):
+        model = GPT2(Config(vocab_size=40, block_size=8, n_layer=layers, n_head=2, n_embd=32))
+        optimizer = optim.AdamW(model.parameter_groups(0.1))
+
+        def add_gradient(x, model=model):
+            loss = model.loss(x[:, :-1], x[:, 1:])
+            loss.backward()
+            return loss.detach()
+
+        def step(x, add_gradient=add_gradient, model=model, optimizer=optimizer):
+            loss = add_gradient(x)
+            norm = optim.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            return loss, norm
+
+        first, last = (tinyarr.compiler.Compiled(f, build=tinyarr.compiler.Interpreter) for f in (add_gradient, step))
+        x = tinyarr.zeros((2, 9), dtype=tinyarr.int64)
+        for _ in range(2 if accumulate else 0):
+            first(x)
+            assert len(first.graphs[0].results) == 3  # the loss, and the gradients of two segments
+        last(x)
+        (graph,) = last.graphs
+        names = [getattr(node, "call", None) and node.call.primitive.name for node in graph.nodes]
+        assert None not in names  # no write: all of the gradients' memory is made anew
+        sizes.append(sum("adamw" in name or name == "scaled" for name in names))
+        flat = [s.before.shape[0] for s in graph.states if s.before.dtype is float32 and len(s.before.shape) == 1]
+        parts = [packed.segment.flat.size for packed in optimizer._packed]
+        assert [flat.count(n) for n in parts] == [4 if accumulate else 3] * 2  # parameters, two moments, gradients
+    assert max(sizes) <= 4  # a scaling and an update for each of two segments
 
 
 def test_the_learning_rate_is_a_tensor_that_is_written_into():

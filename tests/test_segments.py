@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +10,7 @@ import tinyarr
 from tinyarr import Device, Tensor
 from tinyarr.dtypes import ALL
 from tinyarr.errors import ArgumentError, DeviceError, DtypeError, GradientError
-from tinyarr.segments import ALIGNMENT, pack
+from tinyarr.segments import ALIGNMENT, gradient, gradients_in_place, join, pack, part, runs
 
 SHAPES = [(3, 4), (), (0, 2), (33,), (2, 1, 5)]
 
@@ -138,3 +141,65 @@ def test_a_segment_is_planned_on_meta():
     segment = pack([tinyarr.empty((1000, 1000), device="meta") for _ in range(3)], ranks=8)
     assert segment.flat.device is Device("meta") and isinstance(segment.view(2), Tensor)
     assert segment.flat.nbytes == 3 * 4_000_000 + 256
+
+
+@given(st.data(), st.lists(st.lists(st.integers(0, 40), max_size=2).map(tuple), min_size=1, max_size=8))
+def test_runs_are_neighbours_with_gradients_of_one_dtype_and_join_as_they_lie(data, shapes):
+    kinds = st.sampled_from([None, tinyarr.bfloat16, tinyarr.float32])
+    packed = [tinyarr.ones(shape, dtype=tinyarr.bfloat16, requires_grad=True) for shape in shapes]
+    elsewhere = tinyarr.ones((3,), requires_grad=True)
+    pack(packed)
+    for p in (*packed, elsewhere):
+        kind = data.draw(kinds)
+        p.grad = None if kind is None else tinyarr.randn(p.shape).astype(kind)
+    order = data.draw(st.permutations([*packed, elsewhere]))
+    found = runs(order)
+    assert {id(p) for run in found for p in run} == {id(p) for p in order if p.grad is not None}
+    for run in found:
+        joined = gradient(run)
+        if len(run) == 1:
+            assert joined is run[0].grad
+            continue
+        assert len({p.grad.dtype for p in run}) == 1 and joined.dtype is run[0].grad.dtype
+        expected = np.zeros(joined.shape, joined.dtype.numpy)
+        for p in run:
+            start = p.array.offset - run[0].array.offset
+            expected[start : start + p.size] = p.grad.numpy().ravel()
+        assert joined.numpy().tobytes() == expected.tobytes()
+    for run, following in itertools.combinations(found, 2):  # none could be longer
+        end = run[-1].array.offset + -(-run[-1].size // 64) * 64
+        touch = run[0].array.storage is following[0].array.storage and end == following[0].array.offset
+        assert not touch or run[0].grad.dtype is not following[0].grad.dtype or 0 in map(math.prod, shapes)
+
+
+def test_a_join_shares_the_memory_of_what_lies_so_already_and_copies_all_else():
+    flat = tinyarr.arange(96, dtype=tinyarr.float32)
+    halves = [flat[:32].reshape((4, 8)), flat[32:64]]
+    whole = join(halves, (0, 32), 64)
+    assert whole.array.storage is flat.array.storage and whole.tolist() == list(range(64))
+    for tensors, offsets, size in (
+        ([flat[:32], flat[32:60]], (0, 32), 64),  # what is behind the last is no zero
+        ([flat[:31], flat[32:64]], (0, 32), 64),  # nor what is between them
+        ([flat[32:64], flat[:32]], (0, 32), 64),
+        ([flat[:32], flat[32:64]], (0, 64), 96),
+        ([flat[:32], flat[63:31:-1]], (0, 32), 64),
+    ):
+        joined, expected = join(tensors, offsets, size), np.zeros(size, np.float32)
+        for t, offset in zip(tensors, offsets):
+            expected[offset : offset + t.size] = t.numpy()
+        assert joined.array.storage is not flat.array.storage and np.array_equal(joined.numpy(), expected)
+        parts = [part(joined, t.shape, offset) for t, offset in zip(tensors, offsets)]
+        assert join(parts, offsets, size).array.storage is joined.array.storage  # it is known that zeros are there
+
+
+def test_gradients_move_together_unless_one_of_them_has_a_history():
+    packed = [tinyarr.ones((3,), requires_grad=True) for _ in range(2)]
+    pack(packed)
+    for p in packed:
+        p.grad = tinyarr.full((3,), 2.0)
+    before = [p.grad for p in packed]
+    (memory,) = gradients_in_place(packed)
+    memory.assign(5.0)
+    assert all(p.grad is g for p, g in zip(packed, before)) and all(g.tolist() == [5.0] * 3 for g in before)
+    packed[0].grad = tinyarr.ones((3,), requires_grad=True) * 2
+    assert all(g is p.grad for g, p in zip(gradients_in_place(packed), packed, strict=True))

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from . import dtypes
@@ -29,29 +30,60 @@ from .ops.scalar import sqrt as _sqrt
 from .ops.scalar import where as _where
 from .ops.shape import stack
 from .random import Generator, default_generator
-from .segments import Segment, pack
+from .segments import SEGMENT, Segment, buckets, gradient, gradients_in_place, pack, part, runs
 from .tape import no_grad
 from .tensor import Tensor, require_tensors
 
 
 class _Packed:
-    """Parameters of one group and dtype in a segment, and the segments of their state by name."""
+    """Parameters of one group and dtype in a segment, and the segments of their state by name.
+
+    names: gives each its name in the optimizer's state_dict.
+    """
 
     def __init__(
-        self, parameters: Sequence[Tensor], options: dict[str, Any], state_names: Sequence[str], masters: bool
-    ):
-        # Backward finishes the last layers first; a segment fills from its start.
+        self, parameters: Sequence[Tensor], names: Iterator[str], options: dict[str, Any], kinds: Sequence[str],
+        masters: bool,
+    ):  # fmt: skip
         # Tuples, so that a compiled step need not look at each call whether they still hold the same tensors.
-        self.parameters = tuple(reversed(parameters))
+        self.parameters = tuple(parameters)
+        self.names = tuple(next(names) for _ in parameters)
         self.options = options
-        self.segment = pack(self.parameters)
+        self.segment = pack(parameters)
         dtype = self.segment.flat.dtype
-        self.state: dict[str, Segment] = {name: self.segment.zeros(dtype.compute) for name in state_names}
+        self.state: dict[str, Segment] = {kind: self.segment.zeros(dtype.compute) for kind in kinds}
         if masters and dtype.compute is not dtype:
             master = self.segment.zeros(dtype.compute)
             master.flat.assign(self.segment.flat)
             self.state["master"] = master
-        self.views = {name: tuple(s.view(i) for i in range(len(parameters))) for name, s in self.state.items()}
+        self.views = {kind: tuple(s.view(i) for i in range(len(parameters))) for kind, s in self.state.items()}
+
+    def updates(self, elementwise: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """What has gradients: a tensor, its gradient and its state. If `elementwise`, runs of parameters, flat."""
+        flat, together = self.segment.flat.array, []
+        for i, (p, offset) in enumerate(zip(self.parameters, self.segment.offsets, strict=True)):
+            if p.grad is None:
+                continue
+            if p.grad.shape != p.shape:
+                raise ShapeError(f"step: a gradient has shape {p.grad.shape}, its parameter {p.shape}")
+            if elementwise and p.array.storage is flat.storage and p.array.offset == flat.offset + offset:
+                together.append((p, i))
+            else:  # its array was replaced, perhaps by another optimizer's segment
+                yield p, p.grad, self._state(i)
+        numbers = dict(together)
+        for run in runs(numbers):
+            if len(run) == 1:
+                yield run[0], gradient(run), self._state(numbers[run[0]])
+            else:
+                g, start = gradient(run), self.segment.offsets[numbers[run[0]]]
+                yield self._part(self.segment, start, g), g, {k: self._part(s, start, g) for k, s in self.state.items()}
+
+    def _state(self, i: int) -> dict[str, Tensor]:
+        return {kind: views[i] for kind, views in self.views.items()}
+
+    @staticmethod
+    def _part(segment: Segment, start: int, like: Tensor) -> Tensor:
+        return part(segment.flat, like.shape, start)
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -92,11 +124,15 @@ class Optimizer:
     is kept as that scale, so that what is assigned to `lr` later changes all in proportion. A frozen nn.Parameter,
     which has no gradient, keeps its value until it is thawed. Making an optimizer moves the parameters into its
     segments. `rules` says what values options may have.
+
+    elementwise, beside update() in a class: that makes each element of its own alone, whatever the shape. Then it gets
+    many parameters at once, those of a segment that have gradients, as flat tensors; else one after the other.
     """
 
     state_names: tuple[str, ...] = ()
     rules: dict[str, Rule] = {}
     masters = True  # whether parameters of half types have float32 copies
+    elementwise = False
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
         name = type(self).__name__
@@ -126,7 +162,11 @@ class Optimizer:
                     raise ArgumentError(f"{name}: a parameter of shape {p.shape} came twice: name each one once")
                 seen.add(p)
                 by_dtype.setdefault(p.dtype, []).append(p)
-            self._packed += [_Packed(ps, options, self.state_names, self.masters) for ps in by_dtype.values()]
+            for ps in by_dtype.values():
+                number = len({packed.names[0].split(".")[0] for packed in self._packed})
+                names = (f"{number}.{i}" for i in itertools.count())
+                for together in buckets(ps, SEGMENT):  # as backward finishes them, the last layers first
+                    self._packed.append(_Packed(together, names, options, self.state_names, self.masters))
         if not self._packed:
             raise ArgumentError(f"{name}: got no parameters: pass model.parameters()")
         device = self._packed[0].segment.flat.device
@@ -204,13 +244,10 @@ class Optimizer:
             update, taken = self._update_where(where), astype(where, dtypes.int64)
         with no_grad():
             self._step.assign(self._step + taken)
+            owner = next(kind for kind in type(self).__mro__ if "update" in vars(kind))
             for packed in self._packed:
-                for i, p in enumerate(packed.parameters):
-                    if p.grad is None:
-                        continue
-                    if p.grad.shape != p.shape:
-                        raise ShapeError(f"step: a gradient has shape {p.grad.shape}, its parameter {p.shape}")
-                    update(p, p.grad, {name: views[i] for name, views in packed.views.items()}, packed.options)
+                for p, g, state in packed.updates(vars(owner).get("elementwise", False)):
+                    update(p, g, state, packed.options)
 
     def _check_where(self, where: Tensor) -> None:
         require_tensors("step", where=where)
@@ -249,9 +286,9 @@ class Optimizer:
     def state_dict(self) -> dict[str, Tensor]:
         """Name to tensor: lr, step, and each parameter's state by group, parameter and name; they share memory."""
         state = {"lr": self._lr, "step": self._step}
-        for g, packed in enumerate(self._packed):
-            for name, views in packed.views.items():
-                state |= {f"{g}.{i}.{name}": view for i, view in enumerate(views)}
+        for packed in self._packed:
+            for kind, views in packed.views.items():
+                state |= {f"{name}.{kind}": view for name, view in zip(packed.names, views, strict=True)}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -347,6 +384,7 @@ class AdamW(Optimizer):
     """
 
     state_names = ("m", "v")
+    elementwise = True
     rules = {"betas": _FRACTIONS, "eps": _POSITIVE, "weight_decay": _NOT_NEGATIVE}
 
     def __init__(
@@ -415,6 +453,7 @@ class SGD(Optimizer):
     """
 
     state_names = ("velocity",)
+    elementwise = True
     rules = {"momentum": _FRACTION, "weight_decay": _NOT_NEGATIVE}
 
     def __init__(
@@ -451,7 +490,8 @@ class SGD(Optimizer):
 
 @elementwise
 def _scaled(g, scale, *, dtype):
-    return cast(g * scale, dtype)  # with the whole scale: a half type would round it
+    # With the whole scale: a half type would round it. A zero stays one: between parameters nothing takes a NaN away.
+    return cast(_where(g == 0, g, g * scale), dtype)
 
 
 for _f in (_adamw_update, _adamw_master_update, _adamw_stochastic_update, _sgd_update, _sgd_master_update, _scaled):
@@ -464,10 +504,11 @@ def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
     Nothing is read back to Python. Raises ArgumentError where no parameter has a gradient.
     """
     require_parameters("grad_norm", parameters)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    together = runs(parameters)
+    if not together:
         raise ArgumentError("grad_norm: no parameter has a gradient: call backward() first")
     with no_grad():
+        gradients = [gradient(run) for run in together]
         return sqrt(sum(stack([sum(square(astype(g, g.dtype.compute, copy=False))) for g in gradients])))
 
 
@@ -481,10 +522,10 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, norm: Tenso
         raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm}: it must be positive")
     require_parameters("clip_grad_norm", parameters)
     parameters = list(parameters)
-    norm = grad_norm(parameters) if norm is None else norm
     with no_grad():
+        memory = [g for run in runs(parameters) for g in gradients_in_place(run)]
+        norm = grad_norm(parameters) if norm is None else norm
         scale = minimum(max_norm / (norm + 1e-6), 1.0)
-        for p in parameters:
-            if p.grad is not None:
-                apply(_scaled, p.grad, scale, dtype=p.grad.dtype, out=p.grad)
+        for g in memory:
+            apply(_scaled, g, scale, dtype=g.dtype, out=g)
     return norm

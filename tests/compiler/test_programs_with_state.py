@@ -248,13 +248,16 @@ def test_what_becomes_state_is_made_in_its_memory_from_the_first_step_on():
 
 
 def test_writing_parts_of_state_copies_the_rest_of_it_at_no_time():
-    state = ta.zeros((N, N))
+    """And if all parts are written, they are made there."""
+    for rows, expected in ((N - 1, N - 1), (N, 0)):
+        state = ta.zeros((N, N))
 
-    def step(x):
-        for row in range(N):
-            state[row] = x * row
+        def step(x, state=state, rows=rows):
+            for row in range(rows):
+                state[row] = x * row
 
-    compiled = ta.compile(step)
-    compiled(ta.ones(N))
-    copies = [k.node for k in compiled.programs[0].kernels if isinstance(k.node, Copy)]
-    assert len(copies) == N and all(copy.part is not None for copy in copies)
+        compiled = ta.compile(step)
+        compiled(ta.ones(N))
+        copies = [k.node for k in compiled.programs[0].kernels if isinstance(k.node, Copy)]
+        assert len(copies) == expected and all(copy.part is not None for copy in copies)
+        assert state.tolist() == [[float(row % rows)] * N if row < rows else [0.0] * N for row in range(N)]

@@ -13,7 +13,7 @@ from tests.cuda.recorded import KERNELS, Entry, Machine, clocks, group_of
 from tests.tiers import thinned
 from tinyarr import Device, dtypes, optim
 from tinyarr.backends.cuda import events, planning
-from tinyarr.backends.cuda.joining import JoinedTask, _spans, join
+from tinyarr.backends.cuda.joining import _spans, join
 from tinyarr.backends.cuda.registry import LIBRARIES, Input, Launch, LibraryCall, Output, Scratch
 from tinyarr.compiler import Compiled
 from tinyarr.compiler.plan import plan
@@ -210,7 +210,6 @@ def test_a_training_step_computes_while_its_gradients_travel(kind, size, monkeyp
         tasks, _ = tasks_of(training(kind, group), (2, 8), (2, 8), dtype=ta.int64)
         beside = check_order(machine, tasks, run(machine, tasks))
         calls.append([(e.what[0], *e.what[3:]) for e in machine.log if e.kind == "nccl"])
-        assert any(isinstance(task, JoinedTask) for task in tasks)
         bucket = "all_reduce" if kind is DataParallel else "reduce_scatter"
         starts = [i for i, task in enumerate(tasks) if task.title == bucket and task.makes[0].dtype is ta.bfloat16]
         (last_of_backward,) = [i for i, task in enumerate(tasks) if task.title == "index_add"]

@@ -68,26 +68,18 @@ def launches(tasks):
 
 
 def test_the_end_of_a_training_step_is_a_few_launches():
-    """GPT-2 124M has 148 parameters: a table holds the arguments of half of their updates."""
+    """GPT-2 124M has 148 parameters in 6 segments."""
     before, planned = lowered(GPT2(GPT2.sizes["124M"], dtype=ta.bfloat16, device=META), 64, 1024)
-    after = join(before, planned)
     squares, updates = (
-        [task for task in after.tasks if task.title == title]
+        [task for task in before.tasks if task.title == title]
         for title in ("astype_square_sum", "scaled_adamw_master_update")
     )
-    assert [len(task.members) for task in (*squares, *updates)] == [148, 148]
-    assert str(updates[0]).startswith("148 x scaled_adamw_master_update ")
-    # Parts of rows, short rows, and the sums of the parts of all, one of them of more than a warp sums.
-    assert [step.function for step in squares[0].plan.steps] == [
-        "reduce_rows_joined", "reduce_short_rows_joined", "reduce_rows", "reduce_short_rows_joined",
-    ]  # fmt: skip
-    assert len(updates[0].plan.steps) == 2
-    assert [len(launches(task.members)) for task in (*squares, *updates)] == [198, 148]
+    assert len(squares) == len(updates) == 6 and len(launches(squares + updates)) <= 3 * 6
     # Between the squares and the updates: their sum, the scale, the count of steps.
-    assert after.tasks.index(updates[0]) - after.tasks.index(squares[0]) == 4
-    assert after.tasks[-1] is updates[0]
-    # Each thread first computes powers of beta: it then takes many packs. So there are few blocks, of equal work.
-    assert all(step.grid[0] < elementwise.FEW_BLOCKS + 74 for step in updates[0].plan.steps)
+    assert before.tasks.index(updates[0]) - before.tasks.index(squares[-1]) <= 5
+    assert before.tasks[-1] is updates[-1]
+    # Each thread first computes powers of beta: it then takes many packs. So there are few blocks.
+    assert all(step.grid[0] <= elementwise.FEW_BLOCKS for step in launches(updates))
 
 
 def test_tables_stay_within_what_a_launch_may_get():

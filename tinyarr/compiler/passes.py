@@ -17,9 +17,9 @@ from .plan import arena
 from .recompute import recompute
 from .rewrite import add_rows_in_place, keep_products_wide
 from .schedule import lift, overlap, sink
-from .simplify import common_subexpressions, dead_code
+from .simplify import common_subexpressions, dead_code, join_writes
 
-SIMPLIFY = (common_subexpressions, add_rows_in_place, keep_products_wide, dead_code)
+SIMPLIFY = (join_writes, common_subexpressions, add_rows_in_place, keep_products_wide, dead_code)
 ARRANGE = (product_epilogues, sink, fuse, lift, overlap)
 PASSES = (*SIMPLIFY, *ARRANGE)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import TraceError
 from ..random import Generator
+from ..segments import gradients_in_place, runs
 from ..tensor import Tensor
 from .calls import Bound
 from .capture import Capture, is_rebuilt, item_path
@@ -62,6 +63,10 @@ class Snapshot:
             elif isinstance(x, Generator):
                 what = ", a generator, was set"
             raise TraceError(f"compile: {path}{what}: do that outside of it")
+        written = [self._capture.tensors[path] for path, (gradient, _) in self._gradients.items()
+                   if self._capture.tensors[path].grad is not gradient]  # fmt: skip
+        for run in runs(written):
+            gradients_in_place(run)  # so that the next call finds them together, and adds to them there
         for path, (gradient, hooks) in self._gradients.items():
             x = self._capture.tensors[path]
             if x.grad is not gradient:

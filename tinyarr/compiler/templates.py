@@ -77,6 +77,7 @@ class Templates:
     def __init__(self, paths: dict[int, str | None], storages: dict[int, tuple[str, int]]):
         """paths, storages: as those of the capture; a constant, which is the same at each call, has None for a path."""
         self.tensors: list[Tensor] = []
+        self._results: list[Result] = []  # of each tensor
         self.looked_at: set[str] = set()
         self._paths = paths
         self._storages = storages
@@ -117,6 +118,7 @@ class Templates:
     def forget(self) -> None:
         """Lets go of what the trace made."""
         self.tensors.clear()
+        self._results.clear()
         self._made.clear()
         self._kept.clear()
         self._alive.clear()
@@ -129,6 +131,7 @@ class Templates:
         if isinstance(a.storage, TracedStorage) or where == RETURNED:
             made = Result(x, len(self.tensors))
             self.tensors.append(x)
+            self._results.append(made)
             if where != RETURNED and not x._requires_grad:
                 self._kept.setdefault(id(a.storage), []).append(made)
         elif id(a.storage) in self._storages and x.node is None:
@@ -152,8 +155,13 @@ class Templates:
                 whole = result_tensor(a.through(View((size,), (1,))))
                 for result in results:
                     result.view = self.tensors[result.number].array.view
-                    self.tensors[result.number] = whole
                     result.number = results[0].number
+                self.tensors[results[0].number] = whole
+        left = [number for number, result in enumerate(self._results) if result.number == number]
+        numbers = {number: i for i, number in enumerate(left)}
+        self.tensors = [self.tensors[number] for number in left]
+        for result in self._results:
+            result.number = numbers[result.number]
 
     def _function(self, f: types.FunctionType, where: str) -> Any:
         """A function that was defined in the trace: with what it closes over, and its defaults."""

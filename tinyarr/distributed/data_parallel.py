@@ -6,7 +6,7 @@ is on its way as soon as its last gradient is there, while backward goes on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import ArgumentError
@@ -14,12 +14,13 @@ from ..groups import Group, world
 from ..ops.collective import all_reduce, broadcast
 from ..ops.create import zeros
 from ..ops.elementwise import astype
-from ..ops.shape import concat, reshape, stack
+from ..ops.shape import reshape, stack
 from ..optim import Optimizer, grad_norm, parameter_groups
+from ..segments import SEGMENT, buckets, join, layout, padded, part
 from ..tape import no_grad
 from ..tensor import Tensor
 
-BUCKET = 2**25  # bytes: enough for a network's full rate, and little beside what a model holds
+BUCKET = SEGMENT  # bytes: enough for a network's full rate; what is one on its way is then one in the optimizer too
 
 
 class Part(NamedTuple):
@@ -125,12 +126,11 @@ def average_gradients(
     group = world() if group is None else group
     with no_grad():
         for bucketful in buckets(having_gradients(list(parameters), group), bucket):
-            flat = concat([flat_gradient(p) for p in bucketful])
-            mean = all_reduce(flat, "mean", group=group)
-            end = 0
-            for p in bucketful:
-                begin, end = end, end + p.size
-                p.grad = reshape(mean[begin:end], p.shape)
+            offsets, size = layout(bucketful)
+            flat = join([gradient_or_zeros(p) for p in bucketful], offsets, size)
+            mean = padded(all_reduce(flat, "mean", group=group))
+            for p, offset in zip(bucketful, offsets, strict=True):
+                p.grad = part(mean, p.shape, offset)
 
 
 def having_gradients(parameters: Sequence[Tensor], group: Group) -> list[Tensor]:
@@ -139,21 +139,8 @@ def having_gradients(parameters: Sequence[Tensor], group: Group) -> list[Tensor]
     return [p for p, *found in zip(parameters, *group.exchange(own), strict=True) if any(found)]
 
 
-def flat_gradient(p: Tensor) -> Tensor:
-    """A parameter's gradient as a vector; zeros where it has none."""
+def gradient_or_zeros(p: Tensor) -> Tensor:
+    """A parameter's gradient in the dtype in which it is kept."""
     if p.grad is None:
-        return zeros((p.size,), dtype=p.grad_dtype, device=p.device)
-    return astype(reshape(p.grad, (p.size,)), p.grad_dtype, copy=False)
-
-
-def buckets(parameters: Sequence[Tensor], nbytes: int) -> Iterator[list[Tensor]]:
-    """Runs of parameters with gradients of one dtype, the last first, each of at least so many bytes but the last."""
-    run: list[Tensor] = []
-    for p in reversed(parameters):
-        full = sum(q.size for q in run) * p.grad_dtype.itemsize >= nbytes
-        if run and (full or p.grad_dtype is not run[0].grad_dtype):
-            yield run
-            run = []
-        run.append(p)
-    if run:
-        yield run
+        return zeros(p.shape, dtype=p.grad_dtype, device=p.device)
+    return astype(p.grad, p.grad_dtype, copy=False)

@@ -9,18 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..dtypes import Dtype
 from ..errors import ArgumentError
 from ..groups import Group, world
 from ..ops.collective import all_gather, all_reduce, reduce_scatter
-from ..ops.create import copy, full, zeros
+from ..ops.create import copy, full
 from ..ops.elementwise import add, sqrt, square
-from ..ops.shape import concat, reshape
+from ..ops.shape import reshape
 from ..optim import grad_norm
-from ..segments import Segment, pack
+from ..segments import Segment, buckets, join, pack, padded, part
 from ..tape import no_grad
 from ..tensor import Tensor
-from .data_parallel import BUCKET, Alone, DataParallel, Part, buckets, flat_gradient, having_gradients
+from .data_parallel import BUCKET, Alone, DataParallel, Part, gradient_or_zeros, having_gradients
 
 
 class _Bucket:
@@ -39,22 +38,15 @@ class _Bucket:
         for p, offset in self.offsets.items():
             start, stop = max(self.low - offset, 0), min(self.high - offset, p.size)
             if start < stop:
-                part = copy(reshape(p.detach(), (p.size,))[start:stop])
-                part.requires_grad = True
+                owned = copy(reshape(p.detach(), (p.size,))[start:stop])
+                owned.requires_grad = True
                 if p.grad_dtype is not p.dtype:
-                    part.grad_dtype = p.grad_dtype
-                self.parts.append(Part(p, start, stop, part))
+                    owned.grad_dtype = p.grad_dtype
+                self.parts.append(Part(p, start, stop, owned))
 
-    def joined(self, pieces: Sequence[tuple[int, Tensor]], begin: int, end: int, dtype: Dtype) -> Tensor:
-        """The stretch of the segment from begin to end: vectors by where they start, and zeros between them."""
-        found, at = [], begin
-        for offset, piece in [*pieces, (end, None)]:
-            if at < offset:
-                found.append(zeros((offset - at,), dtype=dtype, device=self.segment.flat.device))
-            if piece is not None:
-                found.append(piece)
-                at = offset + piece.size
-        return concat(found)
+    def own_of(self, flat: Tensor, p: Tensor, start: int, stop: int) -> Tensor:
+        """Elements start to stop of a parameter, of what this rank owns of a tensor laid out as the segment; a view."""
+        return part(flat, (stop - start,), self.offsets[p] + start - self.low)
 
 
 class Zero(DataParallel):
@@ -76,7 +68,8 @@ class Zero(DataParallel):
         own = []
         for options in self.groups:
             made = [_Bucket(run, self.group) for run in buckets(options["parameters"], bucket)]
-            own.append({**options, "parameters": [part.tensor for b in reversed(made) for part in reversed(b.parts)]})
+            # A bucket's part is a segment of the optimizer, in its order, which is the reverse of that of a group.
+            own += [{**options, "parameters": [owned.tensor for owned in reversed(b.parts)]} for b in made if b.parts]
             self._buckets += made
         self.groups = own
         if not all(self.group.exchange(len(self.parts))):
@@ -84,7 +77,7 @@ class Zero(DataParallel):
 
     @property
     def parts(self) -> list[Part]:
-        return [part for bucket in self._buckets for part in bucket.parts]
+        return [owned for bucket in self._buckets for owned in bucket.parts]
 
     def reduce(self) -> None:
         with no_grad():
@@ -92,20 +85,19 @@ class Zero(DataParallel):
             for bucket in self._buckets:
                 if present.isdisjoint(bucket.parameters):
                     continue
-                vectors = [(offset, flat_gradient(p)) for p, offset in bucket.offsets.items()]
-                whole = bucket.joined(vectors, 0, bucket.segment.flat.size, bucket.parameters[0].grad_dtype)
-                own = reduce_scatter(whole, "mean", group=self.group)
-                for p, start, stop, part in bucket.parts:
+                gradients = [gradient_or_zeros(p) for p in bucket.parameters]
+                whole = join(gradients, bucket.segment.offsets, bucket.segment.flat.size)
+                own = padded(reduce_scatter(whole, "mean", group=self.group))
+                for p, start, stop, owned in bucket.parts:
                     if p in present:
-                        at = bucket.offsets[p] - bucket.low
-                        g = own[at + start : at + stop]
-                        part.grad = g if part.grad is None else add(part.grad, g, out=part.grad)
+                        g = bucket.own_of(own, p, start, stop)
+                        owned.grad = g if owned.grad is None else add(owned.grad, g, out=owned.grad)
                 for p in bucket.parameters:
                     p.grad = None
 
     def gradient_norm(self) -> Tensor:
-        parts = [part.tensor for part in self.parts]
-        if all(part.grad is None for part in parts):
+        parts = [owned.tensor for owned in self.parts]
+        if all(p.grad is None for p in parts):
             own = full((), 0.0, device=parts[0].device)
         else:
             own = grad_norm(parts)
@@ -115,15 +107,14 @@ class Zero(DataParallel):
     def gather(self) -> None:
         with no_grad():
             for bucket in self._buckets:
-                pieces = [(bucket.offsets[p] + start, part.detach()) for p, start, _, part in bucket.parts]
-                flat = bucket.segment.flat
-                own = bucket.joined(pieces, bucket.low, bucket.high, flat.dtype)
-                flat.assign(all_gather(own, group=self.group))
+                starts = [bucket.offsets[p] + start - bucket.low for p, start, _, _ in bucket.parts]
+                own = join([owned.tensor.detach() for owned in bucket.parts], starts, bucket.high - bucket.low)
+                bucket.segment.flat.assign(all_gather(own, group=self.group))
 
     def scatter(self) -> None:
         with no_grad():
-            for p, start, stop, part in self.parts:
-                part.assign(reshape(p.detach(), (p.size,))[start:stop])
+            for p, start, stop, owned in self.parts:
+                owned.assign(reshape(p.detach(), (p.size,))[start:stop])
 
 
 def share_out(groups: Iterable[Any], group: Group | None = None, *, zero: int = 0) -> Alone:
