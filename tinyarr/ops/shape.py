@@ -1,4 +1,4 @@
-"""How elements are arranged: views, which share memory, and concat, split, stack."""
+"""Arrangement of elements: views, which share memory, and concat, split, stack."""
 
 from __future__ import annotations
 
