@@ -37,7 +37,7 @@ add_methods(
     roll=tiling.roll, tile=tiling.tile, repeat=tiling.repeat,
     sum=reduce.sum, prod=reduce.prod, count_nonzero=reduce.count_nonzero, any=reduce.any, all=reduce.all,
     max=reduce.max, min=reduce.min, argmax=reduce.argmax, argmin=reduce.argmin,
-    mean=statistics.mean, var=statistics.var, std=statistics.std, vector_norm=statistics.vector_norm,
+    mean=reduce.mean, var=statistics.var, std=statistics.std, vector_norm=statistics.vector_norm,
     softmax=softmax.softmax, log_softmax=softmax.log_softmax, logsumexp=softmax.logsumexp,
     cumulative_sum=scan.cumulative_sum, cumulative_prod=scan.cumulative_prod, diff=scan.diff,
     argsort=sort.argsort, sort=sort.sort, topk=sort.topk, nonzero=sort.nonzero,

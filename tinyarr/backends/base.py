@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..array import Array
 from ..dtypes import Dtype
 from ..ops.primitive import Primitive, registry
-from ..program import Graph, Lowered
 from ..views import Shape
+
+if TYPE_CHECKING:
+    from ..program import Graph, Lowered
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from ..device import Device, register
 
 
 def _cpu(device: Device) -> Any:
-    from .numpy import CpuBackend
+    from .c.backend import CpuBackend
 
     return CpuBackend(device)
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .... import dtypes
-from ....ops.more.statistics import LARGEST, SCALE, SMALLEST
-from ....ops.norm import STEEPEST
+from ....ops.norm import LARGEST, SCALE, SMALLEST, STEEPEST
 from ..planning.registry import Input, Launch, LaunchPlan, Operand, Output, Scratch, Source, gradient_kernel, kernel
 from ..planning.row_tiling import Rows
 from ..planning.types import function
