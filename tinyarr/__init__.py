@@ -1,4 +1,4 @@
-"""tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
+"""tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read. Floor 5."""
 
 import importlib as _importlib
 

@@ -1,4 +1,4 @@
-"""Tensor's methods: each is a public function of another module, or an operator of Python's.
+"""Tensor's methods: each is a public function of another module, or an operator of Python's. Floor 5.
 
 Only those that say what to write in place of another library's name are missing: see other_names.py.
 """

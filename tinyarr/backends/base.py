@@ -1,4 +1,4 @@
-"""Backend: memory, copies and kernels on one device. Nothing in it knows of gradients."""
+"""Backend: memory, copies and kernels on one device. Nothing in it knows of gradients. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a Python function to a program: trace, build the graph, plan its memory, run it.
+"""From a Python function to a program: trace, build the graph, plan its memory, run it. Floor 2.
 
 A call goes through these rooms, of which each imports only those before it, as far as its state goes:
 

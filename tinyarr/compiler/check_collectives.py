@@ -1,4 +1,4 @@
-"""Before a program with collectives first runs, its ranks make sure that they have the same ones in the same order.
+"""A check before a program first runs: all ranks have the same collectives in the same order. Floor 2.
 
 Else they would wait for each other for good, or add up what does not belong together. All else may differ: a rank that
 owns other parameters than another updates others.

@@ -1,4 +1,4 @@
-"""Losses."""
+"""Losses. Floor 1."""
 
 from __future__ import annotations
 

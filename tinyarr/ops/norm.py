@@ -1,4 +1,4 @@
-"""Normalization over the last axis, as row expressions."""
+"""Normalization over the last axis, as row expressions. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reductions over axes: sum, prod, max, min, argmax, argmin, and any, all and count_nonzero composed of them.
+"""Reductions over axes: sum, prod, max, min, argmax, argmin, and any, all and count_nonzero composed of them. Floor 1.
 
 `axis` is an int, a tuple of ints, or None for all axes; `keepdims` leaves reduced axes with size 1. Half types
 accumulate in float32 and return their own dtype.

@@ -1,4 +1,4 @@
-"""CpuBackend: NumPy's kernels in eager mode, and programs written in C."""
+"""CpuBackend: NumPy's kernels in eager mode, and programs written in C. Floor 2."""
 
 from __future__ import annotations
 

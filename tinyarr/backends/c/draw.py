@@ -1,4 +1,4 @@
-"""Large random draws of eager mode in C, with NumPy's bits: one library for each expression serves every size.
+"""Large random draws of eager mode in C, with NumPy's bits: one library for each expression serves every size. Floor 2.
 
 Values that are the same for all elements come from NumPy. The others are computed in tiles, each after the random words
 that it needs: four of them are one block of Philox.

@@ -1,4 +1,4 @@
-"""A program as one C library: a function for each different kernel, and one that calls them in order."""
+"""A program as one C library: a function for each different kernel, and one that calls them in order. Floor 2."""
 
 from __future__ import annotations
 

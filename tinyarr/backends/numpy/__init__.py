@@ -1,4 +1,4 @@
-"""NumPy's backend: kernels over pooled memory, with which eager mode runs on the CPU."""
+"""NumPy's backend: kernels over pooled memory, with which eager mode runs on the CPU. Floor 1."""
 
 from __future__ import annotations
 

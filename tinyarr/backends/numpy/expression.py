@@ -1,4 +1,4 @@
-"""NumPy evaluation of scalar expressions, tile by tile.
+"""NumPy evaluation of scalar expressions, tile by tile. Floor 1.
 
 A typed expression becomes a list of steps `ufunc(arguments, out=register)`. Large operands are walked in tiles that
 stay in cache, so an expression of twenty operations reads and writes main memory once; the registers are scratch of

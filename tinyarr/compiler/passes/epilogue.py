@@ -1,4 +1,4 @@
-"""Products take over what is done to their result, where the backend's library does that before it is stored.
+"""Products take over what is done to their result, where the backend's library does that before it is stored. Floor 2.
 
 A bias that no elementwise kernel adds anyway, a bias and a GELU, a GELU's gradient. The product is then not rounded to
 its dtype in between (passes/order.py lists what changes bits).

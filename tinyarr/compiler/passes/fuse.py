@@ -1,4 +1,4 @@
-"""Fusion: elementwise nodes that work on the same elements become one, and join the kernel that reads them.
+"""Fusion: elementwise nodes that work on the same elements become one, and join the kernel that reads them. Floor 2.
 
 A producer moves down to its consumer where nothing between them reads it, and its expression joins the consumer's: what
 it made is rounded to its dtype all the same, so no bit changes, but is stored only where something else reads it.

@@ -1,4 +1,4 @@
-"""The passes over a graph, in their order; the graph as it was traced runs too.
+"""The passes over a graph, in their order; the graph as it was traced runs too. Floor 2.
 
 Three alone change a bit of a result. A -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
 would give +0. Where a backend's library works on a product before it stores it (CUDA), `keep_products_wide` and

@@ -1,4 +1,4 @@
-"""Recomputation: what is cheap to make is made again where it is next read, in place of being held until then.
+"""Recomputation: what is cheap to make is made again where it is next read, in place of being held until then. Floor 2.
 
 `checkpoint` says in the model what is not to be held, and is traced as it is written. Here the compiler chooses more:
 the elementwise results and norms that are alive at the peak of memory, until the plan fits a budget.

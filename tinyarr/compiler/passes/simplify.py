@@ -1,5 +1,7 @@
-"""Passes that shorten a graph: writes that together replace a value are one join, equal calls are made once, and what
-nothing needs is not made at all.
+"""Passes that shorten a graph: joined writes, common subexpressions, dead code. Floor 2.
+
+Writes that together replace a value are one join, equal calls are made once, and a value that nothing needs is not
+made at all.
 
 Collectives stay as they are: they may differ or be needed on another rank, and all ranks run them together.
 """

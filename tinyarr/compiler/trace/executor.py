@@ -1,4 +1,4 @@
-"""The tracing executor: operations are written down instead of run.
+"""The tracing executor: operations are written down instead of run. Floor 2.
 
 Results are arrays like any other, views of each other and all, but over storages without memory. What reads elements in
 the middle of a trace raises. `build` then turns what was written down into a graph of values.

@@ -1,4 +1,4 @@
-"""Symbolic numbers: stand in a trace for Python floats and ints that each call brings.
+"""Symbolic numbers: stand in a trace for Python floats and ints that each call brings. Floor 2.
 
 A float beside a tensor is an input of the program, and sums and products of such numbers are computed anew at each
 call. All else that Python asks of one needs its value, which then belongs to the signature.

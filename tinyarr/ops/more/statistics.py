@@ -1,4 +1,4 @@
-"""Variance, standard deviation and norms over axes; half types are computed in float32."""
+"""Variance, standard deviation and norms over axes; half types are computed in float32. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm, and their gradients; the weights' gradients are reduced in two stages.
+"""Layer norm and RMS norm, and their gradients; the weights' gradients are reduced in two stages. Floor 3.
 
 The floor is reading x and writing out, and for the gradient reading g and x and writing dx.
 """

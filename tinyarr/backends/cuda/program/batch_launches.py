@@ -1,4 +1,4 @@
-"""Launches of one kernel that follow each other become one, where none needs what another one makes.
+"""Launches of one kernel that follow each other become one, where none needs what another one makes. Floor 3.
 
 A training step ends with hundreds of launches that each do little: the square sum of every gradient, the update of
 every parameter. What joins them gets a table of their arguments; each of its blocks finds the launch that it stands
