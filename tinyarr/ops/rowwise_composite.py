@@ -81,7 +81,7 @@ class _Composition:
         return self._map(e) if side is None else self._map(x if side else y, (*self._shape[:-1], 1))
 
     def _map(self, e: Expr, shape: Shape | None = None) -> Tensor:
-        """What an elementwise operation makes of operands and of the folds and branches under an expression."""
+        """Elementwise operation of operands, and of the folds and branches under an expression."""
         if shape is None:
             shape = self._shape if self._varies(e) else (*self._shape[:-1], 1)
         cuts: dict[Expr, None] = {}
@@ -107,7 +107,7 @@ class _Composition:
         return apply(self._pieces[key], *found, shape=shape)
 
     def _is_weak(self, e: Expr) -> bool:
-        """Whether an expression is made of Python floats alone, and so computed in float64 until it meets a tensor."""
+        """Returns whether an expression is of Python floats alone, computed in float64 until it meets a tensor."""
         if e.op == "input":
             return type(self._operands[e.value]) is float
         if e.op == "constant":

@@ -17,7 +17,7 @@ RUN = 32  # rows that are added one after another
 
 
 class _Loops:
-    """How C goes over a row of n elements (row_source.Loops)."""
+    """C loops over a row of n elements (row_source.Loops)."""
 
     index = "i"
 
