@@ -8,6 +8,7 @@ from typing import Any
 
 from ..array import Array
 from ..dtypes import Dtype
+from ..ops.primitive import Primitive, registry
 from ..program import Graph, Lowered
 from ..views import Shape
 
@@ -115,3 +116,12 @@ class Backend(ProgramRules):
     def memory_stats(self) -> MemoryStats:
         """The device's memory as this process uses it."""
         return MemoryStats(0, 0, 0)
+
+
+def owed() -> set[Primitive]:
+    """Returns the primitives that a backend must have kernels for: no composite stands for them.
+
+    Elementwise ones are not among them, for which there is one kernel, nor views and copies into parts.
+    """
+    own = {p for p in registry.values() if p.built_in and p.view is None and p.composite is None}
+    return {p for p in own if p.reads != "elements"}
