@@ -1,7 +1,10 @@
-"""Products take over what is done to their result, where the backend's library does that before it is stored.
+"""Epilogues: a library applies a bias, a GELU or a GELU's gradient to a product before it stores it.
 
-A bias that no elementwise kernel adds anyway, a bias and a GELU, a GELU's gradient. The product is then not rounded to
-its dtype in between (passes/order.py lists what changes bits).
+Example: %3 = matmul(%0, %1), %4 = add(%3, %2), %5 = gelu_tanh(%4) become %4, %5 = matmul_bias_gelu(%0, %1, %2). The sum
+%4 is stored for backward, %3 never. Two passes over the largest values of a GPT's layer (B * T, 4 C) are saved.
+
+A bias that an elementwise kernel or a norm adds as it reads the product stays there: that costs nothing either. The
+product is not rounded to its dtype in between (order.py lists what changes bits).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ..uses import Uses, is_call
 
 
 def product_epilogues(graph: Graph) -> Graph:
+    """Merges products with their bias and GELU, as far as the backend has a kernel for both together."""
     return _Epilogues(graph).graph()
 
 
