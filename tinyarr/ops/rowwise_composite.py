@@ -101,7 +101,7 @@ class _Composition:
             (inner,) = substitute([e], {c: weak(x) if self._is_weak(c) else x for c, x in given.items()})
             inner = cast(inner, dtypes.float64) if self._is_weak(e) else inner
             names = [f"x{k}" for k in range(len(cuts))]
-            self._pieces[key] = Elementwise(self._name, lambda *_, shape: inner, names, ("out",), derived=True)
+            self._pieces[key] = Elementwise(f"{self._name}_part", lambda *_, shape: inner, names, ("out",), derived=True)
         if not found:
             return apply(self._pieces[key], shape=shape, device=self._device)
         return apply(self._pieces[key], *found, shape=shape)

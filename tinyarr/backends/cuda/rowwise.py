@@ -176,6 +176,7 @@ class _Planned:
             else:
                 if code.varies[self.typed.outputs[i]]:
                     macros[f"TO_{i}"] = f"{TYPES[y.dtype]} *"
+                    slots.append((f"TO_{i}", len(arguments)))
                 declared.append(f"{f'TO_{i}' if f'TO_{i}' in macros else f'{STORED[y.dtype]} *'} y{i}")
                 arguments.append(Output(i))
         given = {v.value: STORED[v.dtype] for v in self.typed.values if v.op == "input"}
