@@ -51,7 +51,7 @@ class _Stretches:
 
 
 class Joined(NamedTuple):
-    """What a Binding has."""
+    """Tasks as a Binding has them, and the bytes of their scratch."""
 
     tasks: list[Task]
     scratch: int
@@ -111,7 +111,7 @@ def _runs(tasks: Sequence[Task]) -> Iterator[list[Task]]:
 
 
 def _is_free(task: Task, touched: dict[tuple, _Stretches]) -> bool:
-    """Whether a task may run before those that have touched these bytes."""
+    """Returns whether a task may run before those that have touched these bytes."""
     return not any(
         (other, buffer) in touched and touched[other, buffer].overlap(low, high)
         for kind, buffer, low, high in _spans(task)
@@ -208,7 +208,7 @@ def _launch(launches: Sequence[Launch]) -> Launch:
 
 
 def _row(launch: Launch, grid: tuple[int, int, int]) -> list[Any]:
-    """What the table says of a launch: its grid and its arguments, 8 bytes each."""
+    """Returns the row of a launch in the table: its grid and its arguments, 8 bytes each."""
     row: list[Any] = [np.int64(n) for n in grid]
     for a in launch.arguments:
         row += a if type(a) is Struct else [a]
