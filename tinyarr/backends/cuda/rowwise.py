@@ -32,7 +32,7 @@ FILES = ("types.cuh", "../scalar.h", "rows.cu", "shares.cu")
 
 @dataclass
 class _Loops:
-    """How CUDA goes over a row (row_source.Loops). columns: the inputs that are the same in all rows."""
+    """Loops in CUDA over a row (row_source.Loops). columns: the inputs that are the same in all rows."""
 
     inputs: list[str]
     columns: dict[int, str]
@@ -158,7 +158,7 @@ class _Planned:
         return _Loops(lvalues, columns, self.outputs)
 
     def _offset(self, x: Operand) -> str:
-        """Where an operand's row begins."""
+        """The position at which an operand's row begins."""
         whole = (*self.shape[:-1], x.shape[-1])
         strides = views.broadcast_to(views.View(x.shape, x.strides), whole).strides[:-1]
         return "({})".format(unravel("row", *_merged(tuple(self.shape[:-1]), strides)))
