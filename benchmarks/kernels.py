@@ -18,8 +18,10 @@ import torch.nn.functional as F
 
 import tinyarr
 from tinyarr import cuda, dtypes
-from tinyarr.backends.cuda import compiler, cudnn, elementwise
-from tinyarr.backends.cuda.registry import Input, Operand, Output, Plan
+from tinyarr.backends.cuda.kernels import elementwise
+from tinyarr.backends.cuda.libraries import cudnn
+from tinyarr.backends.cuda.planning import compiler
+from tinyarr.backends.cuda.planning.registry import Input, LaunchPlan, Operand, Output
 from tinyarr.ops.activation import _gelu_tanh
 from tinyarr.ops.attention import _attention, _attention_gradient
 from tinyarr.ops.index import _take_gradient
@@ -214,7 +216,7 @@ def uncontracted() -> tuple[float, float]:
         steps = elementwise.plan("gelu_gradient" + flag[6:], typed, x.shape, [(x, Input(0)), (x, Input(1))],
                                  [(x, Output(0))])  # fmt: skip
         backend = tinyarr.Device(GPU).backend
-        run = backend.loader.bind(Plan(steps))
+        run = backend.loader.bind(LaunchPlan(steps))
         a, b, c = (tinyarr.randn(N, 4 * C, dtype="bfloat16", device=GPU) for _ in range(3))
         addresses = [t.array.data.address for t in (a, b, c)]
         times.append(ours(lambda: run(addresses[:2], addresses[2:])))

@@ -18,8 +18,8 @@ A call goes through these rooms, of which each imports only those before it, as 
     function       signatures, programs, calls
 """
 
-from .function import Compiled, compile
+from .compiled import Compiled, compile
 from .interpret import Interpreter
-from .passes import PASSES
+from .passes.order import PASSES
 
 __all__ = ["PASSES", "Compiled", "Interpreter", "compile"]

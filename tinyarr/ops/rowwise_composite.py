@@ -108,7 +108,7 @@ class _Composition:
         return apply(self._pieces[key], *found, shape=shape)
 
     def _is_weak(self, e: Expr) -> bool:
-        """True where an expression is made of Python floats alone, and so computed in float64 until it meets a tensor."""
+        """True where an expression is made of Python floats, and so computed in float64 until it meets a tensor."""
         if e.op == "input":
             return type(self._operands[e.value]) is float
         if e.op == "constant":
