@@ -27,7 +27,7 @@ from . import elementwise, reduce
 from .norm import WALKERS
 
 LONGEST = 64 * 1024  # elements of all rows that a block can hold in registers
-FILES = ("types.cuh", "../scalar.h", "rows.cu", "shares.cu")
+FILES = ("types.cuh", "../../source/scalar.h", "rows.cu", "shares.cu")
 
 
 @dataclass
