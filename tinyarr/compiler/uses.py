@@ -32,7 +32,7 @@ def is_elementwise(node: Any) -> bool:
 
 
 def reads_runs(node: Any) -> bool:
-    """Returns whether a node reads its first operand run by run; of a row expression, that must be of all rows."""
+    """True where a node reads its first operand run by run; of a row expression, that must be of all rows."""
     if not isinstance(node, Node) or node.call.primitive.reads != "runs":
         return False
     primitive, call = node.call.primitive, node.call

@@ -18,7 +18,7 @@ FEW = 8  # results: so many threads' work is not worth sharing out more finely
 
 
 class _Fold(Joining):
-    """Reduction of elements by one operation, in the dtype in which is computed, and its C statements."""
+    """A sum, max or min of elements, in C."""
 
     def in_pairs(self, pieces: int, width: int | str, piece: str) -> str:
         """Declares `total`, the pieces joined (kernel.in_pairs)."""
