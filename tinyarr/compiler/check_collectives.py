@@ -1,7 +1,8 @@
-"""A check before a program first runs: all ranks have the same collectives in the same order. Floor 2.
+"""Agreement of ranks: before a program first runs, they compare the collectives that it holds. Floor 2.
 
-Else they would wait for each other for good, or add up what does not belong together. All else may differ: a rank that
-owns other parameters than another updates others.
+Example: rank 0 sums (3,) and then (4,) over both ranks, rank 1 first (4,). Each would wait for the other for good, or
+add up what does not belong together. So all ranks raise, and name collective number 1 and its line on each rank. All
+else may differ: a rank that owns other parameters than another updates others.
 """
 
 from __future__ import annotations

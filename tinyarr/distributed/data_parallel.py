@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class OneRank:
-    """One process: what data parallelism is asked for is there already.
+    """Data parallelism of a single process: methods leave all as it is, and subclasses with several ranks replace them.
 
     groups: parameters, or groups of them as an optimizer takes them; `groups` is then what the optimizer gets. A step
     is backward(), reduce(), clipping by gradient_norm(), optimizer.step() and gather(). With several batches a step

@@ -1,8 +1,11 @@
-"""Runs a planned program by NumPy, in the places of its plan, with collectives that take effect at the worst moment.
+"""Second implementation of asynchronous collectives: NumPy runs a planned program, and each acts at the worst moment.
 
 A collective may read its operand and write its result at any time between its start and its wait. So it is run in three
 ways: at once; as late as can be; and at once, but with rubbish in the result until it is waited for. Where operand and
-result share their place, what is there is the collective's own.
+result are in one place, that belongs to the collective between the two.
+
+Example: %2 = all_reduce(%1), begun at step 3 and waited for at step 6. A plan that puts the result of step 4 in the
+place of %1 gives right numbers at once and wrong ones late; one that reads %2 at step 5 is wrong with rubbish.
 """
 
 import contextlib

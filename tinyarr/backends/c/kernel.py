@@ -60,7 +60,7 @@ class COperand:
         return f"{self.at(*positions)} = {cast(value, self.dtype.compute, self.dtype)};"
 
     def offset(self, number: str, axes: Sequence[int]) -> str:
-        """Where the element lies that has this row-major number along some axes, and is first along the others."""
+        """Returns the C offset of the element of this row-major number along some axes, first along the others."""
         shape, (strides,) = views.merge_axes(tuple(self.shape[a] for a in axes), [tuple(self.strides[a] for a in axes)])
         return unravel(number, shape, strides)
 

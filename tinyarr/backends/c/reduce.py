@@ -18,7 +18,7 @@ FEW = 8  # results: so many threads' work is not worth sharing out more finely
 
 
 class _Fold(Joining):
-    """How elements are joined, in the type in which is computed, and how in C."""
+    """A sum, max or min of elements, in C."""
 
     def in_pairs(self, pieces: int, width: int | str, piece: str) -> str:
         """Declares `total`, the pieces joined (kernel.in_pairs)."""

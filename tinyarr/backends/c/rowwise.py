@@ -17,7 +17,7 @@ RUN = 32  # rows that are added one after another
 
 
 class _CLoops:
-    """How C goes over a row of n elements (row_source.Loops)."""
+    """Loops in C over a row of n elements (row_source.Loops)."""
 
     index = "i"
 

@@ -26,7 +26,7 @@ COSTLY = {
 
 @dataclass(frozen=True)
 class Joining:
-    """How elements are joined by a sum, max or min, in the dtype in which is computed."""
+    """A sum, max or min of elements, in the dtype in which is computed."""
 
     name: str
     dtype: Dtype
@@ -37,7 +37,7 @@ class Joining:
 
     @property
     def start(self) -> str:
-        """What changes nothing that is joined to it."""
+        """Returns the value that changes nothing that is joined to it."""
         if self.name == "sum":
             return "0"
         if self.dtype.is_float:
@@ -56,7 +56,7 @@ class Joining:
 
 
 class Loops(Protocol):
-    """What differs between backends. A body is a list of statements for element `index` of the row."""
+    """The part that differs between backends. A body is a list of statements for element `index` of the row."""
 
     inputs: list[str]  # lvalues of the operands' elements
     index: str

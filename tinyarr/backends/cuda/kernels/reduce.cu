@@ -1,4 +1,4 @@
-/* Reductions of dense tensors. Who adds what to what follows from the shape alone.
+/* Reductions of dense tensors. The order of additions depends on the shape alone, so bits don't vary.
 
    T is how elements are stored, A what they are accumulated in, R how results are stored. COMBINE(a, b) and START are
    the operation. PACK neighbours are loaded at once where ALIGNED says that addresses allow it. */

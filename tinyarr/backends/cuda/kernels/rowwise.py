@@ -27,12 +27,12 @@ from . import elementwise, reduce
 from .norm import WALKERS
 
 LONGEST = 64 * 1024  # elements of all rows that a block can hold in registers
-FILES = ("types.cuh", "../scalar.h", "rows.cu", "shares.cu")
+FILES = ("types.cuh", "../../source/scalar.h", "rows.cu", "shares.cu")
 
 
 @dataclass
-class _Loops:
-    """How CUDA goes over a row (row_source.Loops). columns: the inputs that are the same in all rows."""
+class _CudaLoops:
+    """Loops in CUDA over a row (row_source.Loops). columns: the inputs that are the same in all rows."""
 
     inputs: list[str]
     columns: dict[int, str]
@@ -143,7 +143,7 @@ class _Planned:
                 scratch += room
         return LaunchPlan(steps, tuple(scratch))
 
-    def _loops(self) -> _Loops:
+    def _loops(self) -> _CudaLoops:
         lvalues, columns = [], {}
         for k, (x, v) in enumerate(zip(self.inputs, self.along, strict=True)):
             if not x.shape:
@@ -155,10 +155,10 @@ class _Planned:
                 lvalues.append(_at(f"w{k}.at", x.dtype))
             else:
                 lvalues.append(_at(f"r{k}[p].at", x.dtype))
-        return _Loops(lvalues, columns, self.outputs)
+        return _CudaLoops(lvalues, columns, self.outputs)
 
     def _offset(self, x: Operand) -> str:
-        """Where an operand's row begins."""
+        """The position at which an operand's row begins."""
         whole = (*self.shape[:-1], x.shape[-1])
         strides = views.broadcast_to(views.View(x.shape, x.strides), whole).strides[:-1]
         return "({})".format(unravel("row", *_merged(tuple(self.shape[:-1]), strides)))
@@ -176,6 +176,7 @@ class _Planned:
             else:
                 if code.varies[self.typed.outputs[i]]:
                     macros[f"TO_{i}"] = f"{TYPES[y.dtype]} *"
+                    slots.append((f"TO_{i}", len(arguments)))
                 declared.append(f"{f'TO_{i}' if f'TO_{i}' in macros else f'{STORED[y.dtype]} *'} y{i}")
                 arguments.append(Output(i))
         given = {v.value: STORED[v.dtype] for v in self.typed.values if v.op == "input"}

@@ -38,7 +38,7 @@ class Rows:
         return Source(("types.cuh", "rows.cu", *files), tuple((k, str(v)) for k, v in every.items()))
 
     def macros(self, pack: int, aligned: bool) -> dict[str, int]:
-        """What rows.cu depends on; pack: elements that a thread takes at once, where a row can be cut so."""
+        """Returns the sizes of rows.cu; a thread takes `pack` elements at once where that divides a row."""
         pack = math.gcd(pack, self._columns)
         sizes = {"C": self._columns, "PACK": pack, "PACKS": -(-self._columns // (self._threads * pack))}
         return sizes | {"THREADS": self._threads, "ROWS": self.together, "ALIGNED": int(aligned)}

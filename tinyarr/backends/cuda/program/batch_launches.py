@@ -28,7 +28,8 @@ TABLE = 32_764  # bytes of arguments that a launch may have, from CUDA 12.1 on
 OLD_TABLE = 4_096  # and before
 LARGE = 2**14  # blocks; a launch of more fills a GPU many times over, and would gain nothing
 
-# What two tasks may not do to the same bytes if one is to run before the other or after it.
+# Two tasks may change places unless one writes bytes that the other touches, scratch among them. Scratch of both is no
+# conflict: tasks of one launch get each their own.
 CONFLICTS = {"read": ("write", "scratch"), "write": ("read", "write", "scratch"), "scratch": ("read", "write")}
 
 
