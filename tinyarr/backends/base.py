@@ -61,11 +61,11 @@ class ProgramRules:
         return call.primitive.parts is not None or self.kernel(call) is not None
 
     def in_layouts(self, call: Any) -> Sequence[str]:
-        """In which layouts (of eager.fit) the kernel that programs use takes each operand; others are copied first."""
+        """Returns the layout (of eager.fit) in which a program's kernel takes each operand; others are copied first."""
         return ("any",) * len(call.in_shapes)
 
     def out_layouts(self, call: Any) -> Sequence[str]:
-        """In which layouts the kernel that programs use can write each result."""
+        """Returns the layout in which a program's kernel can write each result."""
         return ("any",) * len(call.out_shapes)
 
     def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:

@@ -66,7 +66,7 @@ class Interpreter:
 
 
 class _Memory(dict):
-    """By buffer the array that is the whole of it, or a Python number; made when it is first asked for."""
+    """Buffers as arrays that are the whole of each, or Python numbers; made when first asked for."""
 
     def __init__(self, values: dict[tuple, Value]):
         self._values = values

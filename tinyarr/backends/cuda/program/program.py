@@ -141,7 +141,7 @@ class Program:
         self._states = given
 
     def _addresses(self, base: int, given: Sequence[int], results: Sequence[Array]) -> dict[str, list[int]]:
-        """Of each kind of buffer, where each of its number is."""
+        """Returns the addresses of all buffers, by kind and number."""
         placed = zip(results, self._results, strict=True)
         states = [base + self._staged[i] if i in self._staged else address for i, address in enumerate(given)]
         numbers = base + self._numbers
