@@ -12,7 +12,6 @@ from tests.cuda.test_lowering import KINDS, MODELS, graphs
 from tinyarr import Device
 from tinyarr.backends.cuda import guard
 from tinyarr.backends.cuda.guard import Block, Gap
-from tinyarr.backends.cuda.joining import join
 from tinyarr.backends.cuda.registry import Launch, Output, Plan, Source
 from tinyarr.compiler.function import GUARD
 from tinyarr.compiler.lives import nbytes
@@ -25,15 +24,15 @@ from tinyarr.errors import DeviceError
 def test_behind_all_that_a_training_step_works_in_lies_a_guard(name, dtype):
     for graph in graphs(name, dtype):
         planned = plan(graph, GUARD)
-        joined = join(bound(planned), planned)
+        lowered = bound(planned)
         taken = [(planned.place(v).offset, nbytes(v)) for v in planned.lives]
-        for task in joined.tasks:
+        for task in lowered.tasks:
             scratch = zip((place.offset for place in task.scratch), task.plan.scratch, strict=True)
             copies = zip(task.outputs, task.makes, strict=True)
             copies = [(y.offset, nbytes(x)) for y, x in copies if y.buffer == "arena" and y.offset >= planned.arena]
             taken += [*scratch, *copies]
         ends = {at + size for at, size in taken if size}
-        free = guard.gaps(guard.blocks(joined.tasks), planned.arena + joined.scratch)
+        free = guard.gaps(guard.blocks(lowered.tasks), planned.arena + lowered.scratch)
         assert {gap.start for gap in free} == ends
         assert all(gap.end - gap.start >= GUARD for gap in free)
 

@@ -8,14 +8,12 @@ from typing import Any
 from ...program import Graph, Lowered
 from ..base import ProgramRules
 from . import planning
-from .joining import join
 from .lowering import Binding
 
 
 class CudaPlanner(ProgramRules):
     """The questions that a compiler asks of the CUDA backend, answered without CuPy."""
 
-    joins = True
     stops = False
     block = 420 << 20  # logits of 8192 tokens of GPT-2: with fewer, adding up the weight's gradient costs too much
     even = 8  # products of odd sizes are several times slower
@@ -37,4 +35,4 @@ class CudaPlanner(ProgramRules):
         return planning.takes_expression(last) is not None
 
     def scratch(self, graph: Graph, lowered: Lowered) -> int:
-        return join(Binding(lowered), lowered).scratch
+        return Binding(lowered).scratch

@@ -15,13 +15,11 @@ from typing import Any
 
 import cupy
 import numpy as np
-from cupy.cuda import nvrtc, runtime
 
 from ... import diagnostics, views
 from ...array import Array, empty
 from ...program import Graph, Lowered, Place
 from . import cublaslt, guard
-from .joining import OLD_TABLE, TABLE, join
 from .launch import bits
 from .lowering import Binding, Task, rounded
 from .registry import Begin, LibraryCall
@@ -38,9 +36,7 @@ class Program:
 
     def __init__(self, graph: Graph, lowered: Lowered, backend: Any):
         self._graph, self._backend = graph, backend
-        major, minor = nvrtc.getVersion()
-        table = TABLE if min(runtime.driverGetVersion(), 1000 * major + 10 * minor) >= 12010 else OLD_TABLE
-        bound = join(Binding(lowered), lowered, table)
+        bound = Binding(lowered)
         self.kernels = [self._tuned(task) for task in bound.tasks]
         backend.memory.give_back()
         backend.loader.compile(task.plan for task in self.kernels)
