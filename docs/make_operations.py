@@ -18,8 +18,10 @@ from tinyarr.backends.cuda import planning
 from tinyarr.backends.cuda.registry import KERNELS as CUDA
 from tinyarr.errors import TinyarrError
 from tinyarr.ops.elementwise_primitive import Elementwise
+from tinyarr.ops.expressed import Expressed
 from tinyarr.ops.fused import Fused
 from tinyarr.ops.primitive import Primitive, registry
+from tinyarr.ops.rowwise import Rowwise
 from tinyarr.ops.scalar import Expr, topological
 
 assert planning.FAMILIES  # importing it fills CUDA
@@ -137,6 +139,8 @@ def gradient_source(p: Primitive) -> str:
         return "none"
     if not p.has_gradient:
         return "through the composite"
+    if isinstance(p, Rowwise):
+        return f"see `{p._by_hand.__name__}`" if p._by_hand else "derived"
     if isinstance(p, Fused):
         return f"`{p.derived_gradient.name}`"
     source = textwrap.dedent(inspect.getsource(p._backward[0]))
@@ -149,7 +153,7 @@ def gradient_source(p: Primitive) -> str:
 
 def functions_using(p: Primitive) -> list[str]:
     """The public functions whose code names the primitive."""
-    module = sys.modules[p.infer.__module__] if not isinstance(p, Elementwise) else sys.modules[p.function.__module__]
+    module = sys.modules[(p.function if isinstance(p, Expressed) else p.infer).__module__]
     names = {name for name, value in vars(module).items() if value is p}
     return sorted(
         name for name, f in vars(module).items()
@@ -162,7 +166,7 @@ def functions_using(p: Primitive) -> list[str]:
 def backends(p: Primitive) -> str:
     if p.view is not None:
         return "view"
-    if isinstance(p, Elementwise):
+    if isinstance(p, Expressed):
         return "expression"
     kinds = [name for name, kernels in (("cpu", CPU), ("cuda", CUDA)) if p in kernels]
     return ", ".join([*kinds, *(["composite"] if p.composite else [])])
@@ -173,7 +177,7 @@ def families() -> Iterator[tuple[str, list[Primitive]]]:
     found: dict[str, list[Primitive]] = defaultdict(list)
     for p in registry.values():
         if p.built_in:
-            function = p.function if isinstance(p, Elementwise) else p.infer
+            function = p.function if isinstance(p, Expressed) else p.infer
             module = function.__module__ if p.view is None else "tinyarr.ops.shape"
             found[module.split(".")[-1]].append(p)
     return iter(sorted(found.items()))

@@ -158,8 +158,8 @@ class GPT2(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """The mean cross-entropy in nats a token: tokens and targets (B, T), the targets one position ahead."""
-        weight = self.wte.weight[: self.config.vocab_size]
-        return tinyarr.linear_cross_entropy(self._hidden(tokens), weight, targets)
+        V = self.config.vocab_size
+        return tinyarr.linear_cross_entropy(self._hidden(tokens), self.wte.weight, targets, classes=V)
 
     def new_cache(self, B: int, capacity: int) -> KVCache:
         """An empty cache for up to `capacity` positions of B sequences."""

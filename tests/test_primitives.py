@@ -19,17 +19,19 @@ from tinyarr.errors import DtypeError, TinyarrError
 from tinyarr.ops import scalar
 from tinyarr.ops.elementwise_primitive import Elementwise, elementwise
 from tinyarr.ops.primitive import Primitive, executor, registry
+from tinyarr.ops.rowwise import Rowwise
 from tinyarr.tensor import Tensor, result_tensor
 from tinyarr.testing import gradcheck, gradgradcheck, tensors
 
 OWN = {name: primitive for name, primitive in registry.items() if primitive.built_in}
-DIFFERENTIABLE = [name for name, primitive in OWN.items() if not primitive.non_differentiable]
+DERIVED = [f"{name}_gradient" for name, primitive in OWN.items() if isinstance(primitive, Rowwise)]  # not registered
+DIFFERENTIABLE = [name for name, primitive in OWN.items() if not primitive.non_differentiable] + DERIVED
 FUSED = [name for name, primitive in OWN.items() if primitive.composite is not None]
 PROMOTING = [
     name for name, p in OWN.items() if set(p.inputs) == {"x", "y"} and not name.startswith(("log", "matmul_"))
 ]
 NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu")  # NaN need not reach every result
-POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN[n], Elementwise) and n not in NOT_POINTWISE]
+POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN.get(n), Elementwise) and n not in NOT_POINTWISE]
 BY_THE_COMPILER = ("wait",)  # no function applies it
 pytestmark = pytest.mark.property
 each_sample = pytest.mark.parametrize("name", SAMPLES)
@@ -404,7 +406,7 @@ def test_a_given_output_receives_the_same_bits_also_in_place(name):
                     assert_same_bits(result_tensor(own), result_tensor(expected))
 
     check()
-    recorded_as_others = OWN[name].composite is not None and OWN[name] not in KERNELS
+    recorded_as_others = name in DERIVED or (OWN[name].composite is not None and OWN[name] not in KERNELS)
     assert reached or recorded_as_others, f"the sample's function never applies {name}"
 
 
@@ -444,7 +446,7 @@ def distance(x: Tensor, exact: Tensor) -> float:
 def missing(primitives, samples, kernels) -> list[str]:
     """What primitives lack of what each must have."""
     lacks = [f"{name}: no sample record" for name in primitives if name not in samples]
-    lacks += [f"{name}: a sample record, but no primitive" for name in samples if name not in primitives]
+    lacks += [f"{name}: a sample record, but no primitive" for name in samples if name not in {*primitives, *DERIVED}]
     for name, p in primitives.items():
         if not (p.has_gradient or p.non_differentiable or p.composite):
             lacks.append(f"{name}: no gradient, and not declared non_differentiable")

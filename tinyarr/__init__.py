@@ -32,6 +32,7 @@ from .dtypes import (
 from .interchange import asarray, from_dlpack
 from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__
+from .ops import row
 from .ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.attention import scaled_dot_product_attention
@@ -135,6 +136,7 @@ from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, min, prod, sum
 from .ops.rotary import rotary_embedding
+from .ops.rowwise import rowwise
 from .ops.scan import cumulative_prod, cumulative_sum, diff
 from .ops.shape import (
     broadcast_to,

@@ -34,6 +34,7 @@ from .interchange import asarray as asarray
 from .interchange import from_dlpack as from_dlpack
 from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__ as __array_namespace_info__
+from .ops import row as row
 from .ops.activation import gelu as gelu
 from .ops.activation import leaky_relu as leaky_relu
 from .ops.activation import relu as relu
@@ -162,6 +163,7 @@ from .ops.reduce import min as min
 from .ops.reduce import prod as prod
 from .ops.reduce import sum as sum
 from .ops.rotary import rotary_embedding as rotary_embedding
+from .ops.rowwise import rowwise as rowwise
 from .ops.scan import cumulative_prod as cumulative_prod
 from .ops.scan import cumulative_sum as cumulative_sum
 from .ops.scan import diff as diff

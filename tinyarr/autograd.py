@@ -191,7 +191,8 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
             value.node, value.node_output, value._requires_grad = node, i, True
         values.append(value)
     saves_inputs = any(not is_output for is_output, _ in node.rule.saved)
-    if create_graph and node.call.primitive.composite is not None and saves_inputs:
+    primitive = node.call.primitive
+    if create_graph and primitive.composite is not None and not primitive.gradients_are_derived and saves_inputs:
         return _backward_of_composite(node, gs, values)
     return node.rule.backward(node.call, node.needs, gs, values)
 

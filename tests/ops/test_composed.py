@@ -229,3 +229,17 @@ def test_nan_sorts_last_and_counts_as_the_largest():
     x = Tensor([1.0, float("nan"), -1.0])
     assert ta.argsort(x).tolist() == [2, 0, 1] and ta.argsort(x, descending=True).tolist() == [1, 0, 2]
     assert ta.searchsorted(ta.sort(x), Tensor([0.0, float("nan")])).tolist() == [1, 2]
+
+
+def test_rows_that_pad_a_head_are_no_classes():
+    x, weight, targets = ta.normal((6, 8)), ta.normal((24, 8)), ta.randint(0, 20, (6,))
+    padded = ta.value_and_grad(lambda x, w: ta.linear_cross_entropy(x, w, targets, classes=20), (0, 1))
+    alone = ta.value_and_grad(lambda x, w: ta.linear_cross_entropy(x, w[:20], targets), (0, 1))
+    (loss, grads), (expected, exact) = padded(x, weight), alone(x, weight)
+    np.testing.assert_allclose(loss.item(), expected.item(), rtol=4e-7)
+    for g, e in zip(grads, exact, strict=True):
+        np.testing.assert_allclose(g.numpy(), e.numpy(), atol=1e-6)
+    with pytest.raises(OutOfBounds, match="20"):
+        ta.linear_cross_entropy(x, weight, ta.full((6,), 20), classes=20)
+    with pytest.raises(ArgumentError, match="classes is 25: the weight has 24 rows"):
+        ta.linear_cross_entropy(x, weight, targets, classes=25)

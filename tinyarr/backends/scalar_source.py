@@ -126,6 +126,27 @@ def named(number: int, value: Value) -> str:
     return constant(value.value, value.dtype) if value.op == "constant" else f"v{number}"
 
 
+def statement(typed: Typed, number: int, inputs: Sequence[str], index: Sequence[str], position: str) -> str:
+    """The declaration of a value that is no constant, as `statements` makes them."""
+    v = typed.values[number]
+    arguments = [named(a, typed.values[a]) for a in v.args]
+    if v.op == "input":
+        result = inputs[v.value]
+    elif v.op == "index":
+        result = index[v.value]
+    elif v.op == "random_bits":
+        result = f"random_bits({', '.join(arguments)}, {v.value}, {position})"
+    else:
+        result = _operation(v, arguments, typed.values[v.args[-1]].dtype)
+    return f"{TYPES[v.dtype]} v{number} = {result};"
+
+
+def stored(typed: Typed, output: int) -> str:
+    """The C value of an output, in the dtype in which it is stored."""
+    n = typed.outputs[output]
+    return cast(named(n, typed.values[n]), typed.values[n].dtype, typed.dtypes[output])
+
+
 def statements(
     typed: Typed, inputs: Sequence[str], outputs: Sequence[str], index: Sequence[str], position: str
 ) -> tuple[list[str], list[str]]:
@@ -136,22 +157,10 @@ def statements(
     """
     hoisted: list[str] = []
     inside: list[str] = []
-    names = [named(number, v) for number, v in enumerate(typed.values)]
-    for name, v in zip(names, typed.values, strict=True):
-        arguments = [names[a] for a in v.args]
-        if v.op == "constant":
-            continue
-        if v.op == "input":
-            result = inputs[v.value]
-        elif v.op == "index":
-            result = index[v.value]
-        elif v.op == "random_bits":
-            result = f"random_bits({', '.join(arguments)}, {v.value}, {position})"
-        else:
-            result = _operation(v, arguments, typed.values[v.args[-1]].dtype)
-        (hoisted if v.uniform else inside).append(f"{TYPES[v.dtype]} {name} = {result};")
-    for target, n, dtype in zip(outputs, typed.outputs, typed.dtypes, strict=True):
-        inside.append(f"{target} = {cast(names[n], typed.values[n].dtype, dtype)};")
+    for number, v in enumerate(typed.values):
+        if v.op != "constant":
+            (hoisted if v.uniform else inside).append(statement(typed, number, inputs, index, position))
+    inside += [f"{target} = {stored(typed, i)};" for i, target in enumerate(outputs)]
     return hoisted, inside
 
 
@@ -159,3 +168,19 @@ def element(strides: Shape | None, axes: Sequence[str]) -> str:
     """Where an element lies, as a C expression of the positions along the axes."""
     terms = [i if s == 1 else f"{s} * {i}" for s, i in zip(strides or (), axes, strict=False) if s]
     return " + ".join(terms) or "0"
+
+
+def unravel(number: str, shape: Shape, strides: Shape) -> str:
+    """The offset of the element with a row-major number, as a C expression."""
+    terms = []
+    inner = 1
+    for axis in reversed(range(len(shape))):
+        if strides[axis] and shape[axis] > 1:
+            i = number if inner == 1 else f"{number} / {inner}"
+            if axis:
+                i = f"{i} % {shape[axis]}"
+            if strides[axis] != 1:
+                i = f"({i}) * {strides[axis]}" if " " in i else f"{i} * {strides[axis]}"
+            terms.append(i)
+        inner *= shape[axis]
+    return " + ".join(reversed(terms)) or "0"

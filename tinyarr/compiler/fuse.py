@@ -204,7 +204,8 @@ def _is_one_kernel(a: _Cluster, b: _Cluster, stored: set[Made]) -> bool:
         return False  # only its first operand may be no memory
     if any(_counts_positions(n) and (b.end is not None or n.outputs[0].shape != b.shape) for n in a.nodes):
         return False
-    if any(_seen(node, x, b.shape) is None for node, x in joined.inputs() if isinstance(x, Read)):
+    read = [(node, x) for node, x in joined.inputs() if isinstance(x, Read) and node is not b.end]
+    if any(_seen(node, x, b.shape) is None for node, x in read):
         return False
     return len(joined.values_read()) + len(stored) <= MOST_OPERANDS
 

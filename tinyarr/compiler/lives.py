@@ -11,6 +11,7 @@ from .. import views
 from ..ops.collective import Collective, wait
 from ..ops.elementwise_primitive import Pointwise
 from ..ops.primitive import Primitive
+from ..ops.rowwise import Rowwise
 from ..program import Graph, Node, Read, Step, Value, Write
 
 END = 1 << 60  # after every position
@@ -31,8 +32,11 @@ def is_elementwise(node: Any) -> bool:
 
 
 def reads_runs(node: Any) -> bool:
-    """Whether a node reads its first operand run by run."""
-    return isinstance(node, Node) and node.call.primitive.reads == "runs"
+    """Whether a node reads its first operand run by run; of a row expression, that must be of all rows."""
+    if not isinstance(node, Node) or node.call.primitive.reads != "runs":
+        return False
+    primitive, call = node.call.primitive, node.call
+    return not isinstance(primitive, Rowwise) or call.in_shapes[0] == primitive.shape(call.in_shapes, call.params)
 
 
 def is_collective(node: Any) -> TypeGuard[Node]:

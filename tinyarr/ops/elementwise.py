@@ -196,6 +196,11 @@ def rsqrt(x):
     return 1 / scalar.sqrt(x)
 
 
+@rsqrt.gradient
+def _rsqrt_gradient(g, out):  # without x, which a row expression that returns 1 / sqrt(variance) needn't compute again
+    return -0.5 * g * out * out * out
+
+
 @elementwise
 def logical_and(x, y):
     """Whether both are true (non-zero), bool."""

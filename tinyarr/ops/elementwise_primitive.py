@@ -7,18 +7,16 @@ itself an elementwise primitive, so it runs as one kernel and can be differentia
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
-from types import MethodType
 from typing import Any
 
 from .. import views
 from ..dtypes import Dtype
-from ..errors import ArgumentError
 from ..tensor import Tensor
 from ..views import Shape
-from .primitive import Call, Primitive, Rule, apply, is_built_in, parameter_key, registry
-from .scalar import Expr, as_expr, derivative, substitute, variable, variables, with_gradient
+from .expressed import Expressed, operation
+from .primitive import Call, Primitive, Rule, apply, parameter_key
+from .scalar import Expr, derivative, is_fold, substitute, topological, variable, variables
 from .typing import Typed, type_expression
 
 
@@ -33,12 +31,11 @@ class Pointwise(Primitive):
         raise NotImplementedError
 
 
-class Elementwise(Pointwise):
+class Elementwise(Expressed, Pointwise):
     """A primitive defined by a scalar expression.
 
-    function(*inputs, **params) is written in the scalar language and returns an expression or a tuple of them.
-    Called on tensors, the primitive is applied; called on expressions, it is inlined. The parameter `shape`, where
-    the function has one, widens the result's shape (for draws, which have no tensor operand of that shape).
+    The parameter `shape`, where the function has one, widens the result's shape (for draws, which have no tensor
+    operand of that shape).
     """
 
     zeros: Callable[..., Tensor]  # which create.py puts here: creation is built on this module
@@ -46,99 +43,18 @@ class Elementwise(Pointwise):
     def __init__(
         self, name: str, function: Callable, inputs: Sequence[str], outputs: Sequence[str], derived: bool = False
     ):
-        # Kernels are not found by name, so a user's operation may be called as one of tinyarr's own.
-        unlisted = derived or (name in registry and not is_built_in(function))
-        super().__init__(name, self._infer, inputs, outputs, unlisted)
-        self.built_in = is_built_in(function)
-        self.function = function
-        self.__name__ = self.__qualname__ = name
-        names = [f"x{i}" for i in range(len(self.inputs))] if derived else self.inputs
-        positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_ONLY) for n in names]
-        options = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-        self.__signature__ = inspect.Signature(positional + options)
-        self._defaults = {p.name: p.default for p in options if p.default is not p.empty}
-        self._by_hand: Callable | None = None
-        self._vjps: dict[tuple, Callable] = {}
-        self._expressions: dict[tuple, tuple[Expr, ...]] = {}
-        self._derived: dict[tuple, tuple[Elementwise | None, tuple, tuple]] = {}
-
-    def __reduce__(self):
-        """By name: of tinyarr's own in the registry, of a user's as a function, in its module."""
-        return (_registered, (self.name,)) if registry.get(self.name) is self and self.built_in else self.__qualname__
-
-    def __repr__(self) -> str:
-        return f"<elementwise operation {self.name}{self.__signature__}>"
-
-    def __call__(self, *operands: Any, out: Any = None, **params: Any) -> Any:
-        if self._defaults:
-            params = self._defaults | params
-        for x in operands:
-            if isinstance(x, Expr):
-                return self._inlined(tuple(map(as_expr, operands)), params)
-        return apply(self, *operands, out=out, **params)
-
-    def _inlined(self, operands: tuple[Expr, ...], params: dict[str, Any]) -> Any:
-        """The expression of the operands, with this operation's own gradient where that isn't derived."""
-        result = self.function(*operands, **params)
-        if self._by_hand is None and not self.non_differentiable:
-            return result
-        outputs = result if isinstance(result, tuple) else (result,)
-        wrapped = tuple(
-            with_gradient(as_expr(o), operands, self._inlined_vjp(i, params)) for i, o in enumerate(outputs)
-        )
-        return wrapped if isinstance(result, tuple) else wrapped[0]
-
-    def _inlined_vjp(self, output: int, params: dict[str, Any]) -> Callable:
-        """The gradient through one output, the same object for the same parameters, so that equal nodes are shared."""
-        key = (output, parameter_key(params))
-        if key not in self._vjps:
-
-            def vjp(g: Expr, out: Expr, *operands: Expr) -> list[Expr | None]:
-                if self.non_differentiable:
-                    return [None] * len(operands)
-                cotangents = [g if i == output else as_expr(0) for i in range(len(self.outputs))]
-                results = self.function(*operands, **params)
-                return self._gradients_by_hand(
-                    params, operands, cotangents, results if isinstance(results, tuple) else (out,)
-                )
-
-            self._vjps[key] = vjp
-        return self._vjps[key]
-
-    def __get__(self, instance, owner=None):
-        return self if instance is None else MethodType(self, instance)
-
-    def gradient(self, function: Callable) -> Callable:
-        """Decorator: a gradient by hand, `(g, saved...) -> gradients`, in the scalar language.
-
-        The parameters after `g` are named after inputs or outputs, as in `Primitive.gradient`. It returns an
-        expression for each input, or the expression alone where there is one input.
-        """
-        others = {"g", *(f"g_{name}" for name in self.outputs), *self.outputs}
-        if taken := sorted(others.intersection(self.inputs)):
-            raise ArgumentError(
-                f"{self.name}.gradient: an operand is called {taken[0]!r}, as a gradient or a result is: rename it"
-            )
-        known = {*others, *self.inputs}
-        for p in inspect.signature(function).parameters.values():
-            if p.name not in known and p.kind is not p.KEYWORD_ONLY:
-                raise ArgumentError(f"{self.name}.gradient: parameter {p.name!r} is none of {sorted(known)}")
-        self._by_hand = function
-        return function
-
-    @property
-    def has_gradient(self) -> bool:
-        return not self.non_differentiable
+        Pointwise.__init__(self, name, self._infer, inputs, outputs, self.is_unlisted(name, function, derived))
+        self.define(function, derived)
 
     def expressions(self, params: dict[str, Any]) -> tuple[Expr, ...]:
-        """The outputs' expressions, traced once for each value of the parameters."""
         if "shape" in params:  # says how far to broadcast, not what to compute
             params = params | {"shape": None}
-        key = parameter_key(params)
-        if key not in self._expressions:
-            result = self.function(*map(variable, range(len(self.inputs))), **params)
-            self._expressions[key] = result if isinstance(result, tuple) else (result,)
-        return self._expressions[key]
+        return super().expressions(params)
+
+    def check(self, outputs: tuple[Expr, ...]) -> None:
+        for node in topological(outputs):
+            if node.op == "row_size" or is_fold(node):
+                raise TypeError(f"elementwise: {self.name}: {node.op} goes over a row: use @rowwise")
 
     def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
         return _typed(self.name, self.expressions(params), dtypes, tuple(not shape for shape in shapes))
@@ -194,7 +110,7 @@ class Elementwise(Pointwise):
         wanted = [i for i, need in enumerate(needs) if need]
         if self._by_hand is not None:
             operands_, results = map(variable, range(n)), map(variable, range(n + m, n + 2 * m))
-            every = self._gradients_by_hand(params, tuple(operands_), cotangents, tuple(results))
+            every = self.gradients_by_hand(params, tuple(operands_), cotangents, tuple(results))
             grads = [every[i] for i in wanted]
         else:
             grads = derivative(outputs, cotangents, wanted)
@@ -225,20 +141,8 @@ class Elementwise(Pointwise):
         primitive.gradient_of = self
         return primitive, operands, tuple(slots)
 
-    def _gradients_by_hand(self, params: dict[str, Any], operands, cotangents, results) -> list[Expr | None]:
-        assert self._by_hand is not None
-        named = dict(zip(self.inputs, operands, strict=True)) | dict(zip(self.outputs, results, strict=True))
-        named |= {f"g_{name}": g for name, g in zip(self.outputs, cotangents, strict=True)} | {"g": cotangents[0]}
-        names = inspect.signature(self._by_hand).parameters
-        found = self._by_hand(*[named[k] for k in names if k in named], **{k: params[k] for k in names if k in params})
-        return list(found) if isinstance(found, tuple) else [found]
-
 
 _typed = functools.lru_cache(maxsize=4096)(type_expression)
-
-
-def _registered(name: str) -> Primitive:
-    return registry[name]
 
 
 def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("out",)) -> Any:
@@ -256,14 +160,6 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     """
     if function is None:
         return functools.partial(elementwise, outputs=outputs)
-    name = getattr(function, "__name__", type(function).__name__)
-    inputs = []
-    for p in inspect.signature(function).parameters.values():
-        if p.kind is p.KEYWORD_ONLY:
-            continue
-        if p.default is not p.empty or p.kind is p.VAR_POSITIONAL:
-            raise ArgumentError(f"elementwise: {name}: {p.name} is no plain operand: put options behind a *")
-        inputs.append(p.name)
-    primitive = Elementwise(name.strip("_"), function, inputs, outputs)
+    primitive = Elementwise(*operation("elementwise", function), outputs)
     functools.update_wrapper(primitive, function)
     return primitive

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from typing import Any
 
 from .. import dtypes
@@ -73,25 +74,25 @@ def _block(rows: int, classes: int, most: int) -> int:
 
 def _in_blocks(x: Tensor, weight: Tensor, targets: Tensor):
     """Blocks of x and targets, with the number of their first row; and the weight with an even number of rows."""
-    backend, classes = x.device.backend, len(weight)
-    padding = -classes % backend.even
+    backend = x.device.backend
+    padding = -len(weight) % backend.even
     if padding:
         weight = concat([weight, zeros((padding, weight.shape[1]), dtype=weight.dtype, device=weight.device)])
     block = _block(len(x), len(weight), backend.block)
     return zip(itertools.count(0, block), split(x, block), split(targets, block), strict=False), weight
 
 
-def _summed(x, weight, targets, ignore_index):
+def _summed(x, weight, targets, classes, ignore_index):
     blocks, padded = _in_blocks(x, weight, targets)
-    given = {"classes": len(weight), "ignore_index": ignore_index}
+    given = {"classes": classes, "ignore_index": ignore_index}
     return sum(concat([_linear_cross_entropy(linear(part, padded), t, first=i, **given) for i, part, t in blocks]))
 
 
 @custom_gradient
-def _summed_with_gradients(x, weight, targets, ignore_index):
+def _summed_with_gradients(x, weight, targets, classes, ignore_index):
     """The loss is one number, so its gradient is a number times what is known already when the logits are at hand."""
     blocks, padded = _in_blocks(x, weight, targets)
-    given = {"classes": len(weight), "ignore_index": ignore_index}
+    given = {"classes": classes, "ignore_index": ignore_index}
     losses: list[Tensor] = []
     pieces: list[Tensor] = []
     total: Any = None
@@ -110,11 +111,13 @@ def _summed_with_gradients(x, weight, targets, ignore_index):
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100, reduction: str = "mean"
+    x: Tensor, weight: Tensor, targets: Tensor, *, classes: int | None = None, ignore_index: int = -100,
+    reduction: str = "mean",
 ) -> Tensor:
     """cross_entropy(linear(x, weight), targets), a block of rows at a time.
 
-    x (..., C), weight (V, C) of x's dtype, targets (...) integers in [0, V). reduction: 'mean' over the targets that
+    x (..., C), weight (V, C) of x's dtype, targets (...) integers in [0, V). classes: how many rows of the weight, the
+    first ones, count; the others pad it, and the targets are in [0, classes). reduction: 'mean' over the targets that
     are not `ignore_index`, or 'sum'. Where a gradient is wanted it is computed along with the loss.
     """
     require_tensors("linear_cross_entropy", x=x, weight=weight, targets=targets)
@@ -126,8 +129,12 @@ def linear_cross_entropy(
         raise DtypeError(f"{shapes}: x and weight must be of one floating dtype, targets integers")
     if reduction not in ("mean", "sum"):
         raise ArgumentError(f"linear_cross_entropy: reduction is {reduction!r}: use 'mean' or 'sum'")
+    classes = len(weight) if classes is None else operator.index(classes)
+    if not 0 <= classes <= len(weight):
+        raise ArgumentError(f"linear_cross_entropy: classes is {classes}: the weight has {len(weight)} rows")
     rows = reshape(x, (targets.size, x.shape[-1]))
     flat = astype(reshape(targets, (targets.size,)), dtypes.int64, copy=False)
     wanted = recording.get() and (x.requires_grad or weight.requires_grad)
-    loss = (_summed_with_gradients if wanted else _summed)(contiguous(rows), contiguous(weight), flat, ignore_index)
+    summed = _summed_with_gradients if wanted else _summed
+    loss = summed(contiguous(rows), contiguous(weight), flat, classes, ignore_index)
     return loss if reduction == "sum" else mean_of_counted(loss, flat, ignore_index)

@@ -1,4 +1,4 @@
-"""Normalization over the last axis, as primitives with their own kernels."""
+"""Normalization over the last axis, as row expressions."""
 
 from __future__ import annotations
 
@@ -8,124 +8,75 @@ from collections.abc import Callable
 from .. import dtypes
 from ..errors import ShapeError, describe
 from ..tensor import Tensor, require_tensors
-from ..transforms import vjp
-from .create import ones, zeros, zeros_like
-from .elementwise import abs, astype, maximum, rsqrt, square
-from .primitive import Primitive, apply
-from .reduce import max
-from .statistics import SMALLEST, mean, scale_of
+from . import row
+from .create import ones, zeros
+from .elementwise import abs, astype, maximum, square
+from .rowwise import rowwise
+from .scalar import sqrt, where
+from .statistics import LARGEST, SCALE, SMALLEST
 
-# A kernel takes a row's statistics for good where 0 < rstd < LARGEST (statistics.py), so that no square was lost, and
+# A row's statistics are taken for good where 0 < rstd < largest (statistics.py), so that no square was lost, and
 # |mean| <= STEEPEST standard deviations, so that the rounding of the mean doesn't count.
 STEEPEST = 64
 
 
-def _infer_layer_norm(shapes, types, *, eps):
-    x = shapes[0]
-    kept = types[0].compute
-    return [(x, types[0]), (x[:-1], kept), (x[:-1], kept)]
+def _normalized(x, eps: float, limits: tuple[float, float, float], *, centered: bool):
+    """(x - mean) * rstd, the mean and rstd = 1 / sqrt(variance + eps) of a row.
+
+    A row whose statistics are lost to rounding or overflow is done again. It and sqrt(eps) are scaled by a power of 2,
+    so one of 1e30 gives what one of 1 gives. The mean is subtracted in steps: first one that is exact for equal
+    elements, which so give 0, then what its rounding has left.
+    """
+    largest, factor, smallest = limits
+    mean = row.mean(x) if centered else 0.0
+    var = row.mean(square(x - mean))
+    rstd = 1 / sqrt(var + eps)
+    well = (rstd > 0) & (rstd < largest)
+    if centered:
+        well = well & (mean * mean <= var * STEEPEST**2)
+
+    root = math.sqrt(eps)
+    top = maximum(row.max(abs(x)), root)
+    scale = where(top >= largest, 1 / factor, where(top <= 1 / largest, factor, 1.0))
+    about = row.mean(x * scale) if centered else 0.0
+    about = about + row.mean(x * scale - about) if centered else 0.0
+    rest = row.mean(x * scale - about) if centered else 0.0
+    scaled_eps = maximum(square(root * scale), smallest if eps else 0.0)
+    scaled_rstd = 1 / sqrt(row.mean(square(x * scale - about - rest)) + scaled_eps)
+
+    def kept(good, again):
+        return where(well, good, again)
+
+    scaled = x * kept(1.0, scale)
+    if centered:
+        scaled = scaled - kept(mean, about) - kept(0.0, rest)
+    return scaled * kept(rstd, scaled_rstd), kept(mean, (about + rest) / scale), kept(rstd, scaled_rstd * scale)
 
 
-def _scale(wide: Tensor, eps: float) -> Tensor:
-    """What a row and sqrt(eps) are multiplied by, so that no square is lost; without a gradient."""
-    return scale_of(maximum(max(abs(wide.detach()), axis=-1, keepdims=True), math.sqrt(eps)))
-
-
-def _scaled_eps(eps: float, scale: Tensor) -> Tensor:
-    """What is added to a scaled variance, not 0 unless eps is: so a row of equal elements gives 0."""
-    return maximum(square(math.sqrt(eps) * scale), SMALLEST[scale.dtype.itemsize] if eps else 0.0)
-
-
-def _layer_norm_composite(x, weight, bias, *, eps):
-    wide = astype(x, x.dtype.compute, copy=False)
-    scale = _scale(wide, eps)
-    scaled = wide * scale
-    average = mean(scaled, axis=-1, keepdims=True)
-    average = average + mean(scaled - average, axis=-1, keepdims=True)  # exact where all elements are equal
-    rest = mean(scaled - average, axis=-1, keepdims=True)
-    centered = scaled - average - rest
-    rstd = rsqrt(mean(square(centered), axis=-1, keepdims=True) + _scaled_eps(eps, scale))
-    weight, bias = (astype(w, wide.dtype, copy=False) for w in (weight, bias))
-    out = astype(centered * rstd * weight + bias, x.dtype, copy=False)
-    return out, ((average + rest) / scale).squeeze(-1), (rstd * scale).squeeze(-1)
-
-
-_layer_norm = Primitive(
-    "layer_norm",
-    _infer_layer_norm,
-    inputs=("x", "weight", "bias"),
-    outputs=("out", "mean", "rstd"),
-    composite=_layer_norm_composite,
-    follows_composite=True,
-    reads="runs",
-    overwrites=0,
-    cheap=True,
-)
-
-
-def _layer_norm_gradient_composite(g, x, weight, mean, rstd, *, eps):
-    _, pull = vjp(lambda *inputs: _layer_norm_composite(*inputs, eps=eps)[0], x, weight, zeros_like(weight))
-    return pull(g)
-
-
-_layer_norm_gradient = Primitive(
-    "layer_norm_gradient",
-    lambda shapes, types, *, eps: [(shapes[1], types[1]), (shapes[2], types[2]), (shapes[2], types[2])],
-    inputs=("g", "x", "weight", "mean", "rstd"),
-    outputs=("dx", "dweight", "dbias"),
-    composite=_layer_norm_gradient_composite,
-)
+@rowwise(outputs=("out", "mean", "rstd"))
+def _layer_norm(x, weight, bias, *, eps, limits):
+    out, mean, rstd = _normalized(x, eps, limits, centered=True)
+    return out * weight + bias, mean, rstd
 
 
 @_layer_norm.gradient
-def _layer_norm_backward(gs, x, weight, mean, rstd, *, eps):
-    return apply(_layer_norm_gradient, gs[0], x, weight, mean, rstd, eps=eps)
+def _layer_norm_gradient(g, g_mean, g_rstd, x, weight, mean, rstd):
+    """By hand: no power of rstd overflows, and one pass over a row finds all of its sums."""
+    out, d = (x - mean) * rstd, g * weight
+    dx = (d - row.mean(d) - out * row.mean(d * out)) * rstd
+    return dx + (g_mean - g_rstd * rstd * rstd * out) / row.size, g * out, g
 
 
-def _infer_rms_norm(shapes, types, *, eps):
-    x = shapes[0]
-    return [(x, types[0]), (x[:-1], types[0].compute)]
-
-
-def _rms_norm_composite(x, weight, *, eps):
-    wide = astype(x, x.dtype.compute, copy=False)
-    scale = _scale(wide, eps)
-    scaled = wide * scale
-    rstd = rsqrt(mean(square(scaled), axis=-1, keepdims=True) + _scaled_eps(eps, scale))
-    weight = astype(weight, wide.dtype, copy=False)
-    return astype(scaled * rstd * weight, x.dtype, copy=False), (rstd * scale).squeeze(-1)
-
-
-_rms_norm = Primitive(
-    "rms_norm",
-    _infer_rms_norm,
-    inputs=("x", "weight"),
-    outputs=("out", "rstd"),
-    composite=_rms_norm_composite,
-    follows_composite=True,
-    reads="runs",
-    overwrites=0,
-    cheap=True,
-)
-
-
-def _rms_norm_gradient_composite(g, x, weight, rstd, *, eps):
-    _, pull = vjp(lambda *inputs: _rms_norm_composite(*inputs, eps=eps)[0], x, weight)
-    return pull(g)
-
-
-_rms_norm_gradient = Primitive(
-    "rms_norm_gradient",
-    lambda shapes, types, *, eps: [(shapes[1], types[1]), (shapes[2], types[2])],
-    inputs=("g", "x", "weight", "rstd"),
-    outputs=("dx", "dweight"),
-    composite=_rms_norm_gradient_composite,
-)
+@rowwise(outputs=("out", "rstd"))
+def _rms_norm(x, weight, *, eps, limits):
+    out, _, rstd = _normalized(x, eps, limits, centered=False)
+    return out * weight, rstd
 
 
 @_rms_norm.gradient
-def _rms_norm_backward(gs, x, weight, rstd, *, eps):
-    return apply(_rms_norm_gradient, gs[0], x, weight, rstd, eps=eps)
+def _rms_norm_gradient(g, g_rstd, x, weight, rstd):
+    out, d = x * rstd, g * weight
+    return (d - out * row.mean(d * out)) * rstd - g_rstd * rstd * rstd * out / row.size, g * out
 
 
 def _checked(operation: str, x: Tensor, **given: Tensor | None) -> Tensor:
@@ -144,6 +95,11 @@ def _checked(operation: str, x: Tensor, **given: Tensor | None) -> Tensor:
     return x
 
 
+def _limits(x: Tensor) -> tuple[float, float, float]:
+    size = x.dtype.compute.itemsize
+    return LARGEST[size], SCALE[size], SMALLEST[size]
+
+
 def _like(x: Tensor, weight: Tensor | None, fill: Callable[..., Tensor]) -> Tensor:
     """The weight in x's dtype, or a constant one where there is none."""
     if weight is None:
@@ -160,7 +116,7 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     """
     x = _checked("layer_norm", x, weight=weight, bias=bias)
     weight, bias = _like(x, weight, ones), _like(x, bias, zeros)
-    return apply(_layer_norm, x, weight, bias, eps=eps)[0]
+    return _layer_norm(x, weight, bias, eps=eps, limits=_limits(x))[0]
 
 
 def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float | None = None) -> Tensor:
@@ -172,4 +128,4 @@ def rms_norm(x: Tensor, weight: Tensor | None = None, *, eps: float | None = Non
     """
     x = _checked("rms_norm", x, weight=weight)
     eps = (2.0**-52 if x.dtype is dtypes.float64 else 2.0**-23) if eps is None else eps
-    return apply(_rms_norm, x, _like(x, weight, ones), eps=eps)[0]
+    return _rms_norm(x, _like(x, weight, ones), eps=eps, limits=_limits(x))[0]

@@ -127,6 +127,7 @@ class Primitive:
     cast: Callable[[Any, Dtype], Any]  # astype, which elementwise.py puts here: it is built on this module
     captured: tuple[str, ...] = ()  # of its attributes, by the walk of a compiled function: all others are caches
     gradient_of: Primitive | None = None
+    gradients_are_derived = False  # and can be differentiated as they are, without the composite
 
     def __init__(
         self,

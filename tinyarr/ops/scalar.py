@@ -330,6 +330,33 @@ _operation("weak", 1, "weak", lambda g, out, x: (g,))
 _operation("bitcast", 1, "bitcast")
 _operation("random_bits", 2, "random_bits")
 
+row_sum, row_max, row_min, column_sum = map(_f, ("row_sum", "row_max", "row_min", "column_sum"))
+
+
+def _row_extremum_vjp(g, out, x):
+    """Ties share the gradient evenly."""
+    attained = equal(x, out)
+    return (where(attained, g / row_sum(where(attained, 1, 0)), 0),)
+
+
+FOLDS = {
+    name: Operation(name, 1, "fold", vjp)
+    for name, vjp in (
+        ("row_sum", lambda g, out, x: (g,)), ("row_max", _row_extremum_vjp), ("row_min", _row_extremum_vjp),
+        ("column_sum", lambda g, out, x: (g,)),
+    )
+}  # fmt: skip
+"""Of row expressions (rowwise.py) alone: over a row, or over all rows."""
+
+
+def is_fold(node: Expr) -> bool:
+    """Whether a node joins the elements of a row, or of all rows."""
+    return node.op in FOLDS
+
+
+def operation_of(node: Expr) -> Operation:
+    return OPERATIONS.get(node.op) or FOLDS[node.op]
+
 
 def with_gradient(result: Expr, operands: tuple[Expr, ...], vjp: Callable) -> Expr:
     """`result`, whose derivative with respect to `operands` is `vjp(g, out, *operands)` whatever it is made of.
@@ -388,11 +415,16 @@ def _unmasked(g: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
 
 
 def derivative(
-    outputs: tuple[Expr, ...], cotangents: tuple[Expr | None, ...], inputs: Iterable[int]
+    outputs: tuple[Expr, ...],
+    cotangents: tuple[Expr | None, ...],
+    inputs: Iterable[int],
+    fitted: Callable[[Expr, Expr, Expr], Expr] = lambda node, argument, contribution: contribution,
 ) -> list[Expr | None]:
     """Reverse-mode derivative: for each input number, the sum over outputs of cotangent * d(output)/d(input).
 
-    None where no gradient flows. Raises GradientError where an operation on the way has no derivative.
+    None where no gradient flows. `fitted` makes of what a node contributes to an argument's cotangent one that belongs
+    to the argument: summed, where the node broadcasts it. Raises GradientError where an operation on the way has no
+    derivative.
     """
     adjoint: dict[Expr, Expr] = {}
 
@@ -414,9 +446,9 @@ def derivative(
         if node.op == "custom":
             args, vjp = node.args[1:], node.value
         else:
-            args, vjp = node.args, OPERATIONS[node.op].vjp
+            args, vjp = node.args, operation_of(node).vjp
         if vjp is None:
-            if OPERATIONS[node.op].typing in ("comparison", "predicate", "bits", "integers"):
+            if operation_of(node).typing in ("comparison", "predicate", "bits", "integers"):
                 continue
             raise GradientError(
                 f"elementwise: {node.op} has no derivative: write the gradient by hand with @f.gradient"
@@ -424,5 +456,5 @@ def derivative(
         g, restored = _unmasked(adjoint[node])
         for argument, contribution in zip(args, vjp(g, node, *args), strict=True):
             if argument in leads_to_wanted and contribution is not None:
-                add(argument, restored(contribution))
+                add(argument, fitted(node, argument, restored(contribution)))
     return [adjoint.get(variable(i)) for i in inputs]

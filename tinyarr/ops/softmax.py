@@ -6,10 +6,12 @@ import math
 
 from .. import dtypes, views
 from ..tensor import Tensor, require_tensors
+from . import row, scalar
 from .create import copy
 from .elementwise import astype, equal, exp, log, where
 from .primitive import Primitive, apply
 from .reduce import Axis, computed_wide, extremum, reduced_shape, sum
+from .rowwise import rowwise
 from .shape import moveaxis, reshape
 
 
@@ -30,60 +32,26 @@ def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Ten
     return total if keepdims else reshape(total, reduced_shape(x.shape, axes, keepdims=False))
 
 
-@computed_wide
-def _softmax_composite(x):
-    e = exp(x - _largest("softmax", x, -1))
-    return e / sum(e, axis=-1, keepdims=True)
-
-
-@computed_wide
-def _log_softmax_composite(x):
-    shifted = x - _largest("log_softmax", x, -1)
-    return shifted - log(sum(exp(shifted), axis=-1, keepdims=True))
-
-
-def _softmax_gradient_composite(g, out):
-    wide_g, wide = (astype(t, t.dtype.compute, copy=False) for t in (g, out))
-    return astype(wide * (wide_g - sum(wide_g * wide, axis=-1, keepdims=True)), out.dtype, copy=False)
-
-
-def _log_softmax_gradient_composite(g, out):
-    wide_g, wide = (astype(t, t.dtype.compute, copy=False) for t in (g, out))
-    return astype(wide_g - exp(wide) * sum(wide_g, axis=-1, keepdims=True), out.dtype, copy=False)
-
-
-def _infer(shapes, types):
-    return [(shapes[-1], types[-1])]
-
-
-_softmax = Primitive("softmax", _infer, composite=_softmax_composite, reads="runs", overwrites=0)
-_log_softmax = Primitive("log_softmax", _infer, composite=_log_softmax_composite, reads="runs", overwrites=0)
-_softmax_gradient = Primitive(
-    "softmax_gradient",
-    _infer,
-    inputs=("g", "out"),
-    outputs=("dx",),
-    composite=_softmax_gradient_composite,
-    overwrites=0,
-)
-_log_softmax_gradient = Primitive(
-    "log_softmax_gradient",
-    _infer,
-    inputs=("g", "out"),
-    outputs=("dx",),
-    composite=_log_softmax_gradient_composite,
-    overwrites=0,
-)
+@rowwise
+def _softmax(x):
+    e = scalar.exp(x - row.stop(row.max(x)))
+    return e / row.sum(e)
 
 
 @_softmax.gradient
-def _softmax_backward(g, out):
-    return apply(_softmax_gradient, g, out)
+def _softmax_gradient(g, out):  # by hand: of the quotient alone
+    return out * (g - row.sum(g * out))
+
+
+@rowwise
+def _log_softmax(x):
+    shifted = x - row.stop(row.max(x))
+    return shifted - scalar.log(row.sum(scalar.exp(shifted)))
 
 
 @_log_softmax.gradient
-def _log_softmax_backward(g, out):
-    return apply(_log_softmax_gradient, g, out)
+def _log_softmax_gradient(g, out):
+    return g - scalar.exp(out) * row.sum(g)
 
 
 def _along(primitive: Primitive, x: Tensor, axis: int) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 from .. import dtypes
 from ..dtypes import Dtype
 from ..errors import DtypeError
-from .scalar import OPERATIONS, Expr, topological
+from .scalar import Expr, operation_of, topological
 
 Type = Dtype | str
 """A strong type is a Dtype; a weak one the kind of a Python scalar: 'bool', 'signed' or 'float'."""
@@ -74,7 +74,7 @@ def _reject(name: str, op: str, types: list[Type], needs: str):
 
 def _operand_and_result_type(name: str, node: Expr, types: list[Type]) -> tuple[Type, Type]:
     """The type in which `node` takes its arguments, and the type of its result."""
-    rule = OPERATIONS[node.op].typing
+    rule = operation_of(node).typing
     if rule == "cast" or rule == "bitcast":
         assert isinstance(node.value, Dtype)
         if rule == "bitcast" and (isinstance(types[0], str) or types[0].itemsize != node.value.itemsize):
@@ -99,6 +99,8 @@ def _operand_and_result_type(name: str, node: Expr, types: list[Type]) -> tuple[
         t = t if _kind(t) == "float" else dtypes.float64
     elif rule == "bits" and _kind(t) == "float":
         _reject(name, node.op, types, "bool or integers")
+    elif rule == "fold" and node.op.endswith("sum") and _kind(t) != "float":  # as ops.reduce.sum does
+        t = "signed" if isinstance(t, str) else dtypes.uint64 if t.kind == "unsigned" else dtypes.int64
     elif rule == "integers" and _kind(t) in ("bool", "float"):
         _reject(name, node.op, types, "integers")
     result = dtypes.bool if rule in ("comparison", "predicate") else t
@@ -163,7 +165,7 @@ def type_expression(
                 stored = result if isinstance(result, Dtype) else _compute(result)
                 typed[node] = convert(convert(numbers[0], stored), _compute(result)), result
             else:
-                is_uniform = False if node.op == "random_bits" else None
+                is_uniform = False if operation_of(node).typing in ("random_bits", "fold") else None
                 computed = node.value if node.op == "bitcast" else _compute(result)
                 number = emit(node.op, tuple(numbers), computed, node.value, is_uniform)
                 typed[node] = convert(number, _compute(result)), result

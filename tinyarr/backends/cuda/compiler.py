@@ -30,7 +30,7 @@ def text_of(source: Source) -> str:
     headers = [_file(name) for name in source.files if not name.endswith(".cu")]
     macros = [f"#define {name} {value}" for name, value in source.macros]
     kernels = [_file(name) for name in source.files if name.endswith(".cu")]
-    return "\n".join([*headers, *macros, *([source.text] if source.text else []), *kernels])
+    return "\n".join(filter(None, [*headers, *macros, source.text, *kernels, source.kernels]))
 
 
 def compile_source(source: Source, arch: str) -> bytes:

@@ -25,8 +25,6 @@ template <bool SQUARED> __device__ __forceinline__ A sum_about(const A (&row)[PA
     return over_row<add>(sum);
 }
 
-__device__ __forceinline__ A larger(A a, A b) { return a > b ? a : b; }
-
 /* out, x (R, C), weight, bias (C), mean, rstd (R). A row that is not normalized well (ops/norm.py) is done
    again: scaled as by ops/statistics.py's scale_of, as is sqrt(eps), and centered in steps. The mean that is subtracted
    first is exact for equal elements; what its rounding has left is subtracted then. */
@@ -50,7 +48,7 @@ normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias
         EACH_PACK
 #pragma unroll
             EACH top = larger(h[p][k] < 0 ? -h[p][k] : h[p][k], top);
-        top = over_row<larger>(top);
+        top = over_row<larger<A>>(top);
         by = top >= limit ? 1 / (A)SCALE : top <= 1 / limit ? (A)SCALE : (A)1;
 #pragma unroll
         EACH_PACK
@@ -85,55 +83,6 @@ normalize(TO_OUT out, A *mean, A *rstd, FROM_X x, const T *weight, const T *bias
             EACH h[p][k] += w[p][k];
     }
     store_row(out, row * C, h);
-}
-
-/* to (C) = the sums of the block's rows' shares, in order. */
-__device__ __forceinline__ void store_shares(A *to, const A (&share)[PACKS][PACK])
-{
-#if ROWS > 1
-    __shared__ A shares[ROWS][C];
-    __syncthreads();
-#pragma unroll
-    EACH_PACK
-        if (COLUMN(p) < C)
-#pragma unroll
-            EACH shares[threadIdx.x / THREADS][COLUMN(p) + k] = share[p][k];
-    __syncthreads();
-    for (int c = threadIdx.x; c < C; c += THREADS * ROWS) {
-        A sum = 0;
-        for (int r = 0; r < ROWS; r++)
-            sum += shares[r][c];
-        to[c] = sum;
-    }
-#else
-#pragma unroll
-    EACH_PACK
-        if (COLUMN(p) < C)
-#pragma unroll
-            EACH to[COLUMN(p) + k] = share[p][k];
-#endif
-}
-
-/* dweight, dbias (C) = the sums of the blocks' shares (blocks, C), in order; dbias where blockIdx.y is 1. A block adds
-   32 columns, each of its 8 warps every 8th share. */
-extern "C" __global__ void __launch_bounds__(256)
-sum_shares(T *dweight, T *dbias, const A *of_weight, const A *of_bias, int blocks)
-{
-    __shared__ A of_warp[8][32];
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = blockIdx.x * 32 + lane;
-    const A *shares = blockIdx.y ? of_bias : of_weight;
-    A sum = 0;
-    if (column < C)
-#pragma unroll 8
-        for (int b = warp; b < blocks; b += 8)
-            sum += shares[b * (int64_t)C + column];
-    of_warp[warp][lane] = sum;
-    __syncthreads();
-    if (warp == 0 && column < C) {
-        for (int w = 1; w < 8; w++)
-            sum += of_warp[w][lane];
-        (blockIdx.y ? dbias : dweight)[column] = narrow<T>(sum);
-    }
 }
 
 /* With h = (x - mean) rstd and d = g weight: dx = rstd (d - mean(d) - h mean(d h)), without mean(d) for RMS norm.

@@ -11,7 +11,7 @@ from ... import dtypes
 from ...ops.norm import STEEPEST
 from ...ops.statistics import LARGEST, SCALE, SMALLEST
 from . import elementwise
-from .registry import Input, Launch, Operand, Output, Plan, Scratch, Source, kernel
+from .registry import Input, Launch, Operand, Output, Plan, Scratch, Source, gradient_kernel, kernel
 from .rows import Rows
 from .types import function
 
@@ -23,7 +23,8 @@ def _source(rows: Rows, x: Operand, center: bool, aligned: bool) -> Source:
     slots = ("TO_OUT", "TO_DX", "FROM_G", "FROM_X")
     size = x.dtype.compute.itemsize
     limits = {"LARGEST": LARGEST[size], "SCALE": SCALE[size], "SMALLEST": SMALLEST[size], "STEEPEST": STEEPEST}
-    return rows.source("norm.cu", aligned, slots, CENTER=int(center), SQRT=function("sqrt", x.dtype), **limits)
+    sqrt = function("sqrt", x.dtype)
+    return rows.source(("shares.cu", "norm.cu"), aligned, slots, CENTER=int(center), SQRT=sqrt, **limits)
 
 
 def _forward(inputs, outputs, eps: float) -> Plan | None:
@@ -66,20 +67,20 @@ def _backward(inputs, outputs) -> Plan | None:
 
 
 @kernel("layer_norm", layouts="dense")
-def layer_norm(inputs, outputs, *, eps):
+def layer_norm(inputs, outputs, *, eps, limits):
     return _forward(inputs, outputs, eps)
 
 
 @kernel("rms_norm", layouts="dense")
-def rms_norm(inputs, outputs, *, eps):
+def rms_norm(inputs, outputs, *, eps, limits):
     return _forward(inputs, outputs, eps)
 
 
-@kernel("layer_norm_gradient", layouts="dense")
-def layer_norm_gradient(inputs, outputs, *, eps):
+@gradient_kernel("layer_norm", ("g", "x", "weight", "mean", "rstd"), ("dx", "dweight", "dbias"))
+def layer_norm_gradient(inputs, outputs, **_):
     return _backward(inputs, outputs)
 
 
-@kernel("rms_norm_gradient", layouts="dense")
-def rms_norm_gradient(inputs, outputs, *, eps):
+@gradient_kernel("rms_norm", ("g", "x", "weight", "rstd"), ("dx", "dweight"))
+def rms_norm_gradient(inputs, outputs, **_):
     return _backward(inputs, outputs)

@@ -9,11 +9,12 @@ from typing import Any
 
 from ... import views
 from ...ops.elementwise_primitive import Pointwise
+from ...ops.rowwise import Rowwise
 from ...ops.typing import Typed, Value
 from ...views import View
 from ..scalar_source import identifier
-from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, scan, softmax, sort
-from .registry import KERNELS, Input, Operand, Output, Plan
+from . import attention, collective, elementwise, index, loss, matmul, norm, reduce, rowwise, scan, softmax, sort
+from .registry import Input, Operand, Output, Plan, Record, record_of
 from .slots import Filling, fill
 
 # Importing them fills KERNELS.
@@ -39,7 +40,7 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
         return plan_elementwise
     if call.primitive.parts is not None:
         return functools.partial(_copies, call)
-    record = KERNELS.get(call.primitive)
+    record = _record(call)
     if record is None or record.plan(*dense_operands(call), **call.params) is None:
         return None
     plan, params, copies = record.plan, call.params, record.updates and not in_place
@@ -51,6 +52,18 @@ def planner(call: Any, in_place: bool = False) -> Planner | None:
         return replace(found, steps=[*start, *found.steps])
 
     return plan_family
+
+
+def _record(call: Any) -> Record | None:
+    """The kernel of a call that isn't elementwise: one written by hand, or printed from a row expression."""
+    record = record_of(call.primitive)
+    if record is not None or not isinstance(call.primitive, Rowwise):
+        return record
+
+    def plan(inputs: Sequence[Operand], outputs: Sequence[Operand], **_: Any) -> Plan | None:
+        return rowwise.plan(call, inputs, outputs)
+
+    return Record(plan, "dense", lambda call: "dense", False)
 
 
 def _copies(call: Any, inputs: Sequence[Operand], outputs: Sequence[Operand]) -> Plan:
@@ -119,7 +132,7 @@ def dense_operands(call: Any) -> tuple[list[Operand], list[Operand]]:
 
 def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
     """What each operand's strides must suit (eager.fit); None where any do."""
-    record = KERNELS.get(call.primitive)
+    record = _record(call)
     if record is None or record.layouts is None:
         return None
     each = (record.layouts,) * len(call.in_shapes) if isinstance(record.layouts, str) else record.layouts
@@ -128,5 +141,5 @@ def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
 
 def out_layouts(call: Any) -> tuple[str, ...]:
     """What each result's strides must suit."""
-    record = KERNELS.get(call.primitive)
+    record = _record(call)
     return ("any" if record is None else record.out_layout(call),) * len(call.out_shapes)

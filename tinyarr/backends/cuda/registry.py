@@ -69,12 +69,13 @@ class Report(NamedTuple):
 class Source:
     """CUDA source files beside this one, pasted together: headers, the macros that specialise the rest, .cu files.
 
-    `text`, generated code, comes before the .cu files, which may use it.
+    `text`, generated code, comes before the .cu files, which may use it; `kernels` behind them.
     """
 
     files: tuple[str, ...] = ()
     macros: tuple[tuple[str, str], ...] = ()
     text: str = ""
+    kernels: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,9 @@ class Record:
 
 KERNELS: dict[Primitive, Record] = {}
 
+# Of derived gradients, by what is differentiated, and the names of their operands and results.
+GRADIENTS: dict[tuple[Primitive, tuple[str, ...], tuple[str, ...]], Record] = {}
+
 # prepare(spec) -> run(stream, *addresses). What a library works in is a scratch block of the plan.
 LIBRARIES: dict[str, Callable[[Any], Callable[..., None]]] = {}
 
@@ -163,6 +167,24 @@ def kernel(
         return function
 
     return register
+
+
+def gradient_kernel(
+    primitive: str, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> Callable[[Callable], Callable]:
+    """Decorator: as `kernel`, for the derived gradient of a primitive that has these operands and results."""
+
+    def register(function: Callable) -> Callable:
+        GRADIENTS[defined(primitive), inputs, outputs] = Record(function, "dense", lambda call: "dense", False)
+        return function
+
+    return register
+
+
+def record_of(primitive: Primitive) -> Record | None:
+    """The kernel written by hand for a primitive."""
+    derived = (primitive.gradient_of, primitive.inputs, primitive.outputs)
+    return KERNELS.get(primitive) or GRADIENTS.get(derived)  # type: ignore[arg-type]
 
 
 def library(name: str) -> Callable[[Callable], Callable]:

@@ -7,15 +7,18 @@
 #define COLUMN(p) (((p) * THREADS + threadIdx.x % THREADS) * PACK)
 
 __device__ __forceinline__ A add(A a, A b) { return a + b; }
+template <typename V> __device__ __forceinline__ V plus(V a, V b) { return a + b; }
+template <typename V> __device__ __forceinline__ V larger(V a, V b) { return a > b ? a : b; }
+template <typename V> __device__ __forceinline__ V smaller(V a, V b) { return a < b ? a : b; }
 
 /* COMBINE over the threads of a row, in a fixed order; every one gets it. */
-template <A COMBINE(A, A)> __device__ __forceinline__ A over_row(A x)
+template <auto COMBINE, typename V> __device__ __forceinline__ V over_row(V x)
 {
 #pragma unroll
     for (int distance = 16; distance; distance /= 2)
         x = COMBINE(x, __shfl_xor_sync(~0u, x, distance));
 #if THREADS > 32
-    __shared__ A of_warp[THREADS / 32];
+    __shared__ V of_warp[THREADS / 32];
     __syncthreads();
     if (threadIdx.x % 32 == 0)
         of_warp[threadIdx.x / 32] = x;

@@ -30,12 +30,15 @@ class Rows:
         self.block = (self._threads * self.together, 1, 1)
         self.grid = (-(-self.count // self.together), 1, 1)
 
-    def source(self, file: str, aligned: bool, slots: Sequence[str], **macros: float | str) -> Source:
-        """A file after rows.cu. slots: the macros of its kernels' slots, filled with pointers."""
-        pack = math.gcd(packed(self._dtype), self._columns)
-        sizes = {"C": self._columns, "PACK": pack, "PACKS": -(-self._columns // (self._threads * pack))}
+    def source(self, files: Sequence[str], aligned: bool, slots: Sequence[str], **macros: float | str) -> Source:
+        """Files after rows.cu. slots: the macros of its kernels' slots, filled with pointers."""
         types = {"T": TYPES[self._dtype], "A": wide(self._dtype)}
-        threads = {"THREADS": self._threads, "ROWS": self.together, "ALIGNED": int(aligned)}
         pointers = {name: "T *" if name.startswith("TO_") else "const T *" for name in slots}
-        every = types | sizes | threads | pointers | macros
-        return Source(("types.cuh", "rows.cu", file), tuple((k, str(v)) for k, v in every.items()))
+        every = {**types, **self.macros(packed(self._dtype), aligned), **pointers, **macros}
+        return Source(("types.cuh", "rows.cu", *files), tuple((k, str(v)) for k, v in every.items()))
+
+    def macros(self, pack: int, aligned: bool) -> dict[str, int]:
+        """What rows.cu depends on; pack: elements that a thread takes at once, where a row can be cut so."""
+        pack = math.gcd(pack, self._columns)
+        sizes = {"C": self._columns, "PACK": pack, "PACKS": -(-self._columns // (self._threads * pack))}
+        return sizes | {"THREADS": self._threads, "ROWS": self.together, "ALIGNED": int(aligned)}

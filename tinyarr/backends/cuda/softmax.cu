@@ -1,8 +1,5 @@
 /* Softmax of rows (LOGARITHM: its logarithm), and the gradients, on rows.cu. */
 
-/* A NaN is found by the sum. */
-__device__ __forceinline__ A larger(A a, A b) { return a > b ? a : b; }
-
 /* out, x (R, C). */
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS) softmax(TO_OUT out, FROM_X x, int64_t rows)
 {
@@ -16,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS) softmax(TO_OUT out,
         if (COLUMN(p) < C)
 #pragma unroll
             EACH largest = larger(h[p][k], largest);
-    largest = over_row<larger>(largest);
+    largest = over_row<larger<A>>(largest);
 #pragma unroll
     EACH_PACK
         if (COLUMN(p) < C)

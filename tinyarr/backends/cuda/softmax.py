@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ... import dtypes
-from .registry import Input, Launch, Output, Plan, kernel
+from .registry import Input, Launch, Output, Plan, gradient_kernel, kernel
 from .rows import Rows
 from .types import function
 
@@ -24,7 +24,7 @@ def _plan(name: str, logarithm: bool, inputs, outputs, slots: tuple[str, ...]) -
         return Plan([])
     aligned = all(t.aligned for t in (*inputs, *outputs))
     source = rows.source(
-        "softmax.cu", aligned, ("TO_OUT", "TO_DX", "FROM_G", "FROM_OUT", "FROM_X"),
+        ("softmax.cu",), aligned, ("TO_OUT", "TO_DX", "FROM_G", "FROM_OUT", "FROM_X"),
         LOGARITHM=int(logarithm), EXP=function("exp", x.dtype), LOG=function("log", x.dtype),
     )  # fmt: skip
     arguments = (Output(0), *(Input(i) for i in range(len(inputs))), np.int64(rows.count))
@@ -41,11 +41,11 @@ def log_softmax(inputs, outputs):
     return _plan("softmax", True, inputs, outputs, ("TO_OUT", "FROM_X"))
 
 
-@kernel("softmax_gradient", layouts="dense")
-def softmax_gradient(inputs, outputs):
+@gradient_kernel("softmax", ("g", "out"), ("dx",))
+def softmax_gradient(inputs, outputs, **_):
     return _plan("softmax_gradient", False, inputs, outputs, ("TO_DX", "FROM_G", "FROM_OUT"))
 
 
-@kernel("log_softmax_gradient", layouts="dense")
-def log_softmax_gradient(inputs, outputs):
+@gradient_kernel("log_softmax", ("g", "out"), ("dx",))
+def log_softmax_gradient(inputs, outputs, **_):
     return _plan("softmax_gradient", True, inputs, outputs, ("TO_DX", "FROM_G", "FROM_OUT"))

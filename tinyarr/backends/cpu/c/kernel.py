@@ -15,7 +15,7 @@ from .... import views
 from ....dtypes import Dtype
 from ....ops.primitive import Primitive, defined
 from ....views import Shape
-from ...scalar_source import TYPES, cast, constant, element
+from ...scalar_source import TYPES, cast, constant, element, unravel
 
 PARALLEL = "#pragma omp for schedule(static)"
 SMALL = 4096  # elements: less work than this is done by one thread
@@ -61,9 +61,7 @@ class Operand:
 
     def offset(self, number: str, axes: Sequence[int]) -> str:
         """Where the element lies that has this row-major number along some axes, and is first along the others."""
-        shape, (strides,) = views.merge_axes(
-            tuple(self.shape[a] for a in axes), [tuple(self.strides[a] for a in axes)]
-        )
+        shape, (strides,) = views.merge_axes(tuple(self.shape[a] for a in axes), [tuple(self.strides[a] for a in axes)])
         return unravel(number, shape, strides)
 
     def row(self, number: str) -> tuple[str, Operand]:
@@ -72,22 +70,6 @@ class Operand:
         offset = self.offset(number, range(len(self.shape) - 1))
         declaration = f"{'const ' if self.readonly else ''}{self.type} *{name} = {self.name} + {offset};"
         return declaration, Operand(name, self.dtype, self.shape[-1:], self.strides[-1:])
-
-
-def unravel(number: str, shape: Shape, strides: Shape) -> str:
-    """The offset of the element with a row-major number, as a C expression."""
-    terms = []
-    inner = 1
-    for axis in reversed(range(len(shape))):
-        if strides[axis] and shape[axis] > 1:
-            i = number if inner == 1 else f"{number} / {inner}"
-            if axis:
-                i = f"{i} % {shape[axis]}"
-            if strides[axis] != 1:
-                i = f"({i}) * {strides[axis]}" if " " in i else f"{i} * {strides[axis]}"
-            terms.append(i)
-        inner *= shape[axis]
-    return " + ".join(reversed(terms)) or "0"
 
 
 @dataclass
@@ -162,25 +144,29 @@ def loop(i: str, size: int | str, body: str, directive: str = "") -> str:
     return f"{head}for (int64_t {i} = 0; {i} < {size}; {i}++) {{\n{indented(body)}\n}}"
 
 
-def fold(total: str, type_: str, length: int | str, value: str, start: str = "0", join: str = "{0} += {1};") -> str:
+def fold(
+    total: str, type_: str, length: int | str, value: str, start: str = "0", join: str = "{0} += {1};", before: str = ""
+) -> str:
     """Declares `total`, the values for i = 0, 1, ... joined: as many side by side as there are lanes, then those.
 
-    A length that isn't known is at most FOLDED; of more, so many at a time are joined in pairs.
+    before: statements that make a value. A length that isn't known is at most FOLDED; of more, so many at a time are
+    joined in pairs.
     """
     if isinstance(length, int) and length > FOLDED:
         size = f"MIN({FOLDED}, {length} - from)" if length % FOLDED else str(FOLDED)
-        body = f"const int64_t from = k * {FOLDED};\n{_fold('joined', type_, size, value, start, join, 'from')}"
+        lanes = _fold("joined", type_, size, value, start, join, before, "from")
+        body = f"const int64_t from = k * {FOLDED};\n{lanes}"
         pairs = in_pairs(type_, -(-length // FOLDED), 1, f"{body}\npiece[0] = joined;", start, join)
         return f"{type_} {total};\n{{\n{indented(pairs)}\n    {total} = total[0];\n}}"
-    return _fold(total, type_, length, value, start, join)
+    return _fold(total, type_, length, value, start, join, before)
 
 
 def _fold(
-    total: str, type_: str, length: int | str, value: str, start: str, join: str, begin: str = "0"
+    total: str, type_: str, length: int | str, value: str, start: str, join: str, before: str, begin: str = "0"
 ) -> str:
     lane, next_lane = "lanes[lane]", "lanes[lane + half]"
     i = "first + lane" if begin == "0" else f"{begin} + first + lane"
-    inside = f"int64_t i = {i};\n{join.format(lane, value)}"
+    inside = "\n".join([f"int64_t i = {i};", *([before] if before else []), join.format(lane, value)])
     lines = [
         f"{type_} lanes[{LANES}];",
         loop("lane", LANES, f"{lane} = {start};"),
@@ -226,15 +212,18 @@ def in_pairs(type_: str, pieces: int, width: int | str, piece: str, start: str =
     ])  # fmt: skip
 
 
-def rows(site: Site, operands: Sequence[Operand], body: Callable[..., str], index: str = "row") -> str:
-    """A parallel loop over the rows of operands that have equal leading axes; body(*rows) gives what it does."""
-    first = operands[0]
-    count = views.size(first.shape[:-1])
+def rows(site: Site, operands: Sequence[Operand], body: Callable[..., str], shape: Shape = ()) -> str:
+    """A parallel loop over the rows of operands that have equal leading axes; body(*rows) gives what it does.
+
+    shape: of all rows, by default the first operand's.
+    """
+    index, shape = "row", shape or operands[0].shape
+    count = views.size(shape[:-1])
     made = site.inputs[0] if site.expression else None
     pairs = [_row_made(site, o, index) if o is made else o.row(index) for o in operands]
     declarations, parts = zip(*pairs, strict=True)
     text = "\n".join([*declarations, body(*parts)])
-    return loop(index, count, text, parallel(count, first.size))
+    return loop(index, count, text, parallel(count, views.size(shape)))
 
 
 def _row_made(site: Site, x: Operand, number: str) -> tuple[str, Operand]:

@@ -21,6 +21,7 @@ from ....forking import renew_in_children
 from ....ops.collective import Collective
 from ....ops.elementwise_primitive import Pointwise
 from ....ops.primitive import Primitive
+from ....ops.rowwise import Rowwise
 from ....ops.typing import Typed
 from ....program import Argument, Graph, IndexCheck, KernelCall, Lowered, Place, Wait
 from ....views import Shape
@@ -33,6 +34,7 @@ from .elementwise import elementwise
 from .index import checked
 from .kernel import KERNELS, Operand, Site, indented
 from .numpy_call import NumpyCall
+from .rowwise import rowwise
 from .source import Source
 
 HERE = Path(__file__).parent
@@ -179,12 +181,15 @@ def is_written(primitive: Primitive) -> bool:
 
 def is_in_c(primitive: Primitive) -> bool:
     """Whether there is a C function for a primitive."""
-    return isinstance(primitive, Pointwise) or primitive in KERNELS
+    return isinstance(primitive, Pointwise | Rowwise) or primitive in KERNELS
 
 
 def _body(site: Site) -> str:
     primitive = site.call.primitive
-    body = elementwise(site) if isinstance(primitive, Pointwise) else KERNELS[primitive](site)
+    if isinstance(primitive, Pointwise):
+        body = elementwise(site)
+    else:
+        body = rowwise(site) if isinstance(primitive, Rowwise) else KERNELS[primitive](site)
     if primitive.bounds is not None:
         bounds = primitive.bounds(site.call.in_shapes, site.params)
         others = [x for x in (*site.inputs, *site.outputs) if x is not site.inputs[bounds.operand]]
@@ -214,7 +219,7 @@ class _Launch:
     def site(self, call: KernelCall) -> Site:
         primitive, threads = call.call.primitive, self._generator.threads
         expression = None if call.prologue is None else self._expression(call.prologue, call.call.in_shapes[0])
-        names = _names(primitive, primitive.inputs, len(call.inputs), "x")
+        names = _names(primitive, primitive.inputs, len(call.inputs), "x" if expression is None else "r")
         reads = zip(names, call.inputs, call.call.in_dtypes, strict=True)
         inputs = [self.operand(name, x, kind, readonly=True) for name, x, kind in reads]
         names = _names(primitive, primitive.outputs, len(call.outputs), "out")
@@ -239,7 +244,7 @@ def _names(primitive: Primitive, names: Sequence[str], count: int, numbered: str
 
     The operands of elementwise operations may bear any name, C's keywords and macros among them.
     """
-    if not isinstance(primitive, Pointwise) and len(names) == count:
+    if not isinstance(primitive, Pointwise | Rowwise) and len(names) == count:
         return list(names)
     return [f"{numbered}{i}" for i in range(count)]
 
@@ -305,9 +310,7 @@ class Library:
     def __str__(self) -> str:
         return "\n".join(map(str, self.kernels))
 
-    def run(
-        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
-    ) -> list[Array]:
+    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]) -> list[Array]:
         numbers = [np.array(n, np.int64) for pair in draws for n in pair]
         numbers += [np.array(x, np.float64) for x in floats]
         results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in self._graph.results]

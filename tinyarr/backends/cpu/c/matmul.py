@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from .... import dtypes, views
 from ....dtypes import Dtype
-from ...scalar_source import TYPES, cast, constant
-from .kernel import Operand, Site, indented, kernel, loop, parallel, unravel
+from ...scalar_source import TYPES, cast, constant, unravel
+from .kernel import Operand, Site, indented, kernel, loop, parallel
 
 DEPTH, GROUP = 256, 96  # as in program.h
 WIDEST = 48  # columns of a panel: three vectors of float32

@@ -6,11 +6,9 @@ last axis is kept, strips of neighbouring results, whose elements are neighbours
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from .... import dtypes, views
-from ....dtypes import Dtype
-from ...scalar_source import TYPES, cast, constant
+from .... import views
+from ...row_source import Joining
+from ...scalar_source import TYPES, cast
 from .kernel import FOLDED, STRIP, Operand, Site, fold, in_pairs, indented, kernel, loop, parallel
 from .source import Source
 
@@ -19,35 +17,8 @@ BLOCK = 32  # rows of a strip that are added one after another
 FEW = 8  # results: so many threads' work is not worth sharing out more finely
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """How elements are joined, in the type in which is computed."""
-
-    name: str
-    dtype: Dtype
-
-    @property
-    def type(self) -> str:
-        return TYPES[self.dtype]
-
-    @property
-    def start(self) -> str:
-        """What changes nothing that is joined to it."""
-        if self.name == "sum":
-            return "0"
-        if self.dtype.is_float:
-            return "-INFINITY" if self.name == "max" else "INFINITY"
-        if self.dtype is dtypes.bool:
-            return "0" if self.name == "max" else "1"
-        limits = dtypes.iinfo(self.dtype)
-        return constant(limits.min if self.name == "max" else limits.max, self.dtype)
-
-    def join(self, total: str, x: str) -> str:
-        if self.name == "sum":
-            return f"{total} += {x};"
-        if self.dtype.is_float:
-            return f"{total} = {self.name}imum_{self.dtype.name}({total}, {x});"
-        return f"{total} = {total} {'>' if self.name == 'max' else '<'} {x} ? {total} : {x};"
+class _Fold(Joining):
+    """How elements are joined, in the type in which is computed, and how in C."""
 
     def in_pairs(self, pieces: int, width: int | str, piece: str) -> str:
         """Declares `total`, the pieces joined (kernel.in_pairs)."""

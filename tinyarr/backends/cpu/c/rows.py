@@ -1,22 +1,11 @@
-"""Kernels over rows, the last axis: norms, softmax, cross-entropy, and their gradients.
-
-A row is one thread's; the gradients of weights, sums over rows, are made a strip of columns at a time. Where a result
-has the shape of an operand, it may lie where that does, except for the gradients of norms, which read it again.
-"""
+"""Cross-entropy and its gradient, whose result may lie where the logits do: a row is one thread's."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-from .... import dtypes, views
-from ....ops.norm import STEEPEST
-from ....ops.statistics import LARGEST, SCALE, SMALLEST
-from ...scalar_source import TYPES, constant
-from .kernel import Operand, Site, fold, in_pairs, indented, kernel, loop, parallel, rows, vector
-
-STRIP = 64  # columns
-RUN = 32  # rows that are added one after another
+from ...scalar_source import TYPES
+from .kernel import Operand, Site, fold, kernel, loop, rows, vector
 
 
 def _largest(x: Operand, type_: str) -> str:
@@ -27,162 +16,6 @@ def _largest(x: Operand, type_: str) -> str:
 
 def _each(n: int, body: str) -> str:
     return loop("i", n, body, "#pragma omp simd")
-
-
-@kernel("layer_norm", centered=True)
-@kernel("rms_norm", centered=False)
-def norm(site: Site, *, centered: bool) -> str:
-    x, weight, *bias = site.inputs
-    out, *statistics = site.outputs
-    n, compute = x.shape[-1], x.dtype.compute
-    if not n:
-        return ""
-    t, f = TYPES[compute], "f" if compute is dtypes.float32 else ""
-    eps, root_eps = (constant(e, compute) for e in (site.params["eps"], math.sqrt(site.params["eps"])))
-    limit, factor = (constant(table[compute.itemsize], compute) for table in (LARGEST, SCALE))
-    least = constant(SMALLEST[compute.itemsize] if site.params["eps"] else 0.0, compute)
-
-    def stored(value: str, out: Operand) -> str:
-        terms = [f"{value} * rstd * {weight.load('i')}", *(b.load("i") for b in bias)]
-        return _each(n, out.store(" + ".join(terms), "i"))
-
-    def average(name: str, value: str) -> str:
-        return f"{fold(f'{name}_sum', t, n, value)}\n{t} {name} = {name}_sum / {n};"
-
-    def again(x: Operand, out: Operand) -> str:
-        """A row that was not normalized well, as the composite does it."""
-        value = f"({x.load('i')} * scale)"
-        size = f"{t} size = fabs{f}({x.load('i')});\ntop = size > top ? size : top;"
-        lines = [
-            f"{t} top = {root_eps};",
-            loop("i", n, size, "#pragma omp simd reduction(max:top)"),
-            f"{t} scale = top >= {limit} ? 1 / {factor} : top <= 1 / {limit} ? {factor} : 1;",
-        ]
-        if centered:
-            lines += [
-                average("about", value), average("more", f"({value} - about)"), "about += more;",
-                average("rest", f"({value} - about)"), "mean = (about + rest) / scale;",
-            ]  # fmt: skip
-            value = f"({value} - about - rest)"
-        return "\n".join([
-            *lines,
-            fold("squares", t, n, f"{value} * {value}"),
-            f"{t} scaled_eps = {root_eps} * scale * ({root_eps} * scale);",
-            f"rstd = 1 / sqrt{f}(squares / {n} + MAX(scaled_eps, {least}));",
-            stored(value, out),
-            "rstd *= scale;",
-        ])  # fmt: skip
-
-    def row(x: Operand, out: Operand, *kept: Operand) -> str:
-        value, well = x.load("i"), f"rstd > 0 && rstd < {limit}"
-        lines = []
-        if centered:
-            lines.append(average("mean", value))
-            value, well = f"({value} - mean)", f"{well} && mean * mean <= squares / {n} * {STEEPEST**2}"
-        names = ["mean", "rstd"] if centered else ["rstd"]
-        lines += [
-            fold("squares", t, n, f"{value} * {value}"),
-            f"{t} rstd = 1 / sqrt{f}(squares / {n} + {eps});",
-            f"if ({well}) {{\n{indented(stored(value, out))}\n}} else {{\n{indented(again(x, out))}\n}}",
-            *(k.store(name, "0") for k, name in zip(kept, names, strict=True)),
-        ]
-        return "\n".join(lines)
-
-    return rows(site, [x, out, *map(vector, statistics)], row)
-
-
-@kernel("layer_norm_gradient", centered=True)
-@kernel("rms_norm_gradient", centered=False)
-def norm_gradient(site: Site, *, centered: bool) -> str:
-    """With h the normalized x and d = g weight: dx = rstd (d - mean(d) - h mean(d h)); mean(d) for layer norm alone."""
-    g, x, weight, *statistics = site.inputs
-    dx, *totals = site.outputs
-    n, compute = x.shape[-1], x.dtype.compute
-    count = views.size(x.shape[:-1])
-    if not n:
-        return ""
-    t = TYPES[compute]
-
-    def pieces(g: Operand, x: Operand, *kept: Operand) -> tuple[str, str, str]:
-        names = ["mean", "rstd"] if centered else ["rstd"]
-        read = "\n".join(f"{t} {name} = {k.load('0')};" for name, k in zip(names, kept, strict=True))
-        h = f"({x.load('i')} - mean) * rstd" if centered else f"{x.load('i')} * rstd"
-        return read, h, g.load("i")
-
-    def row(dx: Operand, g: Operand, x: Operand, *kept: Operand) -> str:
-        read, h, d = pieces(g, x, *kept)
-        d = f"{d} * {weight.load('i')}"
-        lines = [read]
-        if centered:
-            lines += [fold("sum", t, n, d), f"{t} mean_d = sum / {n};"]
-        lines += [fold("products", t, n, f"({d}) * ({h})"), f"{t} mean_dh = products / {n};"]
-        less = " - mean_d" if centered else ""
-        lines.append(_each(n, dx.store(f"(({d}){less} - ({h}) * mean_dh) * rstd", "i")))
-        return "\n".join(lines)
-
-    def strip(g: Operand, x: Operand, *kept: Operand) -> str:
-        read, h, d = pieces(g, x, *kept)
-        bias = f"\npiece[{STRIP} + j] += {d};" if centered else ""
-        inside = f"int64_t i = first + j;\npiece[j] += {d} * ({h});{bias}"
-        return f"{read}\n" + loop("j", f"MIN({STRIP}, {n} - first)", inside, "#pragma omp simd")
-
-    declarations, parts = zip(*(o.row("row") for o in (g, x, *map(vector, statistics))), strict=True)
-    one_row = "\n".join([*declarations, strip(*parts)])
-    width = STRIP * len(totals)
-    store = "\n".join(o.store(f"total[{i * STRIP} + j]", "(first + j)") for i, o in enumerate(totals))
-    run = "\n".join([
-        loop("i", width, "piece[i] = 0;"),
-        f"for (int64_t row = k * {RUN}; row < MIN((k + 1) * {RUN}, {count}); row++) {{\n{indented(one_row)}\n}}",
-    ])  # fmt: skip
-    column = "\n".join([
-        in_pairs(t, max(-(-count // RUN), 1), width, run),
-        loop("j", f"MIN({STRIP}, {n} - first)", store),
-    ])  # fmt: skip
-    strips = -(-n // STRIP)
-    head = f"for (int64_t first = 0; first < {n}; first += {STRIP}) {{"
-    return "\n".join([
-        rows(site, [dx, g, x, *map(vector, statistics)], row),
-        parallel(strips, x.size),
-        f"{head}\n{indented(column)}\n}}",
-    ])  # fmt: skip
-
-
-@kernel("softmax", log=False)
-@kernel("log_softmax", log=True)
-def softmax(site: Site, *, log: bool) -> str:
-    (x,), (out,) = site.inputs, site.outputs
-    n, compute = x.shape[-1], x.dtype.compute
-    if not x.size:
-        return ""
-    t = TYPES[compute]
-
-    def row(x: Operand, out: Operand) -> str:
-        e = f"exp_{compute.name}({x.load('i')} - top)"
-        result = f"{x.load('i')} - top - lse" if log else f"{e} / sum"
-        lines = [_largest(x, t), fold("sum", t, n, e)]
-        if log:
-            lines.append(f"{t} lse = log_{compute.name}(sum);")
-        return "\n".join([*lines, _each(n, out.store(result, "i"))])
-
-    return rows(site, [x, out], row)
-
-
-@kernel("softmax_gradient", log=False)
-@kernel("log_softmax_gradient", log=True)
-def softmax_gradient(site: Site, *, log: bool) -> str:
-    """dx = out (g - sum(g out)), or g - exp(out) sum(g)."""
-    (g, out), (dx,) = site.inputs, site.outputs
-    n, compute = g.shape[-1], dx.dtype.compute
-    if not g.size:
-        return ""
-    t = TYPES[compute]
-
-    def row(g: Operand, out: Operand, dx: Operand) -> str:
-        gi, y = g.load("i"), out.load("i")
-        result = f"{gi} - exp_{compute.name}({y}) * sum" if log else f"{y} * ({gi} - sum)"
-        return "\n".join([fold("sum", t, n, gi if log else f"{gi} * {y}"), _each(n, dx.store(result, "i"))])
-
-    return rows(site, [g, out, dx], row)
 
 
 def checked_target(targets: Operand, classes: int, ignore_index: int, number: str = "row") -> str:

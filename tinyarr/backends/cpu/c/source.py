@@ -13,8 +13,8 @@ from .... import views
 from ....dtypes import Dtype
 from ....ops.typing import Typed, Value
 from ....views import Shape
-from ...scalar_source import TYPES, element, statements
-from .kernel import Operand, Site, indented, loop, unravel
+from ...scalar_source import TYPES, element, statements, unravel
+from .kernel import Operand, Site, indented, loop
 
 
 @dataclass(frozen=True)

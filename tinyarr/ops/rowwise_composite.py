@@ -1,0 +1,129 @@
+"""A row expression as a composition of other operations: oracle, and what runs where a backend has no kernel.
+
+It is cut at its folds: what goes into one is an elementwise operation, the fold a reduction over the last axis. So
+`x / row.sum(x * x)` is x * x, its sum, and the quotient, each of all rows at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import dtypes, eager
+from ..tensor import Tensor
+from ..views import Shape
+from . import reduce
+from .create import full
+from .elementwise import astype
+from .elementwise_primitive import Elementwise
+from .primitive import apply, executor
+from .scalar import Expr, cast, is_fold, operation_of, substitute, topological, variable, weak
+
+
+def composed(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """The results of a row expression, computed in the dtypes in which its operands are, and rounded at the end."""
+    shapes = tuple(x.shape if isinstance(x, Tensor) else () for x in operands)
+    wide = [astype(x, x.dtype.compute, copy=False) if isinstance(x, Tensor) else x for x in operands]
+    composition = _Composition(primitive, wide, primitive.shape(shapes, params), shapes, params)
+    dtypes = tuple(x.dtype if isinstance(x, Tensor) else _kind(x) for x in operands)
+    results = []
+    for e, (_, dtype) in zip(composition.outputs, primitive.infer(shapes, dtypes, **params), strict=True):
+        results.append(astype(composition.value(e), dtype, copy=False))
+    return tuple(results) if primitive.returns_tuple else results[0]
+
+
+def _kind(x: Any) -> str:
+    return {bool: "bool", int: "signed", float: "float"}[type(x)]
+
+
+class _Composition:
+    def __init__(self, primitive: Any, operands: Sequence[Any], shape: Shape, shapes: Sequence[Shape], params):
+        self.outputs = primitive.sized(shapes, params)
+        self._name = primitive.name
+        self._pieces: dict = primitive.__dict__.setdefault("pieces", {})
+        self._operands, self._shape = operands, shape
+        self._varies = primitive.variation(shapes, params)
+        self._known: dict[Expr, Any] = {}
+        self._taken: dict[Expr, bool | None] = {}  # conditions that are the same for all rows, None for others
+        self._device = next(x.device for x in operands if isinstance(x, Tensor))
+        self._looks = executor.get() is eager and self._device.kind == "cpu"  # where a look at values costs nothing
+
+    def value(self, e: Expr) -> Tensor:
+        if e not in self._known:
+            self._known[e] = self._fold(e) if is_fold(e) else self._branch(e) if self._is_branch(e) else self._map(e)
+        return self._known[e]
+
+    def _fold(self, e: Expr) -> Tensor:
+        (inner,) = e.args
+        rows = tuple(range(len(self._shape) - 1))
+        if e.op == "column_sum":
+            along = self._shape[-1:] if self._varies(inner) else (1,)
+            return reduce.sum(self._map(inner, (*self._shape[:-1], *along)), axis=rows)
+        x = self._map(inner, self._shape)
+        if e.op == "row_sum":
+            return reduce.sum(x, axis=-1, keepdims=True)
+        if not self._shape[-1]:
+            return full(
+                (*x.shape[:-1], 1), float("-inf" if e.op == "row_max" else "inf"), dtype=x.dtype, device=x.device
+            )
+        return (reduce.max if e.op == "row_max" else reduce.min)(x, axis=-1, keepdims=True)
+
+    def _is_branch(self, e: Expr) -> bool:
+        return e.op == "where" and not self._varies(e) and any_fold(e.args[1:])
+
+    def _branch(self, e: Expr) -> Tensor:
+        """Of a choice between statistics only the side that all rows take, where that can be seen."""
+        condition, x, y = e.args
+        if self._looks and condition not in self._taken:
+            taken = self.value(condition)
+            self._taken[condition] = _common(taken)
+        side = self._taken.get(condition)
+        return self._map(e) if side is None else self._map(x if side else y, (*self._shape[:-1], 1))
+
+    def _map(self, e: Expr, shape: Shape | None = None) -> Tensor:
+        """What an elementwise operation makes of operands and of the folds and branches under an expression."""
+        if shape is None:
+            shape = self._shape if self._varies(e) else (*self._shape[:-1], 1)
+        cuts: dict[Expr, None] = {}
+        stack = [e]
+        while stack:
+            node = stack.pop()
+            if is_fold(node) or (node is not e and self._is_branch(node)) or node.op == "input":
+                cuts[node] = None
+            else:
+                stack += node.args[:1] if node.op == "custom" else node.args
+        found = [self._operands[c.value] if c.op == "input" else self.value(c) for c in cuts]
+        if e in cuts and isinstance(found[0], Tensor) and found[0].shape == shape:
+            return found[0]
+        key = e, tuple(cuts)
+        if key not in self._pieces:
+            given = {c: variable(k) for k, c in enumerate(cuts)}
+            (inner,) = substitute([e], {c: weak(x) if self._is_weak(c) else x for c, x in given.items()})
+            inner = cast(inner, dtypes.float64) if self._is_weak(e) else inner
+            names = [f"x{k}" for k in range(len(cuts))]
+            self._pieces[key] = Elementwise(self._name, lambda *_, shape: inner, names, ("out",), derived=True)
+        if not found:
+            return apply(self._pieces[key], shape=shape, device=self._device)
+        return apply(self._pieces[key], *found, shape=shape)
+
+    def _is_weak(self, e: Expr) -> bool:
+        """Whether an expression is made of Python floats alone, and so computed in float64 until it meets a tensor."""
+        if e.op == "input":
+            return type(self._operands[e.value]) is float
+        if e.op == "constant":
+            return type(e.value) is float
+        if e.op in ("cast", "index", "row_size") or (
+            e.op != "custom" and operation_of(e).typing in ("comparison", "predicate", "random_bits", "bitcast")
+        ):
+            return False
+        args = e.args[1:] if e.op == "where" else e.args[:1] if e.op == "custom" else e.args
+        return all(self._is_weak(a) for a in args)
+
+
+def _common(condition: Tensor) -> bool | None:
+    """The value that all elements have, None where they differ."""
+    return True if reduce.all(condition).item() else None if reduce.any(condition).item() else False
+
+
+def any_fold(expressions: Sequence[Expr]) -> bool:
+    return [node for node in topological(expressions) if is_fold(node)] != []
