@@ -267,9 +267,6 @@ def test_the_end_of_a_training_step_is_a_few_launches():
     tokens = ta.zeros((64, 1024), dtype=ta.int64, device=device)
     step(tokens, tokens)
     tasks = bound(plan(step.graphs[0])).tasks
-    squares, updates = (
-        [task for task in tasks if task.title.endswith(title)] for title in ("square_sum", "adamw_master_update")
-    )
-    assert len(squares) == len(updates) == 6
-    assert sum(len(task.plan.steps) for task in squares + updates) <= 3 * 6
-    assert tasks[-1] is updates[-1]
+    updates = [task for task in tasks if "adamw" in task.title]
+    assert [len(task.plan.steps) for task in updates] == [1] * 6
+    assert sum(len(task.plan.steps) for task in tasks if "square" in task.title) <= 2 * 6
