@@ -1,4 +1,4 @@
-"""What counting gets: a byte n-gram table, the figure that a trained model has to beat."""
+"""Baseline by counting: a byte n-gram table, the figure that a trained model has to beat."""
 
 from __future__ import annotations
 

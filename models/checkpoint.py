@@ -154,7 +154,7 @@ def held(
 
 
 def _own(all_held: dict[str, Held], rank: int, ranks: int) -> Iterator[tuple[str, Tensor]]:
-    """What a rank writes: what it alone has, and its share of what all have."""
+    """Returns what a rank writes: what it alone has, and its share of what all have."""
     for name, (tensor, start, shared) in all_held.items():
         size = tensor.size
         if shared:

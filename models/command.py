@@ -21,7 +21,7 @@ from .train import train
 
 
 def main(model_class: type, argv: Sequence[str] | None = None) -> None:
-    """Run `train` or `generate` of a model; mistakes end in one line on stderr and exit status 2."""
+    """Runs `train` or `generate` of a model; mistakes end in one line on stderr and exit status 2."""
     program = f"python -m models.{model_class.name}"
     allow_any_text()
     try:
@@ -83,7 +83,7 @@ def _parser(model_class: type, program: str) -> argparse.ArgumentParser:
 
 
 def _reader(entry: Field) -> Callable[[str], Any]:
-    """Turns what stands on the command line into the option's type, and checks its range."""
+    """Turns a word of the command line into the option's type, and checks its range."""
     kind = {"int": int, "float": float, "str": str}[entry.type.partition(" ")[0]]
     least, most = entry.metadata["least"], entry.metadata["most"]
 

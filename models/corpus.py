@@ -1,4 +1,4 @@
-"""What a run learns from and is judged by: a text or token shards, opened and checked before any work."""
+"""Data that a run trains on and is judged by: a text or token shards, opened and checked before any work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Corpus:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """How many tokens there are to train and to validate on."""
+        """Returns the numbers of tokens to train and to validate on."""
         training, validation = (sum(a.size for a in batches.arrays) for batches in (self.training, self.validation))
         return training, validation
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def generate(model_class: type, options: GenerateOptions) -> None:
-    """Print what a trained model writes after `options.prompt`, and on stderr which run it is from.
+    """Prints what a trained model writes after `options.prompt`, and on stderr which run it is from.
 
     Raises Stop for a file that is missing or wrong.
     """
@@ -43,7 +43,7 @@ def generate(model_class: type, options: GenerateOptions) -> None:
 
 
 def write(model: Any, tokenizer: tiktoken.Encoding, options: GenerateOptions) -> None:
-    """Print the prompt and what the model writes after it, as it comes; without a prompt, a text of its own."""
+    """Prints the prompt and what the model writes after it, as it comes; without a prompt, a text of its own."""
     allow_any_text()
     prompt = encode_prompt(tokenizer, options.prompt)
     print(options.prompt, end="", flush=True)

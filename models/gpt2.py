@@ -141,7 +141,7 @@ class GPT2(nn.Module):
         return tinyarr.linear(self._hidden(tokens, cache), self.wte.weight)[..., : self.config.vocab_size]
 
     def _hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the head gets: (B, T, C)."""
+        """Returns the head's input: (B, T, C)."""
         T, start = tokens.shape[1], 0 if cache is None else cache.length
         end = start + T
         if self.config.block_size < end:

@@ -171,7 +171,7 @@ class Llama3(nn.Module):
         return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
     def _hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the head gets: (B, T, C)."""
+        """Returns the head's input: (B, T, C)."""
         T, start = tokens.shape[1], 0 if cache is None else cache.length
         if self.config.block_size < start + T:
             raise ValueError(

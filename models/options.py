@@ -27,7 +27,7 @@ def option(default: Any, group: str, meaning: str, *, least: float = 0, most: fl
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What a run depends on. The defaults train a small GPT on a laptop in a few minutes.
+    """Options of a run. The defaults train a small GPT on a laptop in a few minutes.
 
     Raises Stop where options contradict each other.
     """
@@ -82,7 +82,7 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What a generated text depends on. Raises Stop where options contradict each other."""
+    """Options of a generated text. Raises Stop where options contradict each other."""
 
     run: str | None = option(None, "model", "the folder of a run; else the model's newest under runs/")
     weights: str | None = option(None, "model", "a folder in Hugging Face's format, or a safetensors file of one, "
@@ -116,7 +116,7 @@ def allow_any_text() -> None:
 
 
 def in_words(error: Exception) -> str:
-    """What an error says; of the system's the file, what is wrong, and what to do where that is a full disk."""
+    """Returns an error's message; of the system's the file, the reason, and what to do where that is a full disk."""
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     advice = ": make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""

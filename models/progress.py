@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live line on a terminal, plain lines elsewhere."""
+"""Display of a run while it trains: a live line on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

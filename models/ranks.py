@@ -1,4 +1,4 @@
-"""What the ranks of a run settle on the host: who speaks, on which device each is, and that all go on, or end."""
+"""Agreements of a run's ranks on the host: who speaks, on which device each is, and that all go on, or end."""
 
 from __future__ import annotations
 

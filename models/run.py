@@ -95,7 +95,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True once the last record, the validation after all steps, is written."""
+        """Returns whether the last record, the validation after all steps, is written."""
         last = self.records[-1] if self.records else {"step": None, "loss": None}
         return last["step"] == self.config["options"]["steps"] and last["loss"] is None
 
@@ -242,7 +242,7 @@ def check_free(folder: Path) -> None:
 
 
 def _is_free(folder: Path) -> bool:
-    """True where a folder holds no more of a run than one leaves that ended before its first checkpoint."""
+    """Returns whether a folder holds no more of a run than one leaves that ended before its first checkpoint."""
     held = {name for name in FILES if (folder / name).exists()}
     if "log.jsonl" in held and not (folder / "log.jsonl").stat().st_size:
         held.remove("log.jsonl")
@@ -298,7 +298,7 @@ def saved_options(model: str, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """What bits depend on beside the options: versions, machine and threads."""
+    """Returns what bits depend on beside the options: versions, machine and threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = os.environ.get("OPENBLAS_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS") or cores
     return {

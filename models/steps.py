@@ -16,7 +16,7 @@ from .options import TrainOptions
 
 
 class Programs(NamedTuple):
-    """What a run computes, compiled or not. See make_programs."""
+    """Programs of a run, compiled or not. See make_programs."""
 
     add_gradient: Callable[[tinyarr.Tensor, tinyarr.Tensor], tinyarr.Tensor]
     step: Callable[[tinyarr.Tensor, tinyarr.Tensor, Sequence[tinyarr.Tensor], float], tuple[tinyarr.Tensor, ...]]
@@ -24,7 +24,7 @@ class Programs(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """How long compiling has taken so far."""
+        """Seconds that compiling has taken so far."""
         return sum(getattr(program, "seconds", 0.0) for program in self)
 
 
@@ -107,7 +107,7 @@ class Steps:
         self.looked = 0.0
 
     def launch(self, step: int, lr: float, val_loss: float | None, stopping: bool = False) -> None:
-        """Launch a step on the next batches, then read the one before it. stopping: whether this rank wants to stop."""
+        """Launches a step on the next batches, then reads the one before it. stopping: whether this rank wants to."""
         if self.unread is None:
             self._lap()
         losses = [self.programs.add_gradient(*next(self.batches)) for _ in range(self.accumulate - 1)]
@@ -120,7 +120,7 @@ class Steps:
         self.unread = launched
 
     def read(self) -> None:
-        """Wait for the step that was launched last and finish it, unless that is done."""
+        """Waits for the step that was launched last and finishes it, unless that is done."""
         if self.unread is not None:
             (step, val_loss, lr, figures, seconds), self.unread = self.unread, None
             loss, norm, stops = (value.item() for value in figures)

@@ -23,7 +23,7 @@ def load_text(path: str | Path | None = None, *, drop_repeats: bool = False) -> 
 
     Without `path`: the documentation inside every Python (`pydoc_data.topics`), a document a topic; every
     sixth topic is for validation. With `path`: a UTF-8 file, cut into ten stretches, the last tenth of each
-    for validation; the cuts lie at the ends of paragraphs, or of lines or words where paragraphs are long.
+    for validation; the cuts are at the ends of paragraphs, or of lines or words where paragraphs are long.
     Of a paragraph (text between blank lines) that occurs several times only the first is kept, in a file only
     with `drop_repeats`: otherwise a model can score on validation text by remembering.
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
-STARTS = (END_OF_TEXT, "<|begin_of_text|>")  # what stands before each document, by tokenizer
+STARTS = (END_OF_TEXT, "<|begin_of_text|>")  # which precede each document, by tokenizer
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")  # what a model ends a text with
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT2_MERGES = 50_000
@@ -175,7 +175,7 @@ def _llama3_ranks(path: Path) -> dict[bytes, int]:
 
 
 def start_token(tokenizer: tiktoken.Encoding) -> int:
-    """The token that stands before each document."""
+    """The token that precedes each document."""
     return next(tokenizer.encode_single_token(name) for name in STARTS if name in tokenizer.special_tokens_set)
 
 
@@ -185,7 +185,7 @@ def end_tokens(tokenizer: tiktoken.Encoding) -> set[int]:
 
 
 def encode_prompt(tokenizer: tiktoken.Encoding, prompt: str) -> list[int]:
-    """Token ids of a prompt, as `encode` for a document; but GPT-2's start token, which parts texts, only stands alone.
+    """Token ids of a prompt, as `encode` for a document; but GPT-2's start token, which parts texts, is a prompt alone.
 
     A prompt may begin in the middle of a text: GPT-2 then expects no start token, Llama 3 always does.
     """

@@ -38,7 +38,7 @@ PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}  # dense b
 
 
 def train(model_class: type, options: TrainOptions) -> None:
-    """Train a model, or go on with a run, and print a sample of what it writes.
+    """Trains a model, or goes on with a run, and prints a sample of what it writes.
 
     Raises Stop for a file or option that is wrong, when Ctrl-C or another signal has ended the run (after saving it),
     when the run's folder is in use or can't be written, and when the loss or the gradient is no longer finite.
@@ -81,7 +81,7 @@ def train(model_class: type, options: TrainOptions) -> None:
         progress = Progress(first, options.steps, shown=group.rank == 0)
 
         def finish(step, val_loss, lr=None, loss=None, norm=None, seconds=None):
-            """Judge a step and log it."""
+            """Judges a step and logs it."""
             check_finite(run, step, loss=loss, grad_norm=norm)
             rate = seconds and tokens_per_step / seconds
             run.log(dict(

@@ -48,6 +48,11 @@ def pytest_collection_modifyitems(items):
             item.add_marker("property")
 
 
+def pytest_addoption(parser):
+    name = "the device on which test_primitives.py runs the sample records (-p MODULE imports what registers it)"
+    parser.addoption("--backend", default="cpu", help=name)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item):
     report = yield

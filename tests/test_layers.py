@@ -19,6 +19,7 @@ FORBIDDEN = {  # file or folder: what nothing in it may use
     "models": ["tinyarr.ops", "tinyarr.backends", "tinyarr.compiler"],
 }  # fmt: skip
 MOST_LINES = 600
+QUESTIONS = "What", "Whether", "Where", "When", "Which", "Who", "How", "Why"
 
 
 def source_files(root, place, *suffixes):
@@ -158,6 +159,18 @@ def uses_of_names(root):
     ]
 
 
+def questions(root):
+    """Docstrings that begin with a question's word, which hides what is described: a noun or a verb names it."""
+    described = ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef
+    return [
+        f"{path.relative_to(root)} says {text.splitlines()[0]}"
+        for place in ("tinyarr", "models")
+        for path in source_files(root, place, ".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, described) and (text := ast.get_docstring(node)) and text.split()[0] in QUESTIONS
+    ]
+
+
 def long_files(root):
     lengths = {
         path.relative_to(root): len(path.read_text(encoding="utf-8").splitlines())
@@ -172,7 +185,7 @@ def hidden_modules(package, modules):
     return [name for name, value in reached.items() if not isinstance(value, ModuleType)]
 
 
-@pytest.mark.parametrize("broken", [forbidden_uses, circles, private_uses, uses_of_names, long_files])
+@pytest.mark.parametrize("broken", [forbidden_uses, circles, private_uses, uses_of_names, questions, long_files])
 def test_the_source_keeps_the_rule(broken):
     assert broken(ROOT) == []
 
@@ -209,6 +222,12 @@ def test_a_planted_use_is_found(tmp_path, broken, file, source, use):
     (tmp_path / file).parent.mkdir(parents=True)
     (tmp_path / file).write_text(source)
     assert f"{file} uses {use}" in broken(tmp_path)
+
+
+def test_a_docstring_that_begins_with_a_question_is_found(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/run.py").write_text('"""Runs."""\ndef f():\n    """What a run is."""')
+    assert questions(tmp_path) == ["models/run.py says What a run is."]
 
 
 def test_what_the_rules_allow_is_not_reported(tmp_path):

@@ -62,11 +62,11 @@ class Array:
         return Array(self.storage, self.dtype, view.shape, view.strides, view.offset)
 
     def same_place(self, other: Array) -> bool:
-        """Whether both are exactly the same elements in the same order."""
+        """Returns whether both are exactly the same elements in the same order."""
         return self.storage is other.storage and self.view == other.view and self.dtype is other.dtype
 
     def overlaps(self, other: Array) -> bool:
-        """Whether both may touch a common byte (judged by their extents, so strided neighbours count)."""
+        """Returns whether both may touch a common byte (judged by their extents, so strided neighbours count)."""
         if self.storage is not other.storage:
             return False
         (a0, a1), (b0, b1) = views.extent(self.view), views.extent(other.view)

@@ -162,7 +162,7 @@ def _leading(nodes: Sequence[Node], targets: set[Edge]) -> set[Node]:
 
 
 def _uses_of_leaves(nodes: Sequence[Node]) -> dict[Tensor, int]:
-    """How many gradients each leaf waits for."""
+    """Returns the number of gradients that each leaf waits for."""
     uses: dict[Tensor, int] = {}
     for node in nodes:
         for edge in node.edges:
@@ -256,7 +256,7 @@ def _owned(g: Tensor, shared: set[int]) -> Tensor:
 
 
 def _hooked(hooks: Sequence[Callable] | None, g: Tensor, shared: set[int]) -> Tensor:
-    """What the hooks make of a gradient, which they may keep, or write into: so they get one of their own."""
+    """Returns a gradient after the hooks, which may keep it or write into it: so they get a copy of their own."""
     if hooks:
         g = copy(g)
     for hook in tuple(hooks or ()):
@@ -349,7 +349,7 @@ def independent(x: Tensor) -> tuple[Tensor, bool]:
 
 
 class HookHandle:
-    """What register_hook returns: `remove()` takes the hook away."""
+    """Result of register_hook: `remove()` takes the hook away."""
 
     def __init__(self, hooks: list[Callable], hook: Callable):
         self._hooks, self._hook = hooks, hook

@@ -1,4 +1,4 @@
-"""What CUDA offers here: which devices, which pieces are missing, streams' events."""
+"""CUDA on this machine: its devices, the pieces that are missing, streams' events."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def require(index: int = 0) -> None:
 
 
 def is_available() -> bool:
-    """Whether there is a GPU that tinyarr can use."""
+    """Returns whether there is a GPU that tinyarr can use."""
     return missing() is None
 
 
 def get_device_name(device: str | Device = "cuda") -> str:
-    """What NVIDIA calls the card, as in 'NVIDIA H100 80GB HBM3'. Raises DeviceError where there is none."""
+    """Returns NVIDIA's name of the card, as in 'NVIDIA H100 80GB HBM3'. Raises DeviceError where there is none."""
     index = Device(device).index
     require(index)
     from cupy.cuda import runtime

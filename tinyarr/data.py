@@ -23,7 +23,7 @@ FEISTEL_ROUNDS = 8  # with 6, the orders of two to four windows were measurably 
 
 
 def read_shards(pattern: str) -> list[np.ndarray]:
-    """Open every llm.c token shard that `pattern` (a path that may hold `*`, `?`, `[]`) matches, by name.
+    """Opens every llm.c token shard that `pattern` (a path that may hold `*`, `?`, `[]`) matches, by name.
 
     Returns read-only memory-mapped arrays of uint16 or uint32, one a file, each of shape (tokens,).
     Raises FileNotFoundError where nothing matches, and ValueError for a file whose header or size is wrong.
@@ -75,7 +75,7 @@ def _open_shard(path: str) -> np.ndarray:
 
 
 def write_shard(path: str | os.PathLike, tokens: np.ndarray) -> None:
-    """Write `tokens`, a one-dimensional array of uint16 or uint32, as one llm.c token shard.
+    """Writes `tokens`, a one-dimensional array of uint16 or uint32, as one llm.c token shard.
 
     The file appears under its name only once it is complete. Raises ValueError for another dtype or shape,
     no tokens at all, or more than the header's int32 can count.
@@ -112,7 +112,7 @@ class Batches:
 
     `arrays`, one array of integers of shape (tokens,) or a sequence of them, may be memory-mapped (see
     `read_shards`) and are never copied as a whole. `vocab_size` bounds the token ids; they are checked as
-    they are read, so that opening a large data set stays instant. `seed` lies in [0, 2**64).
+    they are read, so that opening a large data set stays instant. `seed` is in [0, 2**64).
 
     Raises ValueError where an argument is out of range, or no array has more than T tokens.
     """
@@ -253,7 +253,7 @@ def _permute(indices: np.ndarray, size: int, keys: Sequence[int]) -> np.ndarray:
 
 
 def _mix(words: np.ndarray) -> np.ndarray:
-    """Spread every bit of each uint64 over all 64: the last step of SplitMix64 (Steele, Lea & Flood 2014)."""
+    """Spreads every bit of each uint64 over all 64: the last step of SplitMix64 (Steele, Lea & Flood 2014)."""
     words = (words ^ (words >> 30)) * 0xBF58476D1CE4E5B9
     words = (words ^ (words >> 27)) * 0x94D049BB133111EB
     return words ^ (words >> 31)

@@ -1,4 +1,4 @@
-"""Device: where a tensor's memory lies and its kernels run.
+"""Device: where a tensor's memory is and its kernels run.
 
 `cpu` runs NumPy (and, compiled, C). `cuda:0` is an NVIDIA GPU. `meta` has shapes and dtypes but no memory: programs
 are planned on it as if on another device, `Device("meta", like="cuda:sm_90")`.
@@ -16,7 +16,7 @@ from .errors import DeviceError
 
 
 class DeviceKind(NamedTuple):
-    """How the devices of one kind are made; see `register`."""
+    """Kind of devices, and how they are made; see `register`."""
 
     make: Callable[[Device], Any]
     numbered: bool
@@ -92,7 +92,7 @@ class Device:
 
     @property
     def backend(self):
-        """What allocates and runs kernels on this device. Raises DeviceError where it can't be had."""
+        """Backend that allocates and runs kernels on this device. Raises DeviceError where it can't be had."""
         if self._backend is None:
             self._backend = _kinds[self.kind].make(self)
         return self._backend

@@ -1,4 +1,4 @@
-"""What is told on stderr of compiled functions: what the words in $TINYARR_LOG, separated by commas, ask for."""
+"""Messages on stderr about compiled functions, as the words in $TINYARR_LOG, separated by commas, ask for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORDS = {
 
 
 def asks(word: str) -> bool:
-    """Whether $TINYARR_LOG has this word. Raises ArgumentError where it has one that means nothing."""
+    """Returns whether $TINYARR_LOG has this word. Raises ArgumentError where it has one that means nothing."""
     chosen = [x.strip() for x in os.environ.get("TINYARR_LOG", "").split(",") if x.strip()]
     unknown = [x for x in chosen if x not in WORDS]
     if unknown:

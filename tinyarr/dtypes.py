@@ -174,7 +174,7 @@ def result_type(*operands) -> Dtype:
 
 
 def can_cast(source, target, /) -> builtins.bool:
-    """Whether promotion takes `source` (a dtype or tensor) to the dtype `target`, so that no value is lost."""
+    """Returns whether promotion takes `source` (a dtype or tensor) to the dtype `target`, so that no value is lost."""
     source, target = dtype(getattr(source, "dtype", source)), dtype(target)
     try:
         return promote(source, target) is target
@@ -201,7 +201,7 @@ def kinds_named(name: str) -> tuple[str, ...]:
 
 
 def isdtype(dtype: Dtype, kind: Dtype | str | tuple) -> builtins.bool:
-    """Whether a dtype is `kind`: a dtype, a kind of the Array API standard by name, or a tuple of which one will do.
+    """Returns whether a dtype is `kind`: a dtype, a kind of the Array API standard by name, or one of a tuple.
 
     >>> import tinyarr
     >>> tinyarr.isdtype(tinyarr.bfloat16, "real floating"), tinyarr.isdtype(tinyarr.int8, ("bool", "unsigned integer"))

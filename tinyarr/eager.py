@@ -70,7 +70,7 @@ def _prepare(call) -> Launch:
 
 
 def _handles(operands: Sequence[Any]) -> list[Any]:
-    """What the kernel takes: the arrays' handles, and Python scalars as they are."""
+    """Returns the kernel's arguments: the arrays' handles, and Python scalars as they are."""
     # `_data` first, because the property costs 0.1 µs.
     return [(x.data if x._data is None else x._data) if type(x) is Array else x for x in operands]
 
@@ -186,7 +186,7 @@ def fit(x: Any, layout: str) -> Any:
 
 
 def suits(view: View, layout: str) -> bool:
-    """Whether a kernel that asks for a layout takes the view as it is."""
+    """Returns whether a kernel that asks for a layout takes the view as it is."""
     if layout == "any":
         return True
     if views.size(view.shape) <= 1 and layout != "forward":  # NumPy walks backwards through a single element too

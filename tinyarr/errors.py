@@ -1,4 +1,4 @@
-"""How every error message is made: `operation: what came: what is needed`, in one class a kind of mistake.
+"""Errors: every message is `operation: what came: what is needed`, in one class a kind of mistake.
 
 Each class also derives from the built-in exception that NumPy or PyTorch would have raised, so that
 `except ValueError` around tinyarr code does what its author expects.
@@ -58,7 +58,7 @@ class FileError(TinyarrError, ValueError):
 
 
 def describe(name: str, value) -> str:
-    """How an operand is named in a message: `x has shape (3, 4), dtype float32`."""
+    """Returns the words for an operand in a message: `x has shape (3, 4), dtype float32`."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{name} has shape {tuple(value.shape)}, dtype {getattr(value.dtype, 'name', value.dtype)}"
     return f"{name} is {value!r} ({type(value).__name__})"

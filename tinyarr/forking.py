@@ -1,4 +1,4 @@
-"""What a forked child finds as if nothing had run beside it: only the thread that forked lives on there."""
+"""Forked children: only the thread that forked runs there, so locks and what other threads did are made anew."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _is_tensor(k: Any) -> bool:
 def _gathered(x: Tensor, parts: list[Any]) -> Tensor:
     """x[...] where tensors stand in the key; ints among them count as tensors, so they broadcast together.
 
-    The axes of the broadcast tensors stand where the first of them stood, or in front where the key parts them.
+    The axes of the broadcast tensors take the place of the first of them, or in front where the key parts them.
     """
     cut = _basic(x, tuple(slice(None) if _picks(k) else k for k in parts))
     hidden = x.ndim - sum(k is not None and k is not Ellipsis for k in parts)  # axes that ... stands for
@@ -136,7 +136,7 @@ def _gathered(x: Tensor, parts: list[Any]) -> Tensor:
 
 
 def _picks(k: Any) -> bool:
-    """Whether a part of a key picks positions along an axis: a tensor, or, beside one, an int."""
+    """Returns whether a part of a key picks positions along an axis: a tensor, or, beside one, an int."""
     return _is_tensor(k) or not (k is None or k is Ellipsis or isinstance(k, slice))
 
 

@@ -214,14 +214,14 @@ def as_index(self: Tensor) -> int:
 
 
 def reduced(self: Tensor) -> tuple:
-    """What pickle and copy.deepcopy keep: the values, not the storage (whose memory belongs to a pool) nor `.grad`."""
+    """Returns the parts that pickle keeps: the values, not the storage (whose memory belongs to a pool) nor `.grad`."""
     if self.node is not None:
         raise GradientError("copy, pickle: the tensor is a result of recorded operations: use x.detach()")
     return _restore, (type(self), to_numpy(self), self.device, self.requires_grad, self._has_wide_grad)
 
 
 def copied(self: Tensor, memo: dict | None = None) -> Tensor:
-    """What copy.copy and copy.deepcopy make: the same elements in memory of their own, without history or `.grad`."""
+    """Returns the copy of copy.copy and copy.deepcopy: equal elements in new memory, without history or `.grad`."""
     if self.node is not None:
         raise GradientError("copy, pickle: the tensor is a result of recorded operations: use x.detach()")
     with no_grad():

@@ -1,4 +1,4 @@
-"""What the Array API standard (2024.12) asks a namespace to say of itself."""
+"""Namespace information as the Array API standard (2024.12) asks for it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STANDARD = tuple(d for d in ALL if d.name not in ("float16", "bfloat16") and d n
 
 
 class NamespaceInfo:
-    """What `__array_namespace_info__()` returns: devices, dtypes and capabilities."""
+    """Result of `__array_namespace_info__()`: devices, dtypes and capabilities."""
 
     def capabilities(self) -> dict[str, bool | int | None]:
         """Masks and data-dependent shapes are allowed outside compiled functions; dimensions are not limited."""
@@ -30,7 +30,7 @@ class NamespaceInfo:
         return {d.name: d for d in STANDARD if kind is None or isdtype(d, kind)}
 
     def devices(self) -> list[Device]:
-        """Where tensors can be made."""
+        """Returns the devices on which tensors can be made."""
         return [Device("cpu")]
 
 

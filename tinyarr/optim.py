@@ -1,6 +1,6 @@
 """Optimizers: AdamW and SGD with momentum, and clipping by the global norm.
 
-An update is one elementwise expression over a parameter, its gradient and its state, written in place. The state lies
+An update is one elementwise expression over a parameter, its gradient and its state, written in place. The state is
 in segments. Learning rate and step are 0-d tensors, so that a compiled step reads them; they are weak in the
 expression: computed with in float64, once, then taking the parameter's dtype. A parameter of a half type has a float32
 master copy, which is what is updated; where the parameter was written since, by hand or by loading weights, the
@@ -117,7 +117,7 @@ def parameter_groups(parameters: Iterable[Any], name: str = "parameter_groups") 
 
 
 class Optimizer:
-    """What all optimizers share: parameter groups, the learning rate, the step, saving and loading.
+    """Base of optimizers: parameter groups, the learning rate, the step, saving and loading.
 
     `parameters` is an iterable of parameters, or a list of groups, dicts with the key "parameters" (or "params") and
     any of the optimizer's options. "lr_scale" (default 1) multiplies the learning rate for a group; a group's own "lr"

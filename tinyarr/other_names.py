@@ -219,7 +219,7 @@ class _Missing:
 
 
 def _listed(self: object) -> list[str]:
-    """What dir() lists of an object: its attributes without those that are not there."""
+    """Returns what dir() lists of an object: its attributes without those that are not there."""
     kind = type(self)
     return [n for n in object.__dir__(self) if not isinstance(inspect.getattr_static(kind, n, None), _Missing)]
 
@@ -265,7 +265,7 @@ def _check_call(function: Callable, args: tuple, keywords: dict[str, Any]) -> No
 
 
 def takes_axis(value: object) -> bool:
-    """Whether a value is a function with a parameter `axis` or `axes`, which PyTorch calls dim or dims."""
+    """Returns whether a value is a function with a parameter `axis` or `axes`, which PyTorch calls dim or dims."""
     if not isinstance(value, FunctionType):
         return False
     code = inspect.unwrap(value).__code__

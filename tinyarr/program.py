@@ -172,7 +172,7 @@ class Stretch(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """What a read shows becomes, dense, the contents of a value's place, or of `part` of it."""
+    """Copy of what a read shows, dense, to a value's place, or to `part` of it."""
 
     read: Read
     target: Value
@@ -258,7 +258,7 @@ class Argument(NamedTuple):
 
     @property
     def aligned(self) -> bool:
-        """Whether 16 bytes can be loaded at once where it begins; every buffer begins at a multiple of them."""
+        """Returns whether it begins at a multiple of 16 bytes, to be loaded at once; every buffer begins at one."""
         return self.place is None or self.place.offset % 16 == 0
 
 
@@ -284,7 +284,7 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """What the collective with the ticket of `call` makes, in `operand`, is there for all that comes later."""
+    """Wait for the collective with the ticket of `call`: later steps find its result in `operand`."""
 
     call: Any
     operand: Argument
@@ -305,7 +305,7 @@ class IndexCheck:
 
 @dataclass(frozen=True)
 class Lowered:
-    """What runs, in order, as data: compiler/lower.py makes it, and each backend has a way to run it.
+    """Program as data, in order: compiler/lower.py makes it, and each backend has a way to run it.
 
     arena: bytes of values, as planned. scratch: bytes behind them that operands are copied into; where a kernel's own
     begins says its call. guard: where not 0, all blocks are apart, with so many bytes behind each that nothing writes.

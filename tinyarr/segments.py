@@ -57,8 +57,8 @@ def part(flat: Tensor, shape: views.Shape, offset: int) -> Tensor:
 def pack(tensors: Sequence[Tensor], *, ranks: int = 1) -> Segment:
     """Moves `tensors`, all of one dtype and device, into a new segment, in the given order, and returns it.
 
-    Each tensor keeps its identity and values but lies in the segment's memory afterwards. Views taken of it before do
-    not follow. Raises DtypeError, DeviceError or ArgumentError where the tensors do not belong together.
+    Each tensor keeps its identity and values but is a view of the segment's memory afterwards. Views taken of it
+    before do not follow. Raises DtypeError, DeviceError or ArgumentError where the tensors do not belong together.
     """
     if not tensors:
         raise ArgumentError("pack: needs at least one tensor")

@@ -30,7 +30,7 @@ repetition: ContextVar[int] = ContextVar("repetition", default=0)
 
 
 def is_nested() -> bool:
-    """Whether a function runs that a transformation differentiates: then those inside keep their history."""
+    """Returns whether a function runs that a transformation differentiates: then those inside keep their history."""
     return nested.get() > 0
 
 
@@ -93,7 +93,7 @@ def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
 
 
 def edge_of(x: Tensor) -> Edge:
-    """Where the gradient of a tensor goes: (its node, which output of it), or (the leaf itself, 0)."""
+    """Returns the edge to which a tensor's gradient goes: (its node, which output of it), or (the leaf itself, 0)."""
     return (x, 0) if x.node is None else (x.node, x.node_output)
 
 
@@ -135,7 +135,7 @@ def detect_anomaly() -> Iterator[None]:
 
 
 def watched() -> bool:
-    """Whether a detect_anomaly() block is open."""
+    """Returns whether a detect_anomaly() block is open."""
     return _watched > 0
 
 
@@ -152,7 +152,7 @@ _FOLDER = os.path.dirname(__file__) + os.sep
 
 
 class CustomCall:
-    """What stands in for a Call and its Rule where a Python function, not a primitive, says how to go backward.
+    """Stand-in for a Call and its Rule where a Python function, not a primitive, says how to go backward.
 
     `function` maps the gradients of the outputs (None where there is none) to those of the operands, of which `specs`
     gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then; `again`

@@ -83,7 +83,7 @@ class Tensor(Methods):
 
     @property
     def requires_grad(self) -> bool:
-        """Whether gradients flow to this tensor: set by the user on leaves, inherited by results."""
+        """Returns whether gradients flow to this tensor: set by the user on leaves, inherited by results."""
         return self._requires_grad
 
     @requires_grad.setter
@@ -124,7 +124,7 @@ class Tensor(Methods):
 
     @property
     def is_leaf(self) -> bool:
-        """Whether the tensor was made by the user and not by a recorded operation."""
+        """Returns whether the tensor was made by the user and not by a recorded operation."""
         return self.node is None
 
     def detach(self) -> Tensor:

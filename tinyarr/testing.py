@@ -38,7 +38,7 @@ def gradcheck(
 
     The tolerance follows from the step h: `eps` for elements up to 1, and in proportion for larger ones. The quotient
     (f(x + h) - f(x - h)) / 2h errs in two ways. Truncation is h**2 f'''/6 to leading order; the same quotient with 2h
-    lies three times as far off that, so their distance bounds it (a distance above sqrt(eps) of the derivative is no
+    is three times as far off that, so their distance bounds it (a distance above sqrt(eps) of the derivative is no
     truncation but a kink, and is not granted). Rounding: a stable f returns, within `ulps` units in the last place
     (those of 1 for smaller results), the exact result for inputs within `ulps` units of x, and so shifts the quotient
     by at most ulps * epsilon * (max(|f|, 1) + |f' x|) / h. The default step balances the two.
@@ -162,7 +162,7 @@ class _Check:
         return weights @ ((ends[0] - ends[1]) / (2 * step))
 
     def _first_element(self, which: int, x: np.ndarray, weights: np.ndarray, jacobian: np.ndarray) -> str:
-        """Where a contradiction along a direction comes from: the first element that shows it alone."""
+        """Returns the origin of a contradiction along a direction: the first element that shows it alone."""
         for at, direction in _basis(x.shape):
             bad, found = self._compare(which, x, direction, weights, jacobian)
             if bad is not None:
@@ -228,7 +228,7 @@ def dtypes(kinds: Sequence[str] = KINDS, *, float8: bool = True):
 def tensors(shape: Any, dtype: Any = float64, *, values: Callable | None = None, repeats: bool = True):
     """Strategy: tensors of a shape and dtype (or of strategies for them), in memory of every layout.
 
-    The axes lie in any order, with gaps, backwards, and, if `repeats`, one broadcast with stride 0; the memory between
+    The axes come in any order, with gaps, backwards, and, if `repeats`, one broadcast with stride 0; the memory between
     the elements holds NaN. values(rng, shape): the elements, an np.ndarray drawn with the np.random.Generator; by
     default normal numbers, whole numbers below 100, or bools.
     """

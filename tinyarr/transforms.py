@@ -29,7 +29,7 @@ from .tensor import Tensor, require_tensors, result_tensor
 
 
 def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
-    """What a differentiated function returned, as a tuple."""
+    """Returns the result of a differentiated function as a tuple."""
     outputs = result if isinstance(result, tuple) else (result,)
     for o in outputs:
         if not isinstance(o, Tensor):
@@ -288,5 +288,5 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def _operation(node: Node) -> tuple:
-    """What must be the same when a function runs again."""
+    """Returns what must be the same when a function runs again."""
     return node.name, node.call.in_shapes, node.call.in_dtypes

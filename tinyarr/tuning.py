@@ -2,7 +2,7 @@
 
 Another algorithm may round otherwise, so a choice is part of what a run computes: it is made once, when a program is
 compiled, and whoever repeats the run reads it. A choice is a text, under a key that says all it depends on. One that
-was loaded stands before one that this process made, and that before one that an earlier process left in the disk cache.
+was loaded precedes one that this process made, and that before one that an earlier process left in the disk cache.
 """
 
 from __future__ import annotations

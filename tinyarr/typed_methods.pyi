@@ -137,11 +137,11 @@ class Methods:
     def prod(self, axis: int | Sequence[int] | None = None, *, dtype=None, keepdims: bool = False) -> Tensor:
         """The product over axes, 1 over an empty one; dtypes as for sum. Where elements are 0 the gradient is right too."""
     def count_nonzero(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Tensor:
-        """How many elements are not 0 (NaN counts), int64."""
+        """Returns the number of elements that are not 0 (NaN counts), int64."""
     def any(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Tensor:
-        """Whether an element is true (not 0), bool; False over an empty axis."""
+        """Returns whether an element is true (not 0), bool; False over an empty axis."""
     def all(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Tensor:
-        """Whether all elements are true (not 0), bool; True over an empty axis."""
+        """Returns whether all elements are true (not 0), bool; True over an empty axis."""
     def max(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Tensor:
         """The largest element, NaN if there is one; ties split the gradient evenly. Raises ShapeError for empty axes."""
     def min(self, axis: int | Sequence[int] | None = None, *, keepdims: bool = False) -> Tensor:

@@ -1,6 +1,6 @@
 """Shapes, strides, broadcasting, and what a view is: pure functions on tuples of ints.
 
-A View says how a tensor lies in its storage: element (i, j, ...) stands at offset + i * strides[0] + j * strides[1]
+A View maps a tensor to its storage: element (i, j, ...) is at offset + i * strides[0] + j * strides[1]
 + ..., counted in elements. The same functions serve eager mode, where a view is made at once, and the compiler, where
 it is a node without a kernel.
 """
@@ -67,7 +67,7 @@ def merge_axes(shape: Shape, strides: Sequence[Shape]) -> tuple[Shape, list[Shap
 
 
 def is_contiguous(view: View) -> bool:
-    """Whether the elements stand densely packed in row-major order (at any offset)."""
+    """Returns whether the elements are densely packed in row-major order (at any offset)."""
     step = 1
     for n, stride in zip(reversed(view.shape), reversed(view.strides), strict=True):
         if n == 0:
@@ -164,7 +164,7 @@ def reshape(view: View, shape: Shape) -> View | None:
         return View(shape, contiguous_strides(shape), view.offset)
     if 0 in shape:
         return View(shape, contiguous_strides(shape), view.offset)
-    # Runs of old axes that lie densely behind one another can be cut anew; each new axis must stay within one run.
+    # Runs of old axes that are dense one behind another can be cut anew; each new axis must stay within one run.
     runs: list[list[int]] = []  # [size, stride of its innermost element]
     for n, stride in zip(view.shape, view.strides, strict=True):
         if n == 1:

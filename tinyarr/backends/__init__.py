@@ -1,1 +1,1 @@
-"""How operations run: one package a kind of device, found by name when its first device is made."""
+"""Backends, which run operations: one package a kind of device, found by name when its first device is made."""

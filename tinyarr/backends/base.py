@@ -1,4 +1,4 @@
-"""What a backend is: memory, copies and kernels on one device. Nothing in it knows of gradients."""
+"""Backend: memory, copies and kernels on one device. Nothing in it knows of gradients."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from ..array import Array
 from ..dtypes import Dtype
+from ..ops.primitive import Primitive, registry
 from ..program import Graph, Lowered
 from ..views import Shape
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """How a backend runs one Call.
+    """Kernel of one Call: runs it on given arrays.
 
     function(inputs, outputs): handles (and Python scalars) in, nothing out; it allocates nothing.
     layouts(call): what each operand's strides must suit (see eager.fit); None where any do.
@@ -36,7 +37,7 @@ class MemoryStats:
 
 
 class ProgramRules:
-    """How programs are planned and lowered for a device, which needn't be there: a Backend's answers about its kernels.
+    """Rules by which programs are planned and lowered for a device, which needn't be there: traits of its kernels.
 
     stops: whether a program ends at a bad index, in place of saying so when it is waited for.
     block: the elements of a large temporary (logits, weights of attention) that an operation made of others holds at
@@ -53,7 +54,7 @@ class ProgramRules:
         raise NotImplementedError
 
     def holds(self, call: Any) -> bool:
-        """Whether a program has a kernel for a call; else its composite is traced in its place."""
+        """Returns whether a program has a kernel for a call; else its composite is traced in its place."""
         return call.primitive.parts is not None or self.kernel(call) is not None
 
     def in_layouts(self, call: Any) -> Sequence[str]:
@@ -65,7 +66,7 @@ class ProgramRules:
         return ("any",) * len(call.out_shapes)
 
     def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:
-        """Whether one kernel runs an elementwise call and the call that reads its first result, as that is made.
+        """Returns whether one kernel runs a call with an elementwise call as the prologue that makes its first operand.
 
         stored: the numbers of the results of `first` that are kept in memory all the same.
         """
@@ -84,7 +85,7 @@ class Backend(ProgramRules):
         raise NotImplementedError
 
     def handle(self, array: Array) -> Any:
-        """What kernels take for an array (on CPU an np.ndarray, on CUDA a pointer with strides)."""
+        """Returns the form in which kernels take an array (on CPU an np.ndarray, on CUDA a pointer with strides)."""
         raise NotImplementedError
 
     def copy(self, source: Array, target: Array) -> None:
@@ -103,7 +104,7 @@ class Backend(ProgramRules):
         """Begins the copy that the next to_numpy of the array needs, if it isn't written before."""
 
     def program(self, graph: Graph, lowered: Lowered) -> Any | None:
-        """What runs a graph as lowered: run(states, draws, floats) -> results; None: the Interpreter does."""
+        """Returns the runner of a lowered graph: run(states, draws, floats) -> results; None: the Interpreter is."""
         return None
 
     def synchronize(self) -> None:
@@ -112,3 +113,12 @@ class Backend(ProgramRules):
     def memory_stats(self) -> MemoryStats:
         """The device's memory as this process uses it."""
         return MemoryStats(0, 0, 0)
+
+
+def owed() -> set[Primitive]:
+    """Returns the primitives that a backend must have kernels for: no composite stands for them.
+
+    Elementwise ones are not among them, for which there is one kernel, nor views and copies into parts.
+    """
+    own = {p for p in registry.values() if p.built_in and p.view is None and p.composite is None}
+    return {p for p in own if p.reads != "elements"}

@@ -1,7 +1,7 @@
 """Scalar expressions printed as statements that are C and CUDA C++ alike.
 
 A typed expression becomes one statement a value, `float v3 = v1 * v2;`. Uniform values (0-d operands, Python scalars
-and what depends on them alone) stand before the loop, the others inside. `scalar.h` defines the operations that C
+and what depends on them alone) come before the loop, the others inside. `scalar.h` defines the operations that C
 lacks; arithmetic relies on the flags that each backend compiles with.
 """
 
@@ -122,7 +122,7 @@ def _operation(value: Value, arguments: list[str], dtype: Dtype) -> str:
 
 
 def named(number: int, value: Value) -> str:
-    """What `statements` calls a value: a constant is written out."""
+    """Returns the name by which `statements` refers to a value: a constant is written out."""
     return constant(value.value, value.dtype) if value.op == "constant" else f"v{number}"
 
 
@@ -165,7 +165,7 @@ def statements(
 
 
 def element(strides: Shape | None, axes: Sequence[str]) -> str:
-    """Where an element lies, as a C expression of the positions along the axes."""
+    """Returns the offset of an element, as a C expression of the positions along the axes."""
     terms = [i if s == 1 else f"{s} * {i}" for s, i in zip(strides or (), axes, strict=False) if s]
     return " + ".join(terms) or "0"
 

@@ -191,7 +191,7 @@ class _Aliases:
     # Copies
 
     def join_copies(self) -> None:
-        """A copy with unchanged layout is an alias: the root lives until the last reader of either.
+        """A copy with unchanged layout is an alias: the root's lifetime ends at the last reader of either.
 
         A copy that has a place in a larger value takes what it copies there.
 

@@ -41,13 +41,13 @@ _LIBRARIES = frozenset((*(sys.stdlib_module_names - {"__main__"}), "tinyarr", "n
 
 @functools.cache
 def is_library(module: str | None) -> bool:
-    """Whether a module is Python's own, tinyarr or NumPy, whose functions and classes don't change."""
+    """Returns whether a module is Python's own, tinyarr or NumPy, whose functions and classes don't change."""
     return (module or "").split(".")[0] in _LIBRARIES
 
 
 @functools.cache
 def is_users(module: str | None) -> bool:
-    """Whether a module is the user's, so that what its code names may change: no library, and not installed."""
+    """Returns whether a module is the user's, so that names in it may change: no library, and not installed."""
     if module == "__main__":  # whose file may be a tool's that runs the user's code: python -m pytest
         return True
     return not is_library(module) and "-packages" not in (
@@ -57,12 +57,12 @@ def is_users(module: str | None) -> bool:
 
 @functools.cache
 def is_pythons(module: str | None) -> bool:
-    """Whether a module is one of Python's library."""
+    """Returns whether a module is one of Python's library."""
     return module != "__main__" and (module or "").split(".")[0] in sys.stdlib_module_names
 
 
 def is_open(x: types.ModuleType | type) -> bool:
-    """Whether attributes of a class or module may change: not those of a library, but those of Python's own modules."""
+    """Returns whether attributes of a class or module may change: those of Python's modules, of no other library."""
     if isinstance(x, types.ModuleType):
         return is_pythons(x.__name__) or not is_library(x.__name__)
     return not is_library(x.__module__)
@@ -76,7 +76,7 @@ _KNOWN = (
 
 @functools.cache
 def hides_state(kind: type) -> bool:
-    """Whether instances hold more than attributes: some class among its bases is written in C and none of those known.
+    """Returns whether instances hold more than attributes: a base is written in C and none of those known.
 
     A class written in Python adds slots, a `__dict__` and a list of weak references to its base, and no other bytes.
     """
@@ -103,7 +103,7 @@ def slot_count(kind: type) -> int:
 
 
 def is_value(x: Any) -> bool:
-    """Whether x never changes and equals what has equal contents: fractions, dates and paths of Python's library."""
+    """Returns whether x is immutable and compared by contents: fractions, dates and paths of Python's library."""
     kind = type(x)
     if kind.__hash__ in (None, object.__hash__) or dataclasses.is_dataclass(kind):
         return False

@@ -12,7 +12,7 @@ from .symbolic_numbers import value_of
 
 
 class Bound:
-    """What one call brings to a program.
+    """Inputs of one call of a program, bound to the program's leaves.
 
     objects, numbers, holders: as a capture's. leaves: the objects to which numbers in the graph refer. memory: that of
     each of the graph's states. None stands for what another call brings anew.

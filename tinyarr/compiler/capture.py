@@ -27,7 +27,7 @@ GRADIENT = "'s gradient"  # ends the path of a tensor's GradientKind
 
 
 class TensorKind(NamedTuple):
-    """What a program depends on of a tensor. storage: the path of the first one over it. apart: how far from that."""
+    """Part of the signature of a tensor. storage: the path of the first one over it. apart: how far from that."""
 
     shape: Shape
     dtype: Dtype
@@ -38,7 +38,7 @@ class TensorKind(NamedTuple):
 
 
 class GradientKind(NamedTuple):
-    """What a program depends on of a tensor's part in gradients."""
+    """Part of the signature of a tensor's part in gradients."""
 
     type: type
     requires_grad: bool
@@ -75,7 +75,7 @@ class Same(NamedTuple):
 
 
 def exactly(x: Any) -> Part:
-    """What tells a value from all others, 1 from 1.0 and True, and 0.0 from -0.0."""
+    """Returns a key that tells a value from all others, 1 from 1.0 and True, and 0.0 from -0.0."""
     kind = type(x)
     if kind in (float, complex, slice) or isinstance(x, np.generic):
         return kind, repr(x)
@@ -136,7 +136,7 @@ def _shown(part: Part, other: Part) -> str:
 
 
 def is_rebuilt(x: Any) -> bool:
-    """Whether x is a list, dict, tuple or named tuple, which can be made anew of other parts."""
+    """Returns whether x is a list, dict, tuple or named tuple, which can be made anew of other parts."""
     return type(x) in (list, tuple, dict) or (isinstance(x, tuple) and hasattr(x, "_fields"))
 
 
@@ -152,7 +152,7 @@ class Leaf(NamedTuple):
 
 
 class Capture:
-    """What one walk found. All but `paths` and `storages` is by path.
+    """Objects and parts that one walk found. All but `paths` and `storages` is by path.
 
     objects: each of them once; tensors and generators: those among them. holders: what can be changed. parts: what is
     compared; signature: the same, to look a program up by. names: what code must name to come to each part. numbers:

@@ -31,7 +31,7 @@ class Chain(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What a code object names, each name once and in order.
+    """Names in a code object, each once and in order.
 
     chains: one for each place where a global is read or written. attributes: of whatever object. imports: modules that
     it imports itself. locals: parameters and variables whose value is read. all: every name, every string constant,

@@ -69,7 +69,7 @@ def _named(
 
 
 def _is_constant(x: Any, state: Container[int]) -> bool:
-    """Whether x is in the state, by its id, or can't change itself, nor anything in it."""
+    """Returns whether x is in the state, by its id, or can't change itself, nor anything in it."""
     kind: Any = type(x)
     if id(x) in state or kind in PLAIN or isinstance(x, types.ModuleType | type | functools._lru_cache_wrapper):
         return True

@@ -38,7 +38,7 @@ class _Part(NamedTuple):
 
 
 class History:
-    """What a call of a compiled function records on the tape.
+    """History of a compiled function: each call records one operation on the tape.
 
     residuals: what the forward program must return behind the function's own results, in the trace. passed: of the
     results that are tensors from outside, by number, which leaves they are.
@@ -98,7 +98,7 @@ def _pass_on(x: Tensor, result: Tensor) -> None:
 
 
 def _is_whole(a: Array) -> bool:
-    """Whether the array shows all elements of its storage in their order."""
+    """Returns whether the array shows all elements of its storage in their order."""
     return is_contiguous(a.view) and a.nbytes == a.storage.nbytes
 
 
@@ -180,7 +180,7 @@ def differentiate(
 
 
 def _runs_python(nodes: Sequence[Node]) -> bool:
-    """Whether functions of the user's are called on the way back."""
+    """Returns whether functions of the user's are called on the way back."""
     return any(node.hooks is not None or isinstance(node.call, CustomCall) for node in nodes)
 
 

@@ -87,7 +87,7 @@ class _Epilogues:
         return True
 
     def _is_fused(self, value: Value) -> bool:
-        """Whether an elementwise kernel or a norm reads a value, and so can make it on the way."""
+        """Returns whether an elementwise kernel or a norm reads a value, and so can make it on the way."""
         readers = [self._graph.nodes[r] for r in self._lives.readers.get(value, ())]
         return any(r.call.primitive.cheap for r in readers if isinstance(r, Node))
 

@@ -99,7 +99,7 @@ class _Clock:
 
 
 def _build(graph: Graph, clock: _Clock) -> Any:
-    """What runs a graph: the program of the device that holds all its values, or the interpreter."""
+    """Returns the runner of a graph: the program of the device that holds all its values, or the interpreter."""
     made, device = None, _device_of(graph)
     if device is not None:
         planned = plan(graph, GUARD if os.environ.get("TINYARR_GUARD") == "1" else 0)
@@ -156,7 +156,7 @@ class Compiled:
 
     @property
     def programs(self) -> list[Any]:
-        """What runs each of them; of a C library, `source` and `kernels` show the code."""
+        """Runners, one for each signature; of a C library, `source` and `kernels` show the code."""
         return [program.runner for program in self._programs]
 
     @property
@@ -171,17 +171,17 @@ class Compiled:
 
     @property
     def graphs(self) -> list[Graph]:
-        """What was traced, one graph for each signature."""
+        """Graphs after the passes, one for each signature."""
         return [program.graph for program in self._programs]
 
     @property
     def backward_programs(self) -> list[Any]:
-        """What runs backward, of each program on the way back that was asked for."""
+        """Runners of backward, one for each program on the way back that was asked for."""
         histories = [program.history for program in self._programs if program.history is not None]
         return [way.runner for history in histories for part in history.parts for way in part.pullback.ways]
 
     def __getattr__(self, name: str) -> Any:
-        """What the function has: a model's parameters() and eval(), its weights, a function's own attributes."""
+        """Returns an attribute of the function: a model's parameters() and eval(), its weights, a function's own."""
         if name.startswith("__") or "function" not in vars(self):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(self.function, name)
@@ -190,7 +190,7 @@ class Compiled:
         return self if instance is None else types.MethodType(self, instance)
 
     def __reduce__(self) -> tuple:
-        """What copy and pickle keep: the function, and how it is compiled."""
+        """Returns the function, and the options it is compiled with, for copy and pickle."""
         return type(self), (self.function, self._passes, self._build, self._max_programs, self._state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -214,7 +214,7 @@ class Compiled:
             return result
 
     def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Walk, _Program | None]:
-        """What a call captures, and its program; None where the function is to run as it is."""
+        """Returns the capture of a call, and its program; None where the function is to run as it is."""
         for _ in range(MOST_TRACES):
             capture = self._capture(args, kwargs)
             key = (*capture.signature, *mode)
@@ -326,7 +326,7 @@ class Compiled:
             )
 
     def explain(self) -> str:
-        """Why the function was traced, a line for each time: what was different from the most similar signature.
+        """Returns the reason of each trace, a line each: how it differs from the most similar signature.
 
         Below, the numbers that belong to the signature, and why.
         """
@@ -342,7 +342,7 @@ class Compiled:
 
 
 class _Program:
-    """What runs a graph, and where its results go: to what the function returns, and to what it changes.
+    """Program of one signature: a runner, and templates of what the function returns and changes.
 
     leaves: the paths to which numbers in the graph refer. places: of each its number, and the states that are found
     again there.
@@ -362,7 +362,7 @@ class _Program:
             self.places[traced.leaves[state.leaf]][1].append((i, state))
 
     def fits(self, capture: Walk, mode: tuple) -> bool:
-        """Whether all that the trace depended on is in a call as it was then."""
+        """Returns whether all that the trace depended on is in a call as it was then."""
         return mode == self._mode and self._used(capture) == self._parts
 
     def difference(self, capture: Walk) -> list[str]:

@@ -72,7 +72,7 @@ class _Cluster:
         return [v for node in self.all_nodes for v in node.outputs]
 
     def inputs(self) -> list[tuple[Node, Any]]:
-        """What the nodes read that none of them makes, beside the node that reads it."""
+        """Returns the operands that no node of the cluster makes, each beside the node that reads it."""
         made = set(self.outputs)
         return [(n, x) for n in self.all_nodes for x in n.inputs if not (isinstance(x, Read) and x.value in made)]
 
@@ -105,7 +105,7 @@ class _Fusion:
         return replace(self._graph, nodes=nodes)
 
     def _producer_for(self, position: int) -> int | None:
-        """Where the producer of an operand stands that can join the cluster at a position."""
+        """Returns the position of a producer that can join the cluster at a position, or None."""
         cluster = self._clusters[position]
         assert cluster is not None
         for _, x in cluster.inputs():
@@ -124,20 +124,20 @@ class _Fusion:
         return _is_one_kernel(a, b, stored) and self._needs_no_more_memory(a, stored, producer, consumer)
 
     def _may_wait(self, a: _Cluster, producer: int, consumer: int) -> bool:
-        """Whether a producer may run where its consumer does: nothing between reads it, nor writes what it reads."""
+        """Returns whether a producer may move to its consumer: no step between reads it, or writes its operands."""
         lives = self._lives
         is_read = any(lives.is_read_between(producer, consumer, v) for v in a.outputs)
         return not is_read and not any(lives.overwritten(v) < consumer for v in a.values_read())
 
     def _needs_no_more_memory(self, a: _Cluster, stored: set[Made], producer: int, consumer: int) -> bool:
-        """Whether what a producer reads, and would keep until its consumer runs, is no more than what it makes."""
+        """Returns whether the operands kept until the consumer runs are no larger than the results not stored."""
         if 1 not in self._is_left[producer + 1 : consumer]:
             return True
         longer = sum(nbytes(v) for v in a.values_read() if self._lives.ends(v) < consumer)
         return longer <= SMALL + sum(nbytes(v) for v in set(a.outputs) - stored)
 
     def _stored(self, cluster: _Cluster, positions: set[int]) -> set[Made]:
-        """What a cluster makes for others, which stand at other positions."""
+        """Returns the values of a cluster that must be stored: nodes at other positions read them."""
         lives = self._lives
         return {v for v in cluster.outputs
                 if v in lives.kept or any(reader not in positions for reader in lives.readers.get(v, ()))}  # fmt: skip
@@ -194,7 +194,7 @@ class _Fusion:
 
 
 def _is_one_kernel(a: _Cluster, b: _Cluster, stored: set[Made]) -> bool:
-    """Whether one kernel can make what b does of what a makes, going through the elements as b does."""
+    """Returns whether one kernel can run a and then b, going through the elements in b's order."""
     made, joined = set(a.outputs), a.joined_to(b)
     for node in b.all_nodes:
         for x in node.inputs:
@@ -211,7 +211,7 @@ def _is_one_kernel(a: _Cluster, b: _Cluster, stored: set[Made]) -> bool:
 
 
 def _cluster(node: Step, layouts: dict[Made, View]) -> _Cluster | None:
-    """What can be joined with others; not a copy of what will lie as the copy does, for which nothing runs."""
+    """Returns a node as a cluster if it can be fused; a copy with unchanged layout can't: it is an alias."""
     if not isinstance(node, Node) or (is_copy(node) and not layouts.keys().isdisjoint(_values(node))):
         return None
     if is_elementwise(node):
@@ -225,7 +225,7 @@ def _values(node: Node) -> list[Made]:
 
 
 def _is_whole(x: Read, node: Node) -> bool:
-    """Whether a node reads, in row-major order, each element of a value once."""
+    """Returns whether a node reads, in row-major order, each element of a value once."""
     count = views.size(x.value.shape)
     is_all = x.view.offset == 0 and views.is_contiguous(x.view) and views.size(x.view.shape) == count
     return is_all and (not is_elementwise(node) or views.size(node.outputs[0].shape) == count) and count > 0
@@ -240,7 +240,7 @@ def _seen(node: Node, x: Read, shape: Shape) -> View | None:
 
 
 def _counts_positions(node: Node) -> bool:
-    """Whether the expression asks for an element's position along an axis."""
+    """Returns whether the expression asks for an element's position along an axis."""
     return any(v.op == "index" for v in _typed(node.call).values)
 
 

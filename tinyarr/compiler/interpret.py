@@ -91,7 +91,7 @@ def _run(call: Any, operands: Sequence[Any]) -> Sequence[Array]:
 
 
 def _seen(array: Any, x: Argument) -> Any:
-    """What an argument shows of the buffer that an array is the whole of; a Python number as it is."""
+    """Returns the view of a buffer that an argument is; a Python number as it is."""
     if isinstance(array, int | float):
         return array
     assert x.place is not None

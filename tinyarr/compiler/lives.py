@@ -1,4 +1,4 @@
-"""Who makes the values of a graph, who reads them, and how long each is needed: what passes ask of it."""
+"""Def-use chains and lifetimes: which node makes each value of a graph, which read it, and until when it is needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def nbytes(value: Value) -> int:
 
 
 def is_call(node: Any, primitive: Primitive) -> TypeGuard[Node]:
-    """Whether a step is a call of this primitive, and of no other one of its name."""
+    """Returns whether a step is a call of this primitive, and of no other one of its name."""
     return isinstance(node, Node) and node.call.primitive is primitive
 
 
@@ -105,17 +105,17 @@ class Lives:
         return readers[-1] if readers else self.maker.get(value, -1)
 
     def is_read_between(self, first: int, last: int, value: Value) -> bool:
-        """Whether a node reads a value that is behind one position and before another one."""
+        """Returns whether a node reads a value that is behind one position and before another one."""
         readers = self.readers.get(value, [])
         return bisect_right(readers, first) < bisect_left(readers, last)
 
     def overwritten(self, value: Value) -> int:
-        """Where the state that a value is the old contents of gets its new ones."""
+        """Returns the position at which the state gets new contents whose old contents a value is; else END."""
         after = self._after.get(value)
         return END if after is None else self.maker.get(after, END)
 
     def move(self, old: int, new: int, read: Iterable[Value], made: Iterable[Value]) -> None:
-        """What stood at a position, and read and made these values, is now part of what stands at another one."""
+        """Moves the reads and definitions of a node to another position, into whose node it was merged."""
         for value in read:
             readers = self.readers[value]
             if self.is_read_between(old - 1, old + 1, value):

@@ -1,4 +1,4 @@
-"""What a program's memory holds, and when: as a table, and as a picture."""
+"""Report of a program's memory, step by step: as a table, and as a picture."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Memory:
         self.lives.sort(key=lambda life: (-life.nbytes, life.first))
 
     def alive(self, step: int) -> list[Life]:
-        """What is held at a step, the largest first."""
+        """Returns the values in memory at a step, the largest first."""
         return [life for life in self.lives if life.first <= step <= life.last]
 
     @property

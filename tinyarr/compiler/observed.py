@@ -60,7 +60,7 @@ def _impure() -> dict[Any, str]:
 
 
 def _key(x: Any) -> Any:
-    """What tells one function from another: a built-in method is made anew each time that it is asked for."""
+    """Returns the identity of a function: a built-in method is made anew each time that it is asked for."""
     owner = x.__self__ if type(x) in (MethodType, BuiltinFunctionType) else None
     return id(x) if owner is None or isinstance(owner, ModuleType) else (id(owner), x.__name__)
 
@@ -71,7 +71,7 @@ def _of_the_collector() -> set[CodeType]:
 
 
 def _is_import(frame: FrameType) -> bool:
-    """Whether this is the body of a module that is being imported."""
+    """Returns whether this is the body of a module that is being imported."""
     caller = frame.f_back
     return frame.f_code.co_name == "<module>" and caller is not None and caller.f_globals.get("__name__", "") in (
         "importlib._bootstrap", "importlib._bootstrap_external"
@@ -122,7 +122,7 @@ class Observed:
         return frozenset(found), is_plain
 
     def asks_for(self, name: str) -> bool:
-        """Whether code of the user's, or of a package, names this function of Python's."""
+        """Returns whether code of the user's, or of a package, names this function of Python's."""
         return any(
             chain.name == name and not chain.attributes and not self._is_library(code)
             for code in self.ran
@@ -185,7 +185,7 @@ class Observed:
         return found
 
     def _is_the_functions(self, frame: FrameType | None) -> bool:
-        """Whether it is the function that runs this code, not tinyarr or an import, which may do as they like."""
+        """Returns whether the function itself runs this code, not tinyarr or an import, which may do as they like."""
         is_users = False
         while frame is not None:
             file, name = frame.f_code.co_filename, frame.f_globals.get("__name__", "")

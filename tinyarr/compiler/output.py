@@ -18,7 +18,7 @@ from .trace import Trace
 
 
 class Output:
-    """What a trace puts out, in order: a context manager around it that keeps print, warn and logging from doing so.
+    """Output of a trace, in order: a context manager around it that holds print, warn and logging back.
 
     Other threads, which are in no trace or in another, go on putting out what they do.
     """
@@ -59,7 +59,7 @@ class Output:
         self._done.append((lambda *parts: printed(*parts, file=file, **kwargs), template))
 
     def _shown(self, x: Any) -> Any:
-        """What is printed of an argument: a tensor's elements as they are now, a number as it is at each call."""
+        """Returns the printed form of an argument: a tensor's elements as they are now, a number as at each call."""
         if isinstance(x, Tensor):
             with no_grad():
                 return copy(x)

@@ -26,7 +26,7 @@ Make = Callable[[Graph], tuple[Graph, Any]]  # a graph after the passes, and wha
 
 
 class _Call:
-    """What a call leaves for its way back. numbers: what was drawn, by what stands for it in a trace."""
+    """Record of a call for its way back. numbers: the random numbers drawn, by their stand-ins in the trace."""
 
     def __init__(self, numbers: dict[Any, int], given: Mapping[str, Any]):
         self.numbers = numbers
@@ -136,7 +136,7 @@ class Pullback:
         return self._way(gs).run([x.array for x in saved], [g for g in gs if g is not None], call)
 
     def reads(self, number: int, gs: Sequence[Tensor | None]) -> bool:
-        """Whether the way back from the outputs whose gradients came reads what was saved under a number."""
+        """Returns whether the way back from the outputs whose gradients came reads a saved value, by its number."""
         return number in self._way(gs).reads
 
     def _way(self, gs: Sequence[Tensor | None]) -> _Way:
@@ -178,7 +178,7 @@ def _hidden(nodes: Sequence[Node], outputs: Mapping[Edge, Array]) -> list[tuple[
 
 
 def _read_again(node: Node) -> Sequence[Tensor]:
-    """What a user's function may read beside what was saved, where its gradient is to be differentiated."""
+    """Returns tensors that a user's function reads beside those saved, where its gradient is to be differentiated."""
     return node.call.again if isinstance(node.call, CustomCall) else ()
 
 

@@ -106,7 +106,7 @@ class Fingerprint:
         )  # fmt: skip
 
     def _are_bare(self) -> bool:
-        """Whether no tensor that had none has got a gradient, history or hook, or another part in gradients."""
+        """Returns whether no tensor without a gradient, history or hook has got one, or another part in gradients."""
         for x in self._leaves:
             if x.grad is not None or x.node is not None or x._hooks is not None or x._has_wide_grad:
                 return False
@@ -179,7 +179,7 @@ class Recent:
         return self._bound.with_others(others) if others else self._bound
 
     def _expected(self, path: str, x: Any) -> tuple[str, int, Any]:
-        """How an argument may differ at the next call, and what it must be like."""
+        """Returns how an argument may differ at the next call, and the value that it is compared with."""
         parts, numbers, shared = self._capture.parts, self._capture.numbers, self._capture.shared
         if path in numbers:
             return path, _NUMBER, type(x)
@@ -192,7 +192,7 @@ class Recent:
         return path, _TENSOR, ((part.shape, part.dtype, part.device, part.strides), gradient)
 
     def _is_like(self, like: Any, x: Tensor, others: dict[str, Any]) -> bool:
-        """Whether a tensor is of the same kind and shares nothing with what was captured or comes with it."""
+        """Returns whether a tensor is of the same kind and shares nothing with what was captured or comes with it."""
         a, known = x.array, self._capture
         if (a.shape, a.dtype, a.device, a.strides) != like[0] or GradientKind.of(x) != like[1]:
             return False

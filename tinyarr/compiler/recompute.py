@@ -1,7 +1,7 @@
 """Recomputation: what is cheap to make is made again where it is next read, in place of being held until then.
 
 `checkpoint` says in the model what is not to be held, and is traced as it is written. Here the compiler chooses more:
-the elementwise results and norms that lie in memory when most of it is taken, until the plan fits a budget.
+the elementwise results and norms that are alive at the peak of memory, until the plan fits a budget.
 Source: Chen et al. 2016, "Training deep nets with sublinear memory cost"; the choice by what it saves at the peak is
 that of Jain et al. 2020 ("Checkmate") made greedy.
 """
@@ -64,7 +64,7 @@ def recompute(graph: Graph, budget: int, size: Callable[[Graph], int]) -> Graph:
 
 
 def _choices(graph: Graph) -> tuple[list[_Choice], list[int]]:
-    """What to make again, in rounds: those that lower the peak most, until nothing lowers it.
+    """Returns the nodes to run again, in rounds: those that lower the peak most, until nothing lowers it.
 
     And about how many bytes are alive at the peak with none of them, the first, the first two, and so on.
     """
@@ -80,7 +80,7 @@ def _choices(graph: Graph) -> tuple[list[_Choice], list[int]]:
 
 
 def _best(graph: Graph, chosen: Sequence[_Choice]) -> tuple[list[_Choice], int]:
-    """What frees most of the memory that is taken where most is, and all that frees at least half as much.
+    """Returns the nodes that free most bytes at the peak, and all that free at least half as many.
 
     And how many bytes are alive there.
     """

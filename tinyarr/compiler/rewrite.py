@@ -1,4 +1,4 @@
-"""What is written as several operations and has one of its own."""
+"""Rewriting: several nodes that one primitive computes become that one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _with_rows(graph: Graph, lives: Lives, node: Step) -> Step:
 
 
 def _rows(graph: Graph, lives: Lives, read: Any) -> Node | None:
-    """What makes a value of which nothing else is read than all of it, here."""
+    """Returns the node that makes the value of a read, if this is its only read and shows all of it, in order."""
     maker = _maker(graph, lives, read)
     if maker is None:
         return None
@@ -63,7 +63,7 @@ def _rows(graph: Graph, lives: Lives, read: Any) -> Node | None:
 
 
 def _maker(graph: Graph, lives: Lives, read: Any) -> Node | None:
-    """What makes a value that nothing else reads."""
+    """Returns the node that makes the value of a read, if this is its only reader."""
     if not isinstance(read, Read) or read.value not in lives.maker or read.value in lives.kept:
         return None
     maker = graph.nodes[lives.maker[read.value]]
@@ -124,7 +124,7 @@ def _converted(graph: Graph, lives: Lives, position: int) -> _Found | None:
 
 
 def _product(graph: Graph, lives: Lives, cast: Step | None) -> tuple[int, Read, Read] | None:
-    """Where x y is computed, x and y, if a node only converts that to float32, and nothing else reads it.
+    """Returns the position of a product x y and x and y, if `cast` converts it to float32 and is its only reader.
 
     Where it converts the transpose, x and y are the factors of that: (x y)^T = y^T x^T.
     """
@@ -165,7 +165,7 @@ def _instead(
 
 
 def _is_stored(graph: Graph, lives: Lives, value: Value) -> bool:
-    """Whether a value is in memory however what reads it is fused."""
+    """Returns whether a value is in memory, however its readers are fused."""
     readers = [graph.nodes[position] for position in lives.readers.get(value, ())]
     if value in lives.kept or len(readers) != 1 or not isinstance(readers[0], Node):
         return True

@@ -45,7 +45,7 @@ class Held:
 
 
 class Snapshot:
-    """What holders, tensors and generators are before a trace."""
+    """Snapshot of holders, tensors and generators before a trace."""
 
     def __init__(self, capture: Capture):
         self._capture = capture
@@ -54,7 +54,7 @@ class Snapshot:
         self._fixed = {path: (x, _fixed(x)) for path, x in capture.objects.items()}
 
     def changes(self, templates: Templates) -> Changes:
-        """What is different now. Raises TraceError for what can't be done again at each call."""
+        """Returns the differences since. Raises TraceError for one that can't be made again at each call."""
         gradients: dict[str, Any] = {}
         for x, path, name, _ in self._that_were_set():
             what = f".{name} was set"
@@ -139,7 +139,7 @@ def _fixed(x: Any) -> dict[str, Any]:
 
 
 class Changes:
-    """What is different after a call: gradients and holders, by path."""
+    """Changes that a call makes again: of gradients and holders, by path."""
 
     def __init__(self, gradients: dict[str, Any], held: dict[str, Held]):
         self._gradients = gradients

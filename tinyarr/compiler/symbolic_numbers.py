@@ -93,7 +93,7 @@ class SymbolicNumber:
 
 
 class SymbolicFloat(SymbolicNumber):
-    """A float, which may stand beside tensors."""
+    """A float, which may be an operand beside tensors."""
 
     __slots__ = ()
 

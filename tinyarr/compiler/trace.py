@@ -78,7 +78,7 @@ class Instruction(NamedTuple):
 
 
 class Trace:
-    """What one run of a function did. draws: for each random draw its generator and what stands for key and counter.
+    """Record of one run of a function. draws: of each random draw the generator, and stand-ins for key and counter.
 
     needed: the numbers, by path, that must be there as they are, and why. as_it_is: why the function can't be compiled.
     """
@@ -99,7 +99,7 @@ class Trace:
 
     @property
     def is_running(self) -> bool:
-        """Whether who asks is in this trace or one of its family. Another thread is not."""
+        """Returns whether the caller is in this trace or one of its family. Another thread is not."""
         return getattr(executor.get(), "family", None) is self.family
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
@@ -221,7 +221,7 @@ class WatchedArray(Array):
         self.watched = watched
 
     def __getattr__(self, name: str) -> Any:
-        """What Array's slots hold, once any of it is needed."""
+        """Fills Array's slots, once any of them is needed."""
         for slot in Array.__slots__:
             setattr(self, slot, getattr(self.watched, slot))
         return getattr(self.watched, name)

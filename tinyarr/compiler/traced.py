@@ -29,7 +29,7 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 class Traced:
-    """What a trace found.
+    """Result of a trace: a graph, and all on which it depends.
 
     names: in the code that ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
     tensors of which more than that they are there was asked. more_code: ran although the walk did not come to it.

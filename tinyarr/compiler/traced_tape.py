@@ -1,6 +1,6 @@
 """The tape that a function left in its trace, kept so that it can be walked whenever a gradient is asked for.
 
-It outlives the call that was traced, whose tensors and memory must not stay alive with it. So stand-ins take the place
+It outlives the call that was traced, whose tensors and memory must not be kept with it. So stand-ins take the place
 of what came from outside: tensors over memory that each call of a program brings.
 """
 
@@ -31,7 +31,7 @@ Draw = tuple[Drawn, Drawn]
 
 
 class Stretch(NamedTuple):
-    """What one walk did: the instructions, and the gradients of its targets.
+    """Part of backward that one walk does: its instructions, and the gradients of its targets.
 
     given: the stand-ins of the gradients that it began with. since: the lowest number of a node that it recorded.
     """

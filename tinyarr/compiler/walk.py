@@ -425,7 +425,7 @@ class Walk(Capture):
         self._push(tasks + self._fields(task))
 
     def _globals(self, code: types.CodeType, variables: dict[str, Any], names: tuple[str, ...]) -> list[Task]:
-        """What code names beside its own variables."""
+        """Returns visits to the globals, closure variables and attributes that code names."""
         self.code.add(code)
         tasks = []
         found = names_of(code)
@@ -463,7 +463,7 @@ class Walk(Capture):
         return [Task(path, x, names, False, (holder, name))]
 
     def _attribute(self, path: str, x: Any, attributes: tuple[str, ...], names: tuple[str, ...]) -> list[Task]:
-        """What code takes of a class or module by a chain of names: `settings.model.width`."""
+        """Returns visits to what code takes of a class or module by a chain of names: `settings.model.width`."""
         name, *rest = attributes
         is_of_python = isinstance(x, types.ModuleType) and is_pythons(x.__name__)
         if is_of_python:

@@ -98,7 +98,7 @@ class Control:
         self._wait(done, _Wait(group, number, list(ranks)), 0)
 
     def _answer(self, key: str, ranks: Sequence[int], begun: tuple[str, int] | None = None) -> list[Any]:
-        """What the server answers to a question asked before, under its key."""
+        """Returns the server's answer to a question asked before, under its key."""
         group, number = begun or (key, None)
         # It comes by a thread, which needs us idle.
         self._wait(lambda: key in self._values, _Wait(group, number, list(ranks), asks=True), _SPINS + _YIELDS)

@@ -24,7 +24,7 @@ BUCKET = SEGMENT  # bytes: enough for a network's full rate; what is one on its 
 
 
 class Part(NamedTuple):
-    """What a rank updates of a parameter: its elements start to stop, in row-major order, which `tensor` holds."""
+    """Share of a parameter that a rank updates: elements start to stop, in row-major order, which `tensor` holds."""
 
     parameter: Tensor
     start: int
@@ -48,7 +48,7 @@ class Alone:
 
     @property
     def parts(self) -> list[Part]:
-        """What this rank updates."""
+        """Parts of the parameters that this rank updates."""
         return [Part(p, 0, p.size, p) for p in self.parameters]
 
     def reduce(self) -> None:

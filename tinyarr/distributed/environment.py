@@ -1,4 +1,4 @@
-"""What the launcher tells a process in environment variables: which rank it is, and where the ranks meet.
+"""Environment variables by which the launcher tells a process its rank, and where the ranks meet.
 
 Launchers are asked from the inside out: mpiexec may run within a step of Slurm, and torchrun within either, so the
 variables of an outer one are still there and speak of other processes.
@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 
 
 class Place(NamedTuple):
-    """Which rank this process is, and where it meets the others.
+    """Rank of this process, and where it meets the others.
 
     how: "mpi", "tcp" (address is host:port), "folder" (address is its path), or "none" where it is alone.
     local_rank: which of the ranks on this machine it is. local_size: how many those are, None where it isn't told.
@@ -109,7 +109,7 @@ def secret(variables: Mapping[str, str] = os.environ) -> str:
 
 
 def _launcher(variables: Mapping[str, str]) -> _Launcher | None:
-    """Who started this process."""
+    """Returns the launcher that started this process."""
     inner = (_TORCHRUN, _MPICH, _OPEN_MPI)
     present = [x for x in inner if any(name in variables for name in (x.rank, x.size, x.local_rank))]
     for one, other in itertools.combinations(present, 2):
@@ -137,7 +137,7 @@ def _number(variables: Mapping[str, str], name: str, least: int, end: int | None
 
 
 def _chosen(text: str) -> tuple[str, str]:
-    """How and where ranks meet by TINYARR_RENDEZVOUS."""
+    """Returns how and where ranks meet, by TINYARR_RENDEZVOUS."""
     if text == "mpi":
         return "mpi", ""
     if text.startswith("folder:") and text != "folder:":

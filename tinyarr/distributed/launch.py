@@ -260,7 +260,7 @@ def _kill(function, process: int, number: int = signal.SIGKILL) -> None:
 
 
 def _exists(group: int) -> bool:
-    """Whether a group has processes, zombies among them."""
+    """Returns whether a group has processes, zombies among them."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""How the ranks of a run meet: init, world; and the mesh, which names the axes along which they compute together.
+"""Meeting of a run's ranks: init, world; and the mesh, which names the axes along which they compute together.
 
 How they find each other is `rendezvous`; how each hears that another is lost, `control`. What they compute together
 are the collectives of `ops/collective.py`, which backends run over MPI or NCCL.
@@ -61,7 +61,7 @@ def rank() -> int:
 
 
 def local_rank() -> int:
-    """Which of the ranks on this machine this is: the number of the GPU to use."""
+    """Returns the number of this rank among those on this machine: that of the GPU to use."""
     return environment.find().local_rank
 
 

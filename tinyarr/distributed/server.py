@@ -31,7 +31,7 @@ class _Stranger:
 
 
 class _Rank:
-    """What is known of a rank. begun: the number and operation of the last collective of each group it has begun."""
+    """State of a rank. begun: the number and operation of the last collective of each group it has begun."""
 
     def __init__(self, connection: Connection, process: str):
         self.connection = connection
@@ -54,14 +54,14 @@ def left(waiting: dict[str, Any], begun: dict[int, dict[str, tuple[int, str]]]) 
 
 
 def what(waiting: dict[str, Any]) -> str:
-    """How a message names what is waited for."""
+    """Returns the words for what is waited for, in a message."""
     if waiting["number"] is None:
         return f"exchange {waiting['group']}"
     return f"{waiting['operation']}, collective {waiting['number']} of group {waiting['group']}"
 
 
 def without_reaching(names: list[str], waiting: dict[str, Any]) -> str:
-    """What is said of ranks that have ended while they are waited for."""
+    """Returns the message about ranks that have ended while they are waited for."""
     ended = f"{', '.join(names)} {_has(names)} ended"
     return f"{ended} without reaching {what(waiting)}: every rank must call the same collectives"
 

@@ -118,7 +118,7 @@ class Zero(DataParallel):
 
 
 def share_out(groups: Iterable[Any], group: Group | None = None, *, zero: int = 0) -> Alone:
-    """What the ranks of a group, by default all, share of parameters or groups of them.
+    """Shares parameters, or groups of them, out among the ranks of a group, by default all.
 
     zero: 0, nothing: DataParallel; 1 or 2, Zero of that stage. A single rank is Alone.
     """

@@ -46,7 +46,7 @@ class Module:
     _unsaved: tuple[str, ...] = ()  # names of buffers that `state_dict` leaves out
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses a tensor that looks like a parameter where it stands and would be a buffer.
+        """Refuses a tensor that looks like a parameter and would become a buffer.
 
         A result of recorded operations, kept to be looked at, is neither.
         """

@@ -1,1 +1,1 @@
-"""What the operations are: the scalar language, primitives and `apply`, then one file a family."""
+"""Operations: the scalar language, primitives and `apply`, then one file a family."""

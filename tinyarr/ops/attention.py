@@ -77,7 +77,7 @@ def _in_blocks(attend: Callable, most: int, *qkv: Tensor) -> Sequence[Tensor]:
 
 @fused(outputs=("out", "lse"), saved=("q", "k", "v", "out", "lse"))
 def _scaled_dot_product_attention(q, k, v, *, causal, scale):
-    """Where there is more than a block of weights, backward computes each block again: few are ever held."""
+    """Attention block by block: of more than one, backward computes each block of weights again, so few are held."""
     (B, H, T, _), (_, G, S, _), dtype = q.shape, k.shape, q.dtype
     R, most = H // max(G, 1), q.device.backend.block // 8
     q, k, v = (astype(x, dtype.compute, copy=False) for x in (q, k, v))

@@ -1,7 +1,7 @@
 """Collectives: what the ranks of a group compute together, each bringing a tensor of its own.
 
 The function that is differentiated is the sum over the ranks of what each returns. So the gradient of a sum that all
-get is the sum of their gradients: no factor of the number of ranks stands anywhere.
+get is the sum of their gradients: no factor of the number of ranks appears anywhere.
 
 A program may begin a collective and compute other things meanwhile: then it has a ticket, and `wait` of that ticket
 gives what it made.

@@ -203,25 +203,25 @@ def _rsqrt_gradient(g, out):  # without x, which a row expression that returns 1
 
 @elementwise
 def logical_and(x, y):
-    """Whether both are true (non-zero), bool."""
+    """Returns whether both are true (non-zero), bool."""
     return scalar.cast(x, dtypes.bool) & scalar.cast(y, dtypes.bool)
 
 
 @elementwise
 def logical_or(x, y):
-    """Whether either is true (non-zero), bool."""
+    """Returns whether either is true (non-zero), bool."""
     return scalar.cast(x, dtypes.bool) | scalar.cast(y, dtypes.bool)
 
 
 @elementwise
 def logical_xor(x, y):
-    """Whether exactly one is true (non-zero), bool."""
+    """Returns whether exactly one is true (non-zero), bool."""
     return scalar.cast(x, dtypes.bool) ^ scalar.cast(y, dtypes.bool)
 
 
 @elementwise
 def logical_not(x):
-    """Whether x is false (zero), bool."""
+    """Returns whether x is false (zero), bool."""
     return ~scalar.cast(x, dtypes.bool)
 
 

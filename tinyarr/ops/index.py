@@ -79,7 +79,7 @@ def _take_gradient_backward(g, indices, *, axis, wrap):
 def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     """The elements of x at integer `indices` (any shape) along an axis, which the indices' axes replace.
 
-    Negative indices count from the end. In the gradient, repeated indices add up, in the order in which they stand.
+    Negative indices count from the end. In the gradient, repeated indices add up, in their order.
     Raises OutOfBounds for an index outside the axis.
     """
     require_tensors("take", x=x, indices=indices)
@@ -128,7 +128,7 @@ def index_along(x: Tensor, axis: int) -> Tensor:
 
 
 def flat_positions(shape: views.Shape, keys: Sequence[Tensor]) -> Tensor:
-    """Where the elements x[keys[0], keys[1], ...] of a row-major tensor of that shape stand; int64.
+    """Returns the flat positions of x[keys[0], keys[1], ...] in a row-major tensor of that shape; int64.
 
     An index outside its axis gives a position outside the tensor, which `take` and `scatter` refuse.
     """

@@ -139,7 +139,7 @@ def _rows(operation: str, name: str, x: Tensor, targets: Tensor) -> tuple[Tensor
 
 
 def _counts(operation: str, weight: Tensor, targets: Tensor, rows: Tensor, ignore_index: int) -> Tensor:
-    """How often each target counts: the weight of its class, 0 for `ignore_index`."""
+    """Returns how often each target counts: the weight of its class, 0 for `ignore_index`."""
     require_tensors(operation, weight=weight)
     if weight.shape != rows.shape[-1:] or not weight.dtype.is_float:
         raise ShapeError(f"{operation}: {describe('weight', weight)}: it must be floating, of shape {rows.shape[-1:]}")

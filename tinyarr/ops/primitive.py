@@ -30,7 +30,7 @@ executor: ContextVar[Any] = ContextVar("executor", default=eager)
 
 
 class Rule(NamedTuple):
-    """How a node goes backward: what it saves, and the function from output gradients to input gradients.
+    """Gradient rule of a node: what it saves, and the function from output gradients to input gradients.
 
     saved: for each saved value whether it is an output, and its number.
     backward: (call, needs, gs, saved tensors) -> one gradient or None for each operand.
@@ -333,7 +333,7 @@ def _write(call: Call, operands: Sequence[Any], arrays: Sequence[Any], out: Any,
 
 
 def is_built_in(function: Callable) -> bool:
-    """Whether a function is tinyarr's own; one made by exec has no module."""
+    """Returns whether a function is tinyarr's own; one made by exec has no module."""
     return (getattr(function, "__module__", None) or "").startswith("tinyarr.")
 
 

@@ -68,7 +68,7 @@ def _uniform(key, counter, low, high, *, shape, dtype):
 
 @elementwise
 def _normal(key, counter, mean, std, *, shape, dtype):
-    radius = scalar.sqrt(-2 * _exact_log(1 - _unit(key, counter)))  # 1 - u lies in (0, 1]
+    radius = scalar.sqrt(-2 * _exact_log(1 - _unit(key, counter)))  # 1 - u is in (0, 1]
     return scalar.cast(mean + radius * _exact_cos_turns(_unit(key, counter, stream=1)) * std, dtype)
 
 

@@ -84,19 +84,19 @@ def prod(x: Tensor, /, axis: Axis = None, *, dtype=None, keepdims: bool = False)
 
 
 def count_nonzero(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """How many elements are not 0 (NaN counts), int64."""
+    """Returns the number of elements that are not 0 (NaN counts), int64."""
     require_tensors("count_nonzero", x=x)
     return sum(not_equal(x, 0), axis=axis, keepdims=keepdims)
 
 
 def any(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """Whether an element is true (not 0), bool; False over an empty axis."""
+    """Returns whether an element is true (not 0), bool; False over an empty axis."""
     require_tensors("any", x=x)
     return not_equal(count_nonzero(x, axis=axis, keepdims=keepdims), 0)
 
 
 def all(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """Whether all elements are true (not 0), bool; True over an empty axis."""
+    """Returns whether all elements are true (not 0), bool; True over an empty axis."""
     require_tensors("all", x=x)
     return equal(sum(equal(x, 0), axis=axis, keepdims=keepdims), 0)
 

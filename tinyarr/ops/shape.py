@@ -1,4 +1,4 @@
-"""How elements are arranged: views, which share memory, and concat, split, stack."""
+"""Arrangement of elements: views, which share memory, and concat, split, stack."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .. import dtypes, views
 from ..errors import ArgumentError, ShapeError, whole_number
 from ..tensor import Tensor, require_tensors
 from ..views import Shape, View
+from .create import _copy, empty, zeros
 from .create import copy as clone
-from .create import zeros
 from .primitive import Primitive, apply
 
 
@@ -51,6 +51,12 @@ def _slice_gradient(g, *, starts, stops, steps, shapes):
     return apply(_unslice, g, shape=shapes[0], starts=starts, stops=stops, steps=steps)
 
 
+def _placed_in_zeros(x, *, shape, starts, stops, steps):
+    out = zeros(shape, dtype=x.dtype, device=x.device)
+    apply(_copy, x, out=apply(_slice, out, starts=starts, stops=stops, steps=steps))
+    return out
+
+
 _unslice = Primitive(
     "unslice",
     lambda shapes, dtypes, *, shape, starts, stops, steps: [(shape, dtypes[0])],
@@ -58,6 +64,7 @@ _unslice = Primitive(
     parts=lambda view, shapes, params: [
         views.slice_view(view, params["starts"], params["stops"], params["steps"])
     ],
+    composite=_placed_in_zeros,
 )
 
 
@@ -174,7 +181,17 @@ def _concat_parts(view, shapes, params):
     return _split_view(view, sizes=tuple(s[axis] for s in shapes), axis=axis)
 
 
-_concat = Primitive("concat", _infer_concat, variadic=True, promotes=_common, moves=True, parts=_concat_parts)
+def _joined(*tensors, axis):
+    ((shape, dtype),) = _infer_concat([t.shape for t in tensors], [t.dtype for t in tensors], axis=axis)
+    out = empty(shape, dtype=dtype, device=tensors[0].device)
+    for x, part in zip(tensors, split(out, [t.shape[axis] for t in tensors], axis=axis), strict=True):
+        apply(_copy, x, out=part)
+    return out
+
+
+_concat = Primitive(
+    "concat", _infer_concat, variadic=True, promotes=_common, moves=True, parts=_concat_parts, composite=_joined
+)
 
 
 @_concat.gradient

@@ -42,7 +42,7 @@ def topk(x: Tensor, /, k: int, *, axis: int = -1, largest: bool = True) -> tuple
 
 
 def searchsorted(x1: Tensor, x2: Tensor, /, *, side: str = "left", sorter: Tensor | None = None) -> Tensor:
-    """Where each element of x2 would have to stand in the sorted 1-d x1 to keep it sorted; int64 of x2's shape.
+    """Returns the position of each element of x2 in the sorted 1-d x1 that keeps it sorted; int64 of x2's shape.
 
     side: before ('left') or behind ('right') elements that are equal. sorter: the positions that sort x1.
     """

@@ -97,7 +97,7 @@ class CpuBackend(Backend):
         return run
 
     def holds(self, call: Any) -> bool:
-        """What has neither a C kernel nor a composite runs NumPy's kernel, between two sections of C."""
+        """Returns whether a call has a kernel in C, or, if it has no composite, NumPy's between two sections."""
         return _in_c(call) or (call.primitive.composite is None and call.primitive in KERNELS)
 
     def in_layouts(self, call: Any) -> Sequence[str]:

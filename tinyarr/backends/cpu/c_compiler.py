@@ -79,7 +79,7 @@ def check_openmp() -> None:
 def load(source: str, folder: Path | None = None, *, openmp: bool = False) -> ctypes.CDLL:
     """Compiles C source, which may include scalar.h, to a shared library and loads it.
 
-    `folder` keeps the source and the library; without it they are removed at once, and the library lives on in memory.
+    `folder` keeps the source and the library; without it they are removed at once, and the library stays in memory.
     Raises CompilerError where there is no compiler that works, SourceError with the message of one that rejects the
     source.
     """
@@ -127,7 +127,7 @@ def _run(command: Sequence[str], *arguments: str) -> subprocess.CompletedProcess
 
 @functools.cache
 def _processor() -> str:
-    """What this processor can do: a library made for another one may hold instructions that it lacks."""
+    """Returns the features of this processor: a library made for another one may hold instructions that it lacks."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

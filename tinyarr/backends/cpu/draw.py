@@ -34,7 +34,7 @@ _DIFFERENT = APPROXIMATE | {"maximum", "minimum"}
 
 
 def has_equal_bits(typed: Typed) -> bool:
-    """Whether an expression draws random bits, and C is certain to compute from them what NumPy does."""
+    """Returns whether an expression draws random bits, and C is certain to compute from them what NumPy does."""
     varying = {v.op for v in typed.values if not v.uniform}
     return "random_bits" in varying and varying.isdisjoint(_DIFFERENT)
 

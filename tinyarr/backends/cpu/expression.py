@@ -27,7 +27,7 @@ Specs = list[tuple[tuple[int, ...], Any]]
 
 
 class _Tile(NamedTuple):
-    """Where a tile lies (first element in row-major order, corner, number of axes), and scratch for random bits."""
+    """Position of a tile (first element in row-major order, corner, number of axes), and scratch for random bits."""
 
     start: int
     corner: tuple[int, ...]
@@ -90,7 +90,7 @@ def _uniform_cast(dtype: Dtype) -> Callable:
 
 
 def _function(v: Value) -> Callable:
-    """What computes a value: `function(*arguments)` returns it where it is uniform, else its last argument takes it."""
+    """Returns the function of a value: it returns it where it is uniform, else its last argument takes it."""
     if v.uniform:
         if v.op == "cast":
             return _uniform_cast(v.dtype)
@@ -149,7 +149,7 @@ class _Program:
         return (*v.args, len(self.typed.values)) if v.op in ("index", "random_bits") else v.args
 
     def _place_results(self, varying: Sequence[int]) -> None:
-        """Where each step writes: straight into an output's tile, or into a register, free again after its last use.
+        """Gives each step its destination: an output's tile, or a register, free again after its last use.
 
         A step may write into an output only when no operand, whose memory the output may share, is read after it.
         """

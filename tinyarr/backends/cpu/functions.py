@@ -1,4 +1,4 @@
-"""What NumPy calls the operations of the scalar language; and those that NumPy lacks."""
+"""NumPy functions of the scalar language's operations; and those that NumPy lacks."""
 
 from __future__ import annotations
 

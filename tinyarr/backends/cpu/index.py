@@ -36,7 +36,7 @@ def _wide(call):
 
 @kernel("take_gradient", layouts=("dense", "any"), scratch=_wide)
 def take_gradient(g, indices, out, wide=None, *, axis, size, wrap):
-    """Adds each row to the one that it was taken from, in the order in which they stand."""
+    """Adds each row to the one that it was taken from, in their order."""
     check_range("take", indices, -size if wrap else 0, size)
     total = out if wide is None else wide
     total.fill(0)

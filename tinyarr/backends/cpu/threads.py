@@ -1,4 +1,4 @@
-"""How many threads C code runs on."""
+"""Number of threads that C code runs on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def thread_count() -> int:
 
 
 def team(threads: int) -> int:
-    """How many of its threads a program gets: one in a forked child of a process that has run some.
+    """Returns the number of threads of a program: one in a forked child of a process that has run some.
 
     GNU's OpenMP keeps its threads between programs and would wait in the child for those of its parent, for ever. The
     number of threads changes no bit.

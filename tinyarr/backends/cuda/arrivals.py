@@ -15,7 +15,7 @@ from ...array import Array
 
 
 class Arrivals:
-    """What was begun and not yet waited for by the stream of kernels."""
+    """Uploads that have begun and that the stream of kernels has not yet waited for."""
 
     def __init__(self, kernels: Any):
         self._kernels = kernels

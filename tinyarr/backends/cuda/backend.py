@@ -39,7 +39,7 @@ STAGED = 32 * 2**20  # bytes; what is smaller goes through pinned memory, withou
 
 
 class Handle:
-    """What kernels take for an array: its address, and its strides and alignment, which plans depend on."""
+    """Array as kernels take it: its address, and its strides and alignment, which plans depend on."""
 
     __slots__ = ("address", "layout")
 

@@ -1,7 +1,7 @@
 """Collectives over NCCL, on a stream of their own beside that of kernels.
 
 Each begins when the kernels launched before it have run. A plan lets the kernels that come wait for it at once; a
-program leaves that out, and lets them wait where its node `wait` stands. What is only moved is moved as bytes, and what
+program leaves that out, and lets them wait at its node `wait`. What is only moved is moved as bytes, and what
 NCCL can't add up is added up in a wider dtype.
 """
 

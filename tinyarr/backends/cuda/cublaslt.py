@@ -40,7 +40,7 @@ TYPES = {
 }  # fmt: skip
 COMPUTE = {"float32": 68, "float64": 70, "tf32": 77}
 EPILOGUES = {None: 1, "bias": 4, "gelu_aux_bias": 164, "gelu_gradient": 192}
-AUXILIARY = ("gelu_aux_bias", "gelu_gradient")  # epilogues with another matrix, which lies as the result does
+AUXILIARY = ("gelu_aux_bias", "gelu_gradient")  # epilogues with another matrix, in the layout of the result
 
 # cublasLtMatmulHeuristicResult_t, which begins with a cublasLtMatmulAlgo_t.
 RESULT = np.dtype(
@@ -85,7 +85,7 @@ class Product(NamedTuple):
 
 @functools.cache
 def is_available() -> bool:
-    """Whether nvmath-python is installed and finds cuBLASLt and a GPU."""
+    """Returns whether nvmath-python is installed and finds cuBLASLt and a GPU."""
     if importlib.util.find_spec(MODULE) is None:
         return False
     try:
@@ -97,7 +97,7 @@ def is_available() -> bool:
 
 @functools.cache
 def has_float8() -> bool:
-    """Whether the GPU at hand multiplies float8 matrices (from compute capability 8.9 on)."""
+    """Returns whether the GPU at hand multiplies float8 matrices (from compute capability 8.9 on)."""
     from ...cuda import is_available as has_gpu
 
     if not has_gpu():
@@ -108,7 +108,7 @@ def has_float8() -> bool:
 
 
 def takes(dtype: Dtype) -> bool:
-    """Whether the library multiplies matrices of a dtype (float8 only by scaled_matmul)."""
+    """Returns whether the library multiplies matrices of a dtype (float8 only by scaled_matmul)."""
     return is_available() and dtype in (dtypes.float32, dtypes.float64, dtypes.float16, dtypes.bfloat16)
 
 
@@ -126,7 +126,7 @@ def _handle(device: int) -> int:
 
 
 class _Prepared:
-    """A product described to the library: descriptors that live as long as this does."""
+    """A product described to the library: descriptors that are kept as long as this is."""
 
     def __init__(self, spec: Product):
         from cupy.cuda import runtime
@@ -330,7 +330,7 @@ def _room(dtype: Dtype, count: int) -> int:
 
 
 def operand_bytes(spec: Product) -> int:
-    """What all that a product gets takes together, its workspace too."""
+    """Returns the bytes of all operands of a product and of its workspace."""
     return sum(_room(*operand) for operand in _operands(spec))
 
 
@@ -384,6 +384,6 @@ def _time(runs: Sequence[Callable[..., None]], stream: Any, addresses: Sequence[
 
 
 def _choice(milliseconds: Sequence[float]) -> int:
-    """Which to take: the fastest, or the first where that is hardly slower, so that noise decides less."""
+    """Returns the number of the fastest, or 0 where the first is hardly slower, so that noise decides less."""
     least = min(milliseconds)
     return 0 if least > GAIN * milliseconds[0] else milliseconds.index(least)

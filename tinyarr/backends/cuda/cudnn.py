@@ -24,7 +24,7 @@ WORKSPACE = 2048 * 2**20  # bytes, about
 
 
 class Attention(NamedTuple):
-    """What a graph is built for: the operands' shapes (B, H, T, D) and strides, in the order of the arguments."""
+    """Key of a cuDNN graph: the operands' shapes (B, H, T, D) and strides, in the order of the arguments."""
 
     shapes: tuple[Shape, ...]
     strides: tuple[Shape, ...]
@@ -36,7 +36,7 @@ class Attention(NamedTuple):
 
 @functools.cache
 def is_available() -> bool:
-    """Whether nvidia-cudnn-frontend and cuDNN itself are there."""
+    """Returns whether nvidia-cudnn-frontend and cuDNN itself are there."""
     if importlib.util.find_spec(MODULE) is None:
         return False
     try:
@@ -156,7 +156,7 @@ def prepare(spec: Attention) -> Callable[..., None]:
 
 
 def takes(dtype: Dtype, q: Shape, k: Shape, v: Shape) -> bool:
-    """Whether the library is there and has attention for such operands, if for their sizes too."""
+    """Returns whether the library is there and has attention for such operands, if for their sizes too."""
     sizes = q[-1] % 8 == v[-1] % 8 == 0 and max(q[-1], v[-1]) <= 128 and 0 not in (*q, *k)
     return dtype in (dtypes.float16, dtypes.bfloat16) and sizes and is_available()
 

@@ -1,7 +1,7 @@
 """Elementwise kernels: a scalar expression in a loop over packs of elements, 128 bits a load and store.
 
-The source depends on the expression, the number of axes left after merging, and how each operand lies along the last
-one (next to each other, all the same, or apart). Sizes and strides are arguments, so one kernel serves all shapes.
+The source depends on the expression, the number of axes left after merging, and how each operand is strided along the
+last one (next to each other, all the same, or apart). Sizes and strides are arguments, so one kernel serves all shapes.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _varying(name: str, placed: tuple[Operand, Address | None], shape: Shape) ->
 
 
 def _pack(axes: Shape, operands: Sequence[Varying]) -> int:
-    """How many elements a thread takes at once: as many as fill 16 bytes, where each operand lets it."""
+    """Returns the number of elements that a thread takes at once: those of 16 bytes, where each operand lets it."""
     if any(x.strides[-1] not in (0, 1) or not x.aligned for x in operands):
         return 1
     pack = packed(*(x.dtype for x in operands))

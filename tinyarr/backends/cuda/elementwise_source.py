@@ -37,10 +37,10 @@ class Varying:
 
 @dataclass
 class Loop:
-    """What the text depends on.
+    """Loop over elements, of which the CUDA source depends on nothing else.
 
     uniform: for the number of each uniform input its address, and whether it is a Python scalar, passed by value.
-    varying, results: the other operands, which lie along `axes`, what is left of `shape` once neighbours are merged.
+    varying, results: the other operands, strided along `axes`, what is left of `shape` once neighbours are merged.
     pack: elements taken at once. narrow: whether 32 bits count all positions.
     """
 
@@ -55,7 +55,7 @@ class Loop:
     narrow: bool
 
     def arguments(self) -> tuple[Any, ...]:
-        """What the kernel takes, and the function in its struct."""
+        """Returns the kernel's arguments, which are the fields of the function's struct."""
         arguments = [address for address, _ in self.uniform.values()] + [x.address for x in self._in_memory]
         arguments += [np.int64(n) for n in self.axes]
         arguments += [np.int64(s) for x in self._in_memory for s in x.strides]
@@ -153,7 +153,7 @@ class Loop:
         return parameters + [("Index", f"{part}{axis}") for axis in self._indexed for part in ("inner", "size")]
 
     def _positions(self) -> list[str]:
-        """Where the pack's first element stands along each axis, and in each operand."""
+        """Returns statements for the position of the pack's first element along each axis, and in each operand."""
         last = len(self.axes) - 1
         lines = ["Index rest = first;"]
         lines += [f"Index i{a} = rest % n{a}; rest /= n{a};" for a in range(last, 0, -1)]

@@ -1,6 +1,6 @@
 """Guards: finds what writes beyond its memory in a program's arena, or reads there what nothing has written.
 
-With TINYARR_GUARD=1 all that lies in the arena lies apart. Before each run all of it is filled with one byte, which is
+With TINYARR_GUARD=1 all blocks of the arena are apart. Before each run all of it is filled with one byte, which is
 NaN for floats; after the run what belongs to nobody must still hold that byte.
 """
 
@@ -37,7 +37,7 @@ class Gap(NamedTuple):
 
 
 def blocks(tasks: Iterable[Task]) -> list[Block]:
-    """What tasks write in the arena: their results, and the scratch that they work in."""
+    """Returns the blocks of the arena that tasks write: their results, and the scratch that they work in."""
     found = []
     for task in tasks:
         owner = " ".join(str(task).split())
@@ -51,7 +51,7 @@ def blocks(tasks: Iterable[Task]) -> list[Block]:
 
 
 def gaps(taken: Iterable[Block], end: int) -> list[Gap]:
-    """What is between the blocks of an arena of `end` bytes."""
+    """Returns the gaps between the blocks of an arena of `end` bytes."""
     taken = sorted(b for b in taken if b.start < b.end)
     edges, reached = [], 0
     for block in taken:

@@ -1,4 +1,4 @@
-"""Copies on the host of what lies on a GPU, begun before someone asks for the elements."""
+"""Downloads: copies of arrays from a GPU to the host, begun before the elements are asked for."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HostCopies:
         self._copies.pop(storage, None)
 
     def wants(self, array: Array) -> bool:
-        """Whether a copy of an array may be kept, and there is none."""
+        """Returns whether a copy of an array may be kept, and there is none."""
         return array.storage not in self._shared and self.find(array) is None
 
     def find(self, array: Array) -> HostCopy | None:

@@ -1,6 +1,6 @@
 """Rows by number, the sum of gradients back into the rows, and scattering.
 
-The gradient adds the rows of equal numbers in the order in which they stand: the numbers are sorted (8 bits a pass),
+The gradient adds the rows of equal numbers in their order: the numbers are sorted (8 bits a pass),
 pieces of the sorted order are added side by side, and runs longer than a piece are joined from their parts.
 
 The floor of `take` is reading and writing the rows taken; of its gradient reading them and writing every row twice, as
@@ -103,7 +103,7 @@ def _add_rows(
 
 
 def _parts(count: int) -> tuple[int, int]:
-    """How many keys a block sorts, a multiple of 1024, and how many blocks do."""
+    """Returns the number of keys that a block sorts, a multiple of 1024, and the number of blocks."""
     part = 1024 * -(-count // (1024 * SORTERS))
     return part, -(-count // part)
 

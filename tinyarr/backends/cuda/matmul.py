@@ -51,7 +51,7 @@ def _products(x: Operand, y: Operand, out: Operand, first: int, second: int, *, 
     """x y, or out + x y, for a batch of matrices. first, second: the numbers of x and y among the inputs."""
     if 0 in out.shape:
         return Plan([])
-    if out.strides[-1] != 1 and out.shape[-1] > 1:  # it lies transposed: out^T = y^T x^T
+    if out.strides[-1] != 1 and out.shape[-1] > 1:  # it is transposed in memory: out^T = y^T x^T
         x, y, out, first, second = _turned(y), _turned(x), _turned(out), second, first
     batch = out.shape[:-2]
     lead = [_batch_strides(operand, batch) for operand in (x, y, out)]
@@ -176,7 +176,7 @@ def _turned(x: Operand) -> Operand:
 
 
 def _lie(x: Operand) -> tuple[bool, int]:
-    """Whether the matrix is transposed in memory, and how far apart its rows (then columns) are."""
+    """Returns whether the matrix is transposed in memory, and the stride of its rows (then columns)."""
     (rows, columns), (by_row, by_column) = x.shape, x.strides
     if columns == 1 and by_row == 1:
         return False, 1

@@ -68,7 +68,7 @@ class Arena:
         self._block: Storage | None = None
 
     def address(self, nbytes: int) -> int:
-        """Where `nbytes` bytes begin."""
+        """Returns the address of `nbytes` bytes."""
         if self._block is None or self._block.nbytes < nbytes:
             self._block = None  # freed before the larger one is taken
             self._memory.give_back()

@@ -41,12 +41,12 @@ class Track:
         self._done: defaultdict[int | None, Any] = defaultdict(_event)
 
     def follow(self, kernels: int) -> None:
-        """What is begun next finds what kernels on that stream have been launched to make."""
+        """Lets the next collective wait for the kernels that were launched on that stream."""
         runtime.eventRecord(self._ready.ptr, kernels)
         runtime.streamWaitEvent(self.stream.ptr, self._ready.ptr)
 
     def mark(self, ticket: int | None) -> None:
-        """What was begun last has a ticket."""
+        """Gives the collective that was begun last a ticket."""
         runtime.eventRecord(self._done[ticket].ptr, self.stream.ptr)
 
     def hold(self, kernels: int, ticket: int | None) -> None:
@@ -105,7 +105,7 @@ _OPERATIONS = {"sum": "NCCL_SUM", "mean": "NCCL_AVG", "max": "NCCL_MAX", "min": 
 
 
 def _number(dtype: Dtype) -> int:
-    """What NCCL calls a dtype. It has no bool: of 0 and 1 the largest and the smallest are those of bytes."""
+    """Returns NCCL's number of a dtype. It has no bool: of 0 and 1 the largest and the smallest are those of bytes."""
     return getattr(nccl, f"NCCL_{'UINT8' if dtype.name == 'bool' else dtype.name.upper()}")
 
 
@@ -117,7 +117,7 @@ def _track(device: int) -> Track:
 
 @functools.cache
 def communicator(group: Group, device: int) -> Any:
-    """What the ranks of a group make together before their first collective. Raises DeviceError, or RankError."""
+    """Returns the communicator that the ranks of a group make together. Raises DeviceError, or RankError."""
     if not nccl.available:
         raise DeviceError("collectives on CUDA go over NCCL: pip install 'tinyarr[nccl13]' (nccl12 for CUDA 12)")
     # While it captures, NCCL would tell the other ranks where buffers are. But each rank captures a program when its
@@ -162,7 +162,7 @@ on_lost_rank.append(abort)
 
 
 def _finish() -> None:
-    """When Python ends: other ranks may still need what this one has begun."""
+    """Waits, when Python ends, for collectives that have begun: other ranks may still need them."""
     with contextlib.suppress(RankError):
         if _communicators:
             _track(runtime.getDevice()).finish()

@@ -1,7 +1,7 @@
 """A program on a GPU: its launches captured once in a CUDA graph, which each call replays.
 
-All that a program works in lies in one arena, which the programs of a device share: values, scratch, numbers that come
-from Python, and what is small and has another address at each call: results until they are given away, and state that
+A program works in one arena, which the programs of a device share: it holds values, scratch, numbers that come from
+Python, and what is small and has another address at each call: results until they are given away, and state that
 moves, as a batch does. A graph holds addresses: launches are captured when a call comes with those of the call before.
 """
 

@@ -19,7 +19,7 @@ from ...views import Shape
 
 
 class Operand(NamedTuple):
-    """What a plan sees of a tensor: strides count elements; aligned: the address is a multiple of 16 bytes.
+    """Tensor as a plan sees it: strides count elements; aligned: the address is a multiple of 16 bytes.
 
     dtype is a Dtype, or the kind ('bool', 'signed', 'float') of a Python scalar, which has shape ().
     """
@@ -123,7 +123,7 @@ class Begin(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs for one call, in order, and the bytes of each scratch block that it works in."""
+    """Launches of one call, in order, and the bytes of each scratch block that it works in."""
 
     steps: Sequence[Launch | LibraryCall]
     scratch: tuple[int, ...] = ()

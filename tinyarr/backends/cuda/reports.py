@@ -1,4 +1,4 @@
-"""What kernels found wrong: a kernel can't raise, so it leaves the first bad value in the host's memory."""
+"""Errors that kernels report: a kernel can't raise, so it leaves the first bad value in the host's memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Reports:
         self._slots: list[Report] = []
 
     def address(self, report: Report) -> int:
-        """Where a kernel with that message reports."""
+        """Returns the address at which a kernel with that message reports."""
         if report not in self._slots:
             if len(self._slots) == MOST:
                 report = Report("a kernel met a value outside its range ({value}, at {position})")
@@ -32,7 +32,7 @@ class Reports:
         return self._pinned.ptr + self._slots.index(report) * WORDS * 8
 
     def any(self) -> bool:
-        """Whether something was reported; its kernel may still be writing what."""
+        """Returns whether something was reported; its kernel may still be writing the value."""
         return bool(self._words[: len(self._slots), 0].any())
 
     def check(self) -> None:

@@ -14,7 +14,7 @@ ROWS = 4  # rows of a block, where a warp takes a row
 
 
 class Rows:
-    """How the rows of x are shared out.
+    """Tiling of the rows of x over blocks and threads.
 
     arrays: as long as a row, that are held. count: of rows. together: rows of a block. grid, block: of a launch that
     takes each row once.

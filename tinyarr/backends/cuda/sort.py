@@ -13,7 +13,7 @@ from .registry import Input, LibraryCall, Operand, Output, Plan, Scratch, kernel
 
 
 class Sorting(NamedTuple):
-    """What CuPy is asked: 'argsort' of a tensor along an axis, or 'nonzero' of a flat one with `found` results."""
+    """Request to CuPy: 'argsort' of a tensor along an axis, or 'nonzero' of a flat one with `found` results."""
 
     operation: str
     shape: Shape

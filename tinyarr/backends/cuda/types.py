@@ -16,7 +16,7 @@ def files(*kinds: Dtype) -> tuple[str, ...]:
 
 
 def packed(*kinds: Dtype) -> int:
-    """How many elements of the smallest of these dtypes fill 16 bytes."""
+    """Returns the number of elements of the smallest of these dtypes that fill 16 bytes."""
     return 16 // min(d.itemsize for d in kinds)
 
 

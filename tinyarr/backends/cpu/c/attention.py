@@ -43,7 +43,7 @@ class _Job:
 
 
 def _head(x: Operand, batch: str, head: str) -> str:
-    """Where a head's matrix begins."""
+    """Returns the C expression of the address at which a head's matrix begins."""
     return f"{x.name} + {batch} * {x.strides[0]} + {head} * {x.strides[1]}"
 
 

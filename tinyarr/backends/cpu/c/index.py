@@ -56,7 +56,7 @@ def take(site: Site) -> str:
 
 @kernel("take_gradient")
 def take_gradient(site: Site) -> str:
-    """Each job adds all rows to a strip of columns, in the order in which they stand."""
+    """Each job adds all rows to a strip of columns, in their order."""
     (g, indices), (out,) = site.inputs, site.outputs
     axis, size = site.params["axis"], site.params["size"]
     compute = out.dtype.compute
@@ -91,7 +91,7 @@ def take_gradient(site: Site) -> str:
 
 @kernel("index_add")
 def index_add(site: Site) -> str:
-    """Rows with one index are linked in the order in which they stand; for the first of them all are added up."""
+    """Rows with one index are linked in their order; for the first of them all are added up."""
     (x, g, indices), (out,) = site.inputs, site.outputs
     compute, (start, size) = out.dtype.compute, (site.params["start"], site.params["size"])
     t, count, width = TYPES[compute], indices.size, views.size(out.shape[1:])

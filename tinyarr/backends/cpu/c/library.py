@@ -175,7 +175,7 @@ class _Generator:
 
 
 def is_written(primitive: Primitive) -> bool:
-    """Whether programs in C hold a primitive: as a function, as copies, or as what Python does between two sections."""
+    """Returns whether programs in C hold a primitive: as a function, as copies, or as Python between two sections."""
     return is_in_c(primitive) or isinstance(primitive, Collective) or primitive.parts is not None
 
 
@@ -267,7 +267,7 @@ class Arena:
         self._block = np.empty(0, np.uint8)
 
     def address(self, size: int, pool: Pool) -> int:
-        """Where `size` bytes begin, which `pool` counts."""
+        """Returns the address of `size` bytes, which `pool` counts."""
         if self._block.nbytes < size + 4096:
             pool.count(-self._block.nbytes)
             self._block = np.empty(0, np.uint8)  # freed before the larger one is taken

@@ -61,7 +61,7 @@ def widened(site: Site, x: Operand, name: str, dtype: Dtype) -> tuple[str, Opera
 
 
 def wide_result(site: Site, out: Operand, name: str, dtype: Dtype) -> tuple[str, Operand, str]:
-    """Where a result is made in `dtype`: its declaration, itself, and the statements that round it into `out`."""
+    """Returns a place for a result in `dtype`: its declaration, itself, and the statements that round it into `out`."""
     if out.dtype is dtype:
         return "", out, ""
     place = site.take_scratch(out.size * dtype.itemsize)

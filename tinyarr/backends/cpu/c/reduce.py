@@ -30,7 +30,7 @@ class _Fold(Joining):
 
 
 def _reduced(site: Site) -> tuple[Source, Operand, list[int], tuple[int, ...]]:
-    """What is reduced, the result as if without the axes reduced, the axes kept and those reduced."""
+    """Returns the operand, the result as if without the axes reduced, the axes kept and those reduced."""
     source, (out,), axes = Source.first(site), site.outputs, site.params["axis"]
     kept = [a for a in range(len(source.shape)) if a not in axes]
     if site.params["keepdims"]:

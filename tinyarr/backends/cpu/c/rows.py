@@ -67,7 +67,7 @@ def cross_entropy_gradient(site: Site) -> str:
             checked_target(targets, n, site.params["ignore_index"]),
             f"{t} lse = {lse.load('0')}, scale = counts ? {g.load('0')} : 0;",
             fold("sum", t, n, e),
-            f"{t} at_target = counts ? {hit} : 0;",  # first: the result may lie where the logits do
+            f"{t} at_target = counts ? {hit} : 0;",  # first: the result may be in the logits' place
             _each(n, out.store(f"{e} / sum * scale", "i")),
             "if (counts)",
             f"    {out.store('at_target * scale', 'target')}",
@@ -92,7 +92,7 @@ def linear_cross_entropy(site: Site) -> str:
             checked_target(targets, n, site.params["ignore_index"]),
             _largest(replace(x, shape=(n,)), t),
             fold("sum", t, n, e),
-            f"{t} picked = counts ? {x.load('target')} - top : 0;",  # first: the slope may lie where the logits do
+            f"{t} picked = counts ? {x.load('target')} - top : 0;",  # first: the slope may be in the logits' place
             loss.store(f"counts ? log_{compute.name}(sum) - picked : 0", "0"),
         ]
         for out in slopes:
