@@ -216,6 +216,8 @@ class Compiled:
 
     def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Walk, _Program | None]:
         """Returns the capture of a call, and its program; None where the function is to run as it is."""
+        # A trace may show that the value of a number, or code that no walk came to, belongs to the signature. Then it
+        # is thrown away, and the next round looks at that too.
         for _ in range(MOST_TRACES):
             capture = self._capture(args, kwargs)
             key = (*capture.signature, *mode)

@@ -46,7 +46,7 @@ class _Epilogues:
         return replace(self._graph, nodes=[node for node in self._nodes if node is not None])
 
     def _bias_gelu(self, position: int, node: Any) -> None:
-        """x y + bias, and its GELU."""
+        """Merges x y + bias and its GELU; the sum stays a result, which backward reads."""
         (read,) = node.inputs
         added = self._lives.maker.get(read.value)
         if added is None or not _is_whole(read):
@@ -64,7 +64,7 @@ class _Epilogues:
                 return
 
     def _replace(self, made: Primitive, position: int, product: Any, more: Any, outputs: tuple[Value, ...]) -> bool:
-        """Makes the node at a position one with the product whose result it reads, if that can be."""
+        """Merges the node at a position with the product that it alone reads. Returns whether it could."""
         lives = self._lives
         maker = lives.maker.get(product.value) if isinstance(product, Read) else None
         node = None if maker is None else self._nodes[maker]
@@ -79,10 +79,12 @@ class _Epilogues:
         if not (fits and alone and product.value not in lives.kept and own is not None):
             return False
         operands = (*node.inputs, Read(more.value, own))
+        # The product moves down to its reader, and must find its operands as they were.
         if any(lives.overwritten(x.value) < position for x in operands):
             return False
         shapes, dtypes = tuple(x.view.shape for x in operands), tuple(x.value.dtype for x in operands)
         call = Call(made, node.call.device, shapes, dtypes, {})
+        # The library wants a bias at a multiple of 16 bytes: 8 elements of a half type.
         if len(set(dtypes)) > 1 or own.offset % 8 or call.device.backend.kernel(call) is None:
             return False
         line = self._graph.nodes[position].line
