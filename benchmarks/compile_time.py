@@ -24,8 +24,8 @@ import numpy as np
 import tinyarr
 from models.gpt2 import GPT2, Config
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.compiler.passes import PASSES, passes_within
-from tinyarr.compiler.plan import plan
+from tinyarr.compiler.memory.plan import plan
+from tinyarr.compiler.passes.order import PASSES, passes_within
 from tinyarr.program import Graph
 
 PHASES = ("trace", "passes", "plan", "compile", "all")

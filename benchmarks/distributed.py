@@ -59,7 +59,7 @@ def measure(job: argparse.Namespace) -> dict[str, float] | None:
     from models.options import TrainOptions
     from models.steps import make_programs
     from tinyarr import distributed, optim
-    from tinyarr.backends.cpu import collective
+    from tinyarr.backends.numpy import collective
 
     connect = collective._communicator
     collective._communicator = lambda group: Counted(connect(group))

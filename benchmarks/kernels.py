@@ -7,6 +7,7 @@ those of GPT-2 124M with B=64, T=1024: rows of 65,536 tokens.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import sys
 
@@ -17,15 +18,18 @@ import torch.nn.functional as F
 
 import tinyarr
 from tinyarr import cuda, dtypes
-from tinyarr.backends.cuda import compiler, cudnn, elementwise
-from tinyarr.backends.cuda.registry import Input, Operand, Output, Plan
+from tinyarr.backends.cuda.kernels import elementwise
+from tinyarr.backends.cuda.libraries import cudnn
+from tinyarr.backends.cuda.planning import compiler
+from tinyarr.backends.cuda.planning.registry import Input, LaunchPlan, Operand, Output
 from tinyarr.ops.activation import _gelu_tanh
 from tinyarr.ops.attention import _attention, _attention_gradient
 from tinyarr.ops.index import _take_gradient
 from tinyarr.ops.loss import _cross_entropy, _cross_entropy_gradient
-from tinyarr.ops.norm import _layer_norm, _layer_norm_gradient, _rms_norm, _rms_norm_gradient
+from tinyarr.ops.norm import _layer_norm, _limits, _rms_norm
 from tinyarr.ops.primitive import apply
-from tinyarr.ops.softmax import _softmax_gradient
+from tinyarr.ops.rowwise import Rowwise
+from tinyarr.ops.softmax import _log_softmax, _softmax
 from tinyarr.optim import _adamw_master_update
 
 GPU, BF16 = "cuda", torch.bfloat16
@@ -70,6 +74,25 @@ def compiled(function, *inputs):
     return lambda: fast(*inputs)
 
 
+def printed(primitive: Rowwise) -> Rowwise:
+    """The same definition, for which there is no kernel by hand."""
+    name = f"printed_{primitive.name}"
+    other = Rowwise(name, primitive.function, primitive.inputs, primitive.outputs, derived=True)
+    other.gradient(primitive._by_hand)
+    return other
+
+
+def gradient_of(operation: Rowwise, g, operands, options):
+    """A function that runs the gradient with respect to all operands, from that of the first result."""
+    inputs = [x.detach() for x in operands]
+    for x in inputs:
+        x.requires_grad = True
+    results = operation(*inputs, **options)
+    node = (results if isinstance(results, tuple) else (results,))[0].node
+    gs = (g,) + (None,) * (len(operation.outputs) - 1)
+    return lambda: node.rule.backward(node.call, node.needs, gs, node.saved)
+
+
 def memory_bound():
     """(name, bytes, ours, PyTorch's compiled)"""
     big, t_big = draw(N, 4 * C)
@@ -97,22 +120,23 @@ def memory_bound():
     yield "copy of heads", 2 * U, lambda: tinyarr.copy(t_heads), compiled(lambda x: x.contiguous(), heads)
     yield "copy, transposed", 2 * U, lambda: tinyarr.copy(t_x.mT), compiled(lambda x: x.t().contiguous(), x)
     yield "dropout", 2 * U, lambda: tinyarr.dropout(t_x, 0.1), compiled(lambda x: F.dropout(x, 0.1), x)
-    out, mean, rstd = apply(_layer_norm, t_x, t_w, t_b, eps=1e-5)
-    yield "layer norm", 2 * U, lambda: apply(_layer_norm, t_x, t_w, t_b, eps=1e-5), compiled(
-        lambda x, w, b: F.layer_norm(x, (C,), w, b), x, w, b)
-    t_mean, t_rstd = (torch.from_dlpack(s)[:, None] for s in (mean, rstd))
-    yield "layer norm gradient", 3 * U, lambda: apply(
-        _layer_norm_gradient, t_g, t_x, t_w, mean, rstd, eps=1e-5), compiled(
-        lambda g, x, w, b, m, r: torch.ops.aten.native_layer_norm_backward(g, x, (C,), m, r, w, b, [True] * 3),
-        g, x, w, b, t_mean, t_rstd)
-    out, rstd = apply(_rms_norm, t_x, t_w, eps=1e-5)
-    yield "rms norm", 2 * U, lambda: apply(_rms_norm, t_x, t_w, eps=1e-5), compiled(
-        lambda x, w: F.rms_norm(x, (C,), w, 1e-5), x, w)
-    yield "rms norm gradient", 3 * U, lambda: apply(_rms_norm_gradient, t_g, t_x, t_w, rstd, eps=1e-5), None
-    yield "softmax", 2 * U, lambda: tinyarr.softmax(t_x), compiled(lambda x: F.softmax(x, -1), x)
-    p, t_p = torch.softmax(x, -1), tinyarr.softmax(t_x)
-    yield "softmax gradient", 3 * U, lambda: apply(_softmax_gradient, t_g, t_p), compiled(
-        lambda g, p: torch.ops.aten._softmax_backward_data(g, p, -1, torch.bfloat16), g, p)
+    t_mean, t_rstd = torch.ops.aten.native_layer_norm(x, (C,), w, b, 1e-5)[1:]
+    p = torch.softmax(x, -1)
+    of_norms = {"eps": 1e-5, "limits": _limits(t_x)}
+    for name, primitive, operands, options, forward, backward in (
+        ("layer norm", _layer_norm, (t_x, t_w, t_b), of_norms, compiled(
+            lambda x, w, b: F.layer_norm(x, (C,), w, b), x, w, b), compiled(
+            lambda g, x, w, b, m, r: torch.ops.aten.native_layer_norm_backward(g, x, (C,), m, r, w, b, [True] * 3),
+            g, x, w, b, t_mean, t_rstd)),
+        ("rms norm", _rms_norm, (t_x, t_w), of_norms, compiled(
+            lambda x, w: F.rms_norm(x, (C,), w, 1e-5), x, w), None),
+        ("softmax", _softmax, (t_x,), {}, compiled(lambda x: F.softmax(x, -1), x), compiled(
+            lambda g, p: torch.ops.aten._softmax_backward_data(g, p, -1, torch.bfloat16), g, p)),
+        ("log-softmax", _log_softmax, (t_x,), {}, None, None),
+    ):  # fmt: skip
+        for kind, operation in (("", primitive), (", printed", printed(primitive))):
+            yield name + kind, 2 * U, functools.partial(operation, *operands, **options), forward
+            yield f"{name} gradient{kind}", 3 * U, gradient_of(operation, t_g, operands, options), backward
     yield "sum of rows", U, lambda: t_x.sum(axis=1), compiled(lambda x: x.sum(1), x)
     yield "sum of columns", U4, lambda: t_big.sum(axis=0), compiled(lambda x: x.sum(0), big)
     yield "sum of all", U4, lambda: t_big.sum(), compiled(lambda x: x.sum(), big)
@@ -192,7 +216,7 @@ def uncontracted() -> tuple[float, float]:
         steps = elementwise.plan("gelu_gradient" + flag[6:], typed, x.shape, [(x, Input(0)), (x, Input(1))],
                                  [(x, Output(0))])  # fmt: skip
         backend = tinyarr.Device(GPU).backend
-        run = backend.loader.bind(Plan(steps))
+        run = backend.loader.bind(LaunchPlan(steps))
         a, b, c = (tinyarr.randn(N, 4 * C, dtype="bfloat16", device=GPU) for _ in range(3))
         addresses = [t.array.data.address for t in (a, b, c)]
         times.append(ours(lambda: run(addresses[:2], addresses[2:])))

@@ -5,8 +5,9 @@ import time
 
 import numpy as np
 
-from tinyarr.backends.cpu import c_compiler, draw
-from tinyarr.backends.cpu.expression import _Program
+from tinyarr.backends.c import compiler
+from tinyarr.backends.numpy import draw
+from tinyarr.backends.numpy.expression import _Tiles
 from tinyarr.dtypes import float32
 from tinyarr.ops.scalar import make, variable
 from tinyarr.ops.typing import type_expression
@@ -52,10 +53,10 @@ def measure(name, function, arity):
     inputs = [random.uniform(0.01, 3, N).astype(np.float32) for _ in range(arity)]
     outputs = [np.zeros(N, np.float32) for _ in typed.outputs]
 
-    kernel = c_compiler.load(draw.source(typed)).draw
+    kernel = compiler.load(draw.source(typed)).draw
     pointers = (ctypes.c_void_p * (len(inputs) + len(outputs)))(*[x.ctypes.data for x in (*inputs, *outputs)])
 
-    program = _Program(typed, [(N,)] * len(inputs), (N,))
+    program = _Tiles(typed, [(N,)] * len(inputs), (N,))
     scratch = [np.zeros(shape, dtype) for shape, dtype in program.scratch()]
     c = fastest(lambda: kernel(pointers, ctypes.c_int64(0), ctypes.c_int64(N)))
     return c, fastest(lambda: program.run(inputs, outputs, scratch))

@@ -15,9 +15,9 @@ import numpy as np
 
 import tinyarr
 from tinyarr import Tensor
-from tinyarr.backends.cuda import cublaslt
-from tinyarr.backends.cuda.lowering import Task
-from tinyarr.backends.cuda.registry import LibraryCall, Operand
+from tinyarr.backends.cuda.libraries import cublaslt
+from tinyarr.backends.cuda.planning.registry import LibraryCall, Operand
+from tinyarr.backends.cuda.program.lowering import Launchable
 
 SMALL = 0.005  # of the time of all kernels: what takes less shares a row
 NAMED = 2  # operands on each side of a row's text
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     floor: float
 
 
-def moved(task: Task) -> int:
+def moved(task: Launchable) -> int:
     """Bytes of what a task reads and makes, each element once. What stays within the task is not counted."""
     if task.title == "wait":  # for a collective, which is counted where it begins
         return 0
@@ -63,7 +63,7 @@ def _nbytes(operand: Operand) -> int:
     return math.prod(n for n, stride in zip(operand.shape, operand.strides) if stride) * operand.dtype.itemsize
 
 
-def flop(task: Task) -> int:
+def flop(task: Launchable) -> int:
     """Operations of a task's products by cuBLASLt (2 m n k) and of attention (causal: half of all); else 0."""
     if task.title in ATTENTION:
         return _attention_flop(task)
@@ -71,7 +71,7 @@ def flop(task: Task) -> int:
     return sum(2 * p.batch * p.m * p.n * p.k for p in products)
 
 
-def _attention_flop(task: Task) -> int:
+def _attention_flop(task: Launchable) -> int:
     products, first = ATTENTION[task.title]
     q, k = task.reads[first : first + 2]
     B, H, T, D = q.shape
@@ -80,7 +80,9 @@ def _attention_flop(task: Task) -> int:
     return products * 2 * B * H * T * k.shape[2] * D // (2 if causal else 1)
 
 
-def medians(kernels: Sequence[Task], calls: Sequence[Sequence[float]], steps: int) -> list[tuple[Task, float]]:
+def medians(
+    kernels: Sequence[Launchable], calls: Sequence[Sequence[float]], steps: int
+) -> list[tuple[Launchable, float]]:
     """What a program launches in a step, each with its median time over some steps with as many calls in each.
 
     calls: the seconds of each kernel in each call, as Program.timed gives them.
@@ -91,7 +93,7 @@ def medians(kernels: Sequence[Task], calls: Sequence[Sequence[float]], steps: in
     return [pair for call in seconds.tolist() for pair in zip(kernels, call, strict=True)]
 
 
-def grouped(launches: Iterable[tuple[Task, float]], rates: Rates) -> list[Row]:
+def grouped(launches: Iterable[tuple[Launchable, float]], rates: Rates) -> list[Row]:
     """A row for each kernel and shapes, the longest first."""
     rows: dict[Any, Row] = {}
     for task, seconds in launches:
@@ -106,7 +108,7 @@ def _joined(rows: Sequence[Row], text: str) -> Row:
     return Row(text, *(sum(column) for column in zip(*(row[1:] for row in rows))))
 
 
-def _text(task: Task) -> str:
+def _text(task: Launchable) -> str:
     def side(operands: Sequence[Operand], form) -> str:
         return " ".join([*map(form, operands[:NAMED]), *["..."] * (len(operands) > NAMED)])
 

@@ -13,9 +13,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tinyarr
-from tinyarr.backends.cpu.registry import KERNELS as CPU
-from tinyarr.backends.cuda import planning
-from tinyarr.backends.cuda.registry import KERNELS as CUDA
+from tinyarr.backends.cuda.planning import plans
+from tinyarr.backends.cuda.planning.registry import KERNELS as CUDA
+from tinyarr.backends.numpy.registry import KERNELS as CPU
 from tinyarr.errors import TinyarrError
 from tinyarr.ops.elementwise_primitive import Elementwise
 from tinyarr.ops.expressed import Expressed
@@ -24,7 +24,7 @@ from tinyarr.ops.primitive import Primitive, registry
 from tinyarr.ops.rowwise import Rowwise
 from tinyarr.ops.scalar import Expr, topological
 
-assert planning.FAMILIES  # importing it fills CUDA
+assert plans.FAMILIES  # importing it fills CUDA
 PAGE = Path(__file__).with_name("operations.md")
 SYMBOLS = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "floor_divide": "//", "remainder": "%", "power": "**",

@@ -7,9 +7,9 @@ import numpy as np
 
 import tinyarr
 from tinyarr import einsum
-from tinyarr.backends.cpu import c_compiler
-from tinyarr.backends.cpu.registry import kernel as cpu_kernel
-from tinyarr.backends.cuda import registry as cuda
+from tinyarr.backends.c import compiler
+from tinyarr.backends.cuda.planning import registry as cuda
+from tinyarr.backends.numpy.registry import kernel as cpu_kernel
 from tinyarr.errors import ShapeError
 from tinyarr.ops.fused import fused
 from tinyarr.testing import gradcheck, gradgradcheck
@@ -50,7 +50,7 @@ def sizes(x, w, out):
     return [np.int32(n) for n in (np.prod(out.shape), *x.shape[1:], w.shape[0], *w.shape[2:], *out.shape[2:])]
 
 
-libraries = {t: c_compiler.load(f"typedef {t} T;\n{C_SOURCE}") for t in ("float", "double")}
+libraries = {t: compiler.load(f"typedef {t} T;\n{C_SOURCE}") for t in ("float", "double")}
 
 
 @cpu_kernel("conv2d", layouts="dense")
@@ -64,7 +64,9 @@ def on_cuda(inputs, outputs):
     (x, w), (out,) = inputs, outputs
     source = cuda.Source((), (("T", "float" if out.dtype is tinyarr.float32 else "double"),), CUDA_SOURCE)
     arguments = (cuda.Output(0), cuda.Input(0), cuda.Input(1), *sizes(x, w, out))
-    return cuda.Plan([cuda.Launch(source, "conv2d", (-(-int(arguments[3]) // 256), 1, 1), (256, 1, 1), arguments)])
+    return cuda.LaunchPlan(
+        [cuda.Launch(source, "conv2d", (-(-int(arguments[3]) // 256), 1, 1), (256, 1, 1), arguments)]
+    )
 
 
 tinyarr.manual_seed(0)

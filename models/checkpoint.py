@@ -52,7 +52,7 @@ class Held(NamedTuple):
 
 
 def write(
-    folder: Path, state: dict[str, Any], model: Any, optimizer: optim.Optimizer, parallel: distributed.Alone,
+    folder: Path, state: dict[str, Any], model: Any, optimizer: optim.Optimizer, parallel: distributed.OneRank,
     before: Checkpoint | None,
 ) -> Checkpoint:
     """Saves one more checkpoint, then removes all others but `before`.
@@ -118,7 +118,7 @@ def indices(folder: Path) -> list[Path]:
 
 def read(
     checkpoint: Checkpoint, model: Any, optimizer: optim.Optimizer | None = None,
-    parallel: distributed.Alone | None = None,
+    parallel: distributed.OneRank | None = None,
 ) -> None:
     """Sets a model, and the optimizer if given, to a checkpoint.
 
@@ -139,7 +139,7 @@ def read(
 
 
 def held(
-    model: Any, optimizer: optim.Optimizer | None = None, parallel: distributed.Alone | None = None
+    model: Any, optimizer: optim.Optimizer | None = None, parallel: distributed.OneRank | None = None
 ) -> dict[str, Held]:
     """By name all that a checkpoint holds, as far as this rank has it."""
     names = {tensor: name for name, tensor in model.named_tensors()}

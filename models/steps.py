@@ -29,7 +29,7 @@ class Programs(NamedTuple):
 
 
 def make_programs(
-    model: Any, optimizer: optim.Optimizer, parallel: distributed.Alone, options: TrainOptions
+    model: Any, optimizer: optim.Optimizer, parallel: distributed.OneRank, options: TrainOptions
 ) -> Programs:
     """The programs of a run; each is compiled at its first call.
 

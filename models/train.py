@@ -170,7 +170,7 @@ def mfu(flops_per_s: float, card: str) -> float | None:
 
 @contextlib.contextmanager
 def open_run(
-    options: TrainOptions, corpus: Corpus, model: Any, optimizer: Any, parallel: distributed.Alone,
+    options: TrainOptions, corpus: Corpus, model: Any, optimizer: Any, parallel: distributed.OneRank,
     generator: tinyarr.Generator,
 ) -> Iterator[tuple[Run, int]]:
     """The run's folder, locked, and its first step: a new run, or one whose state is read back."""

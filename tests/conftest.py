@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from tinyarr.backends.cpu import CpuBackend
-from tinyarr.backends.cpu.memory import Pool
+from tinyarr.backends.numpy import CpuBackend
+from tinyarr.backends.numpy.pool import Pool
 
 REQUIRE_PARITY = os.environ.get("TINYARR_REQUIRE_PARITY") == "1"
 ALL_EXAMPLES = os.environ.get("TINYARR_ALL_EXAMPLES") == "1"  # see tiers.py

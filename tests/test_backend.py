@@ -15,7 +15,7 @@ from tests.samples import SAMPLES
 from tests.test_primitives import check_results, recorded
 from tinyarr import Device, Tensor
 from tinyarr.compiler.lower import lower
-from tinyarr.compiler.plan import plan
+from tinyarr.compiler.memory.plan import plan
 from tinyarr.errors import DeviceError, OutOfBounds
 
 LISTS = Device("lists")

@@ -13,12 +13,12 @@ import pytest
 from benchmarks import step_kernels
 from benchmarks.train import draw_tokens, report
 from models import gpt2, llama3
-from tests.cuda.bound import bound
+from tests.backends.cuda.bound import bound
 from tinyarr import Device, Generator, Tensor, bfloat16, compile, int64, zeros
-from tinyarr.backends.cuda import cublaslt, cudnn
-from tinyarr.backends.cuda.lowering import Task
-from tinyarr.backends.cuda.registry import LibraryCall, Operand, Plan
-from tinyarr.compiler.plan import plan
+from tinyarr.backends.cuda.libraries import cublaslt, cudnn
+from tinyarr.backends.cuda.planning.registry import LaunchPlan, LibraryCall, Operand
+from tinyarr.backends.cuda.program.lowering import Launchable
+from tinyarr.compiler.memory.plan import plan
 from tinyarr.data import write_shard
 from tinyarr.views import contiguous_strides
 
@@ -146,8 +146,8 @@ def task(title, reads, makes, specs=()):
         shape, strides = x if isinstance(x[0], tuple) else (x, contiguous_strides(x))
         return Operand(shape, strides, bfloat16)
 
-    plan = Plan([LibraryCall("", spec, ()) for spec in specs])
-    return Task(title, "", plan, (), (), (), *(tuple(map(operand, side)) for side in (reads, makes)))
+    plan = LaunchPlan([LibraryCall("", spec, ()) for spec in specs])
+    return Launchable(title, "", plan, (), (), (), *(tuple(map(operand, side)) for side in (reads, makes)))
 
 
 def product(m, n, k, batch=1):
@@ -164,7 +164,7 @@ def test_operations_and_bytes_of_a_task_are_counted():
     q, k = (2, 6, 16, 8), (2, 3, 16, 8)  # two queries a key
     for title, operands, products in (("", [q, k, k], 2), ("_gradient", [q, q, k, k, q, (2, 6, 16)], 5)):
         for causal in (False, True):
-            spec = cudnn.Attention((), (), bfloat16, causal, 1.0, bool(title))
+            spec = cudnn.AttentionSpec((), (), bfloat16, causal, 1.0, bool(title))
             both = task("scaled_dot_product_attention" + title, operands, [q], [spec] * 2)  # half of the batch each
             assert step_kernels.flop(both) == products * 2 * (2 * 6 * 16 * 16 * 8) / (1 + causal)
 

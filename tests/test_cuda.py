@@ -10,7 +10,7 @@ import pytest
 
 import tinyarr
 from tinyarr import cuda
-from tinyarr.backends.cuda import cublaslt, cudnn
+from tinyarr.backends.cuda.libraries import cublaslt, cudnn
 from tinyarr.errors import DeviceError
 
 

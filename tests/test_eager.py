@@ -14,9 +14,9 @@ import tinyarr as ta
 from tests.tiers import at_most
 from tinyarr import array, eager, views
 from tinyarr import distributed as d
-from tinyarr.backends.cpu.expression import TILE
-from tinyarr.backends.cpu.memory import ALIGNMENT, POOLED_FROM, SPARE, Pool, size_class
-from tinyarr.backends.cpu.registry import KERNELS
+from tinyarr.backends.numpy.expression import TILE
+from tinyarr.backends.numpy.pool import ALIGNMENT, POOLED_FROM, SPARE, Pool, size_class
+from tinyarr.backends.numpy.registry import KERNELS
 from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops import primitive
 from tinyarr.ops.elementwise_primitive import Elementwise

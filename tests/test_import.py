@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"cupy", "nvmath", "cudnn", "mpi4py", "tiktoken", "matplotlib", "rich", "safetensors", "torch"}
-LATER = {f"tinyarr.{name}" for name in "compiler program cuda distributed data saving tuning ops.einsum".split()}
+LATER = {f"tinyarr.{name}" for name in "compiler program cuda distributed data saving tuning ops.more.einsum".split()}
 
 
 def printed(code):
@@ -24,7 +24,7 @@ def test_importing_tinyarr_imports_no_extra_and_nothing_that_no_tensor_needs():
 
 @pytest.mark.parametrize("name", ["compile", "cuda", "einsum", "unique_values", "distributed"])
 def test_what_is_imported_later_is_there_in_any_order_and_listed(name):
-    code = f"import tinyarr; x = tinyarr.{name}; import tinyarr.compiler, tinyarr.ops.einsum, tinyarr.distributed"
+    code = f"import tinyarr; x = tinyarr.{name}; import tinyarr.compiler, tinyarr.ops.more.einsum, tinyarr.distributed"
     code += f"; print(x is tinyarr.{name}, {name!r} in dir(tinyarr), {name!r} in tinyarr.__all__)"
     assert printed(code) == ["True", "True", "True"]
 

@@ -13,7 +13,7 @@ from tests.samples import SAMPLES, Case, Operand, Sample
 from tests.tiers import at_most
 from tinyarr import Device, dtypes, eager, use_device, views
 from tinyarr.array import Array, empty
-from tinyarr.backends.cpu.registry import KERNELS
+from tinyarr.backends.numpy.registry import KERNELS
 from tinyarr.dtypes import Dtype
 from tinyarr.errors import DeviceError, DtypeError, TinyarrError
 from tinyarr.ops import scalar

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
-from tinyarr.backends.cpu.functions import philox_scratch, random_bits
+from tinyarr.backends.numpy.functions import philox_scratch, random_bits
 from tinyarr.errors import ArgumentError, DtypeError
 from tinyarr.ops.random import _exact_cos_turns, _exact_log
 from tinyarr.testing import gradcheck

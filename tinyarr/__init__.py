@@ -34,7 +34,6 @@ from .namespace import VERSION as __array_api_version__
 from .namespace import __array_namespace_info__
 from .ops import row
 from .ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
-from .ops.arrange import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.attention import scaled_dot_product_attention
 from .ops.create import (
     arange,
@@ -132,12 +131,15 @@ from .ops.loss import (
     nll_loss,
 )
 from .ops.matmul import linear, matmul, scaled_matmul
+from .ops.more.scan import cumulative_prod, cumulative_sum, diff
+from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
+from .ops.more.statistics import mean, std, var, vector_norm
+from .ops.more.tiling import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, min, prod, sum
 from .ops.rotary import rotary_embedding
 from .ops.rowwise import rowwise
-from .ops.scan import cumulative_prod, cumulative_sum, diff
 from .ops.shape import (
     broadcast_to,
     concat,
@@ -154,8 +156,6 @@ from .ops.shape import (
     unstack,
 )
 from .ops.softmax import log_softmax, logsumexp, softmax
-from .ops.sort import argsort, nonzero, searchsorted, sort, topk
-from .ops.statistics import mean, std, var, vector_norm
 from .other_names import FUNCTIONS as _OTHER_NAMES
 from .other_names import SAME as _SAME
 from .other_names import explained as _explained
@@ -172,8 +172,8 @@ __version__ = "0.1.0"
 
 _LATER = {  # by module what no tensor needs, which is imported when it is first used
     "compiler": "compile",
-    "ops.einsum": "einsum outer tensordot vecdot",
-    "ops.sets": "unique_all unique_counts unique_inverse unique_values",
+    "ops.more.einsum": "einsum outer tensordot vecdot",
+    "ops.more.sets": "unique_all unique_counts unique_inverse unique_values",
     "": "compiler cuda data distributed saving testing tuning",  # modules themselves
 }
 _MODULES = {name: module for module, names in _LATER.items() for name in names.split()}

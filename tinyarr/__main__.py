@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from . import cache
-from .distributed import launch
+from .distributed.runtime import launch
 from .errors import ArgumentError, TinyarrError
 
 

@@ -19,7 +19,7 @@ from .ops.elementwise import add, astype, isnan
 from .ops.primitive import executor
 from .ops.reduce import sum_to
 from .ops.shape import reshape
-from .tape import CustomCall, Edge, Node, edge_of, numbers, reachable, recording, set_recording
+from .tape import CustomCall, Edge, TapeNode, edge_of, numbers, reachable, recording, set_recording
 from .tensor import Tensor, require_tensors, result_tensor
 from .views import is_contiguous
 
@@ -52,8 +52,8 @@ class _Walk:
         self.pending: dict[Edge, Tensor] = {}
         self.captured: dict[Edge, Tensor] = {}
         self.shared: set[int] = {id(g.array.storage) for _, g in roots}
-        self.heap: list[tuple[int, Node]] = []
-        self.queued: set[Node] = set()
+        self.heap: list[tuple[int, TapeNode]] = []
+        self.queued: set[TapeNode] = set()
 
     def run(self) -> list[Tensor | None]:
         with set_recording(self.create_graph):
@@ -79,11 +79,11 @@ class _Walk:
                 parent.grad = self.accumulated(parent.grad, g)
                 return
         self.pending[edge] = add(self.pending[edge], g) if edge in self.pending else g
-        if isinstance(parent, Node) and parent.number >= self.oldest and parent not in self.queued:
+        if isinstance(parent, TapeNode) and parent.number >= self.oldest and parent not in self.queued:
             self.queued.add(parent)
             heapq.heappush(self.heap, (-parent.number, parent))
 
-    def gradients_of_outputs(self, node: Node) -> list[Tensor | None]:
+    def gradients_of_outputs(self, node: TapeNode) -> list[Tensor | None]:
         """The gradients of a node's outputs, complete now, after their hooks."""
         gs: list[Tensor | None] = []
         for i in range(len(node.call.out_shapes)):
@@ -96,7 +96,7 @@ class _Walk:
             gs.append(g)
         return gs
 
-    def pass_through(self, node: Node, gs: Sequence[Tensor | None]) -> None:
+    def pass_through(self, node: TapeNode, gs: Sequence[Tensor | None]) -> None:
         """Carries a node's gradients on to its operands."""
         grads = _backward(node, gs, self.create_graph)
         if node.line is not None:
@@ -151,17 +151,17 @@ def walk(
     return _Walk(roots, targets, create_graph, retain_graph, oldest).run()
 
 
-def _leading(nodes: Sequence[Node], targets: set[Edge]) -> set[Node]:
+def _leading(nodes: Sequence[TapeNode], targets: set[Edge]) -> set[TapeNode]:
     """The nodes from which a gradient flows on to one of the targets."""
     stops = {parent for parent, _ in targets}
-    leading: set[Node] = set()
+    leading: set[TapeNode] = set()
     for node in reversed(nodes):
         if any(edge is not None and (edge[0] in leading or edge[0] in stops) for edge in node.edges):
             leading.add(node)
     return leading
 
 
-def _uses_of_leaves(nodes: Sequence[Node]) -> dict[Tensor, int]:
+def _uses_of_leaves(nodes: Sequence[TapeNode]) -> dict[Tensor, int]:
     """Returns the number of gradients that each leaf waits for."""
     uses: dict[Tensor, int] = {}
     for node in nodes:
@@ -171,7 +171,7 @@ def _uses_of_leaves(nodes: Sequence[Node]) -> dict[Tensor, int]:
     return uses
 
 
-def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
+def _backward(node: TapeNode, gs: Sequence[Tensor | None], create_graph: bool) -> Sequence[Tensor | None]:
     """The gradients of a node's operands from those of its outputs."""
     if node.saved is None:
         raise GradientError(
@@ -197,7 +197,7 @@ def _backward(node: Node, gs: Sequence[Tensor | None], create_graph: bool) -> Se
     return node.rule.backward(node.call, node.needs, gs, values)
 
 
-def _require_numbers(node: Node, gs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
+def _require_numbers(node: TapeNode, gs: Sequence[Tensor | None], grads: Sequence[Tensor | None]) -> None:
     """Raises GradientError where a gradient is NaN now and was none before."""
     if executor.get() is not eager:
         raise TraceError(
@@ -210,7 +210,9 @@ def _require_numbers(node: Node, gs: Sequence[Tensor | None], grads: Sequence[Te
         raise GradientError(f"backward: the gradient of {node.name} became NaN; it was computed at {node.line}")
 
 
-def _backward_of_composite(node: Node, gs: Sequence[Tensor | None], values: Sequence[Any]) -> Sequence[Tensor | None]:
+def _backward_of_composite(
+    node: TapeNode, gs: Sequence[Tensor | None], values: Sequence[Any]
+) -> Sequence[Tensor | None]:
     """The gradients as the vjp of the primitive's plain definition, which can be differentiated again.
 
     Outputs saved beside inputs are caches and recomputed; without any, they are what the gradient is made of. An input
@@ -234,7 +236,7 @@ def _backward_of_composite(node: Node, gs: Sequence[Tensor | None], values: Sequ
     return [next(found) if need else None for need in node.needs]
 
 
-def _fitted(node: Node, i: int, g: Tensor) -> Tensor:
+def _fitted(node: TapeNode, i: int, g: Tensor) -> Tensor:
     """A gradient summed back over broadcast axes and cast to its operand's dtype."""
 
     shape, dtype = node.call.in_shapes[i], node.call.in_dtypes[i]

@@ -83,7 +83,7 @@ def libraries() -> dict[str, str]:
 @functools.cache
 def _state(library: str) -> str:
     name, package, instead = LIBRARIES[library]
-    module = importlib.import_module(f".backends.cuda.{name}", __package__)
+    module = importlib.import_module(f".backends.cuda.libraries.{name}", __package__)
     if module.is_available():
         return "found"
     if importlib.util.find_spec(module.MODULE) is None:
@@ -123,7 +123,7 @@ class Event:
 
     def synchronize(self) -> None:
         """Waits until the point is reached."""
-        from .backends.cuda.events import wait_for
+        from .backends.cuda.device.events import wait_for
 
         wait_for(self._event)
 

@@ -12,8 +12,8 @@ from .ops.assign import assign
 from .ops.create import arange, full
 from .ops.elementwise import astype, where
 from .ops.index import flat_positions, require_integers, scatter, take
+from .ops.more.sort import nonzero
 from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
-from .ops.sort import nonzero
 from .tensor import Tensor
 
 

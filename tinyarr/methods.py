@@ -6,22 +6,8 @@ Only those that say what to write in place of another library's name are missing
 from __future__ import annotations
 
 from . import autograd, indexing, interchange
-from .ops import (
-    activation,
-    arrange,
-    assign,
-    create,
-    elementwise,
-    index,
-    matmul,
-    random,
-    reduce,
-    scan,
-    shape,
-    softmax,
-    sort,
-    statistics,
-)  # fmt: skip
+from .ops import activation, assign, create, elementwise, index, matmul, random, reduce, shape, softmax
+from .ops.more import scan, sort, statistics, tiling  # fmt: skip
 from .ops.operators import OPERATORS
 from .tensor import add_methods
 
@@ -48,7 +34,7 @@ add_methods(
     reshape=shape.reshape, permute_dims=shape.permute_dims, broadcast_to=shape.broadcast_to, swapaxes=shape.swapaxes,
     expand_dims=shape.expand_dims, squeeze=shape.squeeze, flip=shape.flip, split=shape.split, unstack=shape.unstack,
     moveaxis=shape.moveaxis, T=property(shape.transposed), mT=property(shape.matrix_transpose),
-    roll=arrange.roll, tile=arrange.tile, repeat=arrange.repeat,
+    roll=tiling.roll, tile=tiling.tile, repeat=tiling.repeat,
     sum=reduce.sum, prod=reduce.prod, count_nonzero=reduce.count_nonzero, any=reduce.any, all=reduce.all,
     max=reduce.max, min=reduce.min, argmax=reduce.argmax, argmin=reduce.argmin,
     mean=statistics.mean, var=statistics.var, std=statistics.std, vector_norm=statistics.vector_norm,

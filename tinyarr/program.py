@@ -63,7 +63,7 @@ class Node:
 
 
 @dataclass(eq=False, slots=True)
-class Group:
+class FusedPair:
     """Two nodes that one kernel runs: `last` reads the first output of `first`, an elementwise one, as it is made.
 
     outputs: what is stored of all that they make.
@@ -104,7 +104,7 @@ class Write:
         return f"{self.output}: {self.output.dtype.name} = {Read(self.old, self.view)} <- {self.new}"
 
 
-Step = Node | Group | Write
+Step = Node | FusedPair | Write
 
 
 @dataclass(eq=False, slots=True)
@@ -179,7 +179,7 @@ class Copy(NamedTuple):
     part: View | None = None
 
 
-PlanStep = Node | Group | Copy
+PlanStep = Node | FusedPair | Copy
 
 
 class Check(NamedTuple):

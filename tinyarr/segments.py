@@ -88,12 +88,12 @@ def pack(tensors: Sequence[Tensor], *, ranks: int = 1) -> Segment:
 
 
 def _step(dtype: Dtype) -> int:
-    """How many elements tensors in a segment begin at multiples of."""
+    """Returns the number of elements at whose multiples tensors in a segment begin."""
     return max(ALIGNMENT // dtype.itemsize, 1)
 
 
 def layout(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
-    """Where each tensor of a segment begins, in elements, and where the last one ends with its padding.
+    """Returns the element at which each tensor of a segment begins, and the end of the last one with its padding.
 
     Example: 33, 5 and 32 elements of float32 begin at 0, 64 and 96, and end at 128.
     """
@@ -193,7 +193,7 @@ def padded(flat: Tensor) -> Tensor:
 
 
 def _is_outside(storage: Storage) -> bool:
-    """Whether a compiled function finds it outside, where it may lie otherwise at the next call."""
+    """Returns whether a compiled function finds it outside, where it may lie otherwise at the next call."""
     return getattr(storage, "trace", eager) is not executor.get()
 
 

@@ -34,7 +34,7 @@ def is_nested() -> bool:
     return nested.get() > 0
 
 
-class Node:
+class TapeNode:
     """One recorded operation: what backward needs of it.
 
     number: nodes are numbered as they are recorded, so every user of a node has a higher number than it.
@@ -89,7 +89,7 @@ def record(call, operands: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         else:
             saved.append(value)
             versions.append(None)
-    attach(Node(call, rule, needs, edges, saved, versions), outputs)
+    attach(TapeNode(call, rule, needs, edges, saved, versions), outputs)
 
 
 def edge_of(x: Tensor) -> Edge:
@@ -105,7 +105,7 @@ def gradient_spec(edge: Edge) -> tuple[Shape, Dtype]:
     return parent.call.out_shapes[output], parent.call.out_dtypes[output]
 
 
-def attach(node: Node, outputs: Sequence[Tensor]) -> None:
+def attach(node: TapeNode, outputs: Sequence[Tensor]) -> None:
     """Makes `node` the one that computed `outputs`."""
     if _watched:
         node.line = _caller()
@@ -183,7 +183,7 @@ def record_custom(
     custom = CustomCall(name, function, specs, outputs, read, again)
     needs = tuple(edge is not None for edge in edges)
     versions = [(x.array.storage, x.array.storage.version) for x in read]
-    attach(Node(custom, custom, needs, edges, list(read), versions), outputs)
+    attach(TapeNode(custom, custom, needs, edges, list(read), versions), outputs)
 
 
 class set_recording:
@@ -218,14 +218,14 @@ def enable_grad() -> set_recording:
     return set_recording(True)
 
 
-def reachable(roots: Sequence[Edge], oldest: int = 0) -> list[Node]:
+def reachable(roots: Sequence[Edge], oldest: int = 0) -> list[TapeNode]:
     """The nodes from which the roots were computed, numbered `oldest` or above, latest first."""
-    found: dict[int, Node] = {}
-    stack = [parent for parent, _ in roots if isinstance(parent, Node)]
+    found: dict[int, TapeNode] = {}
+    stack = [parent for parent, _ in roots if isinstance(parent, TapeNode)]
     while stack:
         node = stack.pop()
         if node.number < oldest or node.number in found:
             continue
         found[node.number] = node
-        stack.extend(edge[0] for edge in node.edges if edge is not None and isinstance(edge[0], Node))
+        stack.extend(edge[0] for edge in node.edges if edge is not None and isinstance(edge[0], TapeNode))
     return [found[n] for n in sorted(found, reverse=True)]

@@ -12,7 +12,7 @@ from .autograd import gradients, independent, walk
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros, zeros_like
 from .tape import (
-    Node,
+    TapeNode,
     edge_of,
     gradient_spec,
     is_nested,
@@ -287,6 +287,6 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
     return kept if isinstance(result, tuple) else kept[0]
 
 
-def _operation(node: Node) -> tuple:
+def _operation(node: TapeNode) -> tuple:
     """Returns what must be the same when a function runs again."""
     return node.name, node.call.in_shapes, node.call.in_dtypes

@@ -13,7 +13,7 @@ import numpy as np
 
 from tinyarr.array import Array, Storage
 from tinyarr.backends.base import Backend, Kernel
-from tinyarr.backends.cpu.functions import FUNCTIONS, philox_scratch, random_bits
+from tinyarr.backends.numpy.functions import FUNCTIONS, philox_scratch, random_bits
 from tinyarr.device import register
 from tinyarr.errors import OutOfBounds
 from tinyarr.ops.elementwise_primitive import Pointwise

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 import tinyarr as ta
-from tests.cuda.place import on
+from tests.backends.cuda.place import on
 from tests.tiers import at_most
 from tinyarr import Tensor, default_device, use_device
 from tinyarr.compiler import Interpreter
@@ -64,7 +64,7 @@ def again(x: Tensor) -> Tensor:
 def own_kernels():
     """Products and attention by tinyarr's kernels: a library chooses algorithms by strides too, which plans change."""
     from tinyarr import cuda
-    from tinyarr.backends.cuda import cublaslt, cudnn
+    from tinyarr.backends.cuda.libraries import cublaslt, cudnn
 
     def forget():
         for primitive in registry.values():

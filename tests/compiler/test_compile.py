@@ -19,7 +19,7 @@ from tests.test_random_programs import programs
 from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr.compiler import PASSES, Compiled, Interpreter
-from tinyarr.compiler.passes import passes_within
+from tinyarr.compiler.passes.order import passes_within
 from tinyarr.errors import TinyarrError, TraceError
 
 # The shape of the result is among the elements; the record makes an optimizer, which moves its parameters.

@@ -8,12 +8,12 @@ import tinyarr as ta
 from tests.compiler.test_compile import outcome
 from tinyarr import nn
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.compiler.fuse import MOST_OPERATIONS
-from tinyarr.compiler.lives import is_elementwise
-from tinyarr.compiler.passes import ARRANGE, PASSES, SIMPLIFY
-from tinyarr.compiler.plan import plan
-from tinyarr.compiler.recompute import recompute
-from tinyarr.compiler.simplify import dead_code
+from tinyarr.compiler.memory.plan import plan
+from tinyarr.compiler.passes.fuse import MOST_OPERATIONS
+from tinyarr.compiler.passes.order import ARRANGE, PASSES, SIMPLIFY
+from tinyarr.compiler.passes.recompute import recompute
+from tinyarr.compiler.passes.simplify import dead_code
+from tinyarr.compiler.uses import is_elementwise
 
 
 def chain(n):

@@ -6,12 +6,12 @@ import pytest
 
 import tinyarr as ta
 from models.gpt2 import GPT2, Config
-from tests.cuda.bound import bound
+from tests.backends.cuda.bound import bound
 from tests.test_primitives import in_tuple
 from tinyarr import Device, Tensor, grad, jvp
-from tinyarr.backends.cpu.c.kernel import KERNELS as c_kernels
-from tinyarr.backends.cpu.registry import KERNELS, kernel
-from tinyarr.compiler.plan import plan
+from tinyarr.backends.c.kernel import KERNELS as c_kernels
+from tinyarr.backends.numpy.registry import KERNELS, kernel
+from tinyarr.compiler.memory.plan import plan
 from tinyarr.errors import ArgumentError, DeviceError, ShapeError
 from tinyarr.ops.primitive import Primitive, apply
 

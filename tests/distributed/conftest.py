@@ -1,6 +1,6 @@
 import pytest
 
-from tests.distributed.controls import Run
+from tests.distributed.runtime.controls import Run
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ class Toy(tinyarr.nn.Module):
 def state(*values, momentum=0.0):
     """A model of one tensor, its optimizer, and what says that there is one process."""
     model = Toy(*values)
-    parallel = distributed.Alone(model.parameters())
+    parallel = distributed.OneRank(model.parameters())
     optimizer = optim.AdamW(parallel.groups)
     optimizer.state_of(model.x)["m"].assign(momentum)
     return model, optimizer, parallel

@@ -41,7 +41,7 @@ from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops.activation import _leaky_relu
 from tinyarr.ops.attention import power
 from tinyarr.ops.loss import _mean_of_counted
-from tinyarr.ops.statistics import _squared_distance, _wide_square, scale_of
+from tinyarr.ops.more.statistics import _squared_distance, _wide_square, scale_of
 from tinyarr.testing import broadcastable_shapes, shapes
 
 

@@ -8,7 +8,7 @@ from ..device import Device, register
 
 
 def _cpu(device: Device) -> Any:
-    from .cpu import CpuBackend
+    from .numpy import CpuBackend
 
     return CpuBackend(device)
 
@@ -17,13 +17,13 @@ def _cuda(device: Device) -> Any:
     from .. import cuda
 
     cuda.require(device.index)
-    from .cuda.backend import CudaBackend
+    from .cuda.device.backend import CudaBackend
 
     return CudaBackend(device)
 
 
 def _cuda_planner(like: str) -> Any:
-    from .cuda.planner import CudaPlanner
+    from .cuda.planning.planner import CudaPlanner
 
     return CudaPlanner()
 

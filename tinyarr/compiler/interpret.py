@@ -13,7 +13,7 @@ from ..program import Argument, Graph, KernelCall, Value
 from ..tape import no_grad
 from ..tensor import result_tensor
 from .lower import lower
-from .plan import unplanned
+from .memory.plan import unplanned
 
 
 class Interpreter:

@@ -18,10 +18,10 @@ from .. import eager, views
 from ..dtypes import Dtype
 from ..ops.create import _copy, _full
 from ..ops.primitive import Call
-from ..program import Argument, Copy, Group, IndexCheck, KernelCall, Lowered, Node, Place, Plan, Read, Value, Wait
+from ..program import Argument, Copy, FusedPair, IndexCheck, KernelCall, Lowered, Node, Place, Plan, Read, Value, Wait
 from ..views import Shape, View
-from .lives import is_wait
-from .plan import ALIGNMENT
+from .memory.plan import ALIGNMENT
+from .uses import is_wait
 
 
 def lower(plan: Plan, backend: Any = None) -> Lowered:
@@ -59,10 +59,10 @@ class _Lowering:
                 self._calls[first:] = [replace(x, scratch=at) if isinstance(x, KernelCall) else x for x in calls]
         return Lowered(self._calls, plan.arena, self._most, plan.guard)
 
-    def _step(self, step: Node | Group | Copy) -> None:
+    def _step(self, step: Node | FusedPair | Copy) -> None:
         if isinstance(step, Copy):
             self._copy(self._at(*step.read), self._at(step.target, step.part or views.contiguous(step.read.view.shape)))
-        elif isinstance(step, Group):
+        elif isinstance(step, FusedPair):
             self._group(step)
         elif is_wait(step):
             ((begun,), (made,)) = self._reads(step), self._made(step)
@@ -74,7 +74,7 @@ class _Lowering:
         else:
             self._launch(step.call, self._fitted(step), self._made(step))
 
-    def _group(self, group: Group) -> None:
+    def _group(self, group: FusedPair) -> None:
         """One kernel, or two where the second wants its operand in memory."""
         first, last = group.first, group.last
         read, results, shape = self._reads(first), self._made(last), last.call.in_shapes[0]

@@ -32,8 +32,8 @@ class Part(NamedTuple):
     tensor: Tensor
 
 
-class Alone:
-    """One process: what data parallelism is asked for is there already.
+class OneRank:
+    """Data parallelism of a single process: methods leave all as it is, and subclasses with several ranks replace them.
 
     groups: parameters, or groups of them as an optimizer takes them; `groups` is then what the optimizer gets. A step
     is backward(), reduce(), clipping by gradient_norm(), optimizer.step() and gather(). With several batches a step
@@ -76,7 +76,7 @@ class Alone:
             optimizer.load_masters(tensors, [reshape(x, t.shape) for x, t in zip(flat, tensors, strict=True)])
 
 
-class DataParallel(Alone):
+class DataParallel(OneRank):
     """Ranks that hold the same parameters and update them by the means of their gradients. Rank 0's values are taken.
 
     bucket: bytes that travel together, at least.

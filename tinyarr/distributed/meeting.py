@@ -11,7 +11,7 @@ import math
 from .. import groups
 from ..errors import ArgumentError
 from ..groups import Group, world
-from . import environment, rendezvous
+from .runtime import environment, rendezvous
 
 HANG = 60.0  # seconds after which who has not come is lost
 

@@ -19,7 +19,7 @@ from ..optim import grad_norm
 from ..segments import Segment, buckets, join, pack, padded, part
 from ..tape import no_grad
 from ..tensor import Tensor
-from .data_parallel import BUCKET, Alone, DataParallel, Part, gradient_or_zeros, having_gradients
+from .data_parallel import BUCKET, DataParallel, OneRank, Part, gradient_or_zeros, having_gradients
 
 
 class _Bucket:
@@ -117,12 +117,12 @@ class Zero(DataParallel):
                 owned.assign(reshape(p.detach(), (p.size,))[start:stop])
 
 
-def share_out(groups: Iterable[Any], group: Group | None = None, *, zero: int = 0) -> Alone:
+def share_out(groups: Iterable[Any], group: Group | None = None, *, zero: int = 0) -> OneRank:
     """Shares parameters, or groups of them, out among the ranks of a group, by default all.
 
     zero: 0, nothing: DataParallel; 1 or 2, Zero of that stage. A single rank is Alone.
     """
     group = world() if group is None else group
     if group.size == 1:
-        return Alone(groups)
+        return OneRank(groups)
     return Zero(groups, group, stage=zero) if zero else DataParallel(groups, group)

@@ -23,7 +23,7 @@ class Expressed(Primitive):
 
     @staticmethod
     def is_unlisted(name: str, function: Callable, derived: bool) -> bool:
-        """Whether the registry leaves the primitive out: a user's operation may be called as one of tinyarr's own."""
+        """True where the registry leaves it out: a user's operation may be called as one of tinyarr's own."""
         return derived or (name in registry and not is_built_in(function))
 
     def define(self, function: Callable, derived: bool) -> None:

@@ -15,11 +15,11 @@ from .create import arange
 from .elementwise import abs, astype, equal, minimum, square, where
 from .elementwise_primitive import elementwise
 from .index import take, take_along_axis
+from .more.statistics import mean
 from .primitive import Bounds, Primitive, apply
 from .reduce import sum
 from .shape import expand_dims, reshape
 from .softmax import log_softmax, logsumexp
-from .statistics import mean
 
 
 def _infer_cross_entropy(shapes, types, *, ignore_index):

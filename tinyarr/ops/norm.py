@@ -11,9 +11,9 @@ from ..tensor import Tensor, require_tensors
 from . import row
 from .create import ones, zeros
 from .elementwise import abs, astype, maximum, square
+from .more.statistics import LARGEST, SCALE, SMALLEST
 from .rowwise import rowwise
 from .scalar import sqrt, where
-from .statistics import LARGEST, SCALE, SMALLEST
 
 # A row's statistics are taken for good where 0 < rstd < largest (statistics.py), so that no square was lost, and
 # |mean| <= STEEPEST standard deviations, so that the rounding of the mean doesn't count.

@@ -171,8 +171,9 @@ class Rowwise(Expressed):
         varies = Variation([*(along for along, _ in broadcast), *of_outputs, *of_outputs])
 
         def fitted(node: Expr, argument: Expr, contribution: Expr) -> Expr:
-            """Sums over the row what goes to a statistic that the node broadcast along it."""
-            if varies(argument) or not (varies(node) or varies(contribution)):
+            """Sums over the row what goes to a statistic that the node broadcast along it, as row.sum does too."""
+            is_broadcast = varies(node) or varies(contribution) or node.op in ("row_sum", "row_max", "row_min")
+            if varies(argument) or not is_broadcast:
                 return contribution
             return row_sum(contribution) if varies(contribution) else contribution * size
 
@@ -236,10 +237,10 @@ class Rowwise(Expressed):
 
 
 def _fitted(g: Tensor, shape: Shape) -> Tensor:
-    """A gradient that may be the same along the row, or summed over all rows, as autograd wants it for its operand."""
-    if shape and g.shape[-1] < shape[-1]:
-        g = broadcast_to(g, (*g.shape[:-1], shape[-1]))
-    return reshape(g, shape) if g.ndim == 1 else g
+    """A gradient that may be the same along the row, or for all rows, as autograd wants it for an operand."""
+    if math.prod(g.shape) == math.prod(shape):
+        return reshape(g, shape)
+    return broadcast_to(g, views.broadcast_shapes("rowwise", g.shape, shape))
 
 
 def _without_zeros(expression: Expr) -> Expr:

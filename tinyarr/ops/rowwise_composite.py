@@ -81,7 +81,7 @@ class _Composition:
         return self._map(e) if side is None else self._map(x if side else y, (*self._shape[:-1], 1))
 
     def _map(self, e: Expr, shape: Shape | None = None) -> Tensor:
-        """What an elementwise operation makes of operands and of the folds and branches under an expression."""
+        """Returns what an elementwise operation makes of operands and of the folds and branches under an expression."""
         if shape is None:
             shape = self._shape if self._varies(e) else (*self._shape[:-1], 1)
         cuts: dict[Expr, None] = {}
@@ -101,13 +101,14 @@ class _Composition:
             (inner,) = substitute([e], {c: weak(x) if self._is_weak(c) else x for c, x in given.items()})
             inner = cast(inner, dtypes.float64) if self._is_weak(e) else inner
             names = [f"x{k}" for k in range(len(cuts))]
-            self._pieces[key] = Elementwise(self._name, lambda *_, shape: inner, names, ("out",), derived=True)
+            name = f"{self._name}_part"
+            self._pieces[key] = Elementwise(name, lambda *_, shape: inner, names, ("out",), derived=True)
         if not found:
             return apply(self._pieces[key], shape=shape, device=self._device)
         return apply(self._pieces[key], *found, shape=shape)
 
     def _is_weak(self, e: Expr) -> bool:
-        """Whether an expression is made of Python floats alone, and so computed in float64 until it meets a tensor."""
+        """True where an expression is made of Python floats, and so computed in float64 until it meets a tensor."""
         if e.op == "input":
             return type(self._operands[e.value]) is float
         if e.op == "constant":

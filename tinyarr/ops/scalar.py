@@ -350,7 +350,7 @@ FOLDS = {
 
 
 def is_fold(node: Expr) -> bool:
-    """Whether a node joins the elements of a row, or of all rows."""
+    """True where a node joins the elements of a row, or of all rows."""
     return node.op in FOLDS
 
 

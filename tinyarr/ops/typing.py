@@ -24,7 +24,7 @@ _WEAK_COMPUTE = {"bool": dtypes.bool, "signed": dtypes.int64, "float": dtypes.fl
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class TypedStep:
     """One step: `op` applied to earlier values `args`, computed in `dtype`.
 
     `value` is the number of an input, a constant, the axis of an index, or the stream of random bits. A `uniform`
@@ -42,7 +42,7 @@ class Value:
 class Typed:
     """A typed expression: its values in order, which of them are the outputs, and the dtypes they are stored in."""
 
-    values: tuple[Value, ...]
+    values: tuple[TypedStep, ...]
     outputs: tuple[int, ...]
     dtypes: tuple[Dtype, ...]
 
@@ -114,7 +114,7 @@ def type_expression(
 
     `name` is the operation's, for messages. Raises DtypeError where a dtype does not fit.
     """
-    values: list[Value] = []
+    values: list[TypedStep] = []
     known: dict[tuple, int] = {}
     typed: dict[Expr, tuple[int, Type]] = {}
 
@@ -124,7 +124,7 @@ def type_expression(
             if is_uniform is None:
                 is_uniform = all(values[a].uniform for a in args)
             known[key] = len(values)
-            values.append(Value(op, args, dtype, value, is_uniform))
+            values.append(TypedStep(op, args, dtype, value, is_uniform))
         return known[key]
 
     def convert(number: int, dtype: Dtype) -> int:
@@ -195,11 +195,11 @@ def with_integers(name: str, typed: Typed, given: dict[int, int]) -> Typed:
 
     An integer that int64 can't hold may be cast, or compared with what int64 holds; else it raises DtypeError.
     """
-    values: list[Value] = []
+    values: list[TypedStep] = []
     for v in typed.values:
         args = [values[a] for a in v.args]
         if v.op == "input" and v.value in given:
-            v = Value("constant", (), v.dtype, given[v.value], True)
+            v = TypedStep("constant", (), v.dtype, given[v.value], True)
         elif v.op == "input":
             v = replace(v, value=v.value - sum(i < v.value for i in given))
         elif any(map(_is_wide, args)):
@@ -209,7 +209,7 @@ def with_integers(name: str, typed: Typed, given: dict[int, int]) -> Typed:
                 result = COMPARISONS[v.op](*(a.value if a.op == "constant" else 0 for a in args))
             else:
                 raise _too_wide(name, next(a.value for a in args if _is_wide(a)), dtypes.int64)
-            v = Value("constant", (), v.dtype, result, True)
+            v = TypedStep("constant", (), v.dtype, result, True)
         values.append(v)
     for n in typed.outputs:
         if _is_wide(values[n]):
@@ -222,7 +222,7 @@ def fits_int64(value: int) -> bool:
     return -(2**63) <= value < 2**63
 
 
-def _is_wide(v: Value) -> bool:
+def _is_wide(v: TypedStep) -> bool:
     return v.op == "constant" and v.dtype is dtypes.int64 and not fits_int64(v.value)
 
 

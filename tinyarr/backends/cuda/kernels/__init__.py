@@ -1,0 +1,1 @@
+"""Kernels: what plans them beside their CUDA sources."""

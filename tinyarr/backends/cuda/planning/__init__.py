@@ -1,0 +1,1 @@
+"""From a call to the plan of its launches, without a GPU."""

@@ -1,0 +1,1 @@
+"""Programs on a GPU: lowered to launches, and captured in a CUDA graph."""

@@ -1,0 +1,1 @@
+"""Memory of a program: aliases, lifetimes, and offsets in one arena."""

@@ -1,0 +1,1 @@
+"""Trace: a run of the function on traced values, and the graph that it leaves."""

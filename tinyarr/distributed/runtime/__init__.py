@@ -1,0 +1,1 @@
+"""Runtime of the ranks: how they are started, find each other, and hear that one is lost."""

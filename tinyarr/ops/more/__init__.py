@@ -1,0 +1,1 @@
+"""Operations that people expect besides: of sets, sorted, scanned, tiled."""
