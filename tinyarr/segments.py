@@ -117,7 +117,7 @@ def buckets(parameters: Sequence[Tensor], nbytes: int) -> Iterator[list[Tensor]]
 
 
 def runs(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Those parameters that have a gradient, in runs that lie as `pack` lays them, with gradients of one dtype.
+    """Returns the parameters with a gradient in runs that are as `pack` puts them, with gradients of one dtype.
 
     Example: a, b, c and d were packed together, and b has no gradient; x was not packed: [a], [c, d] and [x].
     """

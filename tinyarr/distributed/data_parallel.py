@@ -134,7 +134,7 @@ def average_gradients(
 
 
 def having_gradients(parameters: Sequence[Tensor], group: Group) -> list[Tensor]:
-    """Those that have a gradient on some rank."""
+    """Returns the parameters that have a gradient on some rank."""
     own = [int(p.grad is not None) for p in parameters]
     return [p for p, *found in zip(parameters, *group.exchange(own), strict=True) if any(found)]
 

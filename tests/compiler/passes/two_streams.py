@@ -17,7 +17,7 @@ from tests.compiler.memory.plan_checker import of_graph, positions
 from tinyarr import eager, views
 from tinyarr.array import Array
 from tinyarr.backends.numpy import collective
-from tinyarr.compiler import interpret
+from tinyarr.compiler.interpret import run_call
 from tinyarr.compiler.memory.plan import plan
 from tinyarr.compiler.uses import is_collective, is_wait
 from tinyarr.groups import Group
@@ -141,9 +141,7 @@ class TwoStreams:
             self.put(value, np.array(made[value].data).reshape(value.shape))
 
     def made(self, node, known):
-        operands = [self.operand(x, known) for x in node.inputs]
-        found = eager.run(node.call, operands, None)
-        return interpret._by_composite(node.call, operands) if found is None else found
+        return run_call(node.call, [self.operand(x, known) for x in node.inputs])
 
     def operand(self, x, known=()):
         """Of a node: the value, row-major, seen as the graph says: what eager mode's kernel got."""

@@ -227,7 +227,7 @@ def rows(site: CCall, operands: Sequence[COperand], body: Callable[..., str], sh
 
 
 def _row_made(site: CCall, x: COperand, number: str) -> tuple[str, COperand]:
-    """As Operand.row, for the one whose elements an expression makes."""
+    """Returns what COperand.row does, for the operand whose elements an expression makes."""
     n, dtype = x.shape[-1], x.dtype.compute
     place = site.take_scratch(site.threads * n * dtype.itemsize) if n > ON_STACK else ""
     declaration = site.expression.run(f"{x.name}_row", f"{number} * {n}", str(n), n, n, place)

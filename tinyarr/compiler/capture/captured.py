@@ -69,7 +69,7 @@ class Keys(tuple):
 
 
 class Same(NamedTuple):
-    """Stands in the signature for an object that an earlier path leads to."""
+    """Part of the signature of an object that an earlier path leads to."""
 
     path: str
 

@@ -1,10 +1,9 @@
 """The order of nodes: as they were traced, but for three moves. Floor 2.
 
 `sink`: nodes without inputs, or whose inputs outlive them anyway, move down to their first reader: that lengthens no
-lifetime. `lift`: a reduction to a small result moves up behind the maker of its operands, while those are in the cache;
-where a backend launches neighbours as one, only if its operands die there. `overlap`: a collective begins right behind
-the maker of its operand and is waited for before its first reader. Collectives begin in the order of the trace, which
-is the same on all ranks.
+lifetime. `lift`: a reduction to a small result moves up behind the maker of its operands, while those are in the cache.
+`overlap`: a collective begins right behind the maker of its operand and is waited for before its first reader.
+Collectives begin in the order of the trace, which is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -55,10 +54,8 @@ def lift(graph: Graph) -> Graph:
         keys.append((position, 0))
         is_reduction = not isinstance(node, Write) and node.call.primitive.reduces
         if is_reduction and sum(map(nbytes, made_by(node))) <= SMALL:
-            read = [v for v in values_read(node) if v in lives.maker]
-            makers = [lives.maker[v] for v in read]
-            frees = any(lives.ends(v) == position for v in read)
-            if makers and (frees or not made_by(node)[0].device.backend.joins):
+            makers = [lives.maker[v] for v in values_read(node) if v in lives.maker]
+            if makers:
                 keys[position] = max(keys[maker] for maker in makers)[0], 1
     return _ordered(graph, keys)
 

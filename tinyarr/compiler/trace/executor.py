@@ -216,7 +216,7 @@ dtypes.SCALARS[Drawn] = "signed"
 
 
 class WatchedArray(Array):
-    """Stands for an array of a tensor from outside during a trace, and tells whether anything of it was asked for."""
+    """Stand-in for an array of a tensor from outside during a trace; it tells whether anything of it was asked for."""
 
     __slots__ = ("watched",)
 

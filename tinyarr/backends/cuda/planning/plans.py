@@ -129,7 +129,7 @@ def takes_expression(call: Any) -> Planner | None:
 
 
 def _anything(x: Operand) -> Prologue:
-    """Something in the place of an operand: itself."""
+    """Returns the least prologue of an operand: the operand itself."""
     values = (TypedStep("input", (), x.dtype, 0, False),)
     return Prologue(Typed(values, (0,), (x.dtype,)), x.shape, [(x, Input(0))], [(x, None)])
 
