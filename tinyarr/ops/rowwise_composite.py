@@ -17,6 +17,7 @@ from .create import full
 from .elementwise import astype
 from .elementwise_primitive import Elementwise
 from .primitive import apply, executor
+from .row import COSTLY
 from .scalar import Expr, cast, is_fold, operation_of, substitute, topological, variable, weak
 
 
@@ -62,6 +63,8 @@ class _Composition:
             along = self._shape[-1:] if self._varies(inner) else (1,)
             return reduce.sum(self._map(inner, (*self._shape[:-1], *along)), axis=rows)
         x = self._map(inner, self._shape)
+        if any(node.op in COSTLY for node in topological([inner])) and self._varies(inner):
+            self._known[inner] = x
         if e.op == "row_sum":
             return reduce.sum(x, axis=-1, keepdims=True)
         if not self._shape[-1]:
@@ -84,22 +87,16 @@ class _Composition:
         if common is None or (self._is_weak(side) and not is_weak and self._dtype is None):
             return self._map(e)
         found = self._map(side, (*self._shape[:-1], 1))
-        return astype(found, self._dtype) if self._is_weak(side) and not is_weak else found
+        return astype(found, self._dtype) if self._dtype and self._is_weak(side) and not is_weak else found
 
     def _map(self, e: Expr, shape: Shape | None = None) -> Tensor:
         """Returns what an elementwise operation makes of operands and of the folds and branches under an expression."""
         if shape is None:
             shape = self._shape if self._varies(e) else (*self._shape[:-1], 1)
-        cuts: dict[Expr, None] = {}
-        stack = [e]
-        while stack:
-            node = stack.pop()
-            # Statistics are computed once for a row, not for each of its elements.
-            is_statistic = self._varies(e) and node.args and not self._varies(node) and not self._is_weak(node)
-            if is_fold(node) or node.op == "input" or (node is not e and (is_statistic or self._is_branch(node))):
-                cuts[node] = None
-            else:
-                stack += node.args[:1] if node.op == "custom" else node.args
+        for c in self._cuts(e):
+            if c.op != "input":
+                self.value(c)
+        cuts = self._cuts(e)  # now that folds are there, what they folded may be kept
         found = [self._operands[c.value] if c.op == "input" else self.value(c) for c in cuts]
         is_weak = [self._is_weak(c) for c in cuts]
         if self._varies(e) and self._dtype is not None:  # in which elements are, so weak statistics become it
@@ -118,6 +115,21 @@ class _Composition:
         if not found:
             return apply(self._pieces[key], shape=shape, device=self._device)
         return apply(self._pieces[key], *found, shape=shape)
+
+    def _cuts(self, e: Expr) -> dict[Expr, None]:
+        """Returns the operands of an elementwise operation that makes an expression, in the order of its inputs."""
+        cuts: dict[Expr, None] = {}
+        stack = [e]
+        while stack:
+            node = stack.pop()
+            # Statistics are computed once for a row, not for each of its elements.
+            is_statistic = self._varies(e) and node.args and not self._varies(node) and not self._is_weak(node)
+            is_cut = is_statistic or node in self._known or self._is_branch(node)
+            if is_fold(node) or node.op == "input" or (node is not e and is_cut):
+                cuts[node] = None
+            else:
+                stack += node.args[:1] if node.op == "custom" else node.args
+        return cuts
 
     def _is_weak(self, e: Expr) -> bool:
         """True where an expression is made of Python floats, and so computed in float64 until it meets a tensor."""
