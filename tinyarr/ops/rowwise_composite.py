@@ -128,7 +128,7 @@ class _Composition:
             if is_fold(node) or node.op == "input" or (node is not e and is_cut):
                 cuts[node] = None
             else:
-                stack += node.args[:1] if node.op == "custom" else node.args
+                stack += node.args
         return cuts
 
     def _is_weak(self, e: Expr) -> bool:
@@ -138,10 +138,10 @@ class _Composition:
         if e.op == "constant":
             return type(e.value) is float
         if e.op in ("cast", "index", "row_size") or (
-            e.op != "custom" and operation_of(e).typing in ("comparison", "predicate", "random_bits", "bitcast")
+            operation_of(e).typing in ("comparison", "predicate", "random_bits", "bitcast")
         ):
             return False
-        args = e.args[1:] if e.op == "where" else e.args[:1] if e.op == "custom" else e.args
+        args = e.args[1:] if e.op == "where" else e.args
         return all(self._is_weak(a) for a in args)
 
 
