@@ -57,8 +57,8 @@ def run_page(path):
         code = textwrap.dedent(block["code"])
         if code.lstrip().startswith(">>>"):
             test = PARSER.get_doctest(code, names, path.name, str(path), line)
+            test.globs = names  # itself, not a copy: a function sees names that later blocks give
             run_examples(test)
-            names = test.globs  # a copy of what came, with what was added
         else:
             exec(compile("\n" * line + code, path, "exec"), names)
 
@@ -134,6 +134,12 @@ def test_the_blocks_of_a_page_share_their_names(tmp_path):
     run_page(page)
 
 
+def test_a_function_sees_names_that_later_sessions_give(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\n>>> def f():\n...     return y\n```\n```python\n>>> y = 1\n>>> f()\n1\n```\n")
+    run_page(page)
+
+
 def test_a_block_that_fails_is_named_by_its_line(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(PAGE.format(result=2, divisor=5))
@@ -147,6 +153,12 @@ def test_a_session_that_prints_something_else_is_named_by_its_line(tmp_path):
     page.write_text(PAGE.format(result=3, divisor=4))
     with pytest.raises(AssertionError, match=r'page\.md", line 15'):
         run_page(page)
+
+
+def test_sessions_are_written_anew_as_they_print_now():
+    written_anew = runpy.run_path(str(ROOT / "docs" / "make_sessions.py"))["written_anew"]
+    page = "text\n```python\n>>> x = 1\n>>> for i in range(2):\n...     print(x + i)\n7\n```\n```python\n>>> x\n```\n"
+    assert written_anew("page.md", page) == page.replace("7\n", "1\n2\n").replace(">>> x\n```", ">>> x\n1\n```")
 
 
 def test_the_page_of_operations_is_what_the_registry_says():

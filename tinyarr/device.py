@@ -38,7 +38,7 @@ def register(
 
     numbered: there may be several, `kind:0` (which `kind` means too), `kind:1`, ...
     planner(like): returns what plans programs for a device that needn't be there, `Device("meta", like=like)`: an
-    object with a backend's `joins`, `stops`, `kernel`, `holds`, `out_layouts` and `scratch`. None: meta can't stand in.
+    object with a backend's `stops`, `kernel`, `holds`, `out_layouts` and `scratch`. None: meta can't stand in.
 
     >>> from tinyarr.device import register
     >>> register("toy", lambda device: ToyBackend(device))   # doctest: +SKIP

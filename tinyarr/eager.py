@@ -119,11 +119,11 @@ def _view_launch(call) -> Launch:
 
 
 def observe(x: Array) -> None:
-    """Called where Python is about to read an array's elements: they are there."""
+    """Does nothing where Python is about to read an array's elements: they are there. A trace refuses."""
 
 
 def constant(x: Array) -> None:
-    """Called where an array was made of Python numbers."""
+    """Does nothing where an array was made of Python numbers. A trace remembers it."""
 
 
 def check_outs(call, outs: Sequence[Array]) -> None:

@@ -58,7 +58,7 @@ class Group:
         return self._control.exchange(key, value, self.ranks)
 
     def first(self, key: str, value: Any) -> Any:
-        """Of all values that ranks of the run bring under a key the one that came first; None brings nothing.
+        """Returns the first of all values that ranks of the run bring under a key; None brings nothing.
 
         So a choice that each could make otherwise is made once. Ranks need not ask together, nor all of them.
         """

@@ -258,7 +258,7 @@ def shown(self: Tensor) -> str:
 
 
 def formatted(self: Tensor, spec: str) -> str:
-    """With a format such as .3f that of the one element, without one the tensor's text."""
+    """Returns the one element in a format such as .3f; without a format the tensor's text."""
     return format(self.item(), spec) if spec else str(self)
 
 

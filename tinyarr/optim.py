@@ -59,7 +59,7 @@ class _Packed:
         self.views = {kind: tuple(s.view(i) for i in range(len(parameters))) for kind, s in self.state.items()}
 
     def updates(self, elementwise: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
-        """What has gradients: a tensor, its gradient and its state. If `elementwise`, runs of parameters, flat."""
+        """Yields each tensor with a gradient, that, and its state. If `elementwise`, runs of parameters are flat."""
         flat, together = self.segment.flat.array, []
         for i, (p, offset) in enumerate(zip(self.parameters, self.segment.offsets, strict=True)):
             if p.grad is None:

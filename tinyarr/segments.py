@@ -88,12 +88,12 @@ def pack(tensors: Sequence[Tensor], *, ranks: int = 1) -> Segment:
 
 
 def _step(dtype: Dtype) -> int:
-    """How many elements tensors in a segment begin at multiples of."""
+    """Returns the number of elements at whose multiples tensors in a segment begin."""
     return max(ALIGNMENT // dtype.itemsize, 1)
 
 
 def layout(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], int]:
-    """Where each tensor of a segment begins, in elements, and where the last one ends with its padding.
+    """Returns the element at which each tensor of a segment begins, and the end of the last one with its padding.
 
     Example: 33, 5 and 32 elements of float32 begin at 0, 64 and 96, and end at 128.
     """
@@ -117,7 +117,7 @@ def buckets(parameters: Sequence[Tensor], nbytes: int) -> Iterator[list[Tensor]]
 
 
 def runs(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Those parameters that have a gradient, in runs that lie as `pack` lays them, with gradients of one dtype.
+    """Returns the parameters with a gradient in runs that are as `pack` puts them, with gradients of one dtype.
 
     Example: a, b, c and d were packed together, and b has no gradient; x was not packed: [a], [c, d] and [x].
     """
@@ -193,7 +193,7 @@ def padded(flat: Tensor) -> Tensor:
 
 
 def _is_outside(storage: Storage) -> bool:
-    """Whether a compiled function finds it outside, where it may lie otherwise at the next call."""
+    """Returns whether a compiled function finds it outside, where it may lie otherwise at the next call."""
     return getattr(storage, "trace", eager) is not executor.get()
 
 

@@ -18,7 +18,7 @@ _eager: dict[str, str] = {}  # what eager mode takes
 
 
 def choices() -> dict[str, str]:
-    """By key, what this process has loaded, made, or found in the disk cache."""
+    """Returns the choices that this process has loaded, made, or found in the disk cache, by key."""
     return dict(_choices)
 
 

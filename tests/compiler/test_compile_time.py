@@ -8,6 +8,7 @@ import tinyarr as ta
 from tests.compiler.test_compile import outcome
 from tinyarr import nn
 from tinyarr.compiler import Compiled, Interpreter
+from tinyarr.compiler.lower import lower
 from tinyarr.compiler.memory.plan import plan
 from tinyarr.compiler.passes.fuse import MOST_OPERATIONS
 from tinyarr.compiler.passes.order import ARRANGE, PASSES, SIMPLIFY
@@ -132,7 +133,8 @@ def calls_of(function) -> int:
         return graph
 
     def end(graph):
-        ta.Device("cpu").backend.scratch(graph, plan(graph))  # which writes the source
+        backend = ta.Device("cpu").backend
+        backend.scratch(graph, lower(plan(graph), backend))  # which writes the source
         raise Counted(count)
 
     try:

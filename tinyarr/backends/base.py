@@ -39,15 +39,12 @@ class MemoryStats:
 class ProgramRules:
     """Rules by which programs are planned and lowered for a device, which needn't be there: traits of its kernels.
 
-    joins: whether kernels of one kind that follow each other in a program run as one, where none needs another's
-    result.
     stops: whether a program ends at a bad index, in place of saying so when it is waited for.
     block: the elements of a large temporary (logits, weights of attention) that an operation made of others holds at
     once: so many that the kernels of a block are worth their overhead.
     even: the number of elements of which a matrix's rows should be a multiple, for fast products.
     """
 
-    joins: bool = False
     stops: bool = True
     block: int = 1 << 24
     even: int = 1
@@ -61,11 +58,11 @@ class ProgramRules:
         return call.primitive.parts is not None or self.kernel(call) is not None
 
     def in_layouts(self, call: Any) -> Sequence[str]:
-        """In which layouts (of eager.fit) the kernel that programs use takes each operand; others are copied first."""
+        """Returns the layout (of eager.fit) in which a program's kernel takes each operand; others are copied first."""
         return ("any",) * len(call.in_shapes)
 
     def out_layouts(self, call: Any) -> Sequence[str]:
-        """In which layouts the kernel that programs use can write each result."""
+        """Returns the layout in which a program's kernel can write each result."""
         return ("any",) * len(call.out_shapes)
 
     def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:

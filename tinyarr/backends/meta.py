@@ -19,7 +19,7 @@ class MetaBackend(Backend):
     def __init__(self, device: Device):
         self._device = device
         self._planner = planner(device.like or "cpu")
-        self.joins, self.stops = self._planner.joins, self._planner.stops
+        self.stops = self._planner.stops
         self.block, self.even = self._planner.block, self._planner.even
         if device.like is None:
             self.block = 1 << 62  # there is no memory to save

@@ -1,21 +1,27 @@
-"""From a Python function to a program: trace, build the graph, plan its memory, run it.
+"""Compiler: from a Python function to a program, in the order in which a first call goes through it.
 
-A call goes through these rooms, of which each imports only those before it, as far as its state goes:
+    capture/    the state that a function reaches, and whether the next call's is like it
+        code_names     names that the bytecode of a function reads and writes
+        holders        what can be changed and holds Python values: a list, an object's attributes, a closure's variable
+        assumptions    what may be taken for granted of an object by its class
+        captured       parts by path, and how two calls are compared
+        walk           finds them, from the function, or from a given state
+        constants      with a given state, what the code that ran reads beside it
+        recent         compares the last walk's objects by identity, which takes a 70th of a walk: later calls stop here
+    trace/      one run of the function on tensors without elements
+        symbolic_numbers, opaque    stand-ins for numbers that each call brings, and for what can't be seen into
+        observed       the code that runs, and whether it asks what differs from call to call
+        templates, side_effects, outputs    what is returned, changed and printed, to be made anew at each call
+        executor, traced    the calls noted, and all of the above in order
+        differentiate, pullback, traced_tape    backward of a call that is itself differentiated
+        graph          the graph of the calls noted
+        calls          later: a call's tensors in the places of a program's inputs
+    passes/     rewrites of the graph, each of which can be left out; order.py lists them
+    memory/     layouts, aliases, lifetimes, and offsets in one arena; report.py prints them
+    lower       steps become kernel calls, which C prints, CUDA binds, and interpret runs with NumPy
+    compiled    signatures, programs, calls
 
-    code_names     names that the bytecode of a function reads and writes
-    holders        what holds Python values and can be changed: a list, an object's attributes, a closure's variable
-    assumptions    what may be taken for granted of an object by its class
-    capture        what a walk found, by path, and how two calls are compared
-    walk           finds it, from the function, or from a given state
-    symbolic_numbers, opaque    stand in a trace for numbers that each call brings, and for what can't be seen into
-    recent         a quick look whether all is as at the last call: then there is no walk, which takes 70 times as long
-    observed       watches what code runs in a trace, and whether it asks what differs from call to call
-    constants      with a given state, what the code that ran reads beside it
-    templates      what the function returns or keeps, to be made anew at each call
-    side_effects   what it changes, put back after the trace and done again at each call
-    output         what it prints, logs and warns of
-    traced         one trace: all of these in order
-    function       signatures, programs, calls
+docs/compiler.md follows one training step through all of it.
 """
 
 from .compiled import Compiled, compile

@@ -1,7 +1,8 @@
-"""Before a program with collectives first runs, its ranks make sure that they have the same ones in the same order.
+"""Agreement of ranks: before a program first runs, they compare its collectives, which must be the same in one order.
 
-Else they would wait for each other for good, or add up what does not belong together. All else may differ: a rank that
-owns other parameters than another updates others.
+Example: rank 0 sums (3,) and then (4,) over both ranks, rank 1 first (4,). Each would wait for the other for good, or
+add up what does not belong together. So all ranks raise, and name collective number 1 and its line on each rank. All
+else may differ: a rank that owns other parameters than another updates others.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def compile(
 
     The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
     arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Floats
-    among the arguments are inputs like tensors, unless Python asks for their value, to branch on it for one. Tensors
+    among the arguments are inputs like tensors, unless Python asks for their value, as to branch on it. Tensors
     that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
     had run; what it returns is new.
 
@@ -216,6 +216,8 @@ class Compiled:
 
     def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Walk, _Program | None]:
         """Returns the capture of a call, and its program; None where the function is to run as it is."""
+        # A trace may show that the value of a number, or code that no walk came to, belongs to the signature. Then it
+        # is thrown away, and the next round looks at that too.
         for _ in range(MOST_TRACES):
             capture = self._capture(args, kwargs)
             key = (*capture.signature, *mode)

@@ -57,16 +57,16 @@ class Interpreter:
         buffers = [y.buffer for y in call.outputs]
         whole = all(views.size(y.shape) == views.size(self._values[b].shape) for b, y in zip(buffers, call.outputs))
         if whole and memory.keys().isdisjoint(buffers):
-            made = [eager.contiguous_copy(operands[0])] if moves else _run(call.call, operands)
+            made = [eager.contiguous_copy(operands[0])] if moves else run_call(call.call, operands)
             memory.update(zip(buffers, made, strict=True))
             return
         outs = [_seen(memory[buffer], y) for buffer, y in zip(buffers, call.outputs, strict=True)]
-        for x, out in zip(operands if moves else _run(call.call, operands), outs, strict=True):
+        for x, out in zip(operands if moves else run_call(call.call, operands), outs, strict=True):
             out.device.backend.copy(x, out)
 
 
 class _Memory(dict):
-    """By buffer the array that is the whole of it, or a Python number; made when it is first asked for."""
+    """Buffers as arrays that are the whole of each, or Python numbers; made when first asked for."""
 
     def __init__(self, values: dict[tuple, Value]):
         self._values = values
@@ -77,7 +77,7 @@ class _Memory(dict):
         return made
 
 
-def _run(call: Any, operands: Sequence[Any]) -> Sequence[Array]:
+def run_call(call: Any, operands: Sequence[Any]) -> Sequence[Array]:
     """Results in memory of their own, by the kernel of eager mode or the composite."""
     made = eager.run(call, operands, None)
     if made is not None:

@@ -58,7 +58,10 @@ def values_read(node: Step) -> list[Value]:
 
 
 def reading(node: Any, names: dict[Value, Value]) -> Any:
-    """The node with the values that it reads exchanged."""
+    """Returns the node with the values that it reads renamed.
+
+    Example: with {%7: %5}, %8 = max(%7) is %8 = max(%5).
+    """
     if names.keys().isdisjoint(values_read(node)):
         return node
     if isinstance(node, Write):
@@ -71,16 +74,19 @@ def renamed(x: Any, names: dict[Value, Value]) -> Any:
 
 
 def highest_number(graph: Graph) -> int:
-    """The highest number of a value."""
+    """Returns the highest number of a value: a pass counts its new values from there."""
     given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
     given += [v for _, *values in graph.draws for v in values] + [v for _, v in graph.floats]
     return max((v.number for v in [*given, *(v for node in graph.nodes for v in made_by(node))]), default=-1)
 
 
 class Uses:
-    """maker, readers: by value the positions of the nodes that make and read it. kept: what the program ends with.
+    """Def-use chains of a graph: by value the position of its maker, and those of its readers. kept: what it ends with.
 
-    readers are in ascending order, each once: a weight may have thousands, of which passes ask for the first or last.
+    Positions of readers ascend, each once: a weight may have thousands, of which passes ask for the first or last.
+
+    Example: in %3 = matmul(%0, %1), %4 = subtract(%3, %2), %5 = multiply(%4, %4), returned, the maker of %4 is 1, its
+    readers are [2], and it ends at 2. %5 is kept, and ends at END, as do the inputs %0 to %2.
     """
 
     def __init__(self, graph: Graph):
@@ -98,7 +104,7 @@ class Uses:
         self._outside = {s.before for s in graph.states} | {v for v, _ in graph.constants}
 
     def ends(self, value: Value) -> int:
-        """The position of a value's last reader; END for what outlives the program or was there before it."""
+        """Returns the position of a value's last reader; END for what outlives the program or was there before it."""
         if value in self.kept or value in self._outside:
             return END
         readers = self.readers.get(value)
@@ -110,7 +116,10 @@ class Uses:
         return bisect_right(readers, first) < bisect_left(readers, last)
 
     def overwritten(self, value: Value) -> int:
-        """Returns the position at which the state gets new contents whose old contents a value is; else END."""
+        """Returns where the state whose old contents a value is gets its new ones: a reader must not move behind that.
+
+        Example: the old weight %1 is overwritten at 6, where node 6 makes the new one, %17; what is no state never is.
+        """
         after = self._after.get(value)
         return END if after is None else self.maker.get(after, END)
 

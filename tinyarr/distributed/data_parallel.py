@@ -33,7 +33,7 @@ class Part(NamedTuple):
 
 
 class OneRank:
-    """One process: what data parallelism is asked for is there already.
+    """Data parallelism of a single process: methods leave all as it is, and subclasses with several ranks replace them.
 
     groups: parameters, or groups of them as an optimizer takes them; `groups` is then what the optimizer gets. A step
     is backward(), reduce(), clipping by gradient_norm(), optimizer.step() and gather(). With several batches a step
@@ -134,7 +134,7 @@ def average_gradients(
 
 
 def having_gradients(parameters: Sequence[Tensor], group: Group) -> list[Tensor]:
-    """Those that have a gradient on some rank."""
+    """Returns the parameters that have a gradient on some rank."""
     own = [int(p.grad is not None) for p in parameters]
     return [p for p, *found in zip(parameters, *group.exchange(own), strict=True) if any(found)]
 

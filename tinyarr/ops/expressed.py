@@ -42,7 +42,7 @@ class Expressed(Primitive):
         self._derived: dict[tuple, Any] = {}
 
     def __reduce__(self):
-        """By name: of tinyarr's own in the registry, of a user's as a function, in its module."""
+        """Returns a name for pickle: in the registry for tinyarr's own, in its module for a user's."""
         return (_registered, (self.name,)) if registry.get(self.name) is self and self.built_in else self.__qualname__
 
     def __repr__(self) -> str:

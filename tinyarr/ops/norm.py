@@ -61,7 +61,7 @@ def _layer_norm(x, weight, bias, *, eps, limits):
 
 @_layer_norm.gradient
 def _layer_norm_gradient(g, g_mean, g_rstd, x, weight, mean, rstd):
-    """By hand: no power of rstd overflows, and one pass over a row finds all of its sums."""
+    """Gradient by hand: no power of rstd overflows, and one pass over a row finds all of its sums."""
     out, d = (x - mean) * rstd, g * weight
     dx = (d - row.mean(d) - out * row.mean(d * out)) * rstd
     return dx + (g_mean - g_rstd * rstd * rstd * out) / row.size, g * out, g

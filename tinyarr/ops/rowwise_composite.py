@@ -77,7 +77,7 @@ class _Composition:
         return e.op == "where" and not self._varies(e) and any_fold(e.args[1:])
 
     def _branch(self, e: Expr) -> Tensor:
-        """Of a choice between statistics only the side that all rows take, where that can be seen."""
+        """Returns the chosen side of a choice between statistics, alone if all rows take it and that can be seen."""
         condition, x, y = e.args
         if self._looks and condition not in self._taken:
             taken = self.value(condition)

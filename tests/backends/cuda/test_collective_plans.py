@@ -15,7 +15,6 @@ from tinyarr import Device, dtypes, optim
 from tinyarr.backends.cuda.device import events
 from tinyarr.backends.cuda.planning import plans
 from tinyarr.backends.cuda.planning.registry import LIBRARIES, Input, Launch, LibraryCall, Output, Scratch
-from tinyarr.backends.cuda.program.batch_launches import _spans, join
 from tinyarr.compiler import Compiled
 from tinyarr.compiler.memory.plan import plan
 from tinyarr.distributed import DataParallel, Zero, all_gather, all_reduce, broadcast, reduce, reduce_scatter
@@ -88,12 +87,24 @@ def every_collective(group):
 
 
 def tasks_of(function, *shapes, dtype=ta.float32):
-    """The tasks of a function's program, joined, and their plan."""
+    """The tasks of a function's program, and their plan."""
     compiled = Compiled(function)
     compiled(*(ta.zeros(shape, dtype=dtype, device=META) for shape in shapes))
     graph = compiled.graphs[-1]
     planned = plan(graph)
-    return join(bound(planned), planned).tasks, planned
+    return bound(planned).tasks, planned
+
+
+def _spans(task):
+    """The bytes that a task works on: how, in which buffer, from where to before where."""
+    read = [x for x in task.inputs if type(x) is Place]
+    for kind, places, operands in (("read", read, task.reads), ("write", task.outputs, task.makes)):
+        for place, x in zip(places, operands, strict=True):
+            low, high = ta.views.extent(ta.views.View(x.shape, x.strides, 0))
+            size = x.dtype.itemsize
+            yield kind, place[:2], place.offset + low * size, place.offset + high * size
+    for place, nbytes in zip(task.scratch, task.plan.scratch, strict=True):
+        yield "scratch", place[:2], place.offset, place.offset + nbytes
 
 
 def run(machine, tasks):

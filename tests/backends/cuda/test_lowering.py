@@ -15,7 +15,6 @@ from models.gpt2 import GPT2
 from models.gpt2 import Config as GPT2Config
 from models.llama3 import Config as LlamaConfig
 from models.llama3 import Llama3
-from tests.backends.cuda import test_batch_launches
 from tests.backends.cuda.bound import bound
 from tests.backends.cuda.place import on
 from tests.backends.cuda.test_programs import MODELS as WIDER
@@ -31,7 +30,6 @@ from tinyarr import Device, Tensor, eager
 from tinyarr.backends.cuda.libraries import cublaslt, cudnn
 from tinyarr.backends.cuda.planning import compiler, plans
 from tinyarr.backends.cuda.planning.registry import Launch, Report
-from tinyarr.backends.cuda.program.batch_launches import join
 from tinyarr.compiler import Compiled
 from tinyarr.compiler.memory.layout import is_copy
 from tinyarr.compiler.memory.plan import plan
@@ -56,7 +54,6 @@ class TaskFollower(Follower):
     def __init__(self, graph, planned):
         super().__init__(graph, planned)
         lowered = bound(planned)
-        test_batch_launches.check(lowered, join(lowered, planned), planned.arena)
         numbers = range(len(planned.steps))
         self.of_steps = iter([[task for task in lowered.tasks if task.step == number] for number in numbers])
         self.end = planned.arena + lowered.scratch
@@ -232,20 +229,6 @@ def test_every_operation_is_lowered_to_what_reads_what_it_should(name):
         follow_on_meta(lambda *x: sample.function(*x, **case.params), lambda: [on(META, x) for x in inputs])
 
     check()
-
-
-@pytest.mark.parametrize("guard", [0, 512])
-def test_joined_launches_that_work_in_scratch_read_what_they_should(guard):
-    compiled = ta.compile(lambda x, y: [*map(ta.sum, (x, y)), *map(ta.prod, (x, y))])
-    compiled(*(ta.ones((300, 300), device=META) for _ in range(2)))
-    (graph,) = compiled.graphs
-    planned = plan(graph, guard)
-    TaskFollower(graph, planned).run()
-    joined = [task for task in join(bound(planned), planned).tasks if hasattr(task, "members")]
-    assert [task.title for task in joined] == ["sum", "prod"] and all(task.scratch for task in joined)
-    first, second = ([(y.offset, y.offset + n) for y, n in zip(t.scratch, t.plan.scratch)] for t in joined)
-    if guard:  # else one may work where the other did
-        assert all(b + guard <= c for (_, b), (c, _) in itertools.pairwise([*first, *second]))
 
 
 @at_most(25, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])

@@ -127,7 +127,7 @@ def flash_steps():
 
 
 def conditional_steps():
-    """What steps of optimizers launch that depend on a condition: a kernel for each update."""
+    """What steps of optimizers launch that depend on a condition: a kernel for each update, of joined gradients."""
     steps = []
     for make, dtype in UPDATES.values():
         parameters = leaves(dtype)
@@ -136,7 +136,7 @@ def conditional_steps():
         with recorded() as ran:
             optimizer.step(where=Tensor(True))
         for call, _ in ran:
-            if call.primitive.view is None:
+            if call.primitive.view is None and not call.primitive.parts:
                 plan = planning.planner(call)(*planning.dense_operands(call))
                 assert len(plan.steps) == 1 and not plan.scratch
                 steps += plan.steps

@@ -258,3 +258,16 @@ def test_a_group_gives_the_bits_of_its_two_nodes_on_cuda(name):
         )
         for a, b in zip((*results, *kept), (*expected, *(middle[i] for i in stored))):
             np.testing.assert_array_equal(a.numpy(), result_tensor(b).numpy())
+
+
+def test_the_end_of_a_training_step_is_a_few_launches():
+    """GPT-2 124M has 148 parameters in 6 segments."""
+    device = Device("meta", like="cuda:sm_90")
+    model = GPT2(GPT2.sizes["124M"], dtype=ta.bfloat16, device=device)
+    step = compiled_step(model, ta.optim.AdamW(model.parameters(), lr=1e-3))
+    tokens = ta.zeros((64, 1024), dtype=ta.int64, device=device)
+    step(tokens, tokens)
+    tasks = bound(plan(step.graphs[0])).tasks
+    updates = [task for task in tasks if "adamw" in task.title]
+    assert 5 <= len(updates) <= 6 and all(len(task.plan.steps) == 1 for task in updates)
+    assert sum(len(task.plan.steps) for task in tasks if "square" in task.title) <= 2 * 6

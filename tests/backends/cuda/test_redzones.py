@@ -12,7 +12,6 @@ from tests.backends.cuda.test_lowering import KINDS, MODELS, graphs
 from tinyarr import Device
 from tinyarr.backends.cuda.planning.registry import Launch, LaunchPlan, Output, Source
 from tinyarr.backends.cuda.program import redzones
-from tinyarr.backends.cuda.program.batch_launches import join
 from tinyarr.backends.cuda.program.redzones import Gap, GuardedBlock
 from tinyarr.compiler.compiled import GUARD
 from tinyarr.compiler.memory.plan import plan
@@ -25,15 +24,15 @@ from tinyarr.errors import DeviceError
 def test_behind_all_that_a_training_step_works_in_lies_a_guard(name, dtype):
     for graph in graphs(name, dtype):
         planned = plan(graph, GUARD)
-        joined = join(bound(planned), planned)
+        lowered = bound(planned)
         taken = [(planned.place(v).offset, nbytes(v)) for v in planned.lives]
-        for task in joined.tasks:
+        for task in lowered.tasks:
             scratch = zip((place.offset for place in task.scratch), task.plan.scratch, strict=True)
             copies = zip(task.outputs, task.makes, strict=True)
             copies = [(y.offset, nbytes(x)) for y, x in copies if y.buffer == "arena" and y.offset >= planned.arena]
             taken += [*scratch, *copies]
         ends = {at + size for at, size in taken if size}
-        free = redzones.gaps(redzones.blocks(joined.tasks), planned.arena + joined.scratch)
+        free = redzones.gaps(redzones.blocks(lowered.tasks), planned.arena + lowered.scratch)
         assert {gap.start for gap in free} == ends
         assert all(gap.end - gap.start >= GUARD for gap in free)
 

@@ -1,8 +1,11 @@
-"""Runs a planned program by NumPy, in the places of its plan, with collectives that take effect at the worst moment.
+"""Second implementation of asynchronous collectives: NumPy runs a planned program, and each acts at the worst moment.
 
 A collective may read its operand and write its result at any time between its start and its wait. So it is run in three
 ways: at once; as late as can be; and at once, but with rubbish in the result until it is waited for. Where operand and
-result share their place, what is there is the collective's own.
+result are in one place, that belongs to the collective between the two.
+
+Example: %2 = all_reduce(%1), begun at step 3 and waited for at step 6. A plan that puts the result of step 4 in the
+place of %1 gives right numbers at once and wrong ones late; one that reads %2 at step 5 is wrong with rubbish.
 """
 
 import contextlib
@@ -14,7 +17,7 @@ from tests.compiler.memory.plan_checker import of_graph, positions
 from tinyarr import eager, views
 from tinyarr.array import Array
 from tinyarr.backends.numpy import collective
-from tinyarr.compiler import interpret
+from tinyarr.compiler.interpret import run_call
 from tinyarr.compiler.memory.plan import plan
 from tinyarr.compiler.uses import is_collective, is_wait
 from tinyarr.groups import Group
@@ -138,9 +141,7 @@ class TwoStreams:
             self.put(value, np.array(made[value].data).reshape(value.shape))
 
     def made(self, node, known):
-        operands = [self.operand(x, known) for x in node.inputs]
-        found = eager.run(node.call, operands, None)
-        return interpret._by_composite(node.call, operands) if found is None else found
+        return run_call(node.call, [self.operand(x, known) for x in node.inputs])
 
     def operand(self, x, known=()):
         """Of a node: the value, row-major, seen as the graph says: what eager mode's kernel got."""

@@ -35,7 +35,7 @@ class CollectiveStep:
         return plan_scratch(widened(self.call))[0]
 
     def run(self, addresses: Sequence[int], scratch: int, begun: dict[int, Callable[[], None]]) -> None:
-        """addresses: of the buffers. scratch: of that of all collectives. begun: by ticket what ends each."""
+        """Begins or ends it. addresses: of buffers. scratch: of all collectives. begun: what ends each, by ticket."""
         call, ticket = self.call, self.call.params.get("ticket")
         if call.primitive is wait:
             begun.pop(ticket)()

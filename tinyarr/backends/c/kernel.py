@@ -60,7 +60,7 @@ class COperand:
         return f"{self.at(*positions)} = {cast(value, self.dtype.compute, self.dtype)};"
 
     def offset(self, number: str, axes: Sequence[int]) -> str:
-        """Where the element lies that has this row-major number along some axes, and is first along the others."""
+        """Returns the C offset of the element of this row-major number along some axes, first along the others."""
         shape, (strides,) = views.merge_axes(tuple(self.shape[a] for a in axes), [tuple(self.strides[a] for a in axes)])
         return unravel(number, shape, strides)
 
@@ -227,7 +227,7 @@ def rows(site: CCall, operands: Sequence[COperand], body: Callable[..., str], sh
 
 
 def _row_made(site: CCall, x: COperand, number: str) -> tuple[str, COperand]:
-    """As Operand.row, for the one whose elements an expression makes."""
+    """Returns what COperand.row does, for the operand whose elements an expression makes."""
     n, dtype = x.shape[-1], x.dtype.compute
     place = site.take_scratch(site.threads * n * dtype.itemsize) if n > ON_STACK else ""
     declaration = site.expression.run(f"{x.name}_row", f"{number} * {n}", str(n), n, n, place)

@@ -179,7 +179,7 @@ def is_written(primitive: Primitive) -> bool:
 
 
 def is_in_c(primitive: Primitive) -> bool:
-    """Whether there is a C function for a primitive."""
+    """Returns whether there is a C function for a primitive."""
     return isinstance(primitive, Pointwise | Rowwise) or primitive in KERNELS
 
 

@@ -36,7 +36,7 @@ class _Tile(NamedTuple):
 
 
 def compile_call(call: Any) -> tuple[Specs, Callable, bool, str | None]:
-    """For an Elementwise: scratch, function(inputs, outputs, scratch), whether in place is safe, operands' layout."""
+    """Returns scratch, function(inputs, outputs, scratch), whether in place is safe, and the operands' layout."""
     typed: Typed = call.primitive.typed(call.in_shapes, call.in_dtypes, call.params)
     # Several outputs of which one is an operand itself could overwrite what another still has to copy.
     overwrites = len(typed.outputs) > 1 and any(typed.values[n].op == "input" for n in typed.outputs)

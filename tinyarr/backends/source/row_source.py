@@ -221,7 +221,7 @@ class RowCode:
 
 
 def varying(typed: Typed, along: Sequence[bool]) -> list[bool]:
-    """For each value whether it varies along the row."""
+    """Returns for each value whether it varies along the row."""
     found: list[bool] = []
     for v in typed.values:
         if v.op == "input":
@@ -234,7 +234,7 @@ def varying(typed: Typed, along: Sequence[bool]) -> list[bool]:
 
 
 def _reaching(values: Sequence[TypedStep], wanted) -> list[bool]:
-    """For each value whether it, or one that it is made of, is wanted."""
+    """Returns for each value whether it, or one that it is made of, is wanted."""
     found: list[bool] = []
     for v in values:
         found.append(wanted(v) or any(found[a] for a in v.args))

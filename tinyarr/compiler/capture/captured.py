@@ -58,7 +58,7 @@ class GradientKind(NamedTuple):
 
 @functools.cache
 def _usual(*fields: Any) -> GradientKind:
-    """One object for the many tensors of one kind."""
+    """Returns one object for all tensors of one kind: Python compares it with itself without a look at its fields."""
     return GradientKind(*fields)
 
 
@@ -69,7 +69,7 @@ class Keys(tuple):
 
 
 class Same(NamedTuple):
-    """Stands in the signature for an object that an earlier path leads to."""
+    """Part of the signature of an object that an earlier path leads to."""
 
     path: str
 
@@ -78,7 +78,7 @@ def exactly(x: Any) -> Part:
     """Returns a key that tells a value from all others, 1 from 1.0 and True, and 0.0 from -0.0."""
     kind = type(x)
     if kind in (float, complex, slice) or isinstance(x, np.generic):
-        return kind, repr(x)
+        return kind, repr(x)  # which tells -0.0 from 0.0, and is equal for two NaNs, that are no reason to trace again
     if kind is tuple:
         return kind, tuple(map(exactly, x))
     if kind in PLAIN or (isinstance(x, enum.Enum) and kind.__hash__ is not None) or is_value(x):
@@ -92,7 +92,7 @@ class Identical:
     __slots__ = ("object",)
 
     def __init__(self, x: Any):
-        self.object = x
+        self.object = x  # held, so that no later object gets its id
 
     def __hash__(self) -> int:
         return id(self.object)
@@ -105,10 +105,10 @@ class Identical:
 
 
 def all_exactly(x: Iterable[Any]) -> Part:
-    """As `exactly` of each, made fast for many of one kind."""
+    """Returns a key for many values, equal where `exactly` of each is; those of one kind need no loop over them."""
     kinds = set(map(type, x))
     if kinds == {float}:
-        return float, array.array("d", x).tobytes()
+        return float, array.array("d", x).tobytes()  # 10,000 floats in one comparison; the bytes tell -0.0 from 0.0
     if len(kinds) == 1 and not kinds & {complex, slice}:
         return *kinds, tuple(x)
     return tuple(map(exactly, x))

@@ -21,7 +21,7 @@ GONE: Any = type("Gone", (), {"__repr__": lambda self: "nothing"})()
 
 
 class Holder:
-    """object: what holds. Two holders of one object hold the same."""
+    """Holder of Python values. object: the list, dict, ... itself, by which two holders are equal."""
 
     __slots__ = ("object",)
 

@@ -96,7 +96,7 @@ class Fingerprint:
         ]  # fmt: skip
 
     def _identical(self) -> Iterator[Any]:
-        """As many objects at each time, where what is in _equal is the same."""
+        """Yields the objects that must be the same as then; as many each time, if what is in _equal is the same."""
         return chain(
             chain.from_iterable(self._values), chain.from_iterable(self._sequences),
             [x.__dict__ for x in self._owners], chain.from_iterable(map(_FUNCTION, self._functions)),

@@ -1,7 +1,10 @@
-"""Products take over what is done to their result, where the backend's library does that before it is stored.
+"""Epilogues: a library applies a bias, a GELU or a GELU's gradient to a product before it stores it.
 
-A bias that no elementwise kernel adds anyway, a bias and a GELU, a GELU's gradient. The product is then not rounded to
-its dtype in between (passes/order.py lists what changes bits).
+Example: %3 = matmul(%0, %1), %4 = add(%3, %2), %5 = gelu_tanh(%4) become %4, %5 = matmul_bias_gelu(%0, %1, %2). The sum
+%4 is stored for backward, %3 never. Two passes over the largest values of a GPT's layer (B * T, 4 C) are saved.
+
+A bias that an elementwise kernel or a norm adds as it reads the product stays there: that costs nothing either. The
+product is not rounded to its dtype in between (order.py lists what changes bits).
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from ..uses import Uses, is_call
 
 
 def product_epilogues(graph: Graph) -> Graph:
+    """Merges products with their bias and GELU, as far as the backend has a kernel for both together."""
     return _Epilogues(graph).graph()
 
 
@@ -42,7 +46,7 @@ class _Epilogues:
         return replace(self._graph, nodes=[node for node in self._nodes if node is not None])
 
     def _bias_gelu(self, position: int, node: Any) -> None:
-        """x y + bias, and its GELU."""
+        """Merges x y + bias and its GELU; the sum stays a result, which backward reads."""
         (read,) = node.inputs
         added = self._lives.maker.get(read.value)
         if added is None or not _is_whole(read):
@@ -60,7 +64,7 @@ class _Epilogues:
                 return
 
     def _replace(self, made: Primitive, position: int, product: Any, more: Any, outputs: tuple[Value, ...]) -> bool:
-        """Makes the node at a position one with the product whose result it reads, if that can be."""
+        """Merges the node at a position with the product that it alone reads. Returns whether it could."""
         lives = self._lives
         maker = lives.maker.get(product.value) if isinstance(product, Read) else None
         node = None if maker is None else self._nodes[maker]
@@ -75,10 +79,12 @@ class _Epilogues:
         if not (fits and alone and product.value not in lives.kept and own is not None):
             return False
         operands = (*node.inputs, Read(more.value, own))
+        # The product moves down to its reader, and must find its operands as they were.
         if any(lives.overwritten(x.value) < position for x in operands):
             return False
         shapes, dtypes = tuple(x.view.shape for x in operands), tuple(x.value.dtype for x in operands)
         call = Call(made, node.call.device, shapes, dtypes, {})
+        # The library wants a bias at a multiple of 16 bytes: 8 elements of a half type.
         if len(set(dtypes)) > 1 or own.offset % 8 or call.device.backend.kernel(call) is None:
             return False
         line = self._graph.nodes[position].line

@@ -1,7 +1,17 @@
-"""Fusion: elementwise nodes that work on the same elements become one, and join the kernel that reads them.
+"""Fusion: elementwise nodes over the same elements become one loop, or the prologue of the kernel that reads them.
 
-A producer moves down to its consumer where nothing between them reads it, and its expression joins the consumer's: what
-it made is rounded to its dtype all the same, so no bit changes, but is stored only where something else reads it.
+Example:
+
+    %3 = subtract(%1, %2)
+    %4 = multiply(%3, %3)
+    %5 = sum(%4)                  become  %4, %3 = subtract_multiply(%1, %2); %5 = sum(%4)
+
+The sum's kernel makes each element of %4 as it reads it, and stores %3 on the way if a later node reads that, as
+backward does. Two values of n elements were written and four read; now at most one is written and two are read.
+
+A producer moves down to its consumer, so nothing between them may read its results or overwrite its operands, and its
+operands must not be held for longer than that saves. Its results are rounded to their dtype as if they were stored, so
+no bit changes.
 """
 
 from __future__ import annotations
@@ -28,12 +38,12 @@ MOST_OPERATIONS = 64
 
 
 def fuse(graph: Graph) -> Graph:
-    """The graph with elementwise nodes joined where that needs no more memory."""
+    """Returns the graph with elementwise nodes joined where that needs no more memory."""
     return _Fusion(graph).graph()
 
 
 class FusedPointwise(Pointwise):
-    """An elementwise operation that several calls make up; its expression is typed already."""
+    """Elementwise operation that several calls make up; its expression is typed already."""
 
     def __init__(self, name: str, typed: Typed, inputs: int):
         self._typed = typed

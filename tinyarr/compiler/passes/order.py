@@ -1,9 +1,20 @@
-"""The passes over a graph, in their order; the graph as it was traced runs too.
+"""The passes over a graph, in their order. Any can be left out: the graph runs as it was traced too, their oracle.
 
-Three alone change a bit of a result. A -0 to which `add_rows_in_place` adds nothing stays one, where adding 0 to it
-would give +0. Where a backend's library works on a product before it stores it (CUDA), `keep_products_wide` and
-`product_epilogues` leave out the rounding to a half type of what is then worked on, wherever that stands in the graph;
-what recomputation makes again of such a product, a GELU, is of its rounded form.
+    pass                     example                                           bits that change
+    join_writes              g[:4] = a, g[4:] = b: g is concat(a, b)           none
+    common_subexpressions    exp(x), exp(x): one exp                           none
+    add_rows_in_place        y + take_gradient(g, i): index_add(y, g, i)       -0 in a row that i leaves out: (1)
+    keep_products_wide       astype(x @ y, float32): matmul_wide(x, y)         CUDA, half types: (2)
+    dead_code                results that nothing needs are not made           none
+    recompute                exp(x), read late: exp(x) again                   CUDA, half types: (3); memory_budget only
+    product_epilogues        gelu(x @ y + b): one call of the library          CUDA, half types: (2)
+    sink, lift, overlap      nodes change places                               none
+    fuse                     add, exp: one loop that rounds as two would       none
+
+(1) The row keeps its -0, where adding the gradient's 0 would give +0; both are equal to 0.
+(2) The product is not rounded to the half type before it is worked on: one rounding less, which is nearer to the exact
+    result. The library does so at no cost, while rounding in between would take a pass over memory.
+(3) A GELU that product_epilogues took over, made again, is that of the rounded product: the wide one was never stored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Recomputation: what is cheap to make is made again where it is next read, in place of being held until then.
+"""Recomputation: cheap results are computed again where they are next read, instead of being held until then.
+
+Example: %5 = exp(%4) is (1024, 1024) in float32, and its reader in backward is 100 steps later. A second exp just
+before that reader frees 4 MiB for 100 steps, if %4 is held until then anyway.
 
 `checkpoint` says in the model what is not to be held, and is traced as it is written. Here the compiler chooses more:
 the elementwise results and norms that are alive at the peak of memory, until the plan fits a budget.

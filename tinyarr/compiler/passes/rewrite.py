@@ -17,10 +17,11 @@ from ..uses import Uses, is_call, is_elementwise, reads_runs
 
 
 def add_rows_in_place(graph: Graph) -> Graph:
-    """A tensor plus the gradient of an embedding, zero but for the rows of a batch: only those rows are added.
+    """Adds to a tensor only the rows of an embedding's gradient that are not zero, those of the batch's tokens.
 
-    So the table of a tied embedding, and one whose gradients of several batches add up, is gone through once less, and
-    has no second gradient of its own beside the first.
+    Example: GPT-2's table (50257, 768), tied to the head, with 1,024 tokens: %3 = add(%1, take_gradient(%2, i)) becomes
+    %3 = index_add(%1, %2, i). It reads 3 MiB of rows, where a second gradient of 147 MiB would be filled with zeros,
+    written and added. The gradients of several batches add up the same way.
     """
     lives = Uses(graph)
     return replace(graph, nodes=[_with_rows(graph, lives, node) for node in graph.nodes])
@@ -71,11 +72,16 @@ def _maker(graph: Graph, lives: Uses, read: Any) -> Node | None:
 
 
 def keep_products_wide(graph: Graph) -> Graph:
-    """A product of half types that is only converted to float32 is not rounded to the half type before.
+    """Makes products of half types in float32 where they are only converted to it, and adds them to float32 sums.
 
-    Neither is one that is then added to what was there before it, which happens in that one's memory where nothing else
-    needs it: a library's epilogue does so almost for nothing. This is how the gradients of weights add up over batches
-    where they are kept in float32.
+    Example, a weight in bfloat16 whose gradients of many batches add up in float32 (%1):
+
+        %4: bfloat16 = matmul(%2, %3)
+        %5: float32 = astype(%4)
+        %6: float32 = add(%1, %5)           becomes %6: float32 = matmul_add(%1, %2, %3)
+
+    The library's epilogue adds, in the memory of %1 where nothing else needs it, so that two passes over the weight are
+    saved. Without the sum it is matmul_wide(%2, %3).
     """
     for find in _added, _converted:  # the second looks at what the first has left
         lives, nodes = Uses(graph), list[Step | None](graph.nodes)

@@ -1,10 +1,9 @@
 """The order of nodes: as they were traced, but for three moves.
 
 `sink`: nodes without inputs, or whose inputs outlive them anyway, move down to their first reader: that lengthens no
-lifetime. `lift`: a reduction to a small result moves up behind the maker of its operands, while those are in the cache;
-where a backend launches neighbours as one, only if its operands die there. `overlap`: a collective begins right behind
-the maker of its operand and is waited for before its first reader. Collectives begin in the order of the trace, which
-is the same on all ranks.
+lifetime. `lift`: a reduction to a small result moves up behind the maker of its operands, while those are in the cache.
+`overlap`: a collective begins right behind the maker of its operand and is waited for before its first reader.
+Collectives begin in the order of the trace, which is the same on all ranks.
 """
 
 from __future__ import annotations
@@ -18,6 +17,10 @@ from ...ops.primitive import Call
 from ...program import Graph, Node, Read, Step, Value, Write
 from ..uses import SMALL, Uses, highest_number, is_collective, is_wait, made_by, nbytes, values_read
 
+# A node's key is where it goes: (position, -1) just before the node traced there, (position, 1) just behind it. Nodes
+# of one key keep the order of the trace, so that a pass states only what it moves.
+Key = tuple[int, int]
+
 
 def sink(graph: Graph) -> Graph:
     """Moves nodes that keep nothing alive down to their first reader.
@@ -26,7 +29,7 @@ def sink(graph: Graph) -> Graph:
     product, and need no memory during the other ones.
     """
     lives = Uses(graph)
-    keys: list[tuple[int, int]] = [(position, 0) for position in range(len(graph.nodes))]
+    keys: list[Key] = [(position, 0) for position in range(len(graph.nodes))]
     for position in reversed(range(len(graph.nodes))):
         node = graph.nodes[position]
         readers = {r for v in made_by(node) for r in lives.readers.get(v, ())}
@@ -46,15 +49,13 @@ def lift(graph: Graph) -> Graph:
     when it is summed, and dies before the next one is made.
     """
     lives = Uses(graph)
-    keys: list[tuple[int, int]] = []
+    keys: list[Key] = []
     for position, node in enumerate(graph.nodes):
         keys.append((position, 0))
         is_reduction = not isinstance(node, Write) and node.call.primitive.reduces
         if is_reduction and sum(map(nbytes, made_by(node))) <= SMALL:
-            read = [v for v in values_read(node) if v in lives.maker]
-            makers = [lives.maker[v] for v in read]
-            frees = any(lives.ends(v) == position for v in read)
-            if makers and (frees or not made_by(node)[0].device.backend.joins):
+            makers = [lives.maker[v] for v in values_read(node) if v in lives.maker]
+            if makers:
                 keys[position] = max(keys[maker] for maker in makers)[0], 1
     return _ordered(graph, keys)
 
@@ -69,11 +70,13 @@ def overlap(graph: Graph) -> Graph:
     """
     if not any(map(is_collective, graph.nodes)):
         return graph
+    # First every beginning moves up, then, in what that gives, every wait down: a wait must not hold a beginning back.
     apart = _begun_and_waited_for(graph)
     lives = Uses(apart)
     early = _leading_to_collectives(apart, lives)
+    # Zeros that pad an operand are made of nothing, so they hold no collective back, and are made just before it.
     of_nothing = {position for position in early if not values_read(apart.nodes[position])}
-    keys: list[tuple[int, int]] = []
+    keys: list[Key] = []
     begun_last = (-1, 1)
     for position, node in enumerate(apart.nodes):
         makers = {lives.maker[v] for v in values_read(node) if v in lives.maker} - of_nothing
@@ -122,7 +125,7 @@ def _begun_and_waited_for(graph: Graph) -> Graph:
     return replace(graph, nodes=nodes)
 
 
-def _ordered(graph: Graph, keys: Sequence[tuple[int, int]]) -> Graph:
+def _ordered(graph: Graph, keys: Sequence[Key]) -> Graph:
     order = sorted(range(len(keys)), key=lambda position: (keys[position], position))
     nodes: list[Step] = [graph.nodes[position] for position in order]
     return replace(graph, nodes=nodes)

@@ -1,5 +1,4 @@
-"""Passes that shorten a graph: writes that together replace a value are one join, equal calls are made once, and what
-nothing needs is not made at all.
+"""Simplification: joined writes, common subexpressions, dead code.
 
 Collectives stay as they are: they may differ or be needed on another rank, and all ranks run them together.
 """
@@ -110,9 +109,11 @@ class _Chain:
 
 
 def common_subexpressions(graph: Graph) -> Graph:
-    """Nodes with the same call of the same operands become one: values never change, and draws name their counters.
+    """Merges nodes with the same call of the same operands: values never change, and draws name their counters.
 
-    What a checkpointed function computes again stays.
+    Example: %5 = multiply(%4, %4), %7 = multiply(%4, %4), %8 = max(%7) become %5 and %8 = max(%5).
+
+    The second run of a checkpointed function stays: to merge it with the first would keep what shall not be held.
     """
     same: dict[Value, Value] = {}
     known: dict[tuple, tuple[Value, ...]] = {}
@@ -122,6 +123,7 @@ def common_subexpressions(graph: Graph) -> Graph:
         if isinstance(node, Write) or is_collective(node):
             nodes.append(node)
             continue
+        # 1, 1.0 and True are equal, as are 0.0 and -0.0, but what is computed of them differs: so type and text count.
         key = node.call, node.repetition, tuple(x if isinstance(x, Read) else (type(x), repr(x)) for x in node.inputs)
         if key in known:
             same.update(zip(node.outputs, known[key], strict=True))
@@ -132,7 +134,10 @@ def common_subexpressions(graph: Graph) -> Graph:
 
 
 def dead_code(graph: Graph) -> Graph:
-    """Without the nodes that lead neither to a result, nor to a state, nor to a collective."""
+    """Removes nodes that lead neither to a result, nor to state, nor to a collective.
+
+    Example: the gradient of a loss with respect to a batch, in a graph that returns the loss and updates weights.
+    """
     needed = {read.value for read in graph.results} | {s.after for s in graph.states}
     nodes: list[Step] = []
     for node in reversed(graph.nodes):
@@ -144,6 +149,6 @@ def dead_code(graph: Graph) -> Graph:
 
 
 def _ending(graph: Graph, same: dict[Value, Value]) -> Graph:
-    """The graph with its last values renamed."""
+    """Returns the graph with its last values renamed."""
     states = [replace(s, after=same.get(s.after, s.after)) for s in graph.states]
     return replace(graph, states=states, results=[renamed(x, same) for x in graph.results])

@@ -69,5 +69,8 @@ def called(
 
 
 def memory_of(leaf: Array, state: State) -> Array:
-    """Returns the stretch of memory of a state that is found again in this leaf."""
+    """Returns the memory of a state, which is found again in this leaf.
+
+    Example: a state of 6 elements that starts 0 from a weight (2, 3), at element 64 of its segment, is (6,) from 64 on.
+    """
     return Array(leaf.storage, leaf.dtype, state.before.shape, (1,), leaf.offset + state.start)

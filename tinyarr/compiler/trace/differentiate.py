@@ -104,7 +104,7 @@ def _is_whole(a: Array) -> bool:
 
 @contextlib.contextmanager
 def apart_from_history(capture: Capture) -> Iterator[list[Leaf]]:
-    """Inside of the block, tensors that operations outside have made are leaves: the tape of the trace ends there."""
+    """Makes tensors that operations outside have made leaves in the block, so that the tape of the trace ends there."""
     made = [(Leaf(path, x), x.node) for path, x in capture.tensors.items() if x.node is not None]
     for leaf, _ in made:
         leaf.object.node = None
@@ -124,7 +124,7 @@ def differentiate(
     name: str,
     make: Make,
 ) -> History | None:
-    """The history of what a function returned or kept in its trace, or None where nothing has one.
+    """Returns the history of what a function returned or kept in its trace, or None where nothing has one.
 
     outside: the tensors whose history began outside. Raises TraceError where a backward() in the function reached one.
     """
@@ -185,9 +185,12 @@ def _runs_python(nodes: Sequence[TapeNode]) -> bool:
 
 
 def _stages(ends: Sequence[Edge]) -> tuple[list[list[Edge]], set[Edge]]:
-    """The ends in groups that share operations, made of the inputs and of ends in earlier groups only; and the latter.
+    """Returns the ends in groups that share operations, made of inputs and of ends in earlier groups; and those ends.
 
     What shares nothing is freed apart, as in eager mode; of what is shared, backward computes the gradient once.
+
+    Example: of h = tanh(x @ w) and loss = h.sum(), both returned, the groups are [h] and [loss], and h is crossed: the
+    way back of loss ends at h, where a hook or another gradient may come in, and that of h goes on to x and w.
     """
     wanted = set(ends)
     crossed: set[Edge] = set()

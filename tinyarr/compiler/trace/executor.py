@@ -1,7 +1,10 @@
-"""The tracing executor: operations are written down instead of run.
+"""The tracing executor, in the place of eager mode's: it notes operations instead of running them.
 
-Results are arrays like any other, views of each other and all, but over storages without memory. What reads elements in
-the middle of a trace raises. `build` then turns what was written down into a graph of values.
+Results are arrays like any other, with shapes, strides and views, but over storages without memory. To read elements
+in the middle of a trace raises. `build` then makes a graph of values of what was noted.
+
+Example: of `(x @ w.T).sum()` two instructions are noted, matmul(x, w seen with strides (1, 3)) and sum; `w.T` is a
+view.
 """
 
 from __future__ import annotations
@@ -103,7 +106,7 @@ class Trace:
         return getattr(executor.get(), "family", None) is self.family
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
-        """As eager.run, but for the elements."""
+        """Notes a call and returns arrays of its results without elements; None where its composite must be traced."""
         for x in operands:
             if isinstance(x, Array):
                 self._check(x)
@@ -119,7 +122,7 @@ class Trace:
         if outs is not None:
             eager.check_outs(call, outs)
             for out in outs:
-                storage = out.storage
+                storage = out.storage  # its version counts up, so that backward finds a saved tensor changed
                 self._versions.setdefault(id(storage), (storage, storage.version))
                 storage.version += 1
             self._record(call, operands, outs, line(), writes=True)
@@ -140,7 +143,7 @@ class Trace:
             raise kept_too_long(x.storage)
 
     def _traced(self, device: Device, shape: Shape, dtype: Dtype, where: str) -> Array:
-        """A dense array without memory."""
+        """Returns a dense array without memory."""
         storage = TracedStorage(views.size(shape) * dtype.itemsize, device, self, where)
         self._made_here.add(storage)
         return Array(storage, dtype, shape, views.contiguous_strides(shape), 0)
@@ -159,7 +162,7 @@ class Trace:
 
     def _view(self, call: Any, x: Array) -> Sequence[Array]:
         found = call.primitive.view(x.view, **call.params)
-        if found is None:
+        if found is None:  # no strides show it so: an explicit copy, as in eager mode
             x = copy(result_tensor(x)).array
             found = call.primitive.view(x.view, **call.params)
         return [x.through(view) for view in ([found] if isinstance(found, View) else found)]
@@ -213,7 +216,7 @@ dtypes.SCALARS[Drawn] = "signed"
 
 
 class WatchedArray(Array):
-    """Stands for an array of a tensor from outside during a trace, and tells whether anything of it was asked for."""
+    """Stand-in for an array of a tensor from outside during a trace; it tells whether anything of it was asked for."""
 
     __slots__ = ("watched",)
 

@@ -46,7 +46,7 @@ class _Region:
 
 
 def build(trace: Trace, leaves: Sequence[Leaf], results: Sequence[Tensor]) -> Graph:
-    """The graph of a trace. Raises TraceError for a tensor that is none of the leaves."""
+    """Returns the graph of a trace. Raises TraceError for a tensor that is none of the leaves."""
     return _Builder(trace, leaves).graph(results)
 
 
@@ -91,7 +91,10 @@ class _Builder:
         return Value(self._count - 1, like.shape, like.dtype, like.device)
 
     def _find_regions(self, results: Sequence[Array]) -> None:
-        """The smallest tensors among the leaves that hold all that is read or written."""
+        """Finds the smallest tensors among the leaves that hold all that is read or written.
+
+        The smallest, so that a write into one parameter of a segment makes no new value of the others.
+        """
         used: list[tuple[Any, bool, str]] = []
         for step in self._trace.instructions:
             used += [(a, False, step.line) for a in step.inputs] + [(a, step.writes, step.line) for a in step.outputs]
@@ -118,7 +121,7 @@ class _Builder:
                 r.before = r.value = Value(self._count - 1, (r.high - r.low,), r.like.dtype, r.like.device)
 
     def _from_leaf(self, storage: Storage, low: int, high: int) -> _Region | None:
-        """The region of the smallest leaf that holds elements low to high."""
+        """Returns the region of the smallest leaf that holds elements low to high."""
         holders = self._leaves_holding(storage, low, high)
         ends = (low, high)
         if ends not in holders:
@@ -128,7 +131,7 @@ class _Builder:
         return _Region(*self._tensors[id(storage)][ends])
 
     def _side_by_side(self, storage: Storage, low: int, high: int) -> _Region | None:
-        """The region of leaves that lie behind one another and hold elements low to high together.
+        """Returns the region of neighbouring leaves that hold elements low to high together.
 
         Example: the gradients of three parameters, of 64, 32 and 32 elements, joined: 64 to 128 is the last two.
         """
@@ -239,7 +242,11 @@ class _Builder:
                 self._write(a, value, step.line)
 
     def _write(self, a: Array, value: Value, line: str) -> None:
-        """The storage's value from now on: the new one if that is all of it, else the old one with a part written."""
+        """Gives a storage its next value: the one written if that is all of it, else the old one with a part written.
+
+        Example: p (4,) is %0. After p.assign(x) it is %2, the copy of x; after p[:2].assign(x) it is %3, of the node
+        %3 = %0[0: (2,) by (1,)] <- %2.
+        """
         old, view = self._read(a)
         if view.offset or views.size(view.shape) != views.size(old.shape) or not views.is_contiguous(view):
             self._count += 1

@@ -159,7 +159,7 @@ class Observed:
         return None if self._before is None else self._before(frame, event, argument)
 
     def _find_suspects(self, frame: FrameType) -> dict[int, tuple[str, str]]:
-        """By offset in the bytecode what is impure there, and the kind of advice. Offset -1 stands for all of it."""
+        """Returns, by offset in the bytecode, what is impure there, and the kind of advice. Offset -1 is all of it."""
         code, name = frame.f_code, frame.f_globals.get("__name__", "")
         if code.co_filename.startswith(self._package) or code in _of_the_collector():
             return {}

@@ -25,7 +25,7 @@ class RunAsItIs(BaseException):
 
 
 class StandIn:
-    """Stands for an opaque object; for other threads, it is that object."""
+    """Stand-in for an opaque object; for other threads, it is that object."""
 
     __slots__ = ("_instead_of", "_path", "_trace")
 

@@ -101,7 +101,7 @@ class Pullback:
         return self._walk(sound, False) if sound else None
 
     def _walk(self, came: Mapping[int, bool], create_graph: bool) -> TapeStretch:
-        """came: the outputs whose gradients came, and whether these have a history."""
+        """Walks the tape. came: the outputs whose gradients came, and whether these have a history."""
         roots = [(*self.ends[i], has_history) for i, has_history in came.items()]
         return self.tape.walk(roots, self.targets, self._oldest, create_graph)
 
@@ -131,7 +131,7 @@ class Pullback:
     def backward(
         self, _: Any, needs: Sequence[bool], gs: Sequence[Tensor | None], values: Sequence[Any]
     ) -> Sequence[Tensor | None]:
-        """As any rule's: the gradients of the node's operands from those of its outputs, and what it saved."""
+        """Returns the gradients of the node's operands, as any rule does, of those of its outputs and what it saved."""
         *saved, call = values
         return self._way(gs).run([x.array for x in saved], [g for g in gs if g is not None], call)
 

@@ -19,7 +19,7 @@ from .templates import TemplateObjects, Templates
 
 
 class Unchanged(NamedTuple):
-    """Stands for what a holder held under a key before the call."""
+    """Template of what a holder held under a key before the call."""
 
     key: Any
 
@@ -117,7 +117,7 @@ class Snapshot:
             setattr(x, name, part)
 
     def _that_were_set(self) -> Iterator[tuple[Any, str, str, Any]]:
-        """Of what may not be set in a trace, what was: the object, its path, the attribute's name and value before."""
+        """Yields what a trace may not set and did: the object, its path, the attribute's name and value before."""
         for path, (x, old) in self._fixed.items():
             yield from ((x, path, name, old[name]) for name, part in _fixed(x).items() if part is not old[name])
         for path, holder in self._capture.holders.items():
@@ -133,7 +133,7 @@ _FIXED: dict[type, tuple[str, ...]] = {
 
 
 def _fixed(x: Any) -> dict[str, Any]:
-    """Of an object what may not be set in a trace: its class, and some attributes."""
+    """Returns what may not be set of an object in a trace: its class, and some attributes."""
     kind = Tensor if isinstance(x, Tensor) else type(x)
     return {"__class__": type(x)} | {name: getattr(x, name) for name in _FIXED.get(kind, ())}
 

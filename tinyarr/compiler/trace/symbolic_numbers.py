@@ -1,4 +1,7 @@
-"""Symbolic numbers: stand in a trace for Python floats and ints that each call brings.
+"""Symbolic numbers: stand-ins in a trace for Python floats and ints that each call brings.
+
+Example: in step(x, lr) with lr = 0.1, `x - 2 * lr * g` reads the input __rmul__(lr, 2): 0.2, and 0.1 in a call
+with lr = 0.05. `if lr > 0:` needs the value: then 0.1 is in the signature, and 0.05 is traced anew.
 
 A float beside a tensor is an input of the program, and sums and products of such numbers are computed anew at each
 call. All else that Python asks of one needs its value, which then belongs to the signature.
@@ -55,7 +58,7 @@ class Computed(NamedTuple):
 
 
 def value_of(x: Any, numbers: Mapping[str, Any]) -> Any:
-    """Returns the value of a Given or Computed for these numbers, by path; a number as it is."""
+    """Returns the value of a NumberArgument or Computed for these numbers, by path; a number as it is."""
     if isinstance(x, NumberArgument):
         return numbers[x.path]
     if isinstance(x, Computed):

@@ -75,7 +75,7 @@ class Templates:
     """
 
     def __init__(self, paths: dict[int, str | None], storages: dict[int, tuple[str, int]]):
-        """paths, storages: as those of the capture; a constant, which is the same at each call, has None for a path."""
+        """Takes paths and storages of the capture; a constant, which is the same at each call, has None for a path."""
         self.tensors: list[Tensor] = []
         self._results: list[Result] = []  # of each tensor
         self.looked_at: set[str] = set()
@@ -182,7 +182,7 @@ class Templates:
             made.items = [self.template(part, where) for part in x]
 
     def _object(self, x: Any, where: str) -> Any:
-        """By the protocol of copy and pickle."""
+        """Returns a template by the protocol of copy and pickle."""
         if isinstance(x, types.CoroutineType):
             x.close()  # nobody will await what the trace has made
         reduce = copyreg.dispatch_table.get(type(x))
@@ -277,7 +277,7 @@ def _make_function(
 
 
 def _set_state(made: Any, state: Any) -> None:
-    """As copy does it."""
+    """Gives an object its state as copy does."""
     if hasattr(made, "__setstate__"):
         made.__setstate__(state)
         return

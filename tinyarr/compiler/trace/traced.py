@@ -75,6 +75,7 @@ def trace_call(
         outside = meanwhile.enter_context(apart_from_history(capture))
         snapshot = Snapshot(capture)
         meanwhile.callback(snapshot.restore)
+        # A tensor that the function asks for nothing, not even its shape, is in no signature: it may change freely.
         watched = {path: WatchedArray(x.array) for path, x in capture.tensors.items()}
         token = executor.set(trace)
         try:

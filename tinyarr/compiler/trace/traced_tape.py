@@ -43,10 +43,11 @@ class TapeStretch(NamedTuple):
 
 
 class TracedTape:
-    """inputs: the leaves that the function reached, tensors by their stand-ins, generators by None.
+    """Tape of a trace, over stand-ins.
 
-    made: what was computed so far, by storage, each seen whole. draws: those that came so far. cuts: the leaves that
-    take the place of edges on the way back from results that are made of others.
+    inputs: the leaves that the function reached, tensors by their stand-ins, generators by None. made: what was
+    computed so far, by storage, each seen whole. draws: those that came so far. cuts: the leaves that take the place of
+    edges on the way back from results that are made of others.
     """
 
     def __init__(self, trace: Trace, leaves: Sequence[Leaf], name: str):
@@ -105,7 +106,7 @@ class TracedTape:
         return edge if leaf is None else (leaf, 0)
 
     def stand_in_of(self, x: Any) -> Tensor | None:
-        """The stand-in of a leaf."""
+        """Returns the stand-in of a leaf, None for what is none."""
         reference, found = self._leaves.get(id(x), (None, None))
         return found if reference is not None and reference() is x else None
 
@@ -159,7 +160,7 @@ class TracedTape:
 
     @contextlib.contextmanager
     def _as_it_was(self) -> Iterator[None]:
-        """Inside of the block the leaves, as far as they still exist, are as they were when the function had run.
+        """Puts the leaves that still exist, in the block, back to how they were when the function had run.
 
         Nodes know stand-ins only, but a gradient that is a Python function may know the leaves themselves.
         """
@@ -223,7 +224,7 @@ class TracedTape:
 
 
 def _needed(trace: Trace, results: Iterable[Tensor]) -> tuple[list[Instruction], set[Storage]]:
-    """The instructions that lead to results, to collectives or into memory from outside, and the memory they read."""
+    """Returns instructions that lead to results, collectives or memory from outside, and the memory they read."""
     made = {a.storage for step in trace.instructions for a in step.outputs if not step.writes}
     read = {x.array.storage for x in results}
     needed = []
@@ -236,5 +237,5 @@ def _needed(trace: Trace, results: Iterable[Tensor]) -> tuple[list[Instruction],
 
 
 def flat(a: Array) -> Array:
-    """All elements of an array's storage."""
+    """Returns all elements of an array's storage, as an array."""
     return Array(a.storage, a.dtype, (a.storage.nbytes // a.dtype.itemsize,), (1,), 0)

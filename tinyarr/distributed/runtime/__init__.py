@@ -1,1 +1,1 @@
-"""How ranks are started, find each other, and hear that one is lost."""
+"""Runtime of the ranks: how they are started, find each other, and hear that one is lost."""

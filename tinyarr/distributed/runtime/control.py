@@ -33,7 +33,7 @@ _REMEMBERED = 64  # collectives of a group whose names are kept
 
 
 class _Wait(NamedTuple):
-    """number: which collective of the group it is; None is for exchange, whose keys are groups of their own.
+    """Wait of this rank. number: of the group's collective; None is for exchange, whose keys are groups of their own.
 
     asks: whether what is waited for is an answer of the server.
     """
@@ -82,7 +82,7 @@ class Control:
         return self._answer(key, ranks, begun)
 
     def first(self, key: str, value: Any) -> Any:
-        """Of all values that any rank has brought under a key the one that came first; None brings nothing."""
+        """Returns the first of all values that any rank has brought under a key; None brings nothing."""
         answer = f"first/{self.rank}/{next(self._questions)}"
         self._connection.send("first", key=key, value=value, answer=answer)
         return self._answer(answer, (0,))[0]
@@ -223,7 +223,7 @@ class Control:
         self._told.set()
 
     def _end(self) -> None:
-        """Called when the interpreter ends."""
+        """Leaves the run when the interpreter ends, and says why if this rank is lost."""
         if self._lost is None:
             self.close()
             return
@@ -232,7 +232,7 @@ class Control:
         end_failed()
 
     def _abandon(self) -> None:
-        """In a forked child, which is no rank: nothing is said when it ends, or when it does not."""
+        """Cuts a forked child off, which is no rank: nothing is said when it ends, or when it does not."""
         self._ended.set()
         self._connection.abandon()
         if self._server is not None:

@@ -254,7 +254,7 @@ def _read(file: Path) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    """Nobody sees half of it, and no other user any of it."""
+    """Writes a file of which nobody sees a half, and no other user any part."""
     partial = file.with_name(f"writing-{secrets.token_hex(8)}")
     with _used(file.parent), _removed(partial):
         with open(partial, "x", opener=lambda path, flags: os.open(path, flags, 0o600), encoding="utf-8") as stream:

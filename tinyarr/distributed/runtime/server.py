@@ -93,7 +93,7 @@ class Server:
         self._thread.join(1.0)
 
     def abandon(self) -> None:
-        """In a forked child: lets go of the sockets, which stay the parent's."""
+        """Lets go, in a forked child, of the sockets, which stay the parent's."""
         for connection in [*(r.connection for r in self._ranks.values()), *self._strangers]:
             connection.abandon()
         self._listener.close()

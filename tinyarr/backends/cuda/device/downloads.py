@@ -18,7 +18,7 @@ class Download(NamedTuple):
 
 
 class Downloads:
-    """For each storage the copies of its elements as they are now; older ones go when the next is kept.
+    """Downloads of each storage's elements as they are now; older ones go when the next is kept.
 
     There are none of memory that other libraries see, for no version counts what they write.
     """
@@ -28,7 +28,7 @@ class Downloads:
         self._shared: WeakSet[Storage] = WeakSet()
 
     def share(self, storage: Storage) -> None:
-        """Other libraries see it from now on."""
+        """Forgets the downloads of a storage, and keeps none from now on: other libraries see it."""
         self._shared.add(storage)
         self._copies.pop(storage, None)
 

@@ -80,5 +80,5 @@ for _name in (*REDUCTIONS, "broadcast", "all_gather"):
 
 @kernel(collective.wait, layouts="dense")
 def wait(inputs, outputs, *, ticket):
-    """In eager mode, where each collective has been waited for. Programs wait as `Lowering` says."""
+    """Copies, in eager mode, where each collective has been waited for. Programs wait as `Binding` says."""
     return LaunchPlan(elementwise.copy((inputs[0], Input(0)), (outputs[0], Output(0))))

@@ -40,14 +40,8 @@ def plan(
         return transposed
     loop = lay_out(name, typed, shape, inputs, outputs)
     heavy = any(v.uniform and v.op not in ("input", "constant", "cast", "weak") for v in typed.values)
-    one_pass = -(-views.size(shape) // (loop.pack * THREADS))
-    blocks = min(one_pass, FEW_BLOCKS if heavy else MOST_BLOCKS)
-    return [
-        Launch(
-            loop.kernel(), f"tinyarr_{name}", (blocks, 1, 1), (THREADS, 1, 1), loop.arguments(), types=loop.types(),
-            one_pass=one_pass if heavy else 0,
-        )
-    ]  # fmt: skip
+    blocks = min(-(-views.size(shape) // (loop.pack * THREADS)), FEW_BLOCKS if heavy else MOST_BLOCKS)
+    return [Launch(loop.kernel(), f"tinyarr_{name}", (blocks, 1, 1), (THREADS, 1, 1), loop.arguments())]
 
 
 def lay_out(

@@ -74,7 +74,7 @@ def _products(x: Operand, y: Operand, out: Operand, first: int, second: int, *, 
 
 @kernel("scaled_matmul", layouts=("dense", "dense", "any", "any"))
 def scaled_matmul(inputs, outputs, *, dtype):
-    """By the library, which wants both axes in multiples of 16; what it does not take is left to the composite."""
+    """Plans the library's call, which wants both axes in multiples of 16; the composite serves all else."""
     (x, weight), (out,) = inputs[:2], outputs
     (m, k), n = x.shape, weight.shape[0]
     both = x.dtype, weight.dtype

@@ -1,4 +1,4 @@
-/* Reductions of dense tensors. Who adds what to what follows from the shape alone.
+/* Reductions of dense tensors. The order of additions depends on the shape alone, so bits don't vary.
 
    T is how elements are stored, A what they are accumulated in, R how results are stored. COMBINE(a, b) and START are
    the operation. PACK neighbours are loaded at once where ALIGNED says that addresses allow it. */
@@ -17,11 +17,12 @@ __device__ __forceinline__ A combine_warp(A a)
 
 /* out (K, S), x (K, R): block (k, s) reduces part s of row k, `part` elements long, a multiple of PACK. Each thread
    takes every THREADS-th pack, keeping a total for each place in the pack. */
-KERNEL(THREADS, reduce_rows, TO_OUT out, FROM_X x, int64_t length, int64_t part)
+extern "C" __global__ void __launch_bounds__(THREADS)
+reduce_rows(TO_OUT out, FROM_X x, int64_t length, int64_t part)
 {
     __shared__ A of_warp[THREADS / 32];
-    int64_t row = BLOCK.x * length;
-    int64_t begin = BLOCK.y * part, end = begin + part < length ? begin + part : length;
+    int64_t row = blockIdx.x * length;
+    int64_t begin = blockIdx.y * part, end = begin + part < length ? begin + part : length;
     A total[PACK];
 #pragma unroll
     for (int k = 0; k < PACK; k++)
@@ -51,14 +52,15 @@ KERNEL(THREADS, reduce_rows, TO_OUT out, FROM_X x, int64_t length, int64_t part)
     if (threadIdx.x < 32) {
         result = combine_warp(threadIdx.x < THREADS / 32 ? of_warp[threadIdx.x] : (A)START);
         if (threadIdx.x == 0)
-            put<1, false>(out, BLOCK.x * (int64_t)GRID.y + BLOCK.y, Pack<R, 1>{narrow<R>(result)});
+            put<1, false>(out, blockIdx.x * (int64_t)gridDim.y + blockIdx.y, Pack<R, 1>{narrow<R>(result)});
     }
 }
 
 /* out (K), x (K, R) with few elements a row, a multiple of PACK: a warp for each row. */
-KERNEL(THREADS, reduce_short_rows, TO_OUT out, FROM_X x, int64_t rows, int64_t length)
+extern "C" __global__ void __launch_bounds__(THREADS)
+reduce_short_rows(TO_OUT out, FROM_X x, int64_t rows, int64_t length)
 {
-    int64_t row = BLOCK.x * (int64_t)(THREADS / 32) + threadIdx.x / 32;
+    int64_t row = blockIdx.x * (int64_t)(THREADS / 32) + threadIdx.x / 32;
     if (row >= rows)
         return;
     A total = START;
@@ -76,13 +78,14 @@ KERNEL(THREADS, reduce_short_rows, TO_OUT out, FROM_X x, int64_t rows, int64_t l
 
 /* out (S, K, C), x (K, R, C): block (c, k, s) reduces part s of the R rows for 32 packs of columns; its 8 warps take
    every 8th row. K may exceed the grid: each block walks on by its size. */
-KERNEL(THREADS, reduce_columns, TO_OUT out, FROM_X x, int64_t outer, int64_t length, int64_t columns, int64_t part)
+extern "C" __global__ void __launch_bounds__(THREADS)
+reduce_columns(TO_OUT out, FROM_X x, int64_t outer, int64_t length, int64_t columns, int64_t part)
 {
     __shared__ A of_warp[8][32][PACK + 1];
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int64_t column = (BLOCK.x * (int64_t)32 + lane) * PACK;
-    int64_t begin = BLOCK.z * part, end = begin + part < length ? begin + part : length;
-    for (int64_t k = BLOCK.y; k < outer; k += GRID.y) {
+    int64_t column = (blockIdx.x * (int64_t)32 + lane) * PACK;
+    int64_t begin = blockIdx.z * part, end = begin + part < length ? begin + part : length;
+    for (int64_t k = blockIdx.y; k < outer; k += gridDim.y) {
         A total[PACK];
 #pragma unroll
         for (int j = 0; j < PACK; j++)
@@ -114,7 +117,7 @@ KERNEL(THREADS, reduce_columns, TO_OUT out, FROM_X x, int64_t outer, int64_t len
                 A result = of_warp[0][lane][j];
                 for (int w = 1; w < 8; w++)
                     result = combine(result, of_warp[w][lane][j]);
-                int64_t at = (BLOCK.z * outer + k) * columns + column + j;
+                int64_t at = (blockIdx.z * outer + k) * columns + column + j;
                 put<1, false>(out, at, Pack<R, 1>{narrow<R>(result)});
             }
         }

@@ -56,7 +56,7 @@ def _source(operation: str, stored: Dtype, result: Dtype, pack: int, aligned: bo
         ("START", f"((A){start})"), ("COMBINE(a, b)", combine), ("PACK", str(pack)), ("ALIGNED", str(int(aligned))),
         ("THREADS", "256"), ("TO_OUT", "R *"), ("FROM_X", "const T *"),
     )  # fmt: skip
-    return Source((*files(stored, result), "kernel.cuh", "reduce.cu"), macros)
+    return Source((*files(stored, result), "reduce.cu"), macros)
 
 
 Address = Input | Output | Scratch
@@ -64,10 +64,7 @@ Step = Launch | LibraryCall
 
 
 def _launch(source: Source, function: str, grid: tuple[int, int, int], out: Address, x: Address, *sizes: int) -> Launch:
-    types = ("TO_OUT", "FROM_X", *["int64_t"] * len(sizes))
-    return Launch(
-        source, function, grid, (256, 1, 1), (out, x, *map(np.int64, sizes)), slots=SLOTS, types=types
-    )
+    return Launch(source, function, grid, (256, 1, 1), (out, x, *map(np.int64, sizes)), slots=SLOTS)
 
 
 def rows(

@@ -111,7 +111,7 @@ def _number(dtype: Dtype) -> int:
 
 @functools.cache
 def _track(device: int) -> Track:
-    """Of the current device."""
+    """Returns the track of the current device."""
     return Track()
 
 

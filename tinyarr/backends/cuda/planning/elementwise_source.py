@@ -63,25 +63,21 @@ class Loop:
             arguments += [np.int64(views.size(self.shape[axis + 1 :])), np.int64(self.shape[axis])]
         return tuple(arguments)
 
-    def types(self) -> tuple[str, ...]:
-        """The types of the arguments."""
-        return tuple(kind for kind, _ in self._parameters())
-
     def kernel(self) -> Source:
         index, offset = self._counters
         macros = (("Index", index), ("Offset", offset), ("PACK", str(self.pack)))
         count = ", count" if self.pack > 1 and len(self.axes) == 1 else ""  # the last pack may be shorter
         size = " * ".join(f"n{a}" for a in range(len(self.axes)))
         parameters = ", ".join(f"{kind} {name}" for kind, name in self._parameters())
-        step = "GRID.x * (Index)blockDim.x"
+        step = "gridDim.x * (Index)blockDim.x"
         hoisted, inside = self._statements()
         loads = [(x, f"load<PACK>({x.name} + at_{x.name}{count})") for x in self.varying]
         lines = [
-            f"KERNEL({THREADS}, tinyarr_{self.name}, {parameters})",
+            f'extern "C" __global__ void __launch_bounds__({THREADS}) tinyarr_{self.name}({parameters})',
             "{",
             *_indented(hoisted),
             f"    const Index packs = ({size} + PACK - 1) / PACK;",
-            f"    for (Index pack = BLOCK.x * (Index)blockDim.x + threadIdx.x; pack < packs; pack += {step}) {{",
+            f"    for (Index pack = blockIdx.x * (Index)blockDim.x + threadIdx.x; pack < packs; pack += {step}) {{",
             "        Index first = (Index)pack * PACK;",
             *(["        Index count = n0 - first;"] if count else []),
             *_indented(self._positions() + self._loads(loads, "PACK"), 2),
@@ -91,7 +87,7 @@ class Loop:
             "}",
             "",
         ]
-        return Source((*FILES, "kernel.cuh"), macros, "\n".join(lines))
+        return Source(FILES, macros, "\n".join(lines))
 
     def function(self, name: str) -> str:
         """The struct `name` and its function for N elements from position `at` on.

@@ -7,7 +7,6 @@ from typing import Any
 
 from ....program import Graph, Lowered
 from ...base import ProgramRules
-from ..program.batch_launches import join
 from ..program.lowering import Binding
 from . import plans
 
@@ -15,7 +14,6 @@ from . import plans
 class CudaPlanner(ProgramRules):
     """The questions that a compiler asks of the CUDA backend, answered without CuPy."""
 
-    joins = True
     stops = False
     block = 420 << 20  # logits of 8192 tokens of GPT-2: with fewer, adding up the weight's gradient costs too much
     even = 8  # products of odd sizes are several times slower
@@ -37,4 +35,4 @@ class CudaPlanner(ProgramRules):
         return plans.takes_expression(last) is not None
 
     def scratch(self, graph: Graph, lowered: Lowered) -> int:
-        return join(Binding(lowered), lowered).scratch
+        return Binding(lowered).scratch

@@ -129,7 +129,7 @@ def takes_expression(call: Any) -> Planner | None:
 
 
 def _anything(x: Operand) -> Prologue:
-    """Something in the place of an operand: itself."""
+    """Returns the least prologue of an operand: the operand itself."""
     values = (TypedStep("input", (), x.dtype, 0, False),)
     return Prologue(Typed(values, (0,), (x.dtype,)), x.shape, [(x, Input(0))], [(x, None)])
 
@@ -144,7 +144,7 @@ def dense_operands(call: Any) -> tuple[list[Operand], list[Operand]]:
 
 
 def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
-    """What each operand's strides must suit (eager.fit); None where any do."""
+    """Returns the layout that each operand's strides must suit (eager.fit); None where any do."""
     record = _record(call)
     if record is None or record.layouts is None:
         return None
@@ -153,6 +153,6 @@ def layouts(call: Any) -> Callable[[Any], Sequence[str]] | None:
 
 
 def out_layouts(call: Any) -> tuple[str, ...]:
-    """What each result's strides must suit."""
+    """Returns the layout that each result's strides must suit."""
     record = _record(call)
     return ("any" if record is None else record.out_layout(call),) * len(call.out_shapes)

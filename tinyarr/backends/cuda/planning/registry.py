@@ -84,9 +84,7 @@ class Launch:
 
     arguments: Input, Output, Scratch, Report, Struct, or, passed by value, NumPy scalars, and arrays as structs.
     slots: the macros that give the types of some arguments, and their numbers. Such an argument is a pointer, in place
-    of which an expression may stand (prologues.py). types: the arguments' types in the source, for a kernel that
-    launches may join (kernel.cuh). one_pass: where any number of blocks along x will do, and few are better, so many
-    that each thread goes through its loop once; else 0.
+    of which an expression may stand (prologues.py).
     """
 
     source: Source
@@ -96,8 +94,6 @@ class Launch:
     arguments: tuple[Any, ...]
     shared_bytes: int = 0
     slots: tuple[tuple[str, int], ...] = ()
-    types: tuple[str, ...] = ()
-    one_pass: int = 0
 
 
 @dataclass(frozen=True)

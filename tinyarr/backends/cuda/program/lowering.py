@@ -41,7 +41,7 @@ class Launchable:
 
 
 class Binding:
-    """tasks: what runs, in order. scratch: bytes that they work in, behind the arena."""
+    """Launches of a lowered program. tasks: in order. scratch: bytes that they work in, behind the arena."""
 
     def __init__(self, lowered: Lowered):
         self._lowered = lowered

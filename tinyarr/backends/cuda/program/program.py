@@ -15,7 +15,6 @@ from typing import Any
 
 import cupy
 import numpy as np
-from cupy.cuda import nvrtc, runtime
 
 from .... import diagnostics, views
 from ....array import Array, empty
@@ -24,7 +23,6 @@ from ..device.launch import bits
 from ..libraries import cublaslt
 from ..planning.registry import Begin, LibraryCall
 from . import redzones
-from .batch_launches import OLD_TABLE, TABLE, join
 from .lowering import Binding, Launchable, rounded
 
 STAGED = 32 * 2**20  # bytes; larger state, and larger results, are used where they are
@@ -39,9 +37,7 @@ class Program:
 
     def __init__(self, graph: Graph, lowered: Lowered, backend: Any):
         self._graph, self._backend = graph, backend
-        major, minor = nvrtc.getVersion()
-        table = TABLE if min(runtime.driverGetVersion(), 1000 * major + 10 * minor) >= 12010 else OLD_TABLE
-        bound = join(Binding(lowered), lowered, table)
+        bound = Binding(lowered)
         self.kernels = [self._tuned(task) for task in bound.tasks]
         backend.memory.give_back()
         backend.loader.compile(task.plan for task in self.kernels)
@@ -141,7 +137,7 @@ class Program:
         self._states = given
 
     def _addresses(self, base: int, given: Sequence[int], results: Sequence[Array]) -> dict[str, list[int]]:
-        """Of each kind of buffer, where each of its number is."""
+        """Returns the addresses of all buffers, by kind and number."""
         placed = zip(results, self._results, strict=True)
         states = [base + self._staged[i] if i in self._staged else address for i, address in enumerate(given)]
         numbers = base + self._numbers
