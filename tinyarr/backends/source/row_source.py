@@ -13,15 +13,11 @@ from typing import Protocol
 
 from ... import dtypes
 from ...dtypes import Dtype
+from ...ops.row import COSTLY
 from ...ops.typing import Typed, TypedStep
 from .scalar_source import TYPES, constant, named, statement, stored
 
 FOLDS = {"row_sum": "sum", "row_max": "max", "row_min": "min"}
-# More than a few instructions each: computed once for all loops that need them.
-COSTLY = {
-    "exp", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh",
-    "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "power", "hypot", "random_bits",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
