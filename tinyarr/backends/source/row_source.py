@@ -1,7 +1,7 @@
 """Row expressions printed as code that is C and CUDA C++ alike, but for the loops over a row.
 
 What varies along the row is computed inside loops over its elements, one for each fold and a last one for the results;
-statistics stand between them. So softmax is three loops, for the maximum, the sum and the results, and the exponential,
+statistics come between. So softmax is three loops, for the maximum, the sum and the results, and the exponential,
 which two of them need, is kept from one to the next. A `where` of statistics that are folds is an `if`.
 """
 
