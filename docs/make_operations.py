@@ -44,7 +44,7 @@ standard says; half types are computed in float32 and rounded once.
 Gradients are shown as they are derived, `g` being the gradient of the result. *composite*: the operation is also
 defined by others, which serve as test oracle, as fallback where a backend lacks a kernel, and for gradients of higher
 order. Backends: `expression` is generated code, `view` needs none. Dtypes: what operands of a kind give. The shapes and
-dtypes of what is not elementwise stand with the functions, below the tables.
+dtypes of what is not elementwise are with the functions, below the tables.
 """
 
 

@@ -75,6 +75,13 @@ def test_a_convolution_of_ones_own_has_right_gradients_and_a_right_c_kernel(tmp_
     assert float(re.search(r"differs from the plain meaning by (\S+)", printed)[1]) < 18 * 2**-23 * 10
 
 
+def test_row_expressions_of_ones_own_have_right_gradients_and_c_kernels(tmp_path):
+    printed = printed_by("row_expression.py", folder=tmp_path)
+    for name in ("qk_norm", "capped_loss"):
+        assert f"{name}: gradcheck and gradgradcheck agree\n" in printed
+        assert float(re.search(rf"{name}: C and NumPy differ by (\S+)", printed)[1]) < 1e-13
+
+
 @pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100"])

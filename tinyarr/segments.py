@@ -1,6 +1,6 @@
 """Segments: many tensors of one dtype in one stretch of memory, updated, clipped and sent as one. Floor 1.
 
-Parameters of one optimizer group, or the optimizer's state for them, lie behind one another, each start aligned, with
+Parameters of one optimizer group, or the optimizer's state for them, are contiguous, each start aligned, with
 zeros between them, and the whole padded to a multiple of the number of ranks. Their gradients are joined in the same
 layout, so an update is one operation over three flat tensors, and so is a bucket's way to the other ranks.
 """
@@ -170,7 +170,7 @@ def gradients_in_place(run: Sequence[Tensor]) -> list[Tensor]:
 def join(tensors: Sequence[Tensor], offsets: Sequence[int], size: int) -> Tensor:
     """A flat tensor of a size in which each of `tensors` begins at its offset, with zeros between them.
 
-    It shares their memory where they lie so already, and is a copy where not.
+    It shares their memory where they are so already, and is a copy where not.
     """
     found = _holding(tensors, offsets, size)
     if found is None:
@@ -193,7 +193,7 @@ def padded(flat: Tensor) -> Tensor:
 
 
 def _is_outside(storage: Storage) -> bool:
-    """Returns whether a compiled function finds it outside, where it may lie otherwise at the next call."""
+    """Returns whether a compiled function finds it outside, where it may be elsewhere at the next call."""
     return getattr(storage, "trace", eager) is not executor.get()
 
 

@@ -262,7 +262,7 @@ class Compiled:
         deep = capture if self._state is None else capture.deepened(self.function)
         traced = trace_call(self.function, deep, args, kwargs, self._name, self._made)
         caches = [x for x in deep.objects.values() if isinstance(x, functools._lru_cache_wrapper)]
-        traced.trace.instructions.clear()
+        traced.trace.instructions.clear()  # they hold what the trace made: whatever is left is held by the function
         if traced.history is None:  # whose tape may keep what the trace made
             traced.trace.require_nothing_kept(caches)
         if traced.trace.as_it_is:

@@ -44,12 +44,15 @@ class _Lowering:
 
     def lowered(self) -> Lowered:
         plan = self._plan
+        # Before all steps: a bad index then ends the call with every state as it was.
         for number, read, bounds in plan.checks:
             step: Any = plan.steps[number]
             self._calls.append(IndexCheck(step.call, self._at(*read), bounds, step.line, number))
         for number, step in enumerate(plan.steps):
             self._number, self._line = number, getattr(step, "line", "")
             self._device = step.target.device if isinstance(step, Copy) else step.call.device
+            # Steps share scratch, one after the other. Behind a guard no two blocks are in one place, so that a write
+            # past the end of any of them is seen.
             self._used = self._used if plan.guard else 0
             first = len(self._calls)
             self._step(step)
@@ -98,7 +101,7 @@ class _Lowering:
         parts = call.primitive.parts(View(out.shape, out.strides, 0), call.in_shapes, call.params)
         is_made = [isinstance(x, Read) and self._plan.is_part(x.value) for x in node.inputs]
         if sum(views.size(part.shape) for part in parts) < views.size(out.shape):
-            if any(is_made):
+            if any(is_made):  # already there: zeros must go around it
                 (start,) = call.primitive.parts(views.contiguous(out.shape), call.in_shapes, call.params)
                 for around in _around(View(out.shape, out.strides, 0), start):
                     self._fill(_seen(out, around))

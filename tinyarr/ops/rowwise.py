@@ -25,7 +25,19 @@ from .expressed import Expressed, operation
 from .primitive import Bounds, Call, Rule, apply, parameter_key
 from .row import Variation, size
 from .rowwise_composite import composed
-from .scalar import Expr, as_expr, cast, column_sum, derivative, row_sum, substitute, topological, variable, variables
+from .scalar import (
+    Expr,
+    as_expr,
+    cast,
+    column_sum,
+    derivative,
+    row_sum,
+    substitute,
+    topological,
+    variable,
+    variables,
+    without_gradients,
+)
 from .shape import broadcast_to, reshape
 from .typing import Typed, type_expression
 
@@ -97,7 +109,8 @@ class Rowwise(Expressed):
 
     def sized(self, shapes: Sequence[Shape], params: dict[str, Any]) -> tuple[Expr, ...]:
         """The outputs' expressions for operands of these shapes: with the size of a row as a number."""
-        return substitute(self.expressions(params), {size: as_expr(self.shape(shapes, params)[-1])})
+        outputs = without_gradients(self.expressions(params))
+        return substitute(outputs, {size: as_expr(self.shape(shapes, params)[-1])})
 
     def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
         """The expression for backends: typed for these operands, 0-d ones (and Python scalars) uniform."""

@@ -17,6 +17,7 @@ from .create import full
 from .elementwise import astype
 from .elementwise_primitive import Elementwise
 from .primitive import apply, executor
+from .row import COSTLY
 from .scalar import Expr, cast, is_fold, operation_of, substitute, topological, variable, weak
 
 
@@ -45,6 +46,8 @@ class _Composition:
         self._varies = primitive.variation(shapes, params)
         self._known: dict[Expr, Any] = {}
         self._taken: dict[Expr, bool | None] = {}  # conditions that are the same for all rows, None for others
+        kinds = {x.dtype for x in operands if isinstance(x, Tensor) and x.dtype.is_float}
+        self._dtype = kinds.pop() if len(kinds) == 1 else None
         self._device = next(x.device for x in operands if isinstance(x, Tensor))
         self._looks = executor.get() is eager and self._device.kind == "cpu"  # where a look at values costs nothing
 
@@ -60,6 +63,8 @@ class _Composition:
             along = self._shape[-1:] if self._varies(inner) else (1,)
             return reduce.sum(self._map(inner, (*self._shape[:-1], *along)), axis=rows)
         x = self._map(inner, self._shape)
+        if any(node.op in COSTLY for node in topological([inner])) and self._varies(inner):
+            self._known[inner] = x
         if e.op == "row_sum":
             return reduce.sum(x, axis=-1, keepdims=True)
         if not self._shape[-1]:
@@ -77,28 +82,32 @@ class _Composition:
         if self._looks and condition not in self._taken:
             taken = self.value(condition)
             self._taken[condition] = _common(taken)
-        side = self._taken.get(condition)
-        return self._map(e) if side is None else self._map(x if side else y, (*self._shape[:-1], 1))
+        common = self._taken.get(condition)
+        side, is_weak = x if common else y, self._is_weak(e)
+        if common is None or (self._is_weak(side) and not is_weak and self._dtype is None):
+            return self._map(e)
+        found = self._map(side, (*self._shape[:-1], 1))
+        return astype(found, self._dtype) if self._dtype and self._is_weak(side) and not is_weak else found
 
     def _map(self, e: Expr, shape: Shape | None = None) -> Tensor:
         """Returns what an elementwise operation makes of operands and of the folds and branches under an expression."""
         if shape is None:
             shape = self._shape if self._varies(e) else (*self._shape[:-1], 1)
-        cuts: dict[Expr, None] = {}
-        stack = [e]
-        while stack:
-            node = stack.pop()
-            if is_fold(node) or (node is not e and self._is_branch(node)) or node.op == "input":
-                cuts[node] = None
-            else:
-                stack += node.args[:1] if node.op == "custom" else node.args
+        for c in self._cuts(e):
+            if c.op != "input":
+                self.value(c)
+        cuts = self._cuts(e)  # now that folds are there, what they folded may be kept
         found = [self._operands[c.value] if c.op == "input" else self.value(c) for c in cuts]
+        is_weak = [self._is_weak(c) for c in cuts]
+        if self._varies(e) and self._dtype is not None:  # in which elements are, so weak statistics become it
+            found = [astype(x, self._dtype) if w and c.op != "input" else x for x, w, c in zip(found, is_weak, cuts)]
+            is_weak = [w and c.op == "input" for w, c in zip(is_weak, cuts)]
         if e in cuts and isinstance(found[0], Tensor) and found[0].shape == shape:
             return found[0]
-        key = e, tuple(cuts)
+        key = e, tuple(cuts), tuple(is_weak)
         if key not in self._pieces:
-            given = {c: variable(k) for k, c in enumerate(cuts)}
-            (inner,) = substitute([e], {c: weak(x) if self._is_weak(c) else x for c, x in given.items()})
+            given = {c: weak(variable(k)) if w else variable(k) for k, (c, w) in enumerate(zip(cuts, is_weak))}
+            (inner,) = substitute([e], given)
             inner = cast(inner, dtypes.float64) if self._is_weak(e) else inner
             names = [f"x{k}" for k in range(len(cuts))]
             name = f"{self._name}_part"
@@ -107,6 +116,21 @@ class _Composition:
             return apply(self._pieces[key], shape=shape, device=self._device)
         return apply(self._pieces[key], *found, shape=shape)
 
+    def _cuts(self, e: Expr) -> dict[Expr, None]:
+        """Returns the operands of an elementwise operation that makes an expression, in the order of its inputs."""
+        cuts: dict[Expr, None] = {}
+        stack = [e]
+        while stack:
+            node = stack.pop()
+            # Statistics are computed once for a row, not for each of its elements.
+            is_statistic = self._varies(e) and node.args and not self._varies(node) and not self._is_weak(node)
+            is_cut = is_statistic or node in self._known or self._is_branch(node)
+            if is_fold(node) or node.op == "input" or (node is not e and is_cut):
+                cuts[node] = None
+            else:
+                stack += node.args
+        return cuts
+
     def _is_weak(self, e: Expr) -> bool:
         """True where an expression is made of Python floats, and so computed in float64 until it meets a tensor."""
         if e.op == "input":
@@ -114,10 +138,10 @@ class _Composition:
         if e.op == "constant":
             return type(e.value) is float
         if e.op in ("cast", "index", "row_size") or (
-            e.op != "custom" and operation_of(e).typing in ("comparison", "predicate", "random_bits", "bitcast")
+            operation_of(e).typing in ("comparison", "predicate", "random_bits", "bitcast")
         ):
             return False
-        args = e.args[1:] if e.op == "where" else e.args[:1] if e.op == "custom" else e.args
+        args = e.args[1:] if e.op == "where" else e.args
         return all(self._is_weak(a) for a in args)
 
 

@@ -399,6 +399,16 @@ def substitute(outputs: Iterable[Expr], replacements: dict[Expr, Expr]) -> tuple
     return tuple(new[o] for o in outputs)
 
 
+def without_gradients(outputs: Iterable[Expr]) -> tuple[Expr, ...]:
+    """The outputs without what `with_gradient` says of their derivatives."""
+    outputs = tuple(outputs)
+    new: dict[Expr, Expr] = {}
+    for node in topological(outputs):
+        args = tuple(new[a] for a in node.args)
+        new[node] = args[0] if node.op == "custom" else _intern(node.op, args, node.value) if args else node
+    return tuple(new[o] for o in outputs)
+
+
 def _unmasked(g: Expr) -> tuple[Expr, Callable[[Expr], Expr]]:
     """A cotangent without the `where` that makes it 0 on one side, and the function that puts the `where` back.
 

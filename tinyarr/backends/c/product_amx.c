@@ -10,7 +10,7 @@
 
    A block of c, SIDE x SIDE, is four tiles: the product of a panel of a, SIDE rows, and one of b, SIDE columns. A tile of a is
    16 rows of 32 steps along k; one of b has a row for each two steps, with their 16 columns side by side. So an operand
-   that lies by steps packs easily as b, one that lies by rows as a, and the larger one chooses. The smaller operand is
+   that is stored by steps packs easily as b, one stored by rows as a, and the larger one chooses. The smaller operand is
    packed once, by all threads together. A job packs a few panels of the larger one, a piece of them at a time, which stays
    in the L1 cache while it is multiplied with all of the smaller one's. The order of additions depends on k alone. */
 #if defined(__AMX_BF16__) && defined(__linux__)
@@ -210,7 +210,7 @@ static void transpose_block(block_t sums)
             rows[r][j] = corners[j][r / 16][r % 16];
 }
 
-/* Where a block of c lies, whose rows (or columns) are `apart`. */
+/* Prefetches a block of c, whose rows (or columns) are `apart`. */
 static void fetch_block(const float *c, int64_t apart)
 {
     for (int r = 0; r < SIDE; r++) {
@@ -326,7 +326,7 @@ __attribute__((noinline, noclone)) static void product_in_parts(
         int64_t end = MIN(k, start + held * PIECE);
         int64_t count = (end - start + PIECE - 1) / PIECE;
 #pragma omp for schedule(static)
-        for (int64_t i = 0; i < count * p.panels; i++) { /* what lies behind one another is packed so */
+        for (int64_t i = 0; i < count * p.panels; i++) { /* neighbours in memory are packed one after another */
             int64_t piece = p.small.along == 1 ? i % count : i / p.panels, panel = p.small.along == 1 ? i / count : i % p.panels;
             int64_t from = start + piece * PIECE;
             pack_piece(&p.small, panel * SIDE, from, MIN(PIECE, end - from), !p.large_is_b, p.shared + piece * p.panels + panel);

@@ -1,7 +1,7 @@
 """Row expressions printed as code that is C and CUDA C++ alike, but for the loops over a row. Floor 2.
 
 What varies along the row is computed inside loops over its elements, one for each fold and a last one for the results;
-statistics stand between them. So softmax is three loops, for the maximum, the sum and the results, and the exponential,
+statistics come between. So softmax is three loops, for the maximum, the sum and the results, and the exponential,
 which two of them need, is kept from one to the next. A `where` of statistics that are folds is an `if`.
 """
 
@@ -13,15 +13,11 @@ from typing import Protocol
 
 from ... import dtypes
 from ...dtypes import Dtype
+from ...ops.row import COSTLY
 from ...ops.typing import Typed, TypedStep
 from .scalar_source import TYPES, constant, named, statement, stored
 
 FOLDS = {"row_sum": "sum", "row_max": "max", "row_min": "min"}
-# More than a few instructions each: computed once for all loops that need them.
-COSTLY = {
-    "exp", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh",
-    "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "power", "hypot", "random_bits",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ class _Fusion:
     def graph(self) -> Graph:
         for position, cluster in enumerate(self._clusters):
             if cluster is not None:
+                # Each producer that joins brings its own producers next to the cluster.
                 while (producer := self._producer_for(position)) is not None:
                     self._join(producer, position)
         nodes = [
@@ -142,7 +143,7 @@ class _Fusion:
     def _needs_no_more_memory(self, a: _Cluster, stored: set[Made], producer: int, consumer: int) -> bool:
         """Returns whether the operands kept until the consumer runs are no larger than the results not stored."""
         if 1 not in self._is_left[producer + 1 : consumer]:
-            return True
+            return True  # nothing runs between the two, so nothing is held for longer
         longer = sum(nbytes(v) for v in a.values_read() if self._lives.ends(v) < consumer)
         return longer <= SMALL + sum(nbytes(v) for v in set(a.outputs) - stored)
 
@@ -185,13 +186,14 @@ class _Fusion:
                     view = _seen(node, x, cluster.shape)
                     assert view is not None
                     x = Read(x.value, view)
-                operand = x if isinstance(x, Read) else (dtype, repr(x))
+                operand = x if isinstance(x, Read) else (dtype, repr(x))  # 1 and True are equal, 0.0 and -0.0 too
                 if operand not in numbers:
                     numbers[operand] = len(inputs)
                     inputs.append((x, dtype))
                 wires.append(numbers[operand])
             wiring.append((node.call, tuple(wires)))
         shapes = tuple(x.view.shape if isinstance(x, Read) else () for x, _ in inputs)
+        # The layers of a model have equal clusters: with one primitive for all they are one kernel, compiled once.
         key = (tuple(wiring), shapes, tuple(made[v] for v in stored), cluster.shape)
         if key not in self._calls:
             names = [node.call.primitive.name for node in cluster.nodes]
@@ -211,7 +213,7 @@ def _is_one_kernel(a: _Cluster, b: _Cluster, stored: set[Made]) -> bool:
             if isinstance(x, Read) and x.value in made and not _is_whole(x, node):
                 return False
     if b.end is not None and not made.isdisjoint(_values(b.end)[0 if b.nodes else 1 :]):
-        return False  # only its first operand may be no memory
+        return False  # a prologue makes the first operand alone, all others are read from memory
     if any(_counts_positions(n) and (b.end is not None or n.outputs[0].shape != b.shape) for n in a.nodes):
         return False
     read = [(node, x) for node, x in joined.inputs() if isinstance(x, Read) and node is not b.end]

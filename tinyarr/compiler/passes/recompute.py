@@ -91,15 +91,18 @@ def _best(graph: Graph, chosen: Sequence[_Choice]) -> tuple[list[_Choice], int]:
     lives = Uses(changed)
     peak, alive = _fullest(changed, lives)
     found: list[_Choice] = []
+    # Made before the peak and next read behind it: in between it is memory that nothing uses.
     for made, node in enumerate(changed.nodes[:peak]):
         if origins[made] is None or not (isinstance(node, Node) and node.call.primitive.cheap):
             continue
         later = min((r for v in made_by(node) for r in lives.readers.get(v, ()) if r > peak), default=None)
         operands = set(values_read(node))
+        # Made again of state that was overwritten, it would be another value. What was chosen before stays as it is.
         if later is None or origins[later] is None or any(lives.overwritten(v) < later for v in operands):
             continue
         freed = [v for v in made_by(node) if lives.ends(v) > peak and v not in lives.kept
                  and peak not in lives.readers[v]]  # fmt: skip
+        # Operands that would be free by then have to be held instead.
         longer = [v for v in operands if lives.ends(v) < peak]
         saved = sum(map(nbytes, freed)) - sum(map(nbytes, longer))
         found.append(_Choice(saved, origins[made], origins[later]))  # type: ignore[arg-type]

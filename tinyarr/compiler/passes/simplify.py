@@ -140,7 +140,7 @@ def dead_code(graph: Graph) -> Graph:
     """
     needed = {read.value for read in graph.results} | {s.after for s in graph.states}
     nodes: list[Step] = []
-    for node in reversed(graph.nodes):
+    for node in reversed(graph.nodes):  # so that all readers of a value are judged before its maker
         if needed.isdisjoint(made_by(node)) and not is_collective(node):
             continue
         nodes.append(node)

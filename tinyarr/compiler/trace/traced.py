@@ -103,6 +103,7 @@ def trace_call(
             found.more_code = observed.code_beyond(capture.code)
             if observed.asks_for("id"):
                 trace.as_it_is = "it asks for id(), which is another for the objects of each call"
+            # A symbolic number passes for a float with isinstance, not with type().
             if observed.asks_for("type") and numbers:
                 trace.needed |= dict.fromkeys(numbers, "type() was asked for, which tells it from Python's own")
         except (Exception, NeedsValue, RunAsItIs) as error:

@@ -19,7 +19,7 @@
 #define EACH_BAND for (int m = 0; m < BANDS; m++)
 
 /* Tiles in shared memory: rows of D bfloat16, whose 16-byte chunks are permuted within each group of 8, so that the 8
-   rows of a matrix that ldmatrix reads at once lie in different banks. */
+   rows of a matrix that ldmatrix reads at once are in different banks. */
 __device__ __forceinline__ bfloat16 *chunk_of(bfloat16 *tile, int row, int chunk)
 {
     return tile + row * D + (chunk ^ (row & 7)) * 8;

@@ -28,7 +28,7 @@ take(T *out, const T *x, const I *indices, int64_t units, int64_t columns, int64
 #endif
 
 #ifdef SORT
-/* A stable radix sort of the J numbers of rows, 8 bits a pass: `keys` are sorted, `order` says where each stood. A block
+/* A stable radix sort of the J numbers of rows, 8 bits a pass: `keys` are sorted, `order` says where each was. A block
    takes `part` keys, 1024 at a time. counts (blocks, 256): how often each digit comes in each block's part. */
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -138,7 +138,7 @@ __device__ __forceinline__ T with_sum(T old, A sum)
     return UPDATE ? narrow<T>(widen(old) + widen(narrow<T>(sum))) : narrow<T>(sum);
 }
 
-/* out (K, N, C) += g (K, J, C) by rows, in the order of `order`, where rows with equal keys stand together. A piece is
+/* out (K, N, C) += g (K, J, C) by rows, in the order of `order`, where rows with equal keys are neighbours. A piece is
    PIECE rows of that order. A run of equal keys inside a piece is finished there; what it has of longer runs goes to
    partial (pieces, 2, K, C): in place 0 where the run began before the piece, in place 1 where it begins in it. */
 

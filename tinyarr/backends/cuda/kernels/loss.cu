@@ -1,4 +1,4 @@
-/* Cross-entropy of rows of V logits that lie `stride` apart, and its gradient; a block of THREADS for each row.
+/* Cross-entropy of rows of V logits that are `stride` apart, and its gradient; a block of THREADS for each row.
 
    T: stored, A: computed in. Packs of PACK elements are aligned in the whole matrix, so that rows of any length can be
    loaded 128 bits at a time; what a pack holds of other rows is left out.

@@ -15,9 +15,10 @@ import numpy as np
 
 from .... import dtypes, views
 from ....dtypes import Dtype
+from ....ops.row import COSTLY
 from ....ops.typing import Typed
 from ....views import Shape
-from ...source.row_source import COSTLY, Joining, RowCode
+from ...source.row_source import Joining, RowCode
 from ...source.scalar_source import TYPES as STORED
 from ...source.scalar_source import identifier, stored, unravel
 from ..planning.registry import Input, Launch, LaunchPlan, Operand, Output, Scratch, Source

@@ -1,4 +1,4 @@
-/* out (B, M, N) = x, where x lies transposed: its axis of M is contiguous. T is a type of the elements' size. Tiles go
+/* out (B, M, N) = x, where x is transposed in memory: its axis of M is contiguous. T is a type of the elements' size. Tiles go
    through shared memory, so that both reading and writing run along contiguous axes. */
 
 #define TILE 64

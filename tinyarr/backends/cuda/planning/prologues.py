@@ -1,7 +1,7 @@
 """Slots: an elementwise expression in the place of a tensor that a kernel reads or writes. Floor 3.
 
 A kernel that takes its operand through `fetch`, or gives its result away through `put` (types.cuh), does not care
-whether a pointer stands there or an expression: of other tensors at the same positions, whose further results are
+whether that is a pointer or an expression: of other tensors at the same positions, whose further results are
 stored on the way, or of what the kernel would have stored. So neighbours need no memory of their own.
 """
 

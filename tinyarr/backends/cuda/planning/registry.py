@@ -84,7 +84,7 @@ class Launch:
 
     arguments: Input, Output, Scratch, Report, Struct, or, passed by value, NumPy scalars, and arrays as structs.
     slots: the macros that give the types of some arguments, and their numbers. Such an argument is a pointer, in place
-    of which an expression may stand (prologues.py).
+    of which an expression may come (prologues.py).
     """
 
     source: Source
