@@ -8,8 +8,8 @@ have when it is called, and ends by storing the state's last values and by givin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from .device import Device
@@ -201,7 +201,8 @@ class Plan:
     of their roots. parts: the values that are made in their place within another one. arena: its bytes. lives: of each
     root in it, which bytes are needed when. checks: the indices that come with a call and that steps
     behind the first write into state use. guard: where not 0, all that is in the arena is apart, with so many bytes
-    behind it that nothing writes.
+    behind it that nothing writes. scratch: of a step whose kernel needs much to work in, where in the arena it may, and
+    in how many bytes; others work behind the arena.
     """
 
     steps: Sequence[PlanStep]
@@ -212,6 +213,7 @@ class Plan:
     lives: dict[Value, list[Stretch]]
     checks: Sequence[Check] = ()
     guard: int = 0
+    scratch: Mapping[int, tuple[Place, int]] = field(default_factory=dict)
 
     def place(self, value: Value) -> Place:
         """Returns where a value begins."""
@@ -268,7 +270,8 @@ class KernelCall:
 
     call: the primitive, its parameters, and the shapes and dtypes of its operands (ops.primitive.Call). inputs:
     Arguments and Python scalars. line: where it was written. step: the plan's step that it belongs to.
-    scratch: where in the arena memory begins in which the kernel itself may work.
+    scratch: where in the arena memory begins in which the kernel itself may work, and how many bytes the planner has
+    kept for it there; None: as many as it wants, behind all else.
     prologue: an elementwise call that makes the first input as it is read; its outputs are None where they are not
     stored.
     """
@@ -278,7 +281,7 @@ class KernelCall:
     outputs: tuple[Any, ...]
     line: str
     step: int
-    scratch: Place
+    scratch: tuple[Place, int | None]
     prologue: KernelCall | None = None
 
 

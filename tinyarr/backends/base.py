@@ -74,6 +74,10 @@ class ProgramRules:
         """
         return False
 
+    def works_in(self, call: Any) -> int:
+        """Returns the bytes in which the kernel for a call works, where they are so many that a plan asks for them."""
+        return 0
+
     def scratch(self, graph: Graph, lowered: Lowered) -> int:
         """The bytes behind the arena in which the kernels of a program work."""
         return lowered.scratch

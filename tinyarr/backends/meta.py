@@ -59,5 +59,8 @@ class MetaBackend(Backend):
     def joins_expression(self, first, last, stored) -> bool:
         return self._planner.joins_expression(first, last, stored)
 
+    def works_in(self, call) -> int:
+        return self._planner.works_in(call)
+
     def scratch(self, graph, lowered) -> int:
         return self._planner.scratch(graph, lowered)

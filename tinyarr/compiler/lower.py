@@ -59,7 +59,10 @@ class _Lowering:
             self._most = max(self._most, self._used)
             if self._used:  # the kernels' own scratch begins behind what is copied for all calls of the step
                 at, calls = self._scratch_from(self._used), self._calls[first:]
-                self._calls[first:] = [replace(x, scratch=at) if isinstance(x, KernelCall) else x for x in calls]
+                self._calls[first:] = [
+                    replace(x, scratch=(at, None)) if isinstance(x, KernelCall) and x.scratch[1] is None else x
+                    for x in calls
+                ]
         return Lowered(self._calls, plan.arena, self._most, plan.guard)
 
     def _step(self, step: Node | FusedPair | Copy) -> None:
@@ -84,7 +87,8 @@ class _Lowering:
         kept = [self._as_made(*y) if y[0] in group.outputs else None for y in zip(first.outputs, first.call.out_shapes)]
         if self._backend.joins_expression(first.call, last.call, [i for i, y in enumerate(kept) if y is not None]):
             between = Argument(None, shape, views.contiguous_strides(shape), first.call.out_dtypes[0])
-            prologue = KernelCall(first.call, tuple(read), tuple(kept), first.line, self._number, self._scratch_from(0))
+            nothing = self._scratch_from(0), 0
+            prologue = KernelCall(first.call, tuple(read), tuple(kept), first.line, self._number, nothing)
             self._launch(last.call, [between, *self._fitted(last, 1)], results, prologue)
             return
         made = zip(kept, first.call.out_shapes, first.call.out_dtypes, strict=True)
@@ -119,7 +123,7 @@ class _Lowering:
             for i, (y, layout) in enumerate(zip(outputs, self._backend.out_layouts(call), strict=True)):
                 if layout != "any" and not _is_writable(y, layout):
                     made[i] = self._in_scratch(y.shape, y.dtype)
-        scratch = self._scratch_from(0)
+        scratch = self._plan.scratch.get(self._number, (self._scratch_from(0), None))
         self._calls.append(KernelCall(call, tuple(inputs), tuple(made), self._line, self._number, scratch, prologue))
         for there, wanted in zip(made, outputs, strict=True):
             if there is not wanted:

@@ -120,7 +120,7 @@ class _Generator:
         self.support += [name for name in site.support if name not in self.support]
         if site.scratch:
             launch.parameters.append("char *scratch")
-            before = call.scratch.offset - self.lowered.arena
+            before = call.scratch[0].offset - self.lowered.arena
             launch.arguments.append(f"scratch + {before}" if before else "scratch")
             self.scratch = max(self.scratch, before + site.scratch)
         self._launch(launch, identifier(title), body, number, call)

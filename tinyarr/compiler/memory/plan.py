@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ... import views
+from ... import dtypes, views
+from ...ops.primitive import parameter_key
 from ...program import Check, Copy, FusedPair, Graph, Location, Place, Plan, PlanStep, Read, Stretch, Value, Write
 from ...views import contiguous
 from ..uses import END, highest_number, nbytes
@@ -21,6 +22,7 @@ from .alias import alias, collectives, is_like, operands, parts_of, spans, write
 from .layout import is_copy, layouts, read_in
 
 ALIGNMENT = 128  # bytes
+MUCH_SCRATCH = 2**26  # bytes; twice what a product of cuBLASLt may work in, of which a step has hundreds
 
 Buffers = dict[Value, Place]  # of values that are somewhere else than in the arena
 Locations = dict[Value, Location]
@@ -40,9 +42,11 @@ def plan(graph: Graph, guard: int = 0) -> Plan:
     steps = [_through_memory(steps[number], locations) for number in left]
     parts = {x.value for s in steps for x, _ in parts_of(s) if locations[x.value].root is locations[writes(s)[0]].root}
     lives = {root: life for root, life in lifetimes(steps, locations).items() if root not in buffers}
-    offsets, size = allocate(lives, guard)
-    buffers |= {root: Place("arena", 0, offset) for root, offset in offsets.items()}
-    return Plan(steps, locations, buffers, frozenset(parts), size, lives, checks, guard)
+    working = {} if guard else _scratch(steps)
+    offsets, size = allocate(lives | _lives_of(working), guard)
+    scratch = {n: (Place("arena", 0, offsets[block]), nbytes(block)) for n, block in working.items()}
+    buffers |= {root: Place("arena", 0, offsets[root]) for root in lives}
+    return Plan(steps, locations, buffers, frozenset(parts), size, lives, checks, guard, scratch)
 
 
 def unplanned(graph: Graph) -> Plan:
@@ -61,8 +65,32 @@ def unplanned(graph: Graph) -> Plan:
 def arena(graph: Graph) -> int:
     """Returns the bytes of the arena in the plan of a graph."""
     steps, buffers, _, locations = _located(graph)
-    lives = lifetimes(steps, locations)
-    return allocate({root: life for root, life in lives.items() if root not in buffers})[1]
+    lives = {root: life for root, life in lifetimes(steps, locations).items() if root not in buffers}
+    return allocate(lives | _lives_of(_scratch(steps)))[1]
+
+
+def _scratch(steps: Sequence[PlanStep]) -> dict[int, Value]:
+    """Returns a block of memory for each step whose kernel works in much, needed at that step alone.
+
+    Example: the gradient of attention by cuDNN wants 1.5 GiB for 64 sequences of 1,024 tokens. Behind the arena they
+    would be there in all steps; so they are where the logits are, which are needed earlier.
+    """
+    sizes: dict[tuple, int] = {}  # equal layers make equal calls
+    found = {}
+    for number, step in enumerate(steps):
+        if isinstance(step, Copy):
+            continue
+        call = step.call
+        key = call.primitive, call.in_shapes, call.in_dtypes, parameter_key(call.params)
+        if key not in sizes:
+            sizes[key] = call.device.backend.works_in(call)
+        if sizes[key] >= MUCH_SCRATCH:
+            found[number] = Value(-1 - number, (sizes[key],), dtypes.uint8, call.device)
+    return found
+
+
+def _lives_of(scratch: dict[int, Value]) -> Lifetimes:
+    return {block: [Stretch(0, nbytes(block), number, number)] for number, block in scratch.items()}
 
 
 def lifetimes(steps: Sequence[PlanStep], locations: Locations) -> Lifetimes:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ....ops.elementwise_primitive import Pointwise
 from ....program import Graph, Lowered
 from ...base import ProgramRules
-from ..program.lowering import Binding
+from ..program.lowering import SCRATCH_ALIGNMENT, Binding, rounded
 from . import plans
 
 
@@ -33,6 +34,12 @@ class CudaPlanner(ProgramRules):
 
     def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:
         return plans.takes_expression(last) is not None
+
+    def works_in(self, call: Any) -> int:
+        if isinstance(call.primitive, Pointwise) or call.primitive.parts is not None:
+            return 0
+        plan = plans.planner(call)
+        return 0 if plan is None else sum(map(rounded, plan(*plans.dense_operands(call)).scratch)) + SCRATCH_ALIGNMENT
 
     def scratch(self, graph: Graph, lowered: Lowered) -> int:
         return Binding(lowered).scratch

@@ -90,11 +90,16 @@ class Binding:
 
     def _scratch(self, plan: LaunchPlan, call: KernelCall) -> list[Place]:
         """Places for the blocks in which a kernel works: for the time of its call; behind a guard, for good."""
-        start, found = self._end if self._lowered.guard else call.scratch.offset, []
-        at = call.scratch._replace(offset=rounded(start))
+        lowered, found = self._lowered, []
+        (at, room), needed = call.scratch, sum(map(rounded, plan.scratch))
+        if lowered.guard:
+            at = at._replace(offset=self._end)
+        elif room is not None and needed + SCRATCH_ALIGNMENT > room:  # for operands as they are it is more
+            at = at._replace(offset=lowered.arena + lowered.scratch)
+        at = at._replace(offset=rounded(at.offset))
         for nbytes in plan.scratch:
             found.append(at)
-            at = at._replace(offset=at.offset + rounded(nbytes) + self._lowered.guard)
+            at = at._replace(offset=at.offset + rounded(nbytes) + lowered.guard)
             self._end = max(self._end, at.offset)
         return found
 
