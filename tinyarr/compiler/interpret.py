@@ -1,4 +1,4 @@
-"""Runs a graph call by call with the kernels of eager mode: what every other way to run it is compared with."""
+"""Interpreter: runs a graph call by call with the kernels of eager mode, and is the oracle of all other runners."""
 
 from __future__ import annotations
 
