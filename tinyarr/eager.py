@@ -1,4 +1,4 @@
-"""The eager executor: allocate the results, run the backend's kernel, at once.
+"""The eager executor: allocate the results, run the backend's kernel, at once. Floor 1.
 
 `run` prepares a launch for each Call the first time and keeps it: which memory the results need, which operands must be
 copied to fit the kernel's layout, and the kernel itself.

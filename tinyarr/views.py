@@ -1,4 +1,4 @@
-"""Shapes, strides, broadcasting, and what a view is: pure functions on tuples of ints.
+"""Shapes, strides, broadcasting, and what a view is: pure functions on tuples of ints. Floor 1.
 
 A View maps a tensor to its storage: element (i, j, ...) is at offset + i * strides[0] + j * strides[1]
 + ..., counted in elements. The same functions serve eager mode, where a view is made at once, and the compiler, where

@@ -1,4 +1,4 @@
-"""compile: a function is traced once for each signature, and runs as a program from then on."""
+"""compile: a function is traced once for each signature, and runs as a program from then on. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interpreter: runs a graph call by call with the kernels of eager mode, and is the oracle of all other runners."""
+"""Runs a graph call by call with the kernels of eager mode: the oracle of every other way to run it. Floor 2."""
 
 from __future__ import annotations
 

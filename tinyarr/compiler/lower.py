@@ -1,4 +1,4 @@
-"""From a planned graph to the list of kernel calls that runs it: C prints the list, CUDA binds it, NumPy interprets it.
+"""From a planned graph to the kernel calls that run it: C prints them, CUDA binds them, NumPy runs them. Floor 2.
 
 Decided here, once for every backend: an operand that a kernel can't read with its strides is copied into scratch
 before, and a result that it can't write where it belongs is copied from scratch after; concat and the padding of a

@@ -1,4 +1,4 @@
-"""Holders: whatever holds Python values and can be changed, read and written in one way.
+"""Holders: whatever holds Python values and can be changed, read and written in one way. Floor 2.
 
 A list, a dict, the attributes of an object in its `__dict__` or its slots, those of a class, the cell of a closure, one
 name among globals, the elements of a NumPy array. `contents` gives what is held, by key and in order; `put` makes that

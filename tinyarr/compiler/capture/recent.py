@@ -1,4 +1,4 @@
-"""The last call of a compiled function, and a quick way to see that the next one is like it.
+"""The last call of a compiled function, and a quick way to see that the next one is like it. Floor 2.
 
 A walk makes milliseconds of Python for a model. What it found still holds if each holder holds the very same objects,
 each tensor the same memory, and the arguments are the same objects or tensors of the same kinds. That is compared here,

@@ -1,4 +1,4 @@
-"""Walks through all that a function may depend on: tensors, generators and Python values.
+"""Walks through all that a function may depend on: tensors, generators and Python values. Floor 2.
 
 A compiled function is traced once for each signature. The walk starts at the function's arguments and at the function
 itself, and goes through closures, globals, `self`, classes, containers and attributes. It assumes of an object what its

@@ -1,4 +1,4 @@
-"""Aliases: which values have their bytes in common, decided before any offset is.
+"""Aliases: which values have their bytes in common, decided before any offset is. Floor 2.
 
 Every value has one Location: bytes of a root, seen through a view. Values of one root are aliases, whatever makes them
 so: a part of a concat, a copy with unchanged layout, a result that takes the place of a dying operand, the new contents

@@ -1,4 +1,4 @@
-"""The plan of a program's memory: what runs in which order, and where each value is.
+"""The plan of a program's memory: what runs in which order, and where each value is. Floor 2.
 
 Three pure functions: `alias` says which values share their bytes, `lifetimes` from which step to which these are
 needed, `allocate` at which offsets of one arena they are.

@@ -1,4 +1,4 @@
-"""Report of a program's memory, step by step: as a table, and as a picture."""
+"""Report of a program's memory, step by step: as a table, and as a picture. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recomputation: cheap results are computed again where they are next read, instead of being held until then.
+"""Recomputation: cheap results are computed again where they are next read, instead of being held until then. Floor 2.
 
 Example: %5 = exp(%4) is (1024, 1024) in float32, and its reader in backward is 100 steps later. A second exp just
 before that reader frees 4 MiB for 100 steps, if %4 is held until then anyway.

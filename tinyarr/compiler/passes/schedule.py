@@ -1,4 +1,4 @@
-"""The order of nodes: as they were traced, but for three moves.
+"""The order of nodes: as they were traced, but for three moves. Floor 2.
 
 `sink`: nodes without inputs, or whose inputs outlive them anyway, move down to their first reader: that lengthens no
 lifetime. `lift`: a reduction to a small result moves up behind the maker of its operands, while those are in the cache.

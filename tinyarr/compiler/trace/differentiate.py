@@ -1,4 +1,4 @@
-"""Gradients through a compiled function: the results that have a history, and the nodes that each call records.
+"""Gradients through a compiled function: which results have a history, and what each call records. Floor 2.
 
 After the function has run in its trace, the tape that it leaves is walked there and then, so that forward and backward
 become two programs: forward also returns the values that backward reads (residuals). A result of which another one is

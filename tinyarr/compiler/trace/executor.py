@@ -1,4 +1,4 @@
-"""The tracing executor, in the place of eager mode's: it notes operations instead of running them.
+"""The tracing executor, in the place of eager mode's: it notes operations instead of running them. Floor 2.
 
 Results are arrays like any other, with shapes, strides and views, but over storages without memory. To read elements
 in the middle of a trace raises. `build` then makes a graph of values of what was noted.

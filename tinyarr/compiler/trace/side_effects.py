@@ -1,4 +1,4 @@
-"""Side effects of a function in Python's memory: noticed after its trace, put back, and done again at each call."""
+"""Side effects of a function in Python's memory: noticed after its trace, undone, and replayed. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Symbolic numbers: stand-ins in a trace for Python floats and ints that each call brings.
+"""Symbolic numbers: stand-ins in a trace for Python floats and ints that each call brings. Floor 2.
 
 Example: in step(x, lr) with lr = 0.1, `x - 2 * lr * g` reads the input __rmul__(lr, 2): 0.2, and 0.1 in a call
 with lr = 0.05. `if lr > 0:` needs the value: then 0.1 is in the signature, and 0.05 is traced anew.

@@ -1,4 +1,4 @@
-"""Templates: what a traced function returns or keeps, to be made anew at each call.
+"""Templates: what a traced function returns or keeps, to be made anew at each call. Floor 2.
 
 Of the objects in it, those that were there before the call stand for themselves, whatever they are at that call; those
 that the function made are made again; tensors of the trace are results of the program. One object in two places is one

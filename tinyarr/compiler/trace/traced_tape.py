@@ -1,4 +1,4 @@
-"""The tape that a function left in its trace, kept so that it can be walked whenever a gradient is asked for.
+"""The tape that a function left in its trace, kept so that it can be walked whenever a gradient is asked for. Floor 2.
 
 It outlives the call that was traced, whose tensors and memory must not be kept with it. So stand-ins take the place
 of what came from outside: tensors over memory that each call of a program brings.
