@@ -5,8 +5,7 @@ import time
 
 import numpy as np
 
-from tinyarr.backends.c import compiler
-from tinyarr.backends.numpy import draw
+from tinyarr.backends.c import compiler, draw
 from tinyarr.backends.numpy.expression import _Tiles
 from tinyarr.dtypes import float32
 from tinyarr.ops.scalar import make, variable

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tinyarr
+from tinyarr.backends.c.backend import MORE
 from tinyarr.backends.cuda.planning import plans
 from tinyarr.backends.cuda.planning.registry import KERNELS as CUDA
 from tinyarr.backends.numpy.registry import KERNELS as CPU
@@ -24,7 +25,7 @@ from tinyarr.ops.primitive import Primitive, registry
 from tinyarr.ops.rowwise import Rowwise
 from tinyarr.ops.scalar import Expr, topological
 
-assert plans.FAMILIES  # importing it fills CUDA
+assert plans.FAMILIES and MORE  # importing them fills CUDA and CPU
 PAGE = Path(__file__).with_name("operations.md")
 SYMBOLS = {
     "add": "+", "subtract": "-", "multiply": "*", "divide": "/", "floor_divide": "//", "remainder": "%", "power": "**",

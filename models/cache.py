@@ -1,4 +1,4 @@
-"""The keys and values of the tokens that a model has read, so that each new token costs one position's work."""
+"""The keys and values of the tokens that a model has read: a new token costs one position's work. Floor 1."""
 
 from __future__ import annotations
 

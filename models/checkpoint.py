@@ -1,4 +1,4 @@
-"""The checkpoints of a run: weights, optimizer state and what comes next, each in a file of every rank and an index.
+"""Checkpoints of a run: weights, optimizer state and what comes next, in a file of every rank and an index. Floor 5.
 
 The ranks write their files at the same time; then the index, a small JSON file that names them with their digests,
 makes a checkpoint of them. Each has a number of its own, so nothing that is written touches what is whole; the two

@@ -1,4 +1,4 @@
-"""The command line of a model: `python -m models.gpt2 train`, with the options that `options` lists."""
+"""The command line of a model: `python -m models.gpt2 train`, with the options that `options` lists. Floor 5."""
 
 from __future__ import annotations
 

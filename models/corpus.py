@@ -1,4 +1,4 @@
-"""Data that a run trains on and is judged by: a text or token shards, opened and checked before any work."""
+"""Data that a run trains on and is judged by: a text or token shards, opened and checked before any work. Floor 5."""
 
 from __future__ import annotations
 

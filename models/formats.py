@@ -1,4 +1,4 @@
-"""transformers' GPT-2 and Llama, as their files describe them: config.json beside our Config, names beside weights."""
+"""GPT-2 and Llama as transformers' files have them: config.json beside our Config, names beside weights. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text from a model, token by token."""
+"""Text from a model, token by token. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners").
+"""GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners"). Floor 1.
 
 Shapes: B batch, T time, C channels, H heads, D = C / H head size, V vocabulary. Attributes are named as in Hugging
 Face's files, so a checkpoint's names are the model's own.

@@ -1,4 +1,4 @@
-"""Checkpoints in Hugging Face's layout: a folder with config.json and weights in one safetensors file or in several."""
+"""Checkpoints in Hugging Face's layout: a folder with config.json and weights in safetensors files. Floor 5."""
 
 from __future__ import annotations
 

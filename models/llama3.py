@@ -1,4 +1,4 @@
-"""Llama 3 (Llama team 2024, "The Llama 3 herd of models").
+"""Llama 3 (Llama team 2024, "The Llama 3 herd of models"). Floor 5.
 
 Shapes: B batch, T time, C channels, H query heads, G key and value heads, D head size, V vocabulary. Attributes are
 named as in Hugging Face's files, so a checkpoint's names are the model's own.

@@ -1,4 +1,4 @@
-"""The lock of a run's folder: one run at a time trains there, and the death of its processes unlocks it."""
+"""The lock of a run's folder: one run at a time trains there, and the death of its processes unlocks it. Floor 5."""
 
 from __future__ import annotations
 

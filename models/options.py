@@ -1,4 +1,4 @@
-"""Options: two tables of all that a run or a text depends on, with default, group and meaning; and Stop."""
+"""Options: two tables of all that a run or a text depends on, with default, group and meaning; and Stop. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Display of a run while it trains: a live line on a terminal, plain lines elsewhere."""
+"""Display of a run while it trains: a live line on a terminal, plain lines elsewhere. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Agreements of a run's ranks on the host: who speaks, on which device each is, and that all go on, or end."""
+"""Agreements of a run's ranks on the host: who speaks, on which device each is, and that all go on, or end. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, log.jsonl, two checkpoints, tuning.json (on a GPU) and loss.png."""
+"""The folder of a run: config.json, log.jsonl, two checkpoints, tuning.json (on a GPU) and loss.png. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals that end a run after the step that it is in: Ctrl-C, and what schedulers, shells and terminals send."""
+"""Signals that end a run after the step that it is in: Ctrl-C, and those of schedulers and terminals. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps of training: what each computes, and how they follow each other so that a GPU never waits for the host."""
+"""Steps of training: what each computes, and how they follow each other without waiting for a GPU. Floor 5."""
 
 from __future__ import annotations
 

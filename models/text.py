@@ -1,4 +1,4 @@
-"""Text to train on, split without leakage."""
+"""Text to train on, split without leakage. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers: from text to token ids and back, as tiktoken encodings built from local files."""
+"""Tokenizers: from text to token ids and back, as tiktoken encodings built from local files. Floor 5."""
 
 from __future__ import annotations
 

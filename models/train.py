@@ -1,4 +1,4 @@
-"""Training: text goes in, a folder with weights, a log and a plot comes out."""
+"""Training: text goes in, a folder with weights, a log and a plot comes out. Floor 5."""
 
 from __future__ import annotations
 

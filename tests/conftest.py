@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import settings
 
-from tinyarr.backends.numpy import CpuBackend
+from tinyarr.backends.numpy import NumpyBackend
 from tinyarr.backends.numpy.pool import Pool
 
 REQUIRE_PARITY = os.environ.get("TINYARR_REQUIRE_PARITY") == "1"
@@ -37,7 +37,7 @@ def poisoned(allocate):
 
 
 # Here and not in a fixture: what runs while tests are collected is kept for later calls.
-CpuBackend.empty = poisoned(CpuBackend.empty)
+NumpyBackend.empty = poisoned(NumpyBackend.empty)
 Pool.allocate = poisoned(Pool.allocate)
 
 

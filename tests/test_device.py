@@ -36,7 +36,7 @@ def test_meta_may_stand_in_for_another_device():
 
 
 def test_a_kind_of_device_can_be_added(monkeypatch):
-    monkeypatch.setattr(device, "_kinds", dict(device._kinds))
+    monkeypatch.setattr(device, "_kinds", {kind: device._kinds[kind] for kind in ("cpu", "cuda", "meta")})
     monkeypatch.setattr(device, "_known", dict(device._known))
     made = []
     device.register("toy", lambda device: made.append(device) or "its backend", numbered=True)
@@ -50,7 +50,7 @@ def test_a_kind_of_device_can_be_added(monkeypatch):
 
 @pytest.mark.parametrize("bad", ["gpu", "cuda:", "cuda:-1", "cpu:0", "CPU", "", " cpu", 0, None])
 def test_anything_else_is_no_device_and_the_message_says_what_is(bad):
-    with pytest.raises(DeviceError, match="is not a device: use 'cpu', 'cuda', 'cuda:N' or 'meta'"):
+    with pytest.raises(DeviceError, match=r"is not a device: use 'cpu', 'cuda', 'cuda:N'.* or '"):
         Device(bad)
 
 

@@ -2,10 +2,14 @@
 
 import ast
 import pkgutil
+import re
+import runpy
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+
+from benchmarks.size import FLOORS, floor_of, floors
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {  # file or folder: what nothing in it may use
@@ -19,6 +23,7 @@ FORBIDDEN = {  # file or folder: what nothing in it may use
     "models": ["tinyarr.ops", "tinyarr.backends", "tinyarr.compiler"],
 }  # fmt: skip
 MOST_LINES = 600
+MOST_CORE_LINES = 6_300  # of code on floor 1; the aim is benchmarks/size.py's promise
 QUESTIONS = "What", "Whether", "Where", "When", "Which", "Who", "How", "Why"
 
 
@@ -119,6 +124,30 @@ def circles(root):
     return found
 
 
+def classes_that_stand_twice(root):
+    found = {}
+    for path in source_files(root, "tinyarr", ".py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, set()).add(str(path.relative_to(root)))
+    return [f"{name} stands in {' and '.join(sorted(places))}" for name, places in found.items() if len(places) > 1]
+
+
+def modules_without_a_floor(root):
+    return [str(path.relative_to(root)) for path in modules_of(root).values() if floor_of(path) not in FLOORS]
+
+
+def imports_from_above(root):
+    """Imports of a module on a higher floor, late ones counted. The package itself offers all floors."""
+    known = modules_of(root)
+    return [
+        f"{path.relative_to(root)}, floor {floor_of(path)}, imports {name}, floor {floor_of(known[name])}"
+        for path in known.values()
+        for name in sorted(set(imports(path, root, known)) - {"tinyarr"})
+        if (floor_of(path) or 0) < (floor_of(known[name]) or 0)
+    ]
+
+
 def private_uses(root):
     """Private names that models/ uses, but for those of an object itself and of models/ itself."""
 
@@ -185,7 +214,12 @@ def hidden_modules(package, modules):
     return [name for name, value in reached.items() if not isinstance(value, ModuleType)]
 
 
-@pytest.mark.parametrize("broken", [forbidden_uses, circles, private_uses, uses_of_names, questions, long_files])
+@pytest.mark.parametrize("broken",
+    [
+        forbidden_uses, circles, classes_that_stand_twice, modules_without_a_floor, imports_from_above, private_uses,
+        uses_of_names, questions, long_files,
+    ],
+)  # fmt: skip
 def test_the_source_keeps_the_rule(broken):
     assert broken(ROOT) == []
 
@@ -246,6 +280,43 @@ def test_a_planted_circle_is_found_through_late_imports_and_not_through_those_fo
     (tmp_path / "tinyarr/tensor.py").write_text("from .ops import sort")
     (tmp_path / "tinyarr/tape.py").write_text("if TYPE_CHECKING:\n    from .ops import sort")
     assert circles(tmp_path) == ["tinyarr.ops.sort > tinyarr.views > tinyarr.tensor > tinyarr.ops.sort"]
+
+
+def test_the_order_of_reading_is_complete_and_each_file_needs_only_those_before_it():
+    reading = runpy.run_path(str(ROOT / "docs/make_reading.py"))
+    order = [reading["path_of"](word) for words in reading["ORDER"].values() for word in words.split()]
+    known = modules_of(ROOT)
+    assert sorted(order) == sorted(path for path in known.values() if floor_of(path) == 1)
+    for i, path in enumerate(order):
+        after = {name for name, other in known.items() if other in order[i + 1 :]}
+        assert after.isdisjoint(imports(path, ROOT, known)), path
+
+
+def test_the_page_of_reading_says_what_each_file_says_and_about_how_long_it_is():
+    """Sizes may be off by a tenth, so that not every change must write the page anew."""
+    reading = runpy.run_path(str(ROOT / "docs/make_reading.py"))
+    number = re.compile(r"\d[\d,]*")
+    page, wanted = reading["PAGE"].read_text(encoding="utf-8"), reading["page"]()
+    advice = "run: python docs/make_reading.py"
+    assert number.sub("", page) == number.sub("", wanted), advice
+    for said, found in zip(number.findall(page), number.findall(wanted), strict=True):
+        said, found = (int(text.replace(",", "")) for text in (said, found))
+        assert abs(said - found) <= max(found / 10, 10), advice
+
+
+def test_the_core_is_small():
+    assert floors(ROOT)[1] <= MOST_CORE_LINES
+
+
+def test_a_planted_import_from_above_a_class_that_stands_twice_and_a_missing_floor_are_found(tmp_path):
+    (tmp_path / "tinyarr").mkdir()
+    (tmp_path / "tinyarr/views.py").write_text('"""Views. Floor 1."""\ndef f():\n    from . import plan\nclass Plan: 1')
+    (tmp_path / "tinyarr/plan.py").write_text('"""Plans. Floor 2.\n\nOf memory."""\nfrom . import views\nclass Plan: 1')
+    (tmp_path / "tinyarr/rows.py").write_text('"""Rows.\n\nFloor 1."""')
+    above = "tinyarr/views.py, floor 1, imports tinyarr.plan, floor 2"
+    assert imports_from_above(tmp_path) == [above]
+    assert classes_that_stand_twice(tmp_path) == ["Plan stands in tinyarr/plan.py and tinyarr/views.py"]
+    assert modules_without_a_floor(tmp_path) == ["tinyarr/rows.py"]
 
 
 def test_a_planted_long_file_is_found(tmp_path):

@@ -1,4 +1,4 @@
-"""tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read."""
+"""tinyarr: arrays, automatic differentiation, and models trained with them, small enough to read. Floor 5."""
 
 import importlib as _importlib
 
@@ -133,11 +133,11 @@ from .ops.loss import (
 from .ops.matmul import linear, matmul, scaled_matmul
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
-from .ops.more.statistics import mean, std, var, vector_norm
+from .ops.more.statistics import std, var, vector_norm
 from .ops.more.tiling import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
-from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, min, prod, sum
+from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, mean, min, prod, sum
 from .ops.rotary import rotary_embedding
 from .ops.rowwise import rowwise
 from .ops.shape import (

@@ -145,7 +145,6 @@ from .ops.more.sort import nonzero as nonzero
 from .ops.more.sort import searchsorted as searchsorted
 from .ops.more.sort import sort as sort
 from .ops.more.sort import topk as topk
-from .ops.more.statistics import mean as mean
 from .ops.more.statistics import std as std
 from .ops.more.statistics import var as var
 from .ops.more.statistics import vector_norm as vector_norm
@@ -171,6 +170,7 @@ from .ops.reduce import argmax as argmax
 from .ops.reduce import argmin as argmin
 from .ops.reduce import count_nonzero as count_nonzero
 from .ops.reduce import max as max
+from .ops.reduce import mean as mean
 from .ops.reduce import min as min
 from .ops.reduce import prod as prod
 from .ops.reduce import sum as sum

@@ -1,4 +1,4 @@
-"""`python -m tinyarr`: starts the ranks of a distributed run, or shows and empties the cache of compiled kernels."""
+"""`python -m tinyarr`: starts the ranks of a distributed run, or shows and empties the kernel cache. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Array: a view over a storage, with dtype and device. No gradient: that is Tensor's business."""
+"""Array: a view over a storage, with dtype and device. No gradient: that is Tensor's business. Floor 1."""
 
 from __future__ import annotations
 

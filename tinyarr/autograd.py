@@ -1,4 +1,4 @@
-"""Backward: walking the tape from the last recorded operation to the first.
+"""Backward: walking the tape from the last recorded operation to the first. Floor 1.
 
 Nodes are walked in the reverse of the order in which they were recorded, so every node has the whole gradient of its
 outputs before it is asked for that of its inputs. Rules are written with public operations, so a walk can itself be

@@ -1,4 +1,4 @@
-"""The disk cache of compiled kernels and of choices made by timing, which the processes of a user share.
+"""The disk cache of compiled kernels and of choices made by timing, which the processes of a user share. Floor 2.
 
 An entry ends with a digest of its name and its content, so neither a damaged one nor one under another's name is taken;
 it is written beside its place and renamed, so nobody sees half of it. Entries hold code that is run: one that another

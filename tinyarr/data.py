@@ -1,4 +1,4 @@
-"""Token data sets: llm.c's shards on disk, and batches drawn from them in an order fixed by seed and step.
+"""Token data sets: llm.c's shards on disk, and batches drawn from them in an order fixed by seed and step. Floor 5.
 
 Shards are memory-mapped: whatever their size, only the windows of a batch are ever copied.
 """

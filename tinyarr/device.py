@@ -1,4 +1,4 @@
-"""Device: where a tensor's memory is and its kernels run.
+"""Device: where a tensor's memory is and its kernels run. Floor 1.
 
 `cpu` runs NumPy (and, compiled, C). `cuda:0` is an NVIDIA GPU. `meta` has shapes and dtypes but no memory: programs
 are planned on it as if on another device, `Device("meta", like="cuda:sm_90")`.

@@ -1,4 +1,4 @@
-"""Messages on stderr about compiled functions, as the words in $TINYARR_LOG, separated by commas, ask for."""
+"""Messages on stderr about compiled functions, as the words in $TINYARR_LOG, separated by commas, ask for. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Dtype: names, sizes, and what two of them promote to.
+"""Dtype: names, sizes, and what two of them promote to. Floor 1.
 
 Promotion follows the Python Array API standard (2024.12, "Type promotion rules"), extended in four places where
 the standard leaves the result open, as PyTorch and JAX extend it:

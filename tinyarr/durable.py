@@ -1,4 +1,4 @@
-"""Files that a crash can't damage: written beside their place, flushed to disk and renamed, in this order."""
+"""Files that a crash can't damage: written beside their place, flushed to disk and renamed, in this order. Floor 2."""
 
 from __future__ import annotations
 

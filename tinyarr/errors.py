@@ -1,4 +1,4 @@
-"""Errors: every message is `operation: what came: what is needed`, in one class a kind of mistake.
+"""Errors: every message is `operation: what came: what is needed`, in one class a kind of mistake. Floor 1.
 
 Each class also derives from the built-in exception that NumPy or PyTorch would have raised, so that
 `except ValueError` around tinyarr code does what its author expects.

@@ -1,4 +1,4 @@
-"""Forked children: only the thread that forked runs there, so locks and what other threads did are made anew."""
+"""Forked children: only the forking thread runs there, so locks and what others did are made anew. Floor 2."""
 
 from __future__ import annotations
 

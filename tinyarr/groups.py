@@ -1,4 +1,4 @@
-"""Group: some of the processes, called ranks, that compute together. The collectives of a program name theirs.
+"""Group: some of the processes, called ranks, that compute together. The collectives of a program name theirs. Floor 2.
 
 How the ranks of a run meet, and hear that one is lost, is the business of `distributed`, which sets `meet`.
 """

@@ -1,4 +1,4 @@
-"""x[key] and x[key] = value, as in NumPy: ints, slices, None and ... give views, integer tensors and masks copies."""
+"""x[key] and x[key] = value, as in NumPy: slices, ints, None and ... give views, tensors and masks copies. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data in and out: tensors from Python and NumPy data, their values back, other devices, and how they print."""
+"""Data in and out: tensors from Python and NumPy, their values back, other devices, and printing. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensor's methods: each is a public function of another module, or an operator of Python's.
+"""Tensor's methods: each is a public function of another module, or an operator of Python's. Floor 5.
 
 Only those that say what to write in place of another library's name are missing: see other_names.py.
 """
@@ -37,7 +37,7 @@ add_methods(
     roll=tiling.roll, tile=tiling.tile, repeat=tiling.repeat,
     sum=reduce.sum, prod=reduce.prod, count_nonzero=reduce.count_nonzero, any=reduce.any, all=reduce.all,
     max=reduce.max, min=reduce.min, argmax=reduce.argmax, argmin=reduce.argmin,
-    mean=statistics.mean, var=statistics.var, std=statistics.std, vector_norm=statistics.vector_norm,
+    mean=reduce.mean, var=statistics.var, std=statistics.std, vector_norm=statistics.vector_norm,
     softmax=softmax.softmax, log_softmax=softmax.log_softmax, logsumexp=softmax.logsumexp,
     cumulative_sum=scan.cumulative_sum, cumulative_prod=scan.cumulative_prod, diff=scan.diff,
     argsort=sort.argsort, sort=sort.sort, topk=sort.topk, nonzero=sort.nonzero,

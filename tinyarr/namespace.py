@@ -1,4 +1,4 @@
-"""Namespace information as the Array API standard (2024.12) asks for it."""
+"""Namespace information as the Array API standard (2024.12) asks for it. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW and SGD with momentum, and clipping by the global norm.
+"""Optimizers: AdamW and SGD with momentum, and clipping by the global norm. Floor 1.
 
 An update is one elementwise expression over a parameter, its gradient and its state, written in place. The state is
 in segments. Learning rate and step are 0-d tensors, so that a compiled step reads them; they are weak in the

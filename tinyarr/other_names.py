@@ -1,4 +1,4 @@
-"""Names and keywords of PyTorch and NumPy, and what to write here: where one is used, the error says so.
+"""Names and keywords of PyTorch and NumPy, and what to write here: where one is used, the error says so. Floor 5.
 
 A few are so common that they work: at the end.
 """

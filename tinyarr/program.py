@@ -1,4 +1,4 @@
-"""The graph of a traced function, as data: what is computed of what, in the order in which it was written.
+"""The graph of a traced function, as data: what is computed of what, in the order in which it was written. Floor 2.
 
 A value is the contents of a stretch of memory, at one time; it never changes. An operand is a value read through a
 view, so reshaping, transposing and broadcasting are no nodes. A write into memory makes a new value of it: of the

@@ -1,4 +1,4 @@
-"""Random number generators: a draw is a pure function of a key (the seed) and a counter.
+"""Random number generators: a draw is a pure function of a key (the seed) and a counter. Floor 1.
 
 A generator only hands out counters, one a draw; the bits come from Philox 4x32-10 (Salmon et al. 2011, "Parallel
 random numbers: as easy as 1, 2, 3") keyed by both, and are the same on every device.

@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors, readable by every other framework, written so that a crash can't damage an old file.
+"""Tensors in files: safetensors, written so that a crash can't damage an older file. Floor 5.
 
 Layout: 8 bytes of length, that much JSON (name to dtype, shape and offsets; strings under "__metadata__"), the data.
 """

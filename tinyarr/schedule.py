@@ -1,4 +1,4 @@
-"""Learning-rate schedules: functions that map a step, counted from 0, to a learning rate.
+"""Learning-rate schedules: functions that map a step, counted from 0, to a learning rate. Floor 1.
 
 All rise linearly over `warmup` steps to the peak `lr` first, so that step 0 already moves.
 """

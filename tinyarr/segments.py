@@ -1,4 +1,4 @@
-"""Segments: many tensors of one dtype in one stretch of memory, updated, clipped and sent as one.
+"""Segments: many tensors of one dtype in one stretch of memory, updated, clipped and sent as one. Floor 1.
 
 Parameters of one optimizer group, or the optimizer's state for them, are contiguous, each start aligned, with
 zeros between them, and the whole padded to a multiple of the number of ranks. Their gradients are joined in the same

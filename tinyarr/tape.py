@@ -1,4 +1,4 @@
-"""The tape: what is remembered of each operation so that gradients can be carried back through it.
+"""The tape: what is remembered of each operation so that gradients can be carried back through it. Floor 1.
 
 `apply` puts a Node on the tape for each operation that a gradient passes through. A node knows its operands' nodes,
 what it saved, and its rule. `autograd.py` walks the nodes.

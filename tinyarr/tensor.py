@@ -1,4 +1,4 @@
-"""Tensor: an Array with a place in the graph of gradients.
+"""Tensor: an Array with a place in the graph of gradients. Floor 1.
 
 The class is bare here: its methods and operators are the public functions of `ops/`, which `methods.py` lists.
 """

@@ -1,4 +1,4 @@
-"""Checks of gradients against finite differences, and hypothesis strategies of operands: for users' own operations too.
+"""Checks of gradients against finite differences, and hypothesis strategies, for users' operations too. Floor 5.
 
 The strategies need hypothesis, which is imported when the first of them is called; the checks need NumPy alone.
 """

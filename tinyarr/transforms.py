@@ -1,4 +1,4 @@
-"""Differentiating functions: vjp, grad, value_and_grad; functions that bring their own gradient; checkpoint."""
+"""Differentiating functions: vjp, grad, value_and_grad; functions with their own gradient; checkpoint. Floor 1."""
 
 from __future__ import annotations
 

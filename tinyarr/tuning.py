@@ -1,4 +1,4 @@
-"""Choices made by timing, as of a matrix product's fastest algorithm.
+"""Choices made by timing, as of a matrix product's fastest algorithm. Floor 3.
 
 Another algorithm may round otherwise, so a choice is part of what a run computes: it is made once, when a program is
 compiled, and whoever repeats the run reads it. A choice is a text, under a key that says all it depends on. One that

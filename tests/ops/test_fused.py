@@ -81,7 +81,7 @@ def test_indices_are_checked_before_a_composite_runs_and_before_its_gradient():
 
 
 def test_eager_attention_and_a_models_head_hold_a_block_at_a_time(monkeypatch):
-    monkeypatch.setattr("tinyarr.backends.numpy.CpuBackend.block", 1 << 14)
+    monkeypatch.setattr("tinyarr.backends.numpy.NumpyBackend.block", 1 << 14)
     q = ta.uniform((2, 4, 256, 8), requires_grad=True)
     x, w, y = ta.uniform((2048, 8), requires_grad=True), ta.uniform((512, 8), requires_grad=True), ta.arange(2048) % 512
     for function, whole in (
@@ -110,8 +110,8 @@ def test_blocks_change_gradients_by_rounding_alone(monkeypatch):
         find = ta.value_and_grad(function, argnums=tuple(range(len(given))))
         value, grads = find(*given)
         with monkeypatch.context() as small:
-            small.setattr("tinyarr.backends.numpy.CpuBackend.block", 8 * 40)
-            small.setattr("tinyarr.backends.numpy.CpuBackend.even", 8)
+            small.setattr("tinyarr.backends.numpy.NumpyBackend.block", 8 * 40)
+            small.setattr("tinyarr.backends.numpy.NumpyBackend.even", 8)
             for again, in_blocks in (find(*given), ta.compile(find)(*given)):
                 assert abs(value - again) < 1e-13
                 for g, h in zip(grads, in_blocks, strict=True):

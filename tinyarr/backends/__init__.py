@@ -1,1 +1,1 @@
-"""Backends, which run operations: one package a kind of device, found by name when its first device is made."""
+"""Backends, which run operations: one package a kind of device, found by name at its first use. Floor 1."""

@@ -1,16 +1,18 @@
-"""Backend: memory, copies and kernels on one device. Nothing in it knows of gradients."""
+"""Backend: memory, copies and kernels on one device. Nothing in it knows of gradients. Floor 1."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..array import Array
 from ..dtypes import Dtype
 from ..ops.primitive import Primitive, registry
-from ..program import Graph, Lowered
 from ..views import Shape
+
+if TYPE_CHECKING:
+    from ..program import Graph, Lowered
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The meta backend: shapes and dtypes without memory. Kernels do nothing; reading a value is an error.
+"""The meta backend: shapes and dtypes without memory. Kernels do nothing; reading a value is an error. Floor 5.
 
 What plans programs for the device that it stands for answers all questions of kernels.
 """

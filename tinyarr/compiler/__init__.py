@@ -1,4 +1,4 @@
-"""Compiler: from a Python function to a program, in the order in which a first call goes through it.
+"""Compiler: from a Python function to a program, in the order in which a first call goes through it. Floor 2.
 
     capture/    the state that a function reaches, and whether the next call's is like it
         code_names     names that the bytecode of a function reads and writes

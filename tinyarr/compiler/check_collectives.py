@@ -1,4 +1,4 @@
-"""Agreement of ranks: before a program first runs, they compare its collectives, which must be the same in one order.
+"""Agreement of ranks: before a program first runs, they compare the collectives that it holds. Floor 2.
 
 Example: rank 0 sums (3,) and then (4,) over both ranks, rank 1 first (4,). Each would wait for the other for good, or
 add up what does not belong together. So all ranks raise, and name collective number 1 and its line on each rank. All

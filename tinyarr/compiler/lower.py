@@ -1,4 +1,4 @@
-"""From a planned graph to the list of kernel calls that runs it: C prints the list, CUDA binds it, NumPy interprets it.
+"""From a planned graph to the kernel calls that run it: C prints them, CUDA binds them, NumPy runs them. Floor 2.
 
 Decided here, once for every backend: an operand that a kernel can't read with its strides is copied into scratch
 before, and a result that it can't write where it belongs is copied from scratch after; concat and the padding of a
@@ -195,7 +195,7 @@ def _is_writable(y: Argument, layout: str) -> bool:
 
 
 def _seen(x: Argument, view: View) -> Argument:
-    """Another view of what an argument shows; its offset counts from there."""
+    """Returns another view of an argument; its offset counts from where the argument begins."""
     assert x.place is not None
     place = x.place._replace(offset=x.place.offset + view.offset * x.dtype.itemsize)
     return Argument(place, view.shape, view.strides, x.dtype)

@@ -1,4 +1,4 @@
-"""Def-use chains and lifetimes: which node makes each value of a graph, which read it, and until when it is needed."""
+"""Def-use chains and lifetimes: which node makes each value, which read it, and until when it is needed. Floor 2."""
 
 from __future__ import annotations
 

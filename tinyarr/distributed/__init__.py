@@ -1,4 +1,4 @@
-"""Distributed: the same script on many processes, which compute together over MPI or NCCL."""
+"""Distributed: the same script on many processes, which compute together over MPI or NCCL. Floor 4."""
 
 from ..groups import Group, world
 from ..ops.collective import all_gather, all_reduce, broadcast, reduce, reduce_scatter

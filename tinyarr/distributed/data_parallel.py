@@ -1,4 +1,4 @@
-"""Data parallelism: each rank computes the gradients of batches of its own, and all update with the mean.
+"""Data parallelism: each rank computes the gradients of batches of its own, and all update with the mean. Floor 4.
 
 Gradients travel in buckets, filled in the order in which backward finishes them. Where the step is compiled, a bucket
 is on its way as soon as its last gradient is there, while backward goes on.

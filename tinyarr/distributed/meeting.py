@@ -1,4 +1,4 @@
-"""Meeting of a run's ranks: init, world; and the mesh, which names the axes along which they compute together.
+"""Meeting of a run's ranks: init, world; and the mesh, which names the axes along which they compute together. Floor 4.
 
 How they find each other is `rendezvous`; how each hears that another is lost, `control`. What they compute together
 are the collectives of `ops/collective.py`, which backends run over MPI or NCCL.

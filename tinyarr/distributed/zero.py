@@ -1,4 +1,4 @@
-"""ZeRO: ranks share out the optimizer's state, and if wanted the gradients, of parameters that all of them hold.
+"""ZeRO: ranks share out the optimizer's state, and if wanted the gradients, of all parameters. Floor 4.
 
 Source: Rajbhandari et al. 2020, "ZeRO: memory optimizations toward training trillion parameter models", section 5,
 stages 1 and 2.

@@ -1,4 +1,4 @@
-"""Neural networks: Module and Parameter, layers, initial values, losses."""
+"""Neural networks: Module and Parameter, layers, initial values, losses. Floor 1."""
 
 from . import init
 from .layers import Dropout, Embedding, LayerNorm, Linear, ModuleDict, ModuleList, RMSNorm, Sequential

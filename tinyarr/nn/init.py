@@ -1,4 +1,4 @@
-"""Initial values: each function returns a new Parameter."""
+"""Initial values: each function returns a new Parameter. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers: modules around the operations that have parameters or behave differently in training."""
+"""Layers: modules around the operations that have parameters or behave differently in training. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses as modules."""
+"""Losses as modules. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Module: named parameters and submodules, found by looking at the object's attributes."""
+"""Module: named parameters and submodules, found by looking at the object's attributes. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Operations: the scalar language, primitives and `apply`, then one file a family."""
+"""Operations: the scalar language, primitives and `apply`, then one file a family. Floor 1."""

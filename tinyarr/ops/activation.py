@@ -1,4 +1,4 @@
-"""Activation functions, elementwise. Where one has a kink, its docstring says which gradient is chosen."""
+"""Activation functions, elementwise. Where one has a kink, its docstring says which gradient is chosen. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""assign: writing into an existing tensor."""
+"""assign: writing into an existing tensor. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention, as a primitive: for the gradient it keeps a number a row, not the weights."""
+"""Scaled dot-product attention, as a primitive: for the gradient it keeps a number a row, not the weights. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collectives: what the ranks of a group compute together, each bringing a tensor of its own.
+"""Collectives: what the ranks of a group compute together, each bringing a tensor of its own. Floor 2.
 
 The function that is differentiated is the sum over the ranks of what each returns. So the gradient of a sum that all
 get is the sum of their gradients: no factor of the number of ranks appears anywhere.

@@ -1,4 +1,4 @@
-"""Making tensors without data: filled, counted, copied."""
+"""Making tensors without data: filled, counted, copied. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elementwise operations: the scalar language on tensors, and what is composed of it.
+"""Elementwise operations: the scalar language on tensors, and what is composed of it. Floor 1.
 
 All broadcast their operands and take Python scalars, which are weak (see dtypes.py). Floating functions of integers
 give float32. Gradients are derived; where a function has a kink or a tie, its docstring says what is chosen.

@@ -1,4 +1,4 @@
-"""`@elementwise`: a function in the scalar language becomes an operation on tensors.
+"""`@elementwise`: a function in the scalar language becomes an operation on tensors. Floor 1.
 
 Shapes broadcast, dtypes follow from typing the expression, and the gradient is derived by differentiating it: it is
 itself an elementwise primitive, so it runs as one kernel and can be differentiated again.

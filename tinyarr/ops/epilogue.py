@@ -1,4 +1,4 @@
-"""Matrix products whose result is worked on before it is stored: what compilation makes of a product and what follows.
+"""Matrix products whose result is worked on before it is stored: products fused with what follows. Floor 2.
 
 The product is not rounded in between, so that the result is closer to the exact one than the parts' is.
 """

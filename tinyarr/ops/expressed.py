@@ -1,4 +1,4 @@
-"""Primitives that are defined by a traced expression: what elementwise operations and row expressions share."""
+"""Primitives defined by a traced expression: what elementwise operations and row expressions share. Floor 1."""
 
 from __future__ import annotations
 

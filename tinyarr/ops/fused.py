@@ -1,4 +1,4 @@
-"""`@fused`: a composition of operations becomes one operation, for which a backend may have one kernel.
+"""`@fused`: a composition of operations becomes one operation, for which a backend may have one kernel. Floor 1.
 
 The composition is the definition. The rule of shapes, the gradient primitive, that one's composite and the gradient
 rule are derived from it; a backend without a kernel runs it as it is written.

@@ -1,4 +1,4 @@
-"""Gathering by integer tensors: take, take_along_axis, embedding; and its opposite, scatter."""
+"""Gathering by integer tensors: take, take_along_axis, embedding; and its opposite, scatter. Floor 1."""
 
 from __future__ import annotations
 

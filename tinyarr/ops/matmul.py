@@ -1,4 +1,4 @@
-"""Matrix products."""
+"""Matrix products. Floor 1."""
 
 from __future__ import annotations
 

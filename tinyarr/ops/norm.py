@@ -1,4 +1,4 @@
-"""Normalization over the last axis, as row expressions."""
+"""Normalization over the last axis, as row expressions. Floor 1."""
 
 from __future__ import annotations
 
@@ -11,9 +11,17 @@ from ..tensor import Tensor, require_tensors
 from . import row
 from .create import ones, zeros
 from .elementwise import abs, astype, maximum, square
-from .more.statistics import LARGEST, SCALE, SMALLEST
 from .rowwise import rowwise
 from .scalar import sqrt, where
+
+LARGEST = {4: 2.0**50, 8: 2.0**500}
+"""By the bytes of a dtype: numbers up to this, and down to 1 over this, are squared as they are."""
+
+SCALE = {4: 2.0**80, 8: 2.0**700}
+"""What smaller ones are multiplied by first, and larger ones divided by."""
+
+SMALLEST = {4: 2.0**-126, 8: 2.0**-1022}
+"""The smallest normal numbers."""
 
 # A row's statistics are taken for good where 0 < rstd < largest (statistics.py), so that no square was lost, and
 # |mean| <= STEEPEST standard deviations, so that the rounding of the mean doesn't count.

@@ -1,4 +1,4 @@
-"""Python's operators on tensors, by the names of Tensor's methods."""
+"""Python's operators on tensors, by the names of Tensor's methods. Floor 1."""
 
 from __future__ import annotations
 

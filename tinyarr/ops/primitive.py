@@ -1,4 +1,4 @@
-"""Primitive, the registry, and `apply`, the one function through which every operation on a Tensor passes.
+"""Primitive, the registry, and `apply`, the one function through which every operation on a Tensor passes. Floor 1.
 
 A primitive states once what an operation is: the shapes and dtypes of its results (`infer`), its gradient, and, where
 it can be written in other operations, its `composite`. How it runs is the backends' business. `apply` finds the

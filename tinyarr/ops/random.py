@@ -1,4 +1,4 @@
-"""Random draws: uniform and normal numbers, integers, bits, dropout.
+"""Random draws: uniform and normal numbers, integers, bits, dropout. Floor 1.
 
 Every draw takes the next counter of a generator when it is applied, and is from then on a pure function of (key,
 counter, position): the gradient of dropout draws its mask again. Normals are computed by the logarithm and cosine

@@ -1,4 +1,4 @@
-"""Reductions over axes: sum, prod, max, min, argmax, argmin, and any, all and count_nonzero composed of them.
+"""Reductions over axes: sum, prod, max, min, argmax, argmin, and any, all and count_nonzero composed of them. Floor 1.
 
 `axis` is an int, a tuple of ints, or None for all axes; `keepdims` leaves reduced axes with size 1. Half types
 accumulate in float32 and return their own dtype.
@@ -7,6 +7,7 @@ accumulate in float32 and return their own dtype.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import ParamSpec
 
@@ -14,6 +15,7 @@ from .. import dtypes, views
 from ..errors import ShapeError
 from ..tensor import Tensor, require_tensors
 from ..views import Shape
+from .create import full
 from .elementwise import astype, equal, not_equal, where
 from .primitive import Primitive, apply
 from .shape import broadcast_to, reshape
@@ -171,3 +173,15 @@ def computed_wide(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         return astype(result, dtype, copy=False)
 
     return widened  # type: ignore[return-value]
+
+
+def count_of(operation: str, x: Tensor, axis: Axis) -> int:
+    return math.prod(x.shape[a] for a in views.normalize_axes(operation, axis, x.ndim))
+
+
+@computed_wide
+def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
+    """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
+    count = count_of("mean", x, axis)
+    total = sum(x, axis=axis, keepdims=keepdims)
+    return total / count if count else full(total.shape, math.nan, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""The rotary position embedding."""
+"""The rotary position embedding. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The language of rows: what a row expression (rowwise.py) has beside the scalar language.
+"""The language of rows: what a row expression (rowwise.py) has beside the scalar language. Floor 1.
 
 A value varies along the row, or is the same for all of it: a statistic. `row.sum`, `row.max` and `row.min` make
 statistics; where one meets elements, it is broadcast. `row.index` is an element's position, `row.size` the number of

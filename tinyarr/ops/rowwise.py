@@ -1,4 +1,4 @@
-"""`@rowwise`: a function of rows and statistics becomes an operation on tensors.
+"""`@rowwise`: a function of rows and statistics becomes an operation on tensors. Floor 1.
 
 Operands broadcast as those of an elementwise operation do, and the last axis is the row. So an operand (..., n) is a
 row, (..., 1) a number for each row, (n,) one for each column, as weights are. A result that varies along the row has

@@ -1,4 +1,4 @@
-"""A row expression as a composition of other operations: oracle, and what runs where a backend has no kernel.
+"""A row expression as a composition of other operations: oracle, and what runs where a backend has no kernel. Floor 1.
 
 It is cut at its folds: what goes into one is an elementwise operation, the fold a reduction over the last axis. So
 `x / row.sum(x * x)` is x * x, its sum, and the quotient, each of all rows at once.

@@ -1,4 +1,4 @@
-"""The scalar language: what an elementwise operation does to one element, written once.
+"""The scalar language: what an elementwise operation does to one element, written once. Floor 1.
 
 An elementwise operation is a Python function of expressions. It is traced here without dtypes into a small graph
 (`Expr`); `typing.py` types it per tuple of dtypes; each backend prints or evaluates the result (NumPy, C, CUDA); and

@@ -1,4 +1,4 @@
-"""Arrangement of elements: views, which share memory, and concat, split, stack."""
+"""Arrangement of elements: views, which share memory, and concat, split, stack. Floor 1."""
 
 from __future__ import annotations
 

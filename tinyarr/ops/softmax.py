@@ -1,4 +1,4 @@
-"""Softmax and what belongs to it, without overflow; half types are computed in float32."""
+"""Softmax and what belongs to it, without overflow; half types are computed in float32. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typing of a scalar expression: from a traced `Expr` graph and the operands' dtypes to a list of typed values.
+"""Typing of a scalar expression: from an `Expr` graph and the operands' dtypes to typed values. Floor 1.
 
 The result is what backends print or evaluate: a list in which each value names its operation, its arguments (numbers
 of earlier values), and the dtype in which it is computed. Every conversion is an explicit `cast`. Half types are

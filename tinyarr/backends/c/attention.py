@@ -1,4 +1,4 @@
-"""Attention, a block of queries of one head at a time: their weights, BLOCK x S, are a thread's scratch."""
+"""Attention, a block of queries of one head at a time: their weights, BLOCK x S, are a thread's scratch. Floor 2."""
 
 from __future__ import annotations
 

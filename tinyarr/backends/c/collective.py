@@ -1,4 +1,4 @@
-"""Collectives of a program: they begin and end between two sections of its C code, and last while C runs."""
+"""Collectives of a program: they begin and end between two sections of its C code, and last while C runs. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The system's C compiler: from source text to a loaded library."""
+"""The system's C compiler: from source text to a loaded library. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scalar expressions in loops over fixed shapes, and what is read or written strided: copies and fills."""
+"""Scalar expressions in loops over fixed shapes, and what is read or written strided: copies and fills. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows by number, and the sum of gradients back into the rows. A bad index is reported and read as 0."""
+"""Rows by number, and the sum of gradients back into the rows. A bad index is reported and read as 0. Floor 2."""
 
 from __future__ import annotations
 

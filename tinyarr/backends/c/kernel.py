@@ -1,4 +1,4 @@
-"""C functions of primitives: operands, the function's frame, and the table of families.
+"""C functions of primitives: operands, the function's frame, and the table of families. Floor 2.
 
 All threads call a kernel together; `omp for` inside shares its work and ends with a barrier. How work is cut depends
 on shapes alone, so the number of threads changes no bit.

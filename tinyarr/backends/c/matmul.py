@@ -1,4 +1,4 @@
-"""Matrix products: packed panels for float32 and float64; half types are widened into scratch first.
+"""Matrix products: packed panels for float32 and float64; half types are widened into scratch first. Floor 2.
 
 product.c serves every processor, product_amx.c float32 on those with a matrix unit.
 """

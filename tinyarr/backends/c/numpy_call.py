@@ -1,4 +1,4 @@
-"""Calls without a C function: NumPy's kernel runs them, in the same memory, between two sections of C code."""
+"""Calls without a C function: NumPy's kernel runs them, in the same memory, between two sections of C code. Floor 2."""
 
 from __future__ import annotations
 

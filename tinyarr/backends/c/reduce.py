@@ -1,4 +1,4 @@
-"""Reductions: each result is one thread's, cut into pieces where there are few results of much.
+"""Reductions: each result is one thread's, cut into pieces where there are few results of much. Floor 2.
 
 Which elements are added to which depends on the shape alone: pieces of neighbours along the reduced axes, or, where the
 last axis is kept, strips of neighbouring results, whose elements are neighbours too.

@@ -1,4 +1,4 @@
-"""Cross-entropy and its gradient, whose result may be made in place of the logits: a row is one thread's."""
+"""Cross-entropy and its gradient, whose result may be made in place of the logits: a row is one thread's. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Row expressions in C: a row is one thread's; sums over the rows are made a strip of columns at a time."""
+"""Row expressions in C: a row is one thread's; sums over the rows are made a strip of columns at a time. Floor 2."""
 
 from __future__ import annotations
 

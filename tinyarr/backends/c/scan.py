@@ -1,4 +1,4 @@
-"""Scans, each line of elements by one thread."""
+"""Scans, each line of elements by one thread. Floor 2."""
 
 from __future__ import annotations
 

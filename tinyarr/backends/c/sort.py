@@ -1,4 +1,4 @@
-"""Sorting: a stable merge sort of positions, each line of elements by one thread. NaN counts as the largest."""
+"""Sorting: a stable merge sort of positions, each line by one thread. NaN counts as the largest. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operand that a kernel reads run by run: a tensor, or an expression that takes its place.
+"""Operand that a kernel reads run by run: a tensor, or an expression that takes its place. Floor 2.
 
 A run is read into a short array of the type in which is computed, and the kernel goes on from there. So what an
 expression makes for one kernel alone is never in memory, and a kernel computes the same whatever strides it reads with.

@@ -1,1 +1,1 @@
-"""The CUDA backend: raw kernels over memory, streams and modules that CuPy provides."""
+"""The CUDA backend: raw kernels over memory, streams and modules that CuPy provides. Floor 3."""

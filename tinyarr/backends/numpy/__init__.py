@@ -1,11 +1,9 @@
-"""The CPU backend: NumPy kernels over pooled memory."""
+"""NumPy's backend: kernels over pooled memory, with which eager mode runs on the CPU. Floor 1."""
 
 from __future__ import annotations
 
 import contextvars
-import functools
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,32 +13,30 @@ from ...array import Array, Storage
 from ...device import Device
 from ...dtypes import Dtype
 from ...ops.elementwise_primitive import Pointwise
-from ...program import Graph, Lowered
 from ...views import Shape
 from ..base import Backend, Kernel, MemoryStats
-from ..c import compiler
-from . import collective, expression, index, matmul, reduce, scan, shape, sort
+from . import expression, index, matmul, reduce, shape
 from .pool import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, NumpyKernel, plan_scratch
 
 # Importing them fills KERNELS.
-FAMILIES = (collective, index, matmul, reduce, scan, shape, sort)
+FAMILIES = (index, matmul, reduce, shape)
 
 _BYTES = np.dtype(np.uint8)
 
 
-class CpuBackend(Backend):
-    """Memory and kernels of the device `cpu`."""
+class NumpyBackend(Backend):
+    """Memory and kernels of the device `cpu`, without programs: c/backend.py adds those."""
 
     def __init__(self, device: Device):
         self._device = device
-        self._pool = Pool(device)
+        self.pool = Pool(device)
 
     def empty(self, shape: Shape, dtype: Dtype, strides: Shape, nbytes: int) -> Array:
         if nbytes < POOLED_FROM:
             data = np.empty(shape, dtype.numpy)
             return Array(Storage(data, nbytes, self._device), dtype, shape, strides, 0, data)
-        return Array(self._pool.allocate(nbytes), dtype, shape, strides, 0)
+        return Array(self.pool.allocate(nbytes), dtype, shape, strides, 0)
 
     def handle(self, array: Array) -> np.ndarray:
         memory = array.storage.memory
@@ -62,12 +58,12 @@ class CpuBackend(Backend):
     def kernel(self, call: Any) -> Kernel | None:
         if isinstance(call.primitive, Pointwise):
             specs, function, in_place, layout = expression.compile_call(call)
-            return Kernel(self._with_scratch(specs, function), _layouts(layout), in_place)
+            return Kernel(self._with_scratch(specs, function), layouts_of(layout), in_place)
         record = KERNELS.get(call.primitive)
         if record is None:
             return None
         specs = list(record.scratch(call)) if record.scratch else []
-        return Kernel(self._with_scratch(specs, _spread(record, call.params)), _layouts(record.layouts))
+        return Kernel(self._with_scratch(specs, _spread(record, call.params)), layouts_of(record.layouts))
 
     def _with_scratch(self, specs: Sequence, function: Callable) -> Callable:
         """`function(inputs, outputs[, scratch])` with scratch from the pool, and without NumPy's warnings.
@@ -81,62 +77,15 @@ class CpuBackend(Backend):
         total, pieces = plan_scratch(specs)
 
         def run(inputs: Sequence[Any], outputs: Sequence[np.ndarray]) -> None:
-            block = self._pool.allocate(total)
+            block = self.pool.allocate(total)
             scratch = [np.ndarray(shape, dtype, block.memory, offset) for shape, dtype, offset in pieces]
             quiet().run(function, inputs, outputs, scratch)
 
         return run
 
-    def holds(self, call: Any) -> bool:
-        """Returns whether a call has a kernel in C, or, if it has no composite, NumPy's between two sections."""
-        return _in_c(call) or (call.primitive.composite is None and call.primitive in KERNELS)
-
-    def in_layouts(self, call: Any) -> Sequence[str]:
-        layouts = None if _in_c(call) else _layouts(KERNELS[call.primitive].layouts)
-        return super().in_layouts(call) if layouts is None else layouts(call)
-
-    def out_layouts(self, call: Any) -> Sequence[str]:
-        return ("any" if _in_c(call) else "dense",) * len(call.out_shapes)
-
-    def joins_expression(self, first: Any, last: Any, stored: Sequence[int]) -> bool:
-        return _in_c(last)
-
-    def program(self, graph: Graph, lowered: Lowered) -> Any | None:
-        """The calls as a C library; None, with a warning, where there is no C compiler that works.
-
-        Raises SourceError where the compiler rejects the code.
-        """
-        from ..c import library
-
-        try:
-            compiler.check_openmp()
-            self._pool.give_back()  # a program works in an arena of its own
-            return library.Library(graph, lowered, self._pool)
-        except compiler.SourceError:
-            raise
-        except compiler.CCompilerError as error:
-            _warn_of_numpy(str(error))
-            return None
-
-    def scratch(self, graph: Graph, lowered: Lowered) -> int:
-        from ..c import library
-
-        return library.scratch_of(graph, lowered)
-
     def memory_stats(self) -> MemoryStats:
         """Blocks of 64 KiB and more, and the arena of programs; smaller ones are malloc's and not counted."""
-        return self._pool.stats()
-
-
-def _in_c(call: Any) -> bool:
-    from ..c import library  # here: who compiles nothing needs none of it
-
-    return library.is_written(call.primitive)
-
-
-@functools.cache
-def _warn_of_numpy(why: str) -> None:
-    warnings.warn(f"compile: programs run NumPy's kernels, which is slower: {why}", stacklevel=2)
+        return self.pool.stats()
 
 
 _contexts = threading.local()
@@ -160,7 +109,7 @@ def _spread(record: NumpyKernel, params: dict[str, Any]) -> Callable:
     return lambda inputs, outputs, scratch=(): function(*inputs, *outputs, *scratch, **params)
 
 
-def _layouts(layouts: Layouts) -> Callable[[Any], Sequence[str]] | None:
+def layouts_of(layouts: Layouts) -> Callable[[Any], Sequence[str]] | None:
     if layouts is None:
         return None
     if callable(layouts):

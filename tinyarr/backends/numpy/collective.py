@@ -1,4 +1,4 @@
-"""Collectives over MPI. Half types add up in float32; what is only moved is moved as bytes."""
+"""Collectives over MPI. Half types add up in float32; what is only moved is moved as bytes. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""erf for NumPy, which has none.
+"""erf for NumPy, which has none. Floor 1.
 
 erf |x| = 1 - exp(-(x + x q(x))), where the polynomial q was fitted to -log(erfc(x)) / x - 1 by Remez's algorithm, so
 that the largest relative error of erf is smallest. scalar.h says the same in C.

@@ -1,4 +1,4 @@
-"""NumPy evaluation of scalar expressions, tile by tile.
+"""NumPy evaluation of scalar expressions, tile by tile. Floor 1.
 
 A typed expression becomes a list of steps `ufunc(arguments, out=register)`. Large operands are walked in tiles that
 stay in cache, so an expression of twenty operations reads and writes main memory once; the registers are scratch of
@@ -18,12 +18,15 @@ import numpy as np
 from ... import dtypes
 from ...dtypes import Dtype
 from ...ops.typing import COMPARISONS, Typed, TypedStep, dtype_constant, fits_int64
-from . import draw
 from .functions import APPROXIMATE, FUNCTIONS, philox_scratch, random_bits
 
 TILE = 32768  # elements; six float32 registers of this size fill 3/4 of a 1 MiB L2 cache
 
 Specs = list[tuple[tuple[int, ...], Any]]
+
+
+# find(tiles, typed) returns what evaluates an expression faster than NumPy, with its bits, or None: C, for large draws.
+faster: list[Callable[[Any, Typed], Callable | None]] = []
 
 
 class _Tile(NamedTuple):
@@ -46,9 +49,7 @@ def compile_call(call: Any) -> tuple[Specs, Callable, bool, str | None]:
     if simple is not None:
         return [], simple, in_place, layout
     program = _Tiles(typed, call.in_shapes, call.out_shapes[0])
-    run = program.run
-    if program.size >= draw.LARGE and program.flat and draw.has_equal_bits(typed):
-        run = functools.partial(draw.run, program)
+    run = next((run for find in faster if (run := find(program, typed)) is not None), program.run)
     return program.scratch(), run, in_place, layout
 
 

@@ -1,4 +1,4 @@
-"""NumPy functions of the scalar language's operations; and those that NumPy lacks."""
+"""NumPy functions of the scalar language's operations; and those that NumPy lacks. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows by number, and the sum of gradients back into the rows."""
+"""Rows by number, and the sum of gradients back into the rows. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products: BLAS through np.matmul for float32 and float64; half types are widened into scratch first."""
+"""Matrix products: BLAS through np.matmul in float32 and float64; half types are widened into scratch. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CPU memory: small blocks from malloc, large ones from a pool.
+"""CPU memory: small blocks from malloc, large ones from a pool. Floor 1.
 
 A fresh large block costs a page fault for every 4 KiB, which makes an eager training step several times slower than
 its arithmetic; reused blocks cost nothing. A block goes back to the pool when its Storage dies, unless an np.ndarray

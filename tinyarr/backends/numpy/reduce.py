@@ -1,4 +1,4 @@
-"""Reductions. Half types accumulate in float32: NumPy's own sum of bfloat16 stays in bfloat16.
+"""Reductions. Half types accumulate in float32: NumPy's own sum of bfloat16 stays in bfloat16. Floor 1.
 
 NumPy adds in pairs along the last axis alone; over any other, and between the pieces in which it converts half types,
 it adds one by one. So floating sums over those are cut into blocks, by shape alone, whose sums are added in pairs.

@@ -1,4 +1,4 @@
-"""The table of CPU kernels: one record a primitive, filled by the `@kernel` decorator in the family files."""
+"""The table of CPU kernels: one record a primitive, filled by the `@kernel` decorator in the family files. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans. Half types accumulate in float32.
+"""Scans. Half types accumulate in float32. Floor 2.
 
 NumPy adds one by one, so a long floating sum is cut into blocks, by its length alone: each is added to the sum of those
 before it, which is such a scan itself.

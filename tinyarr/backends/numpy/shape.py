@@ -1,4 +1,4 @@
-"""Joining tensors, and placing one in zeros."""
+"""Joining tensors, and placing one in zeros. Floor 1."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sorting and searching. NumPy's sort works in memory of its own, which grows with the axis that is sorted."""
+"""Sorting and searching. NumPy's sort works in memory of its own, which grows with the axis that is sorted. Floor 2."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Source: the text of scalar expressions, in C and in CUDA."""
+"""Source: the text of scalar expressions, in C and in CUDA. Floor 2."""

@@ -1,4 +1,4 @@
-"""Row expressions printed as code that is C and CUDA C++ alike, but for the loops over a row.
+"""Row expressions printed as code that is C and CUDA C++ alike, but for the loops over a row. Floor 2.
 
 What varies along the row is computed inside loops over its elements, one for each fold and a last one for the results;
 statistics come between. So softmax is three loops, for the maximum, the sum and the results, and the exponential,

@@ -1,4 +1,4 @@
-"""Scalar expressions printed as statements that are C and CUDA C++ alike.
+"""Scalar expressions printed as statements that are C and CUDA C++ alike. Floor 2.
 
 A typed expression becomes one statement a value, `float v3 = v1 * v2;`. Uniform values (0-d operands, Python scalars
 and what depends on them alone) come before the loop, the others inside. `scalar.h` defines the operations that C

@@ -1,4 +1,4 @@
-"""Assumptions: what a walk may take for granted of an object, by its class or module.
+"""Assumptions: what a walk may take for granted of an object, by its class or module. Floor 2.
 
 A value that can't change stands for itself. An object whose class is written in Python is its attributes and slots. The
 instances of a class written in C may hold what nobody sees.

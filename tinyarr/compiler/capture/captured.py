@@ -1,4 +1,4 @@
-"""Capture: what a walk found of all that a function may depend on, each by the path that leads to it.
+"""Capture: what a walk found of all that a function may depend on, each by the path that leads to it. Floor 2.
 
 Of each object a *part* is noted, by which two calls are compared: that of `model.scale` is (int, 2). All of them are
 the signature of a call; those that a trace used are what its program depends on.

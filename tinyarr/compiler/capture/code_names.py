@@ -1,4 +1,4 @@
-"""Names that the bytecode of a function reads and writes: its globals, what it takes of them, and its attributes.
+"""Names that a function's bytecode reads and writes: its globals, their attributes, and others'. Floor 2.
 
 `step.count` and `count` look alike in `co_names`. The instructions tell them apart, and so a global variable whose name
 is only an attribute somewhere is none of a function's business.

@@ -1,4 +1,4 @@
-"""Constants of a function with a given state: all that its code reads beside the state and the arguments.
+"""Constants of a function with a given state: all that its code reads beside the state and the arguments. Floor 2.
 
 A name stands for what it held when the function was first traced. So that this is never wrong, what it held must be
 something that can't change itself. Only the name may come to hold something else, which calls don't look at and the

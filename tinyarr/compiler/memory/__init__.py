@@ -1,1 +1,1 @@
-"""Memory of a program: aliases, lifetimes, and offsets in one arena."""
+"""Memory of a program: aliases, lifetimes, and offsets in one arena. Floor 2."""

@@ -1,4 +1,4 @@
-"""Layouts: the order in which the elements of a value are in memory.
+"""Layouts: the order in which the elements of a value are in memory. Floor 2.
 
 Row-major unless a copy in another order is made of the value: then its maker, where that writes with any strides, makes
 it in that order, and the copy has nothing to do. What is read through one view alone, as the gradient of a weight is

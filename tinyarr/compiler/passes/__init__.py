@@ -1,1 +1,1 @@
-"""Passes over a graph, each of which can be read alone."""
+"""Passes over a graph, each of which can be read alone. Floor 2."""

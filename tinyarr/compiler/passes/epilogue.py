@@ -1,4 +1,4 @@
-"""Epilogues: a library applies a bias, a GELU or a GELU's gradient to a product before it stores it.
+"""Epilogues: a library applies a bias, a GELU or a GELU's gradient to a product before it stores it. Floor 2.
 
 Example: %3 = matmul(%0, %1), %4 = add(%3, %2), %5 = gelu_tanh(%4) become %4, %5 = matmul_bias_gelu(%0, %1, %2). The sum
 %4 is stored for backward, %3 never. Two passes over the largest values of a GPT's layer (B * T, 4 C) are saved.

@@ -1,4 +1,4 @@
-"""Fusion: elementwise nodes over the same elements become one loop, or the prologue of the kernel that reads them.
+"""Fusion: elementwise nodes become one loop, or the prologue of the kernel that reads them. Floor 2.
 
 Example:
 

@@ -1,4 +1,4 @@
-"""The passes over a graph, in their order. Any can be left out: the graph runs as it was traced too, their oracle.
+"""The passes over a graph, in their order. Any can be left out: the traced graph is their oracle. Floor 2.
 
     pass                     example                                           bits that change
     join_writes              g[:4] = a, g[4:] = b: g is concat(a, b)           none

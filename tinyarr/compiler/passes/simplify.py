@@ -1,4 +1,4 @@
-"""Simplification: joined writes, common subexpressions, dead code.
+"""Simplification: joined writes, common subexpressions, dead code. Floor 2.
 
 Collectives stay as they are: they may differ or be needed on another rank, and all ranks run them together.
 """

@@ -1,1 +1,1 @@
-"""Trace: a run of the function on traced values, and the graph that it leaves."""
+"""Trace: a run of the function on traced values, and the graph that it leaves. Floor 2."""

@@ -1,4 +1,4 @@
-"""One call of a program: from what the call brings to the results."""
+"""One call of a program: from what the call brings to the results. Floor 2."""
 
 from __future__ import annotations
 

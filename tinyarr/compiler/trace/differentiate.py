@@ -1,4 +1,4 @@
-"""Gradients through a compiled function: what of its results has a history, and the nodes that each call records.
+"""Gradients through a compiled function: which results have a history, and what each call records. Floor 2.
 
 After the function has run in its trace, the tape that it leaves is walked there and then, so that forward and backward
 become two programs: forward also returns the values that backward reads (residuals). A result of which another one is
@@ -25,7 +25,7 @@ from .traced_tape import Draw, TracedTape
 
 
 class _Part(NamedTuple):
-    """A pullback and where a call finds what it records.
+    """Pullback, and the places where a call finds its operands and results.
 
     outputs: for each output the numbers of the results that are it; sources: for each target whether it is a result,
     and its number among these or the leaves; residuals: their numbers among the results.

@@ -1,4 +1,4 @@
-"""The tracing executor, in the place of eager mode's: it notes operations instead of running them.
+"""The tracing executor, in the place of eager mode's: it notes operations instead of running them. Floor 2.
 
 Results are arrays like any other, with shapes, strides and views, but over storages without memory. To read elements
 in the middle of a trace raises. `build` then makes a graph of values of what was noted.
@@ -34,7 +34,7 @@ _PACKAGE = str(Path(__file__).parents[2])
 
 
 class TracedStorage(Storage):
-    """Memory that a program will have. line: where what is in it is computed."""
+    """Memory that a program will have. line: of the call that computes its contents."""
 
     __slots__ = ("line", "trace")
 

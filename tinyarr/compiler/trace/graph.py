@@ -1,4 +1,4 @@
-"""From the instructions of a trace to a graph of values in SSA form: each is made once and never changes.
+"""From the instructions of a trace to a graph of values in SSA form: each is made once and never changes. Floor 2.
 
 Memory that outlives the trace is cut into regions, each a tensor that the function reaches. A region has a current
 value; a write through any view of it makes the next one, which all later reads see. Regions of one storage that are

@@ -1,4 +1,4 @@
-"""Python integers among the operands of a traced call: those that don't fit are refused, as in eager mode."""
+"""Python integers among the operands of a traced call: those that don't fit are refused, as in eager mode. Floor 2."""
 
 from __future__ import annotations
 

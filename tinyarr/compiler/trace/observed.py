@@ -1,4 +1,4 @@
-"""Watches a traced function run: which code runs, and whether it asks what differs from call to call.
+"""Watches a traced function run: which code runs, and whether it asks what differs from call to call. Floor 2.
 
 A trace is replayed, so it may depend on nothing that Python takes from elsewhere at each call: the time, random numbers
 of other libraries, the environment, files. These raise where they are asked for.

@@ -1,4 +1,4 @@
-"""Opaque objects: what a trace can't see into, as an iterator, a file or another library's array.
+"""Opaque objects: what a trace can't see into, as an iterator, a file or another library's array. Floor 2.
 
 In a trace a stand-in takes their place. As soon as anything is asked of it the trace is given up, before the
 object itself was touched, and the function runs as it is.

@@ -1,4 +1,4 @@
-"""Output of a traced function: what it prints, logs and warns of comes again at each call, with that call's values."""
+"""Output of a traced function: what it prints, logs and warns of comes again with each call's values. Floor 2."""
 
 from __future__ import annotations
 

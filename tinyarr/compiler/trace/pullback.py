@@ -1,4 +1,4 @@
-"""The way back from the results of a program to its inputs: a rule of the tape, and the programs that it runs.
+"""The way back from the results of a program to its inputs: a rule of the tape, and the programs that it runs. Floor 2.
 
 A program that goes backward reads what the one before it kept: inputs, and values that it computed (residuals). Where
 the gradient is to be differentiated in turn, values that have a history are hidden outputs of the node that kept them:

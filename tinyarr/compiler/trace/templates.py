@@ -1,4 +1,4 @@
-"""Templates: what a traced function returns or keeps, to be made anew at each call.
+"""Templates: what a traced function returns or keeps, to be made anew at each call. Floor 2.
 
 Of the objects in it, those that were there before the call stand for themselves, whatever they are at that call; those
 that the function made are made again; tensors of the trace are results of the program. One object in two places is one
@@ -116,7 +116,7 @@ class Templates:
         return made
 
     def forget(self) -> None:
-        """Lets go of what the trace made."""
+        """Lets go of the objects that the trace made."""
         self.tensors.clear()
         self._results.clear()
         self._made.clear()

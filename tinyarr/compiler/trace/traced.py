@@ -1,4 +1,4 @@
-"""One run of a function on traced values: its graph, what it returns and changes, and what it depended on."""
+"""One run of a function on traced values: its graph, what it returns and changes, and what it depended on. Floor 2."""
 
 from __future__ import annotations
 

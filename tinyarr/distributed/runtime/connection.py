@@ -1,4 +1,4 @@
-"""Messages over a socket: one JSON object a line."""
+"""Messages over a socket: one JSON object a line. Floor 4."""
 
 from __future__ import annotations
 

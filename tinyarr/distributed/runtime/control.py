@@ -1,4 +1,4 @@
-"""Control: what each rank hears of the others, so that no loss of one leaves the rest waiting.
+"""Control: what each rank hears of the others, so that no loss of one leaves the rest waiting. Floor 4.
 
 All are connected with the server on rank 0. Three things end every rank: one that dies or raises an exception; one
 that has ended while another waits for it; one that keeps another waiting for longer than the time-out. A rank that

@@ -1,4 +1,4 @@
-"""Environment variables by which the launcher tells a process its rank, and where the ranks meet.
+"""Environment variables by which the launcher tells a process its rank, and where the ranks meet. Floor 4.
 
 Launchers are asked from the inside out: mpiexec may run within a step of Slurm, and torchrun within either, so the
 variables of an outer one are still there and speak of other processes.

@@ -1,4 +1,4 @@
-"""Handshake: both ends of a connection prove that they know the run's secret, which itself is never sent.
+"""Handshake: both ends of a connection prove that they know the run's secret, which itself is never sent. Floor 4.
 
 The server begins with a challenge, random text that is used once. A rank answers with its hello, which holds a
 challenge of its own and a proof: the HMAC under the secret of both challenges and all that it says. The server answers

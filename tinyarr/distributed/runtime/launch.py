@@ -1,4 +1,4 @@
-"""`python -m tinyarr launch`: starts the ranks of a run on this machine, and sees to it that all end together.
+"""`python -m tinyarr launch`: starts the ranks of a run on this machine, and sees to it that all end together. Floor 4.
 
 Ranks are started by mpiexec, or with torchrun's variables by the launcher itself. Either way each writes into pipes of
 its own, so that every line can carry its rank, and gets signals from here: mpiexec would kill all at the first one.

@@ -1,4 +1,4 @@
-"""meet: how the ranks of a run find each other, before anything else is known.
+"""meet: how the ranks of a run find each other, before anything else is known. Floor 4.
 
 Rank 0 listens on a port and the others learn where: it was given in advance (tcp), stands in a folder that all see,
 or comes by MPI. In the latter two rank 0 takes a free port and makes a secret, by which the ranks and its server know

@@ -1,4 +1,4 @@
-"""Server: the centre of the star, on a thread of rank 0. It passes values around and finds who is lost.
+"""Server: the centre of the star, on a thread of rank 0. It passes values around and finds who is lost. Floor 4.
 
 Each rank says every beat which collective of each group it has begun, and what it waits for. So the server knows who
 keeps whom waiting. Time is counted in beats and not read from a clock: a run that is stopped as a whole and goes on

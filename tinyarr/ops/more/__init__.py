@@ -1,1 +1,1 @@
-"""Operations that people expect besides: of sets, sorted, scanned, tiled."""
+"""Operations that people expect besides: of sets, sorted, scanned, tiled. Floor 5."""

@@ -1,4 +1,4 @@
-"""Products over chosen axes, composed of matmul: tensordot, vecdot, outer, einsum."""
+"""Products over chosen axes, composed of matmul: tensordot, vecdot, outer, einsum. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scans: cumulative sums and products along an axis, and differences."""
+"""Scans: cumulative sums and products along an axis, and differences. Floor 5."""
 
 from __future__ import annotations
 

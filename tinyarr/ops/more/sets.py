@@ -1,4 +1,4 @@
-"""The distinct elements of a tensor. How many there are is known only once it is computed."""
+"""The distinct elements of a tensor. How many there are is known only once it is computed. Floor 5."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sorting and searching. NaN counts as the largest number."""
+"""Sorting and searching. NaN counts as the largest number. Floor 5."""
 
 from __future__ import annotations
 

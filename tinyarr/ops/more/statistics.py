@@ -1,4 +1,4 @@
-"""Mean, variance, standard deviation and norms over axes; half types are computed in float32."""
+"""Variance, standard deviation and norms over axes; half types are computed in float32. Floor 5."""
 
 from __future__ import annotations
 
@@ -14,32 +14,12 @@ from ...views import Shape
 from ..create import full, ones_like
 from ..elementwise import abs, astype, equal, maximum, not_equal, square, where
 from ..elementwise_primitive import Elementwise, elementwise
+from ..norm import LARGEST, SCALE, SMALLEST
 from ..primitive import Rule
-from ..reduce import Axis, computed_wide, max, min, reduced_shape, sum
+from ..reduce import Axis, computed_wide, count_of, max, mean, min, reduced_shape, sum
 from ..scalar import cast
 from ..scalar import sqrt as scalar_sqrt
 from ..shape import reshape, slice_axes
-
-LARGEST = {4: 2.0**50, 8: 2.0**500}
-"""By the bytes of a dtype: numbers up to this, and down to 1 over this, are squared as they are."""
-
-SCALE = {4: 2.0**80, 8: 2.0**700}
-"""What smaller ones are multiplied by first, and larger ones divided by."""
-
-SMALLEST = {4: 2.0**-126, 8: 2.0**-1022}
-"""The smallest normal numbers."""
-
-
-def _count(operation: str, x: Tensor, axis: Axis) -> int:
-    return math.prod(x.shape[a] for a in views.normalize_axes(operation, axis, x.ndim))
-
-
-@computed_wide
-def mean(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
-    """The arithmetic mean over axes; of integers in float32. NaN over an empty axis."""
-    count = _count("mean", x, axis)
-    total = sum(x, axis=axis, keepdims=keepdims)
-    return total / count if count else full(total.shape, math.nan, dtype=x.dtype, device=x.device)
 
 
 @elementwise
@@ -60,7 +40,7 @@ def _average(x: Tensor, axes: Sequence[int]) -> tuple[Tensor, Tensor]:
 def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The mean squared distance from the mean; divided by n - correction (1 for the unbiased estimate)."""
     axes = views.normalize_axes("var", axis, x.ndim)
-    divisor = _count("var", x, axes) - correction
+    divisor = count_of("var", x, axes) - correction
     squares = sum(_squared_distance(x, *_average(x, axes)), axis=axes, keepdims=keepdims)
     return squares / divisor if divisor > 0 else full(squares.shape, math.nan, dtype=x.dtype, device=x.device)
 
@@ -69,7 +49,7 @@ def var(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: b
 def std(x: Tensor, /, axis: Axis = None, *, correction: float = 0.0, keepdims: bool = False) -> Tensor:
     """The square root of `var`. Gradient 0 where all elements are equal."""
     axes = views.normalize_axes("std", axis, x.ndim)
-    divisor = _count("std", x, axes) - correction
+    divisor = count_of("std", x, axes) - correction
     if divisor <= 0:
         return var(x, axis=axes, correction=correction, keepdims=keepdims)
     first, average = _average(x, axes)

@@ -1,4 +1,4 @@
-"""Arrangements composed of others: grids, triangles, rolled, tiled and repeated tensors."""
+"""Arrangements composed of others: grids, triangles, rolled, tiled and repeated tensors. Floor 5."""
 
 from __future__ import annotations
 

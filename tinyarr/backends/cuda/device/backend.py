@@ -1,4 +1,4 @@
-"""CudaBackend: memory, copies and kernels of one GPU, on one stream; what comes from the host arrives on another."""
+"""CudaBackend: memory, copies and kernels of one GPU on one stream; uploads come on another. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors that kernels report: a kernel can't raise, so it leaves the first bad value in the host's memory."""
+"""Errors that kernels report: a kernel can't raise, so it leaves the first bad value in the host's memory. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DLPack to and from CuPy, PyTorch and their like on one GPU: shared memory, ordered by their streams."""
+"""DLPack to and from CuPy, PyTorch and their like on one GPU: shared memory, ordered by their streams. Floor 3."""
 
 from __future__ import annotations
 

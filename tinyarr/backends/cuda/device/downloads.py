@@ -1,4 +1,4 @@
-"""Downloads: copies of arrays from a GPU to the host, begun before the elements are asked for."""
+"""Downloads: copies of arrays from a GPU to the host, begun before the elements are asked for. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Waiting for an event on the device, unless it waits for a rank that is lost."""
+"""Waiting for an event on the device, unless it waits for a rank that is lost. Floor 3."""
 
 from __future__ import annotations
 

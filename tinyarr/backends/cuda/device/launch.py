@@ -1,4 +1,4 @@
-"""From a plan to running kernels: load the machine code once, write the arguments in at each call, launch."""
+"""From a plan to running kernels: load the machine code once, write the arguments in at each call, launch. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CUDA memory from CuPy's pool: what is held, what was the most, and what to say when there is no more."""
+"""CUDA memory from CuPy's pool: what is held, what was the most, and what to say when there is no more. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors on their way from the host to a GPU: on a stream of their own, while kernels run.
+"""Tensors on their way from the host to a GPU: on a stream of their own, while kernels run. Floor 3.
 
 So a batch that is made before a step is launched arrives during that step; the next one, which reads it, waits for it.
 """

@@ -1,1 +1,1 @@
-"""Kernels: what plans them beside their CUDA sources."""
+"""Kernels: what plans them beside their CUDA sources. Floor 3."""

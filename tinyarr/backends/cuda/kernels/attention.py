@@ -1,4 +1,4 @@
-"""Attention on CUDA: who computes it."""
+"""Attention on CUDA: who computes it. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Collectives over NCCL, on a stream of their own beside that of kernels.
+"""Collectives over NCCL, on a stream of their own beside that of kernels. Floor 3.
 
 Each begins when the kernels launched before it have run. A plan lets the kernels that come wait for it at once; a
 program leaves that out, and lets them wait at its node `wait`. What is only moved is moved as bytes, and what

@@ -1,4 +1,4 @@
-"""Elementwise kernels: a scalar expression in a loop over packs of elements, 128 bits a load and store.
+"""Elementwise kernels: a scalar expression in a loop over packs of elements, 128 bits a load and store. Floor 3.
 
 The source depends on the expression, the number of axes left after merging, and how each operand is strided along the
 last one (next to each other, all the same, or apart). Sizes and strides are arguments, so one kernel serves all shapes.

@@ -1,4 +1,4 @@
-"""Attention by the kernel of our own, in bfloat16 with heads of 64 or 128.
+"""Attention by the kernel of our own, in bfloat16 with heads of 64 or 128. Floor 3.
 
 Its floor is 4 B H T S D operations forward, 10 backward (of which it makes 14), half of that where causal, at the rate
 of the tensor cores' mma instruction.

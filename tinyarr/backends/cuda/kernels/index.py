@@ -1,4 +1,4 @@
-"""Rows by number, the sum of gradients back into the rows, and scattering.
+"""Rows by number, the sum of gradients back into the rows, and scattering. Floor 3.
 
 The gradient adds the rows of equal numbers in their order: the numbers are sorted (8 bits a pass),
 pieces of the sorted order are added side by side, and runs longer than a piece are joined from their parts.

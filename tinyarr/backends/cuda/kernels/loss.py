@@ -1,4 +1,4 @@
-"""Cross-entropy. The floor is reading the logits, and for the gradient reading them and writing as much."""
+"""Cross-entropy. The floor is reading the logits, and for the gradient reading them and writing as much. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products: cuBLASLt for floating dtypes, a kernel of our own for integers and where the library is missing.
+"""Matrix products: cuBLASLt for floating dtypes, a kernel of our own where the library doesn't apply. Floor 3.
 
 The floor is 2 M N K operations, on an H100 at about 775 TFLOP/s in half types and 60 in float32.
 """

@@ -1,4 +1,4 @@
-"""Reductions over any axes. Half types accumulate in float32.
+"""Reductions over any axes. Half types accumulate in float32. Floor 3.
 
 What is left of a dense tensor once neighbouring axes of one kind are merged decides the kernel: rows (kept, reduced)
 or columns (kept, reduced, kept). Anything else is first copied, kept axes to the front. Long rows and columns are cut

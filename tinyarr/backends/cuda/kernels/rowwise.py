@@ -1,4 +1,4 @@
-"""Row expressions in CUDA: a row is held in the registers of a warp, or of a block (rows.cu).
+"""Row expressions in CUDA: a row is held in the registers of a warp, or of a block (rows.cu). Floor 3.
 
 The operands' rows are loaded once, as they are stored, and every loop of the expression goes over them there; weights
 are read where they are used, from the cache. For sums over the rows a block walks over many and adds up its share.

@@ -1,4 +1,4 @@
-"""Cumulative sums and products. Half types accumulate in float32."""
+"""Cumulative sums and products. Half types accumulate in float32. Floor 3."""
 
 from __future__ import annotations
 

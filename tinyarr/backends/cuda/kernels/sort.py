@@ -1,4 +1,4 @@
-"""Sorting and searching by CuPy's own routines, which work in memory of CuPy's pool."""
+"""Sorting and searching by CuPy's own routines, which work in memory of CuPy's pool. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""NVIDIA's libraries: cuBLASLt, cuDNN and NCCL."""
+"""NVIDIA's libraries: cuBLASLt, cuDNN and NCCL. Floor 3."""

@@ -1,4 +1,4 @@
-"""Matrix products by cuBLASLt, through nvmath-python's bindings.
+"""Matrix products by cuBLASLt, through nvmath-python's bindings. Floor 3.
 
 The library knows column-major matrices only. A row-major matrix is a column-major one transposed, so out = x y is asked
 for as out^T = y^T x^T: y is the library's first operand.

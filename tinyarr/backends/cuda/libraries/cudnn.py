@@ -1,4 +1,4 @@
-"""Attention by cuDNN, through its graph frontend: half types, any strides, the backward pass always deterministic.
+"""Attention by cuDNN, through its graph frontend: half types, any strides, a deterministic backward. Floor 3.
 
 A graph is built once a signature, which takes up to a second, and kept in the cache folder. How much workspace it needs
 only the library knows, so planning builds the graph.

@@ -1,4 +1,4 @@
-"""NCCL: the communicators of groups, and the stream of a device's collectives.
+"""NCCL: the communicators of groups, and the stream of a device's collectives. Floor 3.
 
 Streams wait for each other by events. So a capture of the stream of kernels takes in the collectives that are begun and
 waited for meanwhile.

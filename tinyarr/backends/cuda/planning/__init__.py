@@ -1,1 +1,1 @@
-"""From a call to the plan of its launches, without a GPU."""
+"""From a call to the plan of its launches, without a GPU. Floor 3."""

@@ -1,4 +1,4 @@
-"""From CUDA source text to machine code, through NVRTC. It needs no GPU; results are kept in a cache folder."""
+"""From CUDA source text to machine code, through NVRTC: without a GPU, and kept in the cache. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of an elementwise expression: a kernel that loops over packs of elements, or a function for one pack."""
+"""The text of an elementwise expression: a kernel that loops over packs, or a function for one pack. Floor 3."""
 
 from __future__ import annotations
 

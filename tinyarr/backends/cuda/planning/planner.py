@@ -1,4 +1,4 @@
-"""CudaPlanner: how programs are planned and lowered for a GPU, which needn't be there."""
+"""CudaPlanner: how programs are planned and lowered for a GPU, which needn't be there. Floor 3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a call to its plan. Nothing here needs CuPy or a device, so every kernel can be planned anywhere."""
+"""From a call to its plan. Nothing here needs CuPy or a device, so every kernel can be planned anywhere. Floor 3."""
 
 from __future__ import annotations
 

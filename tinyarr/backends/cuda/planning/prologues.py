@@ -1,4 +1,4 @@
-"""Slots: an elementwise expression in the place of a tensor that a kernel reads or writes.
+"""Slots: an elementwise expression in the place of a tensor that a kernel reads or writes. Floor 3.
 
 A kernel that takes its operand through `fetch`, or gives its result away through `put` (types.cuh), does not care
 whether that is a pointer or an expression: of other tensors at the same positions, whose further results are

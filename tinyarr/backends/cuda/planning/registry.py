@@ -1,4 +1,4 @@
-"""The table of CUDA kernels: for each primitive a function that plans its launches, filled by the `@kernel` decorator.
+"""The table of CUDA kernels: what plans the launches of each primitive, filled by `@kernel`. Floor 3.
 
 A plan is data: which functions of which sources run, on which grid, with which arguments, and which library calls. It
 depends on the operands' shapes, strides, dtypes and alignment, and on the parameters, never on addresses nor on a

@@ -1,4 +1,4 @@
-"""Rows held in registers: how many threads take a row, and how many elements each of them (rows.cu)."""
+"""Rows held in registers: how many threads take a row, and how many elements each of them (rows.cu). Floor 3."""
 
 from __future__ import annotations
 

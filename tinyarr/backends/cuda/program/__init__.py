@@ -1,1 +1,1 @@
-"""Programs on a GPU: lowered to launches, and captured in a CUDA graph."""
+"""Programs on a GPU: lowered to launches, and captured in a CUDA graph. Floor 3."""

@@ -1,4 +1,4 @@
-"""From the kernel calls of a program to launches: the plan of each call's kernel, bound to where its operands are.
+"""From a program's kernel calls to launches: each call's plan, bound to where its operands are. Floor 3.
 
 Nothing here needs CuPy or a device.
 """

@@ -1,4 +1,4 @@
-"""A program on a GPU: its launches captured once in a CUDA graph, which each call replays.
+"""A program on a GPU: its launches captured once in a CUDA graph, which each call replays. Floor 3.
 
 A program works in one arena, which the programs of a device share: it holds values, scratch, numbers that come from
 Python, and what is small and has another address at each call: results until they are given away, and state that

@@ -1,4 +1,4 @@
-"""Guards: finds what writes beyond its memory in a program's arena, or reads there what nothing has written.
+"""Guards: finds what writes beyond its memory in a program's arena, or reads there what nothing has written. Floor 3.
 
 With TINYARR_GUARD=1 all blocks of the arena are apart. Before each run all of it is filled with one byte, which is
 NaN for floats; after the run what belongs to nobody must still hold that byte.

@@ -1,4 +1,4 @@
-"""Large random draws of eager mode in C, with NumPy's bits: one library for each expression serves every size.
+"""Large random draws of eager mode in C, with NumPy's bits: one library for each expression serves every size. Floor 2.
 
 Values that are the same for all elements come from NumPy. The others are computed in tiles, each after the random words
 that it needs: four of them are one block of Philox.
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...ops.typing import Typed, TypedStep
-from ..c import compiler
+from ..numpy import expression
+from ..numpy.functions import APPROXIMATE
 from ..source.scalar_source import TYPES, named, statements
-from .functions import APPROXIMATE
+from . import compiler
 from .threads import thread_count
 
 if TYPE_CHECKING:
-    from .expression import _Tiles
+    from ..numpy.expression import _Tiles
 
 # Elements from which C serves, and of which each thread gets as many at least. So many take C 0.5 to 1.2 ms on one
 # thread (Xeon, AVX-512, gcc 12), NumPy 2.4 to 8.6; the compiler takes 0.2 s, once a machine.
@@ -123,3 +124,13 @@ def source(typed: Typed) -> str:
             "",
         ]
     )
+
+
+def of_large_draws(program: _Tiles, typed: Typed) -> Callable | None:
+    """Returns what evaluates an expression in C, where it draws much; None: NumPy does."""
+    if program.size >= LARGE and program.flat and has_equal_bits(typed):
+        return functools.partial(run, program)
+    return None
+
+
+expression.faster.append(of_large_draws)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import tinyarr as ta
 from tests.tiers import at_most
 from tinyarr import dtypes
-from tinyarr.backends.numpy import draw
-from tinyarr.backends.numpy.draw import LARGE
+from tinyarr.backends.c import draw
+from tinyarr.backends.c.draw import LARGE
 from tinyarr.ops.scalar import cast, exp, random_bits, variable
 from tinyarr.ops.typing import type_expression
 

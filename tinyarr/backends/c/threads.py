@@ -1,4 +1,4 @@
-"""Number of threads that C code runs on."""
+"""Number of threads that C code runs on. Floor 2."""
 
 from __future__ import annotations
 
