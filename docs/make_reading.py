@@ -7,10 +7,9 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.size import COUNTERS, FLOORS, PLACES, floor_of, lines_of
+from benchmarks.size import COUNTERS, FLOORS, PLACES, ROOT, floor_of, lines_of
 
 PAGE = ROOT / "docs/reading.md"
 ORDER = {  # of floor 1: each file needs only those before it
