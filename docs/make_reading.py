@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.size import COUNTERS, FLOORS, PLACES, floor_of, lines_of
+from benchmarks.size import COUNTERS, FLOORS, PLACES, ROOT, floor_of, lines_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/reading.md"
