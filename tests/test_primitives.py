@@ -1,4 +1,13 @@
-"""What every primitive promises, proved for each record in samples.py."""
+"""Promises of every primitive, proved for each record in samples.py.
+
+A result may differ from the exact one, which NumPy computes in float64 from the same operands, by `count` roundings of
+numbers of its size in the dtype that it is computed in; what comes of that is rounded to the result's dtype once more.
+
+Example: exp(2.0) in bfloat16 is computed in float32. The exact result is 7.389, exp counts 4 roundings, eps is 2**-23,
+so the error is at most 4 * 2**-23 * 7.389 = 3.5e-6. Both 7.389 - 3.5e-6 and 7.389 + 3.5e-6 round to 7.375 in bfloat16,
+whose neighbours there are 2**-5 apart: so 7.375 is the only right answer. A sum of n elements counts n roundings, each
+of a number as large as the result and the elements' absolute values together (`conditioning`).
+"""
 
 import contextlib
 

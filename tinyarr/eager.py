@@ -186,7 +186,17 @@ def fit(x: Any, layout: str) -> Any:
 
 
 def suits(view: View, layout: str) -> bool:
-    """Returns whether a kernel that asks for a layout takes the view as it is."""
+    """Returns whether a kernel that asks for a layout takes the view as it is.
+
+    A transposed matrix is a 'matrix' for a BLAS, but not dense; every other column of one is neither:
+
+    >>> from tinyarr.eager import suits
+    >>> from tinyarr.views import View
+    >>> [suits(View((3, 2), (1, 3)), layout) for layout in ("matrix", "dense", "rows")]
+    [True, False, False]
+    >>> suits(View((3, 2), (4, 2)), "matrix")
+    False
+    """
     if layout == "any":
         return True
     if views.size(view.shape) <= 1 and layout != "forward":  # NumPy walks backwards through a single element too

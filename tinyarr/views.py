@@ -31,7 +31,12 @@ def size(shape: Shape) -> int:
 
 
 def contiguous_strides(shape: Shape) -> Shape:
-    """Strides of a densely packed row-major tensor."""
+    """Returns the strides of a densely packed row-major tensor.
+
+    >>> from tinyarr.views import contiguous_strides
+    >>> contiguous_strides((2, 3, 4))
+    (12, 4, 1)
+    """
     strides, step = [], 1
     for n in reversed(shape):
         strides.append(step)
@@ -48,6 +53,14 @@ def merge_axes(shape: Shape, strides: Sequence[Shape]) -> tuple[Shape, list[Shap
     """Drops axes of size 1 and merges neighbours along which every operand walks on evenly; at least one axis is left.
 
     strides: those of each operand along the axes of `shape`.
+
+    Of two dense operands (2, 3, 4) one axis is left; where the second is broadcast along the first axis, two are:
+
+    >>> from tinyarr.views import merge_axes
+    >>> merge_axes((2, 3, 4), [(12, 4, 1), (12, 4, 1)])
+    ((24,), [(1,), (1,)])
+    >>> merge_axes((2, 3, 4), [(12, 4, 1), (0, 4, 1)])
+    ((2, 12), [(12, 1), (0, 1)])
     """
     axes: list[int] = []
     merged: list[list[int]] = [[] for _ in strides]
@@ -79,7 +92,12 @@ def is_contiguous(view: View) -> bool:
 
 
 def extent(view: View) -> tuple[int, int]:
-    """The first element of the storage that the view touches and the one after the last; (0, 0) when it is empty."""
+    """Returns the first element of the storage that the view touches and the one after the last; (0, 0) if empty.
+
+    >>> from tinyarr.views import View, extent
+    >>> extent(View((3,), (2,), 10)), extent(View((3,), (-2,), 10))
+    ((10, 15), (6, 11))
+    """
     if 0 in view.shape:
         return 0, 0
     reach = [(n - 1) * stride for n, stride in zip(view.shape, view.strides, strict=True)]
@@ -139,7 +157,12 @@ def broadcast_shapes(operation: str, *shapes: Shape) -> Shape:
 
 
 def broadcast_to(view: View, shape: Shape) -> View:
-    """The view repeated with stride 0 to `shape`. Raises ShapeError where a size is neither 1 nor equal."""
+    """Returns the view repeated with stride 0 to `shape`. Raises ShapeError where a size is neither 1 nor equal.
+
+    >>> from tinyarr.views import View, broadcast_to
+    >>> broadcast_to(View((3,), (1,)), (2, 3))
+    View(shape=(2, 3), strides=(0, 1), offset=0)
+    """
     missing = len(shape) - len(view.shape)
     strides = [0] * max(missing, 0)
     for n, stride, target in zip(view.shape, view.strides, shape[max(missing, 0) :], strict=False):
@@ -152,12 +175,26 @@ def broadcast_to(view: View, shape: Shape) -> View:
 
 
 def permute(view: View, axes: Shape) -> View:
-    """The view with its axes reordered: axis i of the result is axis axes[i] of the view."""
+    """Returns the view with its axes reordered: axis i of the result is axis axes[i] of the view.
+
+    >>> from tinyarr.views import View, permute
+    >>> permute(View((2, 3), (3, 1)), (1, 0))
+    View(shape=(3, 2), strides=(1, 3), offset=0)
+    """
     return View(tuple(view.shape[a] for a in axes), tuple(view.strides[a] for a in axes), view.offset)
 
 
 def reshape(view: View, shape: Shape) -> View | None:
-    """The view with another shape of the same size, or None where no strides can express it without a copy."""
+    """Returns the view with another shape of the same size, or None where no strides can express it without a copy.
+
+    The rows of a transpose (3, 2) can be cut but not joined: neighbours are 3 elements apart, except at ends of rows.
+
+    >>> from tinyarr.views import View, reshape
+    >>> reshape(View((3, 2), (1, 3)), (3, 1, 2))
+    View(shape=(3, 1, 2), strides=(1, 1, 3), offset=0)
+    >>> reshape(View((3, 2), (1, 3)), (6,)) is None
+    True
+    """
     if view.shape == shape:
         return view
     if is_contiguous(view):
@@ -188,7 +225,14 @@ def reshape(view: View, shape: Shape) -> View | None:
 
 
 def slice_view(view: View, starts: Shape, stops: Shape, steps: Shape) -> View:
-    """The view cut along each axis to start:stop:step, all already normalized as by `slice.indices`."""
+    """Returns the view cut along each axis to start:stop:step, all already normalized as by `slice.indices`.
+
+    Of (4, 5), rows 1 and 3, the first two columns:
+
+    >>> from tinyarr.views import View, slice_view
+    >>> slice_view(View((4, 5), (5, 1)), (1, 0), (4, 2), (2, 1))
+    View(shape=(2, 2), strides=(10, 1), offset=5)
+    """
     shape = tuple(len(range(*s)) for s in zip(starts, stops, steps, strict=True))
     offset = view.offset
     if 0 not in shape:

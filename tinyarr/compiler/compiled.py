@@ -290,7 +290,7 @@ class Compiled:
         return _Program(runner, graph, traced, capture, mode, why)
 
     def _made(self, graph: Graph, clock: _Clock | None = None) -> tuple[Graph, Any]:
-        """A graph after the passes, and what runs it."""
+        """Returns a graph after the passes, and its runner."""
         clock = _Clock() if clock is None else clock
         for change in self._passes:
             graph = change(graph)
@@ -386,7 +386,7 @@ class _Program:
         return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
 
     def run(self, call: Bound) -> Any:
-        """Returns what the function does, and does what else it did. call: see Recent."""
+        """Returns new results as the function would, and repeats its side effects. call: see Recent."""
         draws = [(call.leaves[g] if g >= 0 else random.default_generator()).take() for g, *_ in self.graph.draws]
         results = called(self.runner, self.graph, call.memory, draws, call.numbers)
         if self.history is not None:

@@ -199,7 +199,7 @@ def _is_writable(y: Argument, layout: str) -> bool:
 
 
 def _seen(x: Argument, view: View) -> Argument:
-    """Another view of what an argument shows; its offset counts from there."""
+    """Returns another view of an argument; its offset counts from where the argument begins."""
     assert x.place is not None
     place = x.place._replace(offset=x.place.offset + view.offset * x.dtype.itemsize)
     return Argument(place, view.shape, view.strides, x.dtype)

@@ -1,4 +1,4 @@
-"""The head of a language model: a linear layer and the cross-entropy of logits never held whole. Floor 5."""
+"""The head of a language model: a linear layer and the cross-entropy of logits never held whole. Floor 1."""
 
 from __future__ import annotations
 

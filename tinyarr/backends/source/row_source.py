@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ... import dtypes
 from ...dtypes import Dtype
@@ -80,8 +80,9 @@ class _Scope:
 class RowCode:
     """The code for a row of a typed expression; along: which inputs vary along the row."""
 
-    def __init__(self, typed: Typed, along: Sequence[bool], loops: Loops):
-        self.typed, self._loops = typed, loops
+    def __init__(self, typed: Typed, along: Sequence[bool], loops: Loops | None = None):
+        self.typed = typed
+        self._loops: Any = loops
         self.varies = varying(typed, along)
         self._has_fold = _reaching(typed.values, lambda v: v.op in FOLDS)
         self._scope = _Scope(printed={n for n, v in enumerate(typed.values) if v.op == "constant"})
@@ -123,14 +124,15 @@ class RowCode:
             found |= dict.fromkeys(a for a in self.typed.values[n].args if not self.varies[a])
         return [n for n in found if self.typed.values[n].op != "constant"]
 
-    def prepare(self, results: Sequence[int]) -> None:
-        """Finds what several loops need and is costly to make: it is kept in the first of them."""
+    def prepare(self, results: Sequence[int]) -> int:
+        """Finds what several loops need and is costly to make, to keep it in the first of them; returns how many."""
         values = self.typed.values
         folded = [v.args[0] for n, v in enumerate(values) if v.op in FOLDS]
         for group in [*([n] for n in folded), results]:
             for n in self._under(group):
                 if values[n].op in COSTLY:
                     self._uses[n] = self._uses.get(n, 0) + 1
+        return sum(uses > 1 for uses in self._uses.values())
 
     def _under(self, numbers: Iterable[int], kept: Iterable[int] = ()) -> list[int]:
         """The varying values that some are made of, those first, in order; not below the `kept` ones."""

@@ -203,7 +203,7 @@ def _is_pythons(name: str, x: Any) -> bool:
 
 
 class Elements(Holder):
-    """The elements of a NumPy array, a bytearray or an array.array, as one value under what tells how to read them."""
+    """Elements of a NumPy array, a bytearray or an array.array: one value, whose key is their shape and dtype."""
 
     __slots__ = ()
 
@@ -254,7 +254,7 @@ def layout_of(x: Any) -> Any:
 
 
 def bytes_of(x: Any) -> bytes:
-    """Returns a copy of what a NumPy array, bytearray or array.array holds."""
+    """Returns a copy of the elements of a NumPy array, bytearray or array.array."""
     return bytes(x) if isinstance(x, bytearray) else x.tobytes()
 
 

@@ -133,7 +133,7 @@ _TENSOR, _NUMBER, _UNREAD, _SAME = range(4)  # what may come as an argument: ano
 
 
 class Recent:
-    """The last call: what it captured, less the tensors among its arguments, and its program.
+    """The last call: its capture, less the tensors among its arguments, and its program.
 
     It must be made before the program runs, which may change what was captured.
     """
@@ -153,14 +153,14 @@ class Recent:
         self._fingerprint = Fingerprint(capture)
 
     def again(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> Bound | None:
-        """Returns what a call that is like the last one brings, or None for another."""
+        """Returns the inputs of a call that is like the last one, or None for another."""
         if mode != self._mode or default_generator() is not self._default or not self._capture.is_lasting:
             return None
         bound = self.bound(args, kwargs)
         return bound if bound is not None and self._fingerprint.holds() else None
 
     def bound(self, args: tuple, kwargs: dict[str, Any]) -> Bound | None:
-        """Returns what a call with these arguments brings, if they are like those of the last one."""
+        """Returns the inputs of a call with these arguments, if they are like those of the last one."""
         if len(args) + len(kwargs) != len(self._given) or [*kwargs] != self._keywords:
             return None
         others: dict[str, Any] = {}

@@ -105,7 +105,7 @@ class Visit(NamedTuple):
 
 
 class Walk(Capture):
-    """One walk, and what it found."""
+    """One walk over the state that a function reaches, and the capture that it found."""
 
     def __init__(
         self,
@@ -214,7 +214,7 @@ class Walk(Capture):
         return task.path in self._varying and kind is not np.float64 and is_replaceable
 
     def _enter(self, task: Visit) -> None:
-        """Notes what an object is, met for the first time, and pushes its parts."""
+        """Notes the kind of an object, met for the first time, and pushes its parts."""
         path, x, names, is_argument, slot = task
         kind: Any = type(x)
         self._has_decimals |= getattr(x, "__module__", None) == "decimal"
@@ -401,7 +401,7 @@ class Walk(Capture):
         return found
 
     def _function(self, task: Visit) -> None:
-        """A function: what it closes over, its defaults, and the globals that its code names."""
+        """Visits a function: its closure, its defaults, and the globals that its code names."""
         path, f, names = task.path, task.object, task.names
         self._note(path, f, names)
         self._note(f"{path}'s code", f.__code__, names)

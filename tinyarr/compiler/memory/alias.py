@@ -61,7 +61,10 @@ def operands(step: PlanStep) -> list[Read]:
 
 
 def spans(steps: Sequence[PlanStep]) -> dict[Value, tuple[int, int]]:
-    """Returns the first and the last step that reads or writes each value."""
+    """Returns the first and the last step that reads or writes each value.
+
+    Example: step 0 makes %1, steps 2 and 5 read it: (0, 5).
+    """
     found: dict[Value, tuple[int, int]] = {}
     for number, step in enumerate(steps):
         for value in (*reads(step), *writes(step)):
@@ -125,7 +128,10 @@ class _Aliases:
         return self.layouts.get(value) or row_major(value.shape)
 
     def find(self, value: Value) -> tuple[Value, int]:
-        """Returns the root of a value, and at which of the root's bytes it begins."""
+        """Returns the root of a value, and at which of the root's bytes it begins.
+
+        Example: %1 is 8 bytes into %2, and %2 is 24 bytes into %3, which is a root: %3 and 32.
+        """
         if value not in self._within:
             return value, 0
         path, offset = [], 0
@@ -139,7 +145,10 @@ class _Aliases:
         return value, offset
 
     def join(self, root: Value, value: Value, offset: int = 0) -> None:
-        """Makes a root, and all its aliases, aliases of what is `offset` bytes from the start of a value."""
+        """Makes a root, and all its aliases, aliases of the memory `offset` bytes from the start of a value.
+
+        The lifetimes become one. Example: %1 is needed at steps 0 to 3, %3 at 3 to 7: joined, %3 is needed at 0 to 7.
+        """
         other, start = self.find(value)
         self._within[root] = other, start + offset
         self._aliases.setdefault(other, [other]).extend(self._aliases.pop(root, [root]))
@@ -335,7 +344,10 @@ class _Aliases:
 
 
 def is_like(a: View, b: View) -> bool:
-    """Returns whether two views that begin in the same place show each element in the same place."""
+    """Returns whether two views that begin in the same place show each element in the same place.
+
+    Example: (1, 3) by (3, 1) and (1, 3) by (99, 1) do, since no second row is ever reached.
+    """
     if a.shape != b.shape or a.strides == b.strides:
         return a.shape == b.shape
     return all(n == 1 or x == y for n, x, y in zip(a.shape, a.strides, b.strides, strict=True))

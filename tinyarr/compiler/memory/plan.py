@@ -270,7 +270,11 @@ def _indices(steps: Sequence[PlanStep], buffers: Buffers) -> tuple[list[Check], 
 
 
 def _is_done(step: PlanStep, locations: Locations) -> bool:
-    """Returns whether a step copies what is in the same memory in the same order already."""
+    """Returns whether a step is a copy within the same memory in the same order: then nothing runs for it.
+
+    Example: %2 (2, 3) is the copy of the transpose of %1 (3, 2), and both are at byte 0 of %1, whose layout is (3, 2)
+    by (1, 3): seen transposed, that is (2, 3) by (3, 1), as %2 is.
+    """
     if not isinstance(step, Copy) and not is_copy(step):
         return False
     (x,), (value,) = operands(step), writes(step)
@@ -283,8 +287,10 @@ def _is_done(step: PlanStep, locations: Locations) -> bool:
 
 
 def _through_memory(step: Any, locations: Locations) -> Any:
-    """The step with operands that are views of memory instead of row-major values."""
+    """Returns the step with operands that are views of memory instead of row-major values.
 
+    Example: %1 (3, 2) has the layout (3, 2) by (1, 3), so %1[0: (2, 3) by (1, 2)] becomes %1[0: (2, 3) by (3, 1)].
+    """
     if isinstance(step, FusedPair):
         return replace(step, first=_through_memory(step.first, locations), last=_through_memory(step.last, locations))
     inputs = (step.read,) if isinstance(step, Copy) else step.inputs

@@ -12,7 +12,7 @@ ROWS = 20  # of the table
 
 
 class Life(NamedTuple):
-    """A stretch of the arena: bytes from `offset`, held from step `first` to step `last`; what made it, and where."""
+    """Stretch of the arena: bytes from `offset`, held from step `first` to step `last`; the operation, and its line."""
 
     offset: int
     nbytes: int
@@ -24,7 +24,7 @@ class Life(NamedTuple):
 
 
 class MemoryPlan:
-    """The plan of a program: who holds what, and when.
+    """Plan of a program's memory: its values, their bytes, and the steps at which they are held.
 
     arena, scratch, state: bytes that all values share, that kernels work in beside them, and that outlive a call.
     lives: the values in the arena. Printed, it shows the step at which most is alive, and by whom; draw() makes a

@@ -111,7 +111,7 @@ def _best(graph: Graph, chosen: Sequence[_Choice]) -> tuple[list[_Choice], int]:
 
 
 def _fullest(graph: Graph, lives: Uses) -> tuple[int, int]:
-    """The position at which most bytes are alive, and how many."""
+    """Returns the position at which most bytes are alive, and how many."""
     change = [0] * (len(graph.nodes) + 1)
     for value, made in lives.maker.items():
         change[made] += nbytes(value)
@@ -125,7 +125,11 @@ def _fullest(graph: Graph, lives: Uses) -> tuple[int, int]:
 
 
 def _repeated(graph: Graph, choices: Sequence[_Choice]) -> tuple[Graph, list[int | None]]:
-    """The graph with the chosen nodes run again, for all that reads them from there on; and where its nodes were."""
+    """Returns the graph with the chosen nodes run again, for all later readers, and the old position of each node.
+
+    Example: with exp at 0 and its readers at 1 and 5, choice (0, 5) gives exp at 0 and 5, the second of them new, with
+    the reader at 6; the old positions are 0, 1, 2, 3, 4, None, 5.
+    """
     before: dict[int, list[int]] = {}
     for made, again in sorted((choice.made, choice.again) for choice in choices):
         before.setdefault(again, []).append(made)

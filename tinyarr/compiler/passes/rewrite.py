@@ -162,7 +162,7 @@ def _exchanged(view: views.View) -> views.View:
 def _instead(
     node: Node, primitive: Primitive, inputs: Sequence[Read], gone: Sequence[int], at: int
 ) -> _Found | None:
-    """The call of another primitive that makes what a node does; None where there is no kernel for it."""
+    """Returns the call of another primitive with the node's results; None where there is no kernel for it."""
     shapes, dtypes = tuple(x.view.shape for x in inputs), tuple(x.value.dtype for x in inputs)
     call = Call(primitive, node.call.device, shapes, dtypes, {})
     if call.device.backend.kernel(call) is None:

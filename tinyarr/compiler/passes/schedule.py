@@ -97,7 +97,7 @@ def overlap(graph: Graph) -> Graph:
 
 
 def _leading_to_collectives(graph: Graph, lives: Uses) -> set[int]:
-    """The positions of collectives, and of what only joins, pads or casts their operands and nothing else reads."""
+    """Returns the positions of collectives, and of nodes that only join, pad or cast operands for them."""
     early: set[int] = set()
     for position in reversed(range(len(graph.nodes))):
         node = graph.nodes[position]

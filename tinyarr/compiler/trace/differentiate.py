@@ -25,7 +25,7 @@ from .traced_tape import Draw, TracedTape
 
 
 class _Part(NamedTuple):
-    """A pullback and where a call finds what it records.
+    """Pullback, and the places where a call finds its operands and results.
 
     outputs: for each output the numbers of the results that are it; sources: for each target whether it is a result,
     and its number among these or the leaves; residuals: their numbers among the results.

@@ -34,7 +34,7 @@ _PACKAGE = str(Path(__file__).parents[2])
 
 
 class TracedStorage(Storage):
-    """Memory that a program will have. line: where what is in it is computed."""
+    """Memory that a program will have. line: of the call that computes its contents."""
 
     __slots__ = ("line", "trace")
 

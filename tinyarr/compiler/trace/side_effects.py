@@ -34,7 +34,10 @@ class ChangedHolder:
         self._after = after
 
     def now(self, contents: dict[Any, Any], filling: TemplateObjects) -> dict[Any, Any]:
-        """Returns what it will hold of what it holds. Attributes that no code names may have come, gone or moved."""
+        """Returns its contents after a call, of those before. Attributes that no code names may have changed.
+
+        Example: the function set b and removed a. Of {c, a, x}, x being new and named by no code, come {c, x, b}.
+        """
         new = {
             key: contents[x.key] if type(x) is Unchanged else filling.fill(x)
             for key, x in self._after.items()
@@ -92,7 +95,7 @@ class Snapshot:
     def _difference(
         self, holder: Holder, path: str, new: dict, old: dict, templates: Templates
     ) -> dict[Any, Any]:
-        """All that a holder now holds, in order, with what it held before by its key then."""
+        """Returns the contents of a holder, in order; objects that it held before by their keys then."""
         before = {id(x): key for key, x in old.items() if not isinstance(x, int)}
         found: dict[Any, Any] = {}
         for key, x in new.items():
@@ -158,7 +161,7 @@ class Replay:
 
 @contextlib.contextmanager
 def standing_in(instead: dict[str, Any], capture: Capture, args: tuple, kwargs: dict[str, Any]) -> Iterator:
-    """The arguments with what stands for objects, by path; those elsewhere are replaced where they are meanwhile.
+    """Gives the arguments with stand-ins for objects, by path; objects elsewhere are replaced in place meanwhile.
 
     Lists and dicts among the arguments are changed in place and put back, tuples made anew.
     """
@@ -167,7 +170,7 @@ def standing_in(instead: dict[str, Any], capture: Capture, args: tuple, kwargs: 
     known: dict[int, Any] = {}
 
     def changed(path: str, x: Any) -> Any:
-        """A tuple with what stands in it, which no holder can be given."""
+        """Returns a tuple with the stand-ins in it, since no holder can be given its parts."""
         if path in instead and capture.slots[path] is None:
             return instead[path]
         if not is_rebuilt(x) or id(x) in known:

@@ -48,7 +48,7 @@ class NumberArgument(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """An operator applied to what is given or computed and to Python numbers."""
+    """An operator applied to arguments, computed numbers and Python numbers."""
 
     method: str
     operands: tuple[Any, ...]
@@ -86,7 +86,7 @@ class SymbolicNumber:
         raise self.needed()
 
     def needed(self) -> BaseException:
-        """Returns what to raise where the value is asked for, which the trace remembers whoever catches it."""
+        """Returns the error where the value is asked for, which the trace remembers whoever catches it."""
         if self.trace.ended:
             what = f"a Python {self.kind.__name__} was kept by a trace where it can't be replaced"
             return TraceError(f"compile: {what}: return it")
@@ -108,7 +108,7 @@ class SymbolicInt(SymbolicNumber):
 
 
 def symbolic(trace: Trace, expression: NumberArgument | Computed, value: Any) -> SymbolicNumber:
-    """Returns what stands for a number, of the kind of its value in the call that is traced."""
+    """Returns the stand-in for a number, of the kind of its value in the call that is traced."""
     kind = type(value)
     return (SymbolicInt if kind is int else SymbolicFloat)(trace, expression, kind, value)
 

@@ -116,7 +116,7 @@ class Templates:
         return made
 
     def forget(self) -> None:
-        """Lets go of what the trace made."""
+        """Lets go of the objects that the trace made."""
         self.tensors.clear()
         self._results.clear()
         self._made.clear()

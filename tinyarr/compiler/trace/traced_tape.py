@@ -75,7 +75,7 @@ class TracedTape:
         return found
 
     def know(self, trace: Trace) -> None:
-        """Remembers what a trace made."""
+        """Remembers the storages that a trace made, and how often it wrote into those from outside."""
         for step in trace.instructions:
             for a in step.outputs:
                 if step.writes:
@@ -124,7 +124,7 @@ class TracedTape:
         return x if storage is None else Array(storage, x.dtype, x.shape, x.strides, x.offset)
 
     def read(self, stretch: TapeStretch, more: Iterable[Tensor]) -> set[Storage]:
-        """The memory that is read for what a stretch found, and that of more tensors: stand-ins of what is outside."""
+        """Returns the storages read for a stretch's gradients, and of more tensors: stand-ins of those outside."""
         _, storages = _needed(stretch.trace, [g for g in stretch.found if g is not None])
         storages |= {x.array.storage for x in more}
         return {self._outside.get(storage, storage) for storage in storages}

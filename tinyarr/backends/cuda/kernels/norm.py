@@ -1,6 +1,9 @@
 """Layer norm and RMS norm, and their gradients; the weights' gradients are reduced in two stages. Floor 3.
 
-The floor is reading x and writing out, and for the gradient reading g and x and writing dx.
+The floor is reading x and writing out, and for the gradient reading g and x and writing dx. By hand, because what was
+printed of the gradients took 3 to 6 % longer on an H200 (layer norm in ms, by hand and printed: 0.0971 and 0.1001 for
+65536 rows of 768, 0.1185 and 0.1255 for 8192 of 4096), and what is printed of the norms, which is as fast alone (0.0571
+and 0.0568), was not measured with a residual added on the way.
 """
 
 from __future__ import annotations

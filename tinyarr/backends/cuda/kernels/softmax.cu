@@ -1,4 +1,4 @@
-/* Softmax of rows (LOGARITHM: its logarithm), and the gradients, on rows.cu. */
+/* Softmax of rows (LOGARITHM: its logarithm), on rows.cu. */
 
 /* out, x (R, C). */
 extern "C" __global__ void __launch_bounds__(THREADS * ROWS) softmax(TO_OUT out, FROM_X x, int64_t rows)
@@ -30,22 +30,4 @@ extern "C" __global__ void __launch_bounds__(THREADS * ROWS) softmax(TO_OUT out,
 #pragma unroll
         EACH h[p][k] = LOGARITHM ? h[p][k] - subtracted : h[p][k] / sum;
     store_row(out, row * C, h);
-}
-
-/* dx, g, out (R, C): out (g - sum(g out)), or g - exp(out) sum(g). */
-extern "C" __global__ void __launch_bounds__(THREADS * ROWS)
-softmax_gradient(TO_DX dx, FROM_G g, FROM_OUT out, int64_t rows)
-{
-    int64_t row = blockIdx.x * (int64_t)ROWS + threadIdx.x / THREADS;
-    if (row >= rows)
-        return;
-    A d[PACKS][PACK], y[PACKS][PACK];
-    load_row(d, g, row * C);
-    load_row(y, out, row * C);
-    A sum = LOGARITHM ? sum_of(d) : dot(d, y);
-#pragma unroll
-    EACH_PACK
-#pragma unroll
-        EACH d[p][k] = LOGARITHM ? d[p][k] - EXP(y[p][k]) * sum : y[p][k] * (d[p][k] - sum);
-    store_row(dx, row * C, d);
 }
