@@ -11,7 +11,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.size import COUNTERS, FLOORS, PLACES, ROOT, floor_of, lines_of
 
-ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/reading.md"
 ORDER = {  # of floor 1: each file needs only those before it
     "Saturday morning: memory": "errors views dtypes device array",
