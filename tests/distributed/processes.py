@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 MEETING = """
 import os, signal, sys, time
 from pathlib import Path
-from tinyarr.distributed import environment, rendezvous
+from tinyarr.distributed.runtime import environment, rendezvous
 place = environment.find()
 control = rendezvous.meet(place, float(os.environ["TEST_TIMEOUT"]))
 everyone = "0,1"

@@ -283,10 +283,10 @@ def test_state_that_a_bad_index_leaves_counts_as_unwritten():
 
 
 def test_without_a_compiler_numpy_serves_and_says_so(monkeypatch):
-    from tinyarr.backends import numpy
+    from tinyarr.backends.c import backend
 
     monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
-    numpy._warn_of_numpy.cache_clear()
+    backend._warn_of_numpy.cache_clear()
     double = ta.compile(lambda x: x + x)
     with pytest.warns(UserWarning, match="NumPy"):
         assert double(Tensor([1.0])).tolist() == [2.0]

@@ -22,7 +22,7 @@ from tinyarr.errors import ArgumentError, RankError
 # A line is written at once: two ranks may share a pipe, and Python's unbuffered print writes it in pieces.
 MEET = """
 import os, time
-from tinyarr.distributed import environment, rendezvous
+from tinyarr.distributed.runtime import environment, rendezvous
 place = environment.find()
 control = rendezvous.meet(place, {timeout})
 words = control.exchange("key", 10 * place.rank, range(place.size))
