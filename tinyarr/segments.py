@@ -16,6 +16,7 @@ from .array import Storage
 from .dtypes import Dtype
 from .errors import ArgumentError, DeviceError, DtypeError
 from .ops.create import empty, full, zeros
+from .ops.elementwise import astype
 from .ops.primitive import executor
 from .ops.shape import concat, reshape
 from .tensor import Tensor, result_tensor
@@ -41,6 +42,10 @@ class Segment:
     def view(self, i: int) -> Tensor:
         """Tensor `i`, sharing the segment's memory."""
         return part(self.flat, self.shapes[i], self.offsets[i])
+
+    def astype(self, dtype) -> Segment:
+        """Returns a segment of the same layout with the same values in another dtype (master weights)."""
+        return Segment(astype(self.flat.detach(), dtype), self.offsets, self.shapes)
 
     def zeros(self, dtype=None) -> Segment:
         """A segment of the same layout filled with zeros, of another dtype if one is given (optimizer state)."""
