@@ -108,7 +108,11 @@ class Zero(DataParallel):
         with no_grad():
             for bucket in self._buckets:
                 starts = [bucket.offsets[p] + start - bucket.low for p, start, _, _ in bucket.parts]
-                own = join([owned.tensor.detach() for owned in bucket.parts], starts, bucket.high - bucket.low)
+                size = bucket.high - bucket.low
+                if bucket.parts:
+                    own = join([owned.tensor.detach() for owned in bucket.parts], starts, size)
+                else:  # this rank's part is all padding
+                    own = part(bucket.segment.flat, (size,), bucket.low)
                 bucket.segment.flat.assign(all_gather(own, group=self.group))
 
     def scatter(self) -> None:
@@ -120,7 +124,7 @@ class Zero(DataParallel):
 def share_out(groups: Iterable[Any], group: Group | None = None, *, zero: int = 0) -> OneRank:
     """Shares parameters, or groups of them, out among the ranks of a group, by default all.
 
-    zero: 0, nothing: DataParallel; 1 or 2, Zero of that stage. A single rank is Alone.
+    zero: 0, nothing: DataParallel; 1 or 2, Zero of that stage. A single rank is OneRank.
     """
     group = world() if group is None else group
     if group.size == 1:
