@@ -1,7 +1,8 @@
 """Two tiers of tests: `make test` shows each kind in a few cases, `make test-all` runs all of them.
 
 A property draws a quarter of its examples in the first tier, or fewer where they cost much, and the whole number in the
-second, where it runs again: its marker is `property`. Of many cases that are alike the first tier runs some: the others are `slow`.
+second, where it runs again: its marker is `property`. Of many cases that are alike the first tier runs some: the others
+are `slow`.
 """
 
 import os

@@ -28,7 +28,7 @@ def exact():
 
 
 def examples(on_cpu: int, on_gpu: int, first: int | None = None) -> settings:
-    """How many programs are tried, and in the first tier; on a GPU always the same ones, since their kernels take long to compile."""
+    """How many programs are tried, `first` as in at_most; on a GPU always the same: their kernels compile slowly."""
     few = settings(phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
     if default_device().kind == "cpu":
         return at_most(on_cpu, few, first)

@@ -32,8 +32,8 @@ ROOT = Path(__file__).parents[2]
 CLOCK = ("tokens_per_s", "seconds", "memory_gib")
 FIELDS = ["step", "loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "seconds"]
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-# A validation is three whole batches and a smaller one.
-SMALL = "--text text.txt --seq-len 8 --batch-size 4 --steps 9 --eval-every 4 --eval-tokens 104"
+WHOLE = "--text text.txt --seq-len 8 --batch-size 4 --steps 9 --eval-every 4"  # validates on 22 batches
+SMALL = f"{WHOLE} --eval-tokens 104"  # on four, the last in part
 
 
 class Micro(GPT2):
@@ -147,7 +147,7 @@ def test_a_compiled_run_is_traced_once_whatever_it_adds_up_and_validates(quick, 
     made = []
     make = train.make_programs
     monkeypatch.setattr(train, "make_programs", lambda *given: made.append(make(*given)) or made[0])
-    command(f"train {SMALL} --accumulate 3 --out run")
+    command(f"train {WHOLE} --accumulate 3 --out run")
     # The first batch of a step finds no gradients; the last of a validation has fewer rows.
     assert [len(program.graphs) for program in made[0]] == [2, 1, 2]
 
