@@ -160,6 +160,6 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     """
     if function is None:
         return functools.partial(elementwise, outputs=outputs)
-    primitive = Elementwise(*operation("elementwise", function), outputs)
+    primitive = Elementwise(*operation("elementwise", function, outputs))
     functools.update_wrapper(primitive, function)
     return primitive

@@ -295,6 +295,6 @@ def rowwise(function: Callable | None = None, *, outputs: Sequence[str] = ("out"
     """
     if function is None:
         return functools.partial(rowwise, outputs=outputs)
-    primitive = Rowwise(*operation("rowwise", function), outputs)
+    primitive = Rowwise(*operation("rowwise", function, outputs))
     functools.update_wrapper(primitive, function)
     return primitive
