@@ -46,6 +46,11 @@ def test_a_kind_of_device_can_be_added(monkeypatch):
         Device("joy")
     with pytest.raises(DeviceError, match="like='toy:1' came: 'meta' can stand in for 'cpu' or 'cuda'"):
         Device("meta", like="toy:1").backend  # noqa: B018
+    device.register("toy", lambda device: "another", numbered=True)  # as a cell of a notebook that runs again does
+    assert Device("toy").backend == "another"
+    for kind in ("toy:1", "", 3):
+        with pytest.raises(DeviceError, match=r"register: kind is .*: give a name without a colon"):
+            device.register(kind, lambda device: "its backend")
 
 
 @pytest.mark.parametrize("bad", ["gpu", "cuda:", "cuda:-1", "cpu:0", "CPU", "", " cpu", 0, None])

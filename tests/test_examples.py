@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import slow
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -46,7 +48,7 @@ def test_the_gradient_agrees_with_the_formula_and_leads_to_the_line(tmp_path):
     assert (w, b) == pytest.approx((3, -2), abs=0.05)
 
 
-@pytest.mark.parametrize("arguments", [[], ["elsewhere.png"]])
+@pytest.mark.parametrize("arguments", [slow([]), ["elsewhere.png"]])
 def test_the_perceptron_learns_the_spiral_and_draws_it(tmp_path, arguments):
     lines = printed_by("multilayer_perceptron.py", *arguments, folder=tmp_path).splitlines()
     picture = (arguments or ["multilayer_perceptron.png"])[0]

@@ -140,11 +140,12 @@ def modules_without_a_floor(root):
 def imports_from_above(root):
     """Imports of a module on a higher floor, late ones counted. The package itself offers all floors."""
     known = modules_of(root)
+    floor = {path: floor_of(path) for path in known.values()}
     return [
-        f"{path.relative_to(root)}, floor {floor_of(path)}, imports {name}, floor {floor_of(known[name])}"
+        f"{path.relative_to(root)}, floor {floor[path]}, imports {name}, floor {floor[known[name]]}"
         for path in known.values()
         for name in sorted(set(imports(path, root, known)) - {"tinyarr"})
-        if (floor_of(path) or 0) < (floor_of(known[name]) or 0)
+        if (floor[path] or 0) < (floor[known[name]] or 0)
     ]
 
 

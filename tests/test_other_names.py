@@ -307,6 +307,15 @@ def test_a_group_has_its_own_learning_rate_which_param_groups_show_and_change():
         del group["lr"]
     with pytest.raises(ArgumentError, match="lr is 0, and a group's lr"):
         optim.SGD([{"params": [a], "lr": 0.1}], lr=0)
+    group["lr"] = 0.2
+    optimizer.lr = 0
+    for group in optimizer.param_groups:
+        group["lr"] *= 0.5
+        with pytest.raises(ArgumentError, match=r"lr is 0, and 0\.1 for a group"):
+            group["lr"] = 0.1
+    optimizer.lr = 0.01
+    assert [g["lr"].item() for g in optimizer.param_groups] == pytest.approx([0.2, 0.5])
+    assert repr(group).startswith("{'params': [")
     single = optim.AdamW([{"params": [a, b], "lr": 0.1}])
     single.param_groups[0]["lr"] = 0.25
     assert single.lr.item() == 0.25 == single.param_groups[0]["lr"].item()

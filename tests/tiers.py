@@ -1,7 +1,8 @@
 """Two tiers of tests: `make test` shows each kind in a few cases, `make test-all` runs all of them.
 
-A property draws a quarter of its examples in the first tier, and the whole number in the second, where it runs again:
-its marker is `property`. Of many cases that are alike the first tier runs some: the others are `slow`.
+A property draws a quarter of its examples in the first tier, or fewer where they cost much, and the whole number in the
+second, where it runs again: its marker is `property`. Of many cases that are alike the first tier runs some: the others
+are `slow`.
 """
 
 import os
@@ -14,9 +15,9 @@ from hypothesis import settings
 ALL = os.environ.get("TINYARR_ALL_EXAMPLES") == "1"
 
 
-def at_most(most: int, parent: settings | None = None, **more: Any) -> settings:
-    """Settings of a property that draws `most` examples, in the first tier a quarter, at least two."""
-    return settings(parent, max_examples=most if ALL else max(most // 4, 2), **more)
+def at_most(most: int, parent: settings | None = None, first: int | None = None, **more: Any) -> settings:
+    """Settings of a property that draws `most` examples, in the first tier `first`, or a quarter, at least two."""
+    return settings(parent, max_examples=most if ALL else first or max(most // 4, 2), **more)
 
 
 def slow(*values: Any, **named: Any) -> Any:

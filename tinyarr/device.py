@@ -36,6 +36,9 @@ def register(
 ) -> None:
     """Makes `kind` the name of a device: `make(device)` returns its backend when that is first needed.
 
+    A second registration of a kind takes the place of the first, for devices that are there too. Raises DeviceError
+    for a kind that is no name without a colon.
+
     numbered: there may be several, `kind:0` (which `kind` means too), `kind:1`, ...
     planner(like): returns what plans programs for a device that needn't be there, `Device("meta", like=like)`: an
     object with a backend's `stops`, `kernel`, `holds`, `out_layouts` and `scratch`. None: meta can't stand in.
@@ -44,7 +47,12 @@ def register(
     >>> register("toy", lambda device: ToyBackend(device))   # doctest: +SKIP
     >>> Tensor([1.0], device="toy")                          # doctest: +SKIP
     """
+    if not isinstance(kind, str) or not kind or ":" in kind:
+        raise DeviceError(f"register: kind is {kind!r}: give a name without a colon")
     _kinds[kind] = DeviceKind(make, numbered, planner)
+    for device in _known.values():
+        if device.kind == kind:
+            device._backend = None
 
 
 def planner(like: str) -> Any:

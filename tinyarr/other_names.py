@@ -303,7 +303,12 @@ class ParameterGroup(MutableMapping):
             self._optimizer.lr = value
             key, value = "lr_scale", 1.0
         elif key == "lr":
-            key, value = "lr_scale", float(value) / self._optimizer.lr.item()
+            whole = self._optimizer.lr.item()
+            if whole == 0 == value:
+                return
+            if whole == 0:
+                raise ArgumentError(f"param_groups: lr is 0, and {value} for a group a multiple of it: raise lr first")
+            key, value = "lr_scale", float(value) / whole
         if key not in self._options:
             raise ArgumentError(f"param_groups: {key!r} can't be written: use 'lr' or one of {list(self._options)}")
         self._optimizer._check({key: value})
@@ -317,6 +322,9 @@ class ParameterGroup(MutableMapping):
 
     def __len__(self) -> int:
         return len(self._options) + 2
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 def _param_groups(self: optim.Optimizer) -> list[ParameterGroup]:

@@ -27,11 +27,11 @@ def exact():
     return Interpreter if default_device().kind == "cpu" else None
 
 
-def examples(on_cpu: int, on_gpu: int) -> settings:
-    """How many programs are tried; on a GPU always the same ones, since their kernels take long to compile."""
+def examples(on_cpu: int, on_gpu: int, first: int | None = None) -> settings:
+    """How many programs are tried, `first` as in at_most; on a GPU always the same: their kernels compile slowly."""
     few = settings(phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
     if default_device().kind == "cpu":
-        return at_most(on_cpu, few)
+        return at_most(on_cpu, few, first)
     return settings(few, max_examples=on_gpu, derandomize=True)
 
 

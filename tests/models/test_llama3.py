@@ -153,7 +153,8 @@ def test_it_trains_and_writes_by_the_same_commands_as_gpt2(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     text = "\n\n".join(f"Sentence {n} is about {n * n}." for n in range(400))
     (tmp_path / "a.txt").write_text(text)
-    main(Micro, "train --text a.txt --steps 3 --seq-len 16 --batch-size 2 --eval-every 2 --out run".split())
+    options = "--text a.txt --steps 3 --seq-len 16 --batch-size 2 --eval-every 2 --eval-tokens 100"
+    main(Micro, f"train {options} --out run".split())
     assert "validation loss" in capsys.readouterr().out
     main(Micro, "generate --run run --tokens 5".split())
     main(Micro, "generate --weights run/hugging_face --tokenizer bytes --tokens 5 --temperature 0".split())

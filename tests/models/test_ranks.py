@@ -15,7 +15,7 @@ import pytest
 
 from models import checkpoint
 from tests.distributed.processes import clean, is_alive, wait_for
-from tests.models.test_train import CLOCK, SIGNALS, SMALL
+from tests.models.test_train import CLOCK, SIGNALS, WHOLE
 from tests.tiers import slow
 from tinyarr import distributed
 
@@ -68,9 +68,9 @@ def assert_alike(one, other):
 
 @pytest.mark.parametrize("zero", [slow(0), slow(1), 2])
 def test_two_ranks_learn_what_one_process_does(zero):
-    status, _, error = command(1, f"train {SMALL} --accumulate 2 --out one")
+    status, _, error = command(1, f"train {WHOLE} --accumulate 2 --out one")
     assert status == 0, error
-    status, out, error = command(2, f"train {SMALL} --accumulate 2 --zero {zero} --out two")
+    status, out, error = command(2, f"train {WHOLE} --accumulate 2 --zero {zero} --out two")
     assert status == 0, error
     assert_alike("one", "two")
     assert "two: gpt2 tiny, 9,584 parameters, 2 ranks" in out
@@ -84,7 +84,7 @@ def test_two_ranks_learn_what_one_process_does(zero):
 @pytest.mark.parametrize(("zero", "dtype"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")])
 def test_the_same_number_of_ranks_gives_the_same_bits(zero, dtype):
     for out in ("a", "b"):
-        status, _, error = command(4, f"train {SMALL} --zero {zero} --dtype {dtype} --out {out}")
+        status, _, error = command(4, f"train {WHOLE} --zero {zero} --dtype {dtype} --out {out}")
         assert status == 0, error
     assert log("a") == log("b")
     assert len(newest("a")[1]) == 4 and newest("a") == newest("b")
@@ -92,8 +92,8 @@ def test_the_same_number_of_ranks_gives_the_same_bits(zero, dtype):
 
 @pytest.mark.slow
 def test_a_run_goes_on_with_another_number_of_ranks_and_another_scheme():
-    assert command(1, f"train {SMALL} --out whole")[0] == 0
-    run = start(4, f"train {SMALL} --zero 2 --out part")
+    assert command(1, f"train {WHOLE} --out whole")[0] == 0
+    run = start(4, f"train {WHOLE} --zero 2 --out part")
     wait_for(lambda: Path("part/log.jsonl").exists() and '"step": 1' in Path("part/log.jsonl").read_text(), 60)
     run.send_signal(signal.SIGINT)
     out, error = run.communicate(timeout=60)
@@ -115,7 +115,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_scheme():
 
 
 def test_a_mistake_is_told_once_and_by_all_ranks_understood():
-    status, out, error = command(2, f"train {SMALL} --batch-size 3 --out run")
+    status, out, error = command(2, f"train {WHOLE} --batch-size 3 --out run")
     told = [line for line in error.splitlines() if "models.gpt2:" in line]
     assert status == 2 and len(told) == 1, error
     assert "--batch-size 3 can't be shared out evenly among 2 ranks" in told[0]
@@ -167,7 +167,7 @@ def kill_one(ranks, line, moment, victim):
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_signal_to_the_launcher_saves_and_stops_all_ranks(ranks, number):
-    run = start(ranks, f"train {SMALL} --steps 3000 --no-compile --out run")
+    run = start(ranks, f"train {WHOLE} --steps 3000 --no-compile --out run")
     wait_for(lambda: Path("run/log.jsonl").exists() and '"step": 1' in Path("run/log.jsonl").read_text(), 60)
     run.send_signal(number)
     error = run.communicate(timeout=60)[1]

@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[2]
 CLOCK = ("tokens_per_s", "seconds", "memory_gib")
 FIELDS = ["step", "loss", "val_loss", "lr", "grad_norm", "tokens_per_s", "mfu", "memory_gib", "seconds"]
 SIGNALS = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
-SMALL = "--text text.txt --seq-len 8 --batch-size 4 --steps 9 --eval-every 4"
+WHOLE = "--text text.txt --seq-len 8 --batch-size 4 --steps 9 --eval-every 4"  # validates on 22 batches
+SMALL = f"{WHOLE} --eval-tokens 104"  # on four, the last in part
 
 
 class Micro(GPT2):
@@ -126,7 +127,7 @@ def test_a_run_learns_and_leaves_log_plot_weights_and_a_sample(capsys):
         "config.json", "hugging_face", "log.jsonl", "loss.png"]
 
 
-@pytest.mark.parametrize("mode", ["--compile", "--no-compile"])
+@eager_or_slow
 def test_the_same_command_gives_the_same_log_and_the_same_bytes(quick, mode):
     for out in ("a", "b"):
         assert command(f"train {SMALL} {mode} --accumulate 2 --out {out}") == 0
@@ -146,7 +147,7 @@ def test_a_compiled_run_is_traced_once_whatever_it_adds_up_and_validates(quick, 
     made = []
     make = train.make_programs
     monkeypatch.setattr(train, "make_programs", lambda *given: made.append(make(*given)) or made[0])
-    command(f"train {SMALL} --accumulate 3 --out run")
+    command(f"train {WHOLE} --accumulate 3 --out run")
     # The first batch of a step finds no gradients; the last of a validation has fewer rows.
     assert [len(program.graphs) for program in made[0]] == [2, 1, 2]
 
@@ -204,19 +205,19 @@ def test_ctrl_c_in_a_validation_leaves_it_and_loses_nothing(quick, monkeypatch, 
     def walk_and_press(batches):
         for number, batch in enumerate(walk(batches)):
             validated.append(number)
-            if len(validated) == 25:
+            if len(validated) == 7:  # in the second validation
                 ctrl_c()
             yield batch
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Batches, "walk", walk_and_press)
         assert command(f"train {SMALL} --out part") == 130
-    assert len(validated) == 25
+    assert len(validated) == 7
     assert command("train --resume part") == 0
     assert files("part") == files("whole")
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", [slow(signal.SIGTERM), signal.SIGHUP, slow(signal.SIGUSR1)])
 def test_a_signal_that_ends_jobs_saves_and_stops_like_ctrl_c(quick, monkeypatch, capsys, number):
     command(f"train {SMALL} --no-compile --out whole")
     with monkeypatch.context() as patch:
@@ -237,6 +238,7 @@ def test_a_signal_that_was_ignored_when_the_run_began_stays_so(quick, monkeypatc
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_terminal_that_hangs_up_ends_the_run_with_a_checkpoint():
     master, terminal = pty.openpty()
     line = "train --text text.txt --steps 3000 --batch-size 1 --seq-len 4 --no-compile --out run"
@@ -418,10 +420,7 @@ def are_finite(state):
     return all(np.isfinite(tensor.numpy()).all() for tensor in state.values())
 
 
-compiled_or_not = pytest.mark.parametrize("mode", ["--compile", "--no-compile"])
-
-
-@compiled_or_not
+@eager_or_slow
 def test_a_loss_that_is_not_finite_ends_the_run_and_spares_weights_and_checkpoint(quick, monkeypatch, capsys, mode):
     optimizers = []
     change_programs(monkeypatch, lambda programs, model, optimizer: optimizers.append(optimizer) or programs)

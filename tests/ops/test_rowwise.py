@@ -236,6 +236,14 @@ def test_what_is_wrong_is_said():
         named(lambda x: row.sum(x))(Tensor(1.0))
     with pytest.raises(ArgumentError, match="rowwise: f: y is no plain operand"):
         named(lambda x, y=1: x)
+    for function, outputs in ((lambda x: (x, row.sum(x)), ("out",)), (lambda x: x, ("out", "sum"))):
+        with pytest.raises(ArgumentError, match=r"f: returned . expressions, its outputs are"):
+            named(function, ta.rowwise(outputs=outputs))(ta.ones(3))
+    for outputs in ("out", ("out", "out")):
+        with pytest.raises(ArgumentError, match=r"rowwise: outputs is .*: give a sequence of names"):
+            ta.rowwise(lambda x: x, outputs=outputs)
+    with pytest.raises(AttributeError, match=r"has no 'sum': .* tinyarr.row's in @rowwise"):
+        named(lambda x: x.sum())(ta.ones(3))
     with pytest.raises(ShapeError, match="f"):
         named(lambda x, w: x * w)(ta.ones((2, 3)), ta.ones(4))
 

@@ -150,6 +150,7 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
 
     The positional parameters are the operands (tensors or Python scalars, broadcast together); keyword-only ones are
     parameters, fixed while tracing. One that returns several expressions names them: `@elementwise(outputs=...)`.
+    It is traced once for each value of these: a global variable that it reads stays as it was then.
 
     >>> import tinyarr
     >>> @tinyarr.elementwise
@@ -160,6 +161,6 @@ def elementwise(function: Callable | None = None, *, outputs: Sequence[str] = ("
     """
     if function is None:
         return functools.partial(elementwise, outputs=outputs)
-    primitive = Elementwise(*operation("elementwise", function), outputs)
+    primitive = Elementwise(*operation("elementwise", function, outputs))
     functools.update_wrapper(primitive, function)
     return primitive

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -115,6 +115,10 @@ class Expressed(Primitive):
         if key not in self._expressions:
             result = self.function(*map(variable, range(len(self.inputs))), **params)
             found = tuple(map(as_expr, result if isinstance(result, tuple) else (result,)))
+            if len(found) != len(self.outputs):
+                raise ArgumentError(
+                    f"{self.name}: returned {len(found)} expressions, its outputs are {self.outputs}: name each one"
+                )
             self.check(found)
             self._expressions[key] = found
         return self._expressions[key]
@@ -135,8 +139,14 @@ def _registered(name: str) -> Primitive:
     return registry[name]
 
 
-def operation(decorator: str, function: Callable) -> tuple[str, Callable, list[str]]:
-    """The name, function and inputs of an operation that a decorator defines by a Python function."""
+def operation(
+    decorator: str, function: Callable, outputs: Sequence[str]
+) -> tuple[str, Callable, list[str], tuple[str, ...]]:
+    """The name, function, inputs and outputs of an operation that a decorator defines by a Python function."""
+    if not callable(function):
+        raise TypeError(f"{decorator}: function is {type(function).__name__}: give a function of expressions")
+    if isinstance(outputs, str) or len({*outputs}) != len(outputs):
+        raise ArgumentError(f"{decorator}: outputs is {outputs!r}: give a sequence of names, each one once")
     name = getattr(function, "__name__", type(function).__name__)
     inputs = []
     for p in inspect.signature(function).parameters.values():
@@ -145,4 +155,4 @@ def operation(decorator: str, function: Callable) -> tuple[str, Callable, list[s
         if p.default is not p.empty or p.kind is p.VAR_POSITIONAL:
             raise ArgumentError(f"{decorator}: {name}: {p.name} is no plain operand: put options behind a *")
         inputs.append(p.name)
-    return name.strip("_"), function, inputs
+    return name.strip("_"), function, inputs, tuple(outputs)

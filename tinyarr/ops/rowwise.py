@@ -284,6 +284,7 @@ def rowwise(function: Callable | None = None, *, outputs: Sequence[str] = ("out"
 
     The positional parameters are the operands, broadcast together, the last axis being the row; keyword-only ones are
     parameters, fixed while tracing. One that returns several expressions names them: `@rowwise(outputs=...)`.
+    It is traced once for each value of these: a global variable that it reads stays as it was then.
 
     >>> import tinyarr
     >>> from tinyarr import row
@@ -295,6 +296,6 @@ def rowwise(function: Callable | None = None, *, outputs: Sequence[str] = ("out"
     """
     if function is None:
         return functools.partial(rowwise, outputs=outputs)
-    primitive = Rowwise(*operation("rowwise", function), outputs)
+    primitive = Rowwise(*operation("rowwise", function, outputs))
     functools.update_wrapper(primitive, function)
     return primitive

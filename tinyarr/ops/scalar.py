@@ -35,7 +35,7 @@ class Expr:
 
     def __bool__(self):
         raise TypeError(
-            f"elementwise: the truth of {self!r} is not known while the expression is traced: "
+            f"expression: the truth of {self!r} is not known while the expression is traced: "
             "use where(condition, a, b) in place of `if`, `and`, `or`, `not`"
         )
 
@@ -127,12 +127,12 @@ class Expr:
     __array_ufunc__ = None  # so that NumPy's functions refuse an expression
 
     def __float__(self):
-        raise TypeError("elementwise: an expression has no value yet while it is traced: use tinyarr's functions")
+        raise TypeError("expression: it has no value yet while it is traced: use tinyarr's functions")
 
     def __getattr__(self, name: str):
         raise AttributeError(
-            f"elementwise: an expression stands for one element and has no {name!r}: "
-            "use operators and tinyarr's elementwise functions on it; reductions go outside"
+            f"expression: it stands for one element and has no {name!r}: use operators and tinyarr's elementwise "
+            "functions on it; a reduction goes outside, or is tinyarr.row's in @rowwise"
         )
 
 
@@ -156,9 +156,7 @@ def as_expr(x) -> Expr:
         return x
     if type(x) in (bool, int, float):
         return _intern("constant", (), x)
-    raise TypeError(
-        f"elementwise: {x!r} ({type(x).__name__}) can't stand in an expression: use Python numbers and tensors"
-    )
+    raise TypeError(f"{x!r} ({type(x).__name__}) can't stand in an expression: use Python numbers and tensors")
 
 
 def make(op: str, *args, value=None) -> Expr:
@@ -460,9 +458,7 @@ def derivative(
         if vjp is None:
             if operation_of(node).typing in ("comparison", "predicate", "bits", "integers"):
                 continue
-            raise GradientError(
-                f"elementwise: {node.op} has no derivative: write the gradient by hand with @f.gradient"
-            )
+            raise GradientError(f"expression: {node.op} has no derivative: write the gradient by hand with @f.gradient")
         g, restored = _unmasked(adjoint[node])
         for argument, contribution in zip(args, vjp(g, node, *args), strict=True):
             if argument in leads_to_wanted and contribution is not None:

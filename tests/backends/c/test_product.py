@@ -42,7 +42,7 @@ def product(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 every = at_most(
-    12, phases=[Phase.generate], deadline=None,
+    12, first=2, phases=[Phase.generate], deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 

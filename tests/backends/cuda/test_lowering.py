@@ -238,7 +238,7 @@ def with_states():
 def test_every_operation_is_lowered_to_what_reads_what_it_should(name):
     sample = SAMPLES[name]
 
-    @at_most(3, phases=[Phase.generate])
+    @at_most(3, first=1, phases=[Phase.generate])
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)

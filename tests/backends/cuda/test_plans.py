@@ -48,7 +48,9 @@ def plans(name):
             if call.primitive.view is None and (planner := planning.planner(call)):
                 found.append((call, planner(*planning.dense_operands(call))))
 
-    @at_most(3, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @at_most(
+        3, first=1, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+    )
     @given(st.data())
     def check(data):
         case = data.draw(sample.cases)

@@ -691,6 +691,22 @@ def the_time(compiled):
     compiled(lambda x: x * (time.perf_counter_ns() % 2))(of(1))
 
 
+@refused("clock.time was asked for")
+def the_time_by_a_module_that_the_function_imports(compiled):
+    def f(x):
+        import time as clock
+
+        return x * clock.time()
+
+    compiled(f)(of(1))
+
+
+@refused("now was asked for")
+def the_time_by_a_function_from_around_it(compiled):
+    now = time.time
+    compiled(lambda x: x * now())(of(1))
+
+
 @refused("datetime.datetime.now was asked for")
 def the_date(compiled):
     compiled(lambda x: x * datetime.datetime.now().day)(of(1))

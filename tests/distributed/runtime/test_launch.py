@@ -28,6 +28,7 @@ FAILURES = {
 SLOW_FAILURES = [slow("tcp", "exception"), slow("mpi", "kill"), slow("tcp", "kill"), *(slow(by, "exit") for by in BOTH)]
 
 ways = pytest.mark.parametrize("by", BOTH)
+one_way_or_slow = pytest.mark.parametrize("by", ["mpi", slow("tcp")])
 
 
 class Launcher:
@@ -69,7 +70,7 @@ def lines(text, rank):
     return [line.removeprefix(f"[{rank}] ") for line in text.splitlines() if line.startswith(f"[{rank}] ")]
 
 
-@ways
+@one_way_or_slow
 def test_every_line_tells_its_rank_and_arguments_arrive_as_they_were(tmp_path, by):
     arguments = ["a b", "", "it's", '"$HOME"', "--timeout", "-n", "*", "ü\n!"]
     code = """
@@ -191,7 +192,7 @@ sys.exit(5 if rank else 0)
     assert lines(out, 0) == lines(out, 1) == ["heard one", "heard two"]
 
 
-@ways
+@one_way_or_slow
 def test_nothing_is_left_when_the_launcher_is_killed(tmp_path, by):
     launcher = Launcher(tmp_path, by, f"{PIDS}\nwrite_pid()\ntime.sleep(60)")
     pids = launcher.pids()

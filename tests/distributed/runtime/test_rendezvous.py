@@ -81,7 +81,9 @@ def test_every_rank_that_came_names_the_one_that_did_not(tmp_path, way):
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
-@pytest.mark.parametrize("way, waited_for", [("tcp", "be reached at 127.0.0.1, port"), ("folder", "a b within 1 s")])
+@pytest.mark.parametrize(
+    "way, waited_for", [slow("tcp", "be reached at 127.0.0.1, port"), ("folder", "a b within 1 s")]
+)
 def test_the_others_say_where_they_waited_for_rank_0(tmp_path, way, waited_for):
     took, (status, _, err) = seconds(Rank(MEET.format(timeout=1), variables(1, 2, address(way, tmp_path))).end)
     assert status == 1 and "RankError: init: rank 0 of 2 " in err and waited_for in err

@@ -20,9 +20,9 @@ _LOCALS = {"LOAD_DEREF", "LOAD_CLOSURE", "LOAD_CLASSDEREF", "DELETE_FAST", "DELE
 
 
 class Chain(NamedTuple):
-    """A global variable and the attributes taken of it at once: `settings.model.width`.
+    """A variable and the attributes taken of it at once: `settings.model.width`.
 
-    attributes: without the global's own name. end: the offset in the bytecode of the instruction that takes the last.
+    attributes: without the variable's own name. end: the offset in the bytecode of the instruction that takes the last.
     """
 
     name: str
@@ -33,12 +33,14 @@ class Chain(NamedTuple):
 class Names(NamedTuple):
     """Names in a code object, each once and in order.
 
-    chains: one for each place where a global is read or written. attributes: of whatever object. imports: modules that
-    it imports itself. locals: parameters and variables whose value is read. all: every name, every string constant,
-    which getattr may take for one, and MATCH_CLASS, which takes attributes that are named elsewhere.
+    chains: one for each place where a global is read or written. local_chains: where another variable is read.
+    attributes: of whatever object. imports: modules that it imports itself. locals: parameters and variables whose
+    value is read. all: every name, every string constant, which getattr may take for one, and MATCH_CLASS, which takes
+    attributes that are named elsewhere.
     """
 
     chains: tuple[Chain, ...]
+    local_chains: tuple[Chain, ...]
     attributes: tuple[str, ...]
     imports: tuple[str, ...]
     locals: frozenset[str]
@@ -55,6 +57,8 @@ def names_of(code: CodeType) -> Names:
     ([('settings', ('width',))], ('mean', 'width'))
     """
     chains: list[Chain] = []
+    local_chains: list[Chain] = []
+    among = chains
     attributes: dict[str, None] = {}
     imports: dict[str, None] = {}
     read: set[str] = set()
@@ -68,16 +72,18 @@ def names_of(code: CodeType) -> Names:
                 chain = Chain(chain.name, (*chain.attributes, name), instruction.offset)
             continue
         if chain is not None:
-            chains.append(chain)
-        chain = Chain(name, (), instruction.offset) if operation in _GLOBALS else None
+            among.append(chain)
+        chain, among = (Chain(name, (), instruction.offset), chains) if operation in _GLOBALS else (None, local_chains)
         if operation == "IMPORT_NAME":
             imports[name] = None
         elif operation in _LOCALS or "LOAD_FAST" in operation:
-            read.update(name if isinstance(name, tuple) else (name,))
+            names = name if isinstance(name, tuple) else (name,)
+            read.update(names)
+            chain = Chain(names[-1], (), instruction.offset)
         elif operation == "MATCH_CLASS":
             strings.add(operation)
     named = frozenset((*code.co_names, *code.co_freevars, *code.co_cellvars, *strings))
-    return Names(tuple(chains), tuple(attributes), tuple(imports), frozenset(read), named)
+    return Names(tuple(chains), tuple(local_chains), tuple(attributes), tuple(imports), frozenset(read), named)
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import TraceError
-from ..capture.code_names import names_of
+from ..capture.code_names import Chain, names_of
 
 _CLOCKS = """time time_ns perf_counter perf_counter_ns monotonic monotonic_ns process_time process_time_ns thread_time
     thread_time_ns localtime gmtime ctime sleep""".split()
@@ -65,6 +65,20 @@ def _key(x: Any) -> Any:
     return id(x) if owner is None or isinstance(owner, ModuleType) else (id(owner), x.__name__)
 
 
+def _impure_in(chain: Chain, x: Any) -> tuple[str, str] | None:
+    """Returns what is impure of a variable with the value x and its attributes, and the kind of advice."""
+    for i, attribute in enumerate((*chain.attributes, None)):
+        kind = _impure().get(_key(x))
+        if any(x is stream for stream in (sys.stdout, sys.stderr, sys.stdin) if stream is not None):
+            kind = "sys"
+        if kind is not None:
+            return ".".join((chain.name, *chain.attributes[:i])), kind
+        if attribute is None or not isinstance(x, ModuleType | type):
+            break
+        x = getattr(x, attribute, None)
+    return None
+
+
 def _of_the_collector() -> set[CodeType]:
     """The code that Python's garbage collector calls, whenever it comes."""
     return {f.__code__ for f in gc.callbacks if hasattr(f, "__code__")}
@@ -99,7 +113,7 @@ class Observed:
         self.ran: dict[CodeType, dict[str, Any]] = {}
         self.refused: TraceError | None = None
         self._package = package
-        self._suspects: dict[CodeType, dict[int, tuple[str, str]]] = {}
+        self._suspects: dict[CodeType, dict[int, tuple[str, str] | Chain]] = {}
         self._before: Any = None
 
     def __enter__(self) -> Observed:
@@ -158,8 +172,11 @@ class Observed:
             return self._opcode
         return None if self._before is None else self._before(frame, event, argument)
 
-    def _find_suspects(self, frame: FrameType) -> dict[int, tuple[str, str]]:
-        """Returns, by offset in the bytecode, what is impure there, and the kind of advice. Offset -1 is all of it."""
+    def _find_suspects(self, frame: FrameType) -> dict[int, tuple[str, str] | Chain]:
+        """Returns, by offset in the bytecode, what is impure there, and the kind of advice. Offset -1 is all of it.
+
+        Of a variable that the code imports or has from around it the chain, to be looked at when it is read.
+        """
         code, name = frame.f_code, frame.f_globals.get("__name__", "")
         if code.co_filename.startswith(self._package) or code in _of_the_collector():
             return {}
@@ -169,19 +186,14 @@ class Observed:
             return {-1: (f"Path.{code.co_name}", "os")}
         if name.split(".")[0] in sys.stdlib_module_names and name != "__main__":
             return {}
-        found = {}
-        for chain in names_of(code).chains:
-            x: Any = frame.f_globals.get(chain.name, getattr(builtins, chain.name, None))
-            for i, attribute in enumerate((*chain.attributes, None)):
-                kind = _impure().get(_key(x))
-                if any(x is stream for stream in (sys.stdout, sys.stderr, sys.stdin) if stream is not None):
-                    kind = "sys"
-                if kind is not None:
-                    found[chain.end] = ".".join((chain.name, *chain.attributes[:i])), kind
-                    break
-                if attribute is None or not isinstance(x, ModuleType | type):
-                    break
-                x = getattr(x, attribute, None)
+        names = names_of(code)
+        found: dict[int, tuple[str, str] | Chain] = {
+            chain.end: chain for chain in names.local_chains if names.imports or chain.name in code.co_freevars
+        }
+        for chain in names.chains:
+            impure = _impure_in(chain, frame.f_globals.get(chain.name, getattr(builtins, chain.name, None)))
+            if impure is not None:
+                found[chain.end] = impure
         return found
 
     def _is_the_functions(self, frame: FrameType | None) -> bool:
@@ -204,6 +216,8 @@ class Observed:
     def _opcode(self, frame: FrameType, event: str, argument: Any) -> Any:
         suspects = self._suspects[frame.f_code]
         what = suspects.get(frame.f_lasti) or suspects.get(-1)
+        if isinstance(what, Chain):
+            what = _impure_in(what, frame.f_locals.get(what.name))
         if what is not None and self._is_the_functions(frame):
             while frame.f_back is not None and -1 in self._suspects.get(frame.f_code, {}):
                 frame = frame.f_back
@@ -213,5 +227,3 @@ class Observed:
             )
             raise self.refused
         return self._opcode
-
-
