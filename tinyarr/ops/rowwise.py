@@ -81,6 +81,8 @@ class Rowwise(Expressed):
         self.define(function, derived)
         self._stored = stored
         self._typed: dict[tuple, Typed] = {}
+        self._sized: dict[tuple, tuple[Expr, ...]] = {}
+        self._variations: dict[tuple[bool, ...], Variation] = {}
 
     def check(self, outputs: tuple[Expr, ...]) -> None:
         for node in topological(outputs):
@@ -97,7 +99,10 @@ class Rowwise(Expressed):
     def variation(self, shapes: Sequence[Shape], params: dict[str, Any]) -> Variation:
         """Tells which expressions of operands of these shapes vary along the row."""
         row = self.shape(shapes, params)[-1:]
-        return Variation([s[-1:] == row for s in shapes])
+        varying = tuple(s[-1:] == row for s in shapes)
+        if varying not in self._variations:
+            self._variations[varying] = Variation(varying)
+        return self._variations[varying]
 
     @staticmethod
     def parameter_key(params: dict[str, Any]) -> tuple:
@@ -109,8 +114,12 @@ class Rowwise(Expressed):
 
     def sized(self, shapes: Sequence[Shape], params: dict[str, Any]) -> tuple[Expr, ...]:
         """The outputs' expressions for operands of these shapes: with the size of a row as a number."""
-        outputs = without_gradients(self.expressions(params))
-        return substitute(outputs, {size: as_expr(self.shape(shapes, params)[-1])})
+        n = self.shape(shapes, params)[-1]
+        key = n, self.parameter_key(params)
+        if key not in self._sized:
+            outputs = without_gradients(self.expressions(params))
+            self._sized[key] = tuple(substitute(outputs, {size: as_expr(n)}))
+        return self._sized[key]
 
     def typed(self, shapes: tuple[Shape, ...], dtypes: tuple[Dtype | str, ...], params: dict[str, Any]) -> Typed:
         """The expression for backends: typed for these operands, 0-d ones (and Python scalars) uniform."""

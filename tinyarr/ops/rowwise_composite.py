@@ -6,6 +6,7 @@ It is cut at its folds: what goes into one is an elementwise operation, the fold
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,7 +64,7 @@ class _Composition:
             along = self._shape[-1:] if self._varies(inner) else (1,)
             return reduce.sum(self._map(inner, (*self._shape[:-1], *along)), axis=rows)
         x = self._map(inner, self._shape)
-        if any(node.op in COSTLY for node in topological([inner])) and self._varies(inner):
+        if is_costly(inner) and self._varies(inner):
             self._known[inner] = x
         if e.op == "row_sum":
             return reduce.sum(x, axis=-1, keepdims=True)
@@ -74,7 +75,7 @@ class _Composition:
         return (reduce.max if e.op == "row_max" else reduce.min)(x, axis=-1, keepdims=True)
 
     def _is_branch(self, e: Expr) -> bool:
-        return e.op == "where" and not self._varies(e) and any_fold(e.args[1:])
+        return e.op == "where" and not self._varies(e) and has_fold(e.args[1:])
 
     def _branch(self, e: Expr) -> Tensor:
         """Returns the chosen side of a choice between statistics, alone if all rows take it and that can be seen."""
@@ -150,5 +151,11 @@ def _common(condition: Tensor) -> bool | None:
     return True if reduce.all(condition).item() else None if reduce.any(condition).item() else False
 
 
-def any_fold(expressions: Sequence[Expr]) -> bool:
-    return [node for node in topological(expressions) if is_fold(node)] != []
+@functools.lru_cache(4096)
+def has_fold(expressions: tuple[Expr, ...]) -> bool:
+    return any(map(is_fold, topological(expressions)))
+
+
+@functools.lru_cache(4096)
+def is_costly(expression: Expr) -> bool:
+    return any(node.op in COSTLY for node in topological([expression]))
