@@ -243,3 +243,10 @@ def test_rows_that_pad_a_head_are_no_classes():
         ta.linear_cross_entropy(x, weight, ta.full((6,), 20), classes=20)
     with pytest.raises(ArgumentError, match="classes is 25: the weight has 24 rows"):
         ta.linear_cross_entropy(x, weight, targets, classes=25)
+
+
+def test_cross_entropy_has_the_gradient_of_its_composite_in_a_program():
+    logits, targets = Tensor(np.random.default_rng(0).standard_normal((6, 9))), Tensor([0, 8, 3, -100, 5, 5])
+    both = ta.value_and_grad(lambda x: 3 * ta.cross_entropy(x, targets))
+    for found, expected in zip(ta.compile(both)(logits), both(logits), strict=True):
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12, atol=1e-15)
