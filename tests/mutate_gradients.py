@@ -25,6 +25,7 @@ import ml_dtypes  # noqa: F401
 import pytest  # noqa: F401
 from hypothesis import Phase, settings
 
+os.environ["TINYARR_ALL_EXAMPLES"] = "1"  # before tests.tiers is imported
 TINYARR = Path(__file__).parents[1] / "tinyarr"
 SOURCES = [*sorted((TINYARR / "ops").rglob("*.py")), TINYARR / "autograd.py"]
 OTHER_RULES = {"_fitted", "_extremum_vjp", "_power_vjp", "_atan2_vjp"}  # which no decorator marks
