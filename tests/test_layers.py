@@ -23,7 +23,7 @@ FORBIDDEN = {  # file or folder: what nothing in it may use
     "models": ["tinyarr.ops", "tinyarr.backends", "tinyarr.compiler"],
 }  # fmt: skip
 MOST_LINES = 600
-MOST_CORE_LINES = 6_350  # of code on floor 1; the aim is benchmarks/size.py's promise
+MOST_CORE_LINES = 6_361  # of code on floor 1; the aim is benchmarks/size.py's promise
 QUESTIONS = "What", "Whether", "Where", "When", "Which", "Who", "How", "Why"
 
 
