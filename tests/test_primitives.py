@@ -182,26 +182,32 @@ def check_results(name, device, max_examples=12):
             results = in_tuple(sample.function(*moved, **case.params))
         assert all(out.device is device for out in results)
         calls = [call for call, _ in ran if call.primitive.name == name]
-        stored = sample.gives(dtype, **case.params)
-        stored = stored if isinstance(stored, tuple) else (stored,) * len(results)
-        arrays = [as_reference(o, x, stored[0]) for o, x in zip(case.operands, inputs)]
-        with np.errstate(all="ignore"):
-            expected = [np.asarray(e) for e in in_tuple(sample.reference(*arrays, **case.params))]
-        assert [(o.shape, o.dtype) for o in results] == [(e.shape, d) for e, d in zip(expected, stored, strict=True)]
-        if not stored[0].is_float:
-            for out, exact in zip(results, expected):
-                np.testing.assert_array_equal(out.numpy(), exact)
-            return
-        count, largest = error_factors(sample, calls, arrays, case.params, expected)
-        for out, exact, size in zip(results, expected, largest):
-            # The logits of a block are held in x's dtype.
-            kept = dtype if name.startswith("linear_cross_entropy") else sample.precision(out.dtype)
-            unit = ml_dtypes.finfo(kept.numpy)
-            of_both = 2 if unit.bits == 64 else 1  # the reference rounds as often
-            error = of_both * count * (float(unit.eps) * size + float(unit.smallest_subnormal))
-            assert_rounded(out, exact.astype(np.float64), error)
+        assert_exact(name, case, dtype, calls, inputs, results)
 
     check()
+
+
+def assert_exact(name, case, dtype, calls, inputs, results):
+    """The results of a sample's case are the exact ones, rounded. calls: of its primitive, which made them."""
+    sample = SAMPLES[name]
+    stored = sample.gives(dtype, **case.params)
+    stored = stored if isinstance(stored, tuple) else (stored,) * len(results)
+    arrays = [as_reference(o, x, stored[0]) for o, x in zip(case.operands, inputs)]
+    with np.errstate(all="ignore"):
+        expected = [np.asarray(e) for e in in_tuple(sample.reference(*arrays, **case.params))]
+    assert [(o.shape, o.dtype) for o in results] == [(e.shape, d) for e, d in zip(expected, stored, strict=True)]
+    if not stored[0].is_float:
+        for out, exact in zip(results, expected):
+            np.testing.assert_array_equal(out.numpy(), exact)
+        return
+    count, largest = error_factors(sample, calls, arrays, case.params, expected)
+    for out, exact, size in zip(results, expected, largest):
+        # The logits of a block are held in x's dtype.
+        kept = dtype if name.startswith("linear_cross_entropy") else sample.precision(out.dtype)
+        unit = ml_dtypes.finfo(kept.numpy)
+        of_both = 2 if unit.bits == 64 else 1  # the reference rounds as often
+        error = of_both * count * (float(unit.eps) * size + float(unit.smallest_subnormal))
+        assert_rounded(out, exact.astype(np.float64), error)
 
 
 def moved_to(device, x: Tensor) -> Tensor:

@@ -41,23 +41,20 @@ class _Packed:
     names: gives each its name in the optimizer's state_dict.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], names: Iterator[str], options: dict[str, Any]):
+    def __init__(
+        self, parameters: Sequence[Tensor], names: Iterator[str], options: dict[str, Any], kinds: Sequence[str],
+        masters: bool,
+    ):  # fmt: skip
         # Tuples, so that a compiled step need not look at each call whether they still hold the same tensors.
         self.parameters = tuple(parameters)
         self.names = tuple(next(names) for _ in parameters)
         self.options = options
         self.segment = pack(parameters)
-        self.state: dict[str, Segment] = {}
-        self.views: dict[str, tuple[Tensor, ...]] = {}
-
-    def add_state(self, kinds: Sequence[str], masters: bool) -> None:
-        """Allocates the state, and master weights where the parameters' dtype is narrower than they are kept."""
         dtype = self.segment.flat.dtype
-        self.state = {kind: self.segment.zeros(dtype.compute) for kind in kinds}
+        self.state: dict[str, Segment] = {kind: self.segment.zeros(dtype.compute) for kind in kinds}
         if masters and dtype.compute is not dtype:
             self.state["master"] = self.segment.astype(dtype.compute)
-        numbers = range(len(self.parameters))
-        self.views = {kind: tuple(map(segment.view, numbers)) for kind, segment in self.state.items()}
+        self.views = {kind: tuple(s.view(i) for i in range(len(parameters))) for kind, s in self.state.items()}
 
     def updates(self, elementwise: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
         """Yields each tensor with a gradient, that, and its state. If `elementwise`, runs of parameters are flat."""
@@ -167,10 +164,7 @@ class Optimizer:
                 number = len({packed.names[0].split(".")[0] for packed in self._packed})
                 names = (f"{number}.{i}" for i in itertools.count())
                 for together in buckets(ps, SEGMENT):  # as backward finishes them, the last layers first
-                    self._packed.append(_Packed(together, names, options))
-        # When all parameters have moved: state between would be in memory that large ones had, and hold the rest of it.
-        for packed in self._packed:
-            packed.add_state(self.state_names, self.masters)
+                    self._packed.append(_Packed(together, names, options, self.state_names, self.masters))
         if not self._packed:
             raise ArgumentError(f"{name}: got no parameters: pass model.parameters()")
         device = self._packed[0].segment.flat.device

@@ -75,7 +75,7 @@ class ProgramRules:
         return False
 
     def works_in(self, call: Any) -> int:
-        """Returns the bytes in which the kernel for a call works, where they are so many that a plan asks for them."""
+        """Returns the bytes in which a program's kernel for a call works; for many, the plan has a place."""
         return 0
 
     def scratch(self, graph: Graph, lowered: Lowered) -> int:

@@ -12,11 +12,9 @@ from tests.samples import SAMPLES
 from tests.test_primitives import (
     DIFFERENTIABLE,
     FUSED,
-    as_reference,
-    assert_rounded,
+    assert_exact,
     assert_same_bits,
     distance,
-    error_factors,
     in_both_precisions,
     in_tuple,
     operands,
@@ -53,24 +51,7 @@ def test_the_result_is_the_exact_one_rounded_and_the_same_bits_again(name):
             assert x.device is tinyarr.Device(GPU)
             assert_same_bits(x, y)
         calls = [call for call, _ in ran[: max(len(ran) // 2, 1)] if call.primitive.name == name]
-        stored = sample.gives(dtype, **case.params)
-        stored = stored if isinstance(stored, tuple) else (stored,) * len(results)
-        arrays = [as_reference(o, x, stored[0]) for o, x in zip(case.operands, lying)]
-        with np.errstate(all="ignore"):
-            expected = [np.asarray(e) for e in in_tuple(sample.reference(*arrays, **case.params))]
-        assert [(o.shape, o.dtype) for o in results] == [(e.shape, d) for e, d in zip(expected, stored, strict=True)]
-        if not stored[0].is_float:
-            for out, exact in zip(results, expected):
-                np.testing.assert_array_equal(out.numpy(), exact)
-            return
-        count, largest = error_factors(sample, calls, arrays, case.params, expected)
-        for out, exact, size in zip(results, expected, largest):
-            # The logits of a chunk are held in x's dtype.
-            kept = dtype if name.startswith("linear_cross_entropy") else sample.precision(out.dtype)
-            unit = ml_dtypes.finfo(kept.numpy)
-            of_both = 2 if unit.bits == 64 else 1
-            error = of_both * count * (float(unit.eps) * size + float(unit.smallest_subnormal))
-            assert_rounded(out, exact.astype(np.float64), error)
+        assert_exact(name, case, dtype, calls, lying, results)
 
     check()
 
