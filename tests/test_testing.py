@@ -3,7 +3,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 import tinyarr
@@ -164,27 +164,20 @@ def test_tensors_hold_the_given_values_in_memory_of_any_layout(data, shape, dtyp
     np.testing.assert_array_equal(x.numpy().astype(float), np.arange(np.prod(shape)).reshape(shape) % 2)
 
 
-def test_tensors_come_contiguous_permuted_spaced_reversed_and_repeated():
-    seen = set()
+LAYOUTS = {
+    "contiguous": lambda x: views.is_contiguous(x.array.view),
+    "permuted": lambda x: 0 < x.array.strides[0] < x.array.strides[1],
+    "spaced": lambda x: abs(x.array.strides[1]) == 2,
+    "reversed": lambda x: min(x.array.strides) < 0,
+    "repeated": lambda x: 0 in x.array.strides,
+    "offset": lambda x: x.array.offset > 0,
+}
 
-    @given(tensors((2, 3)))
-    def look(x):
-        strides = x.array.strides
-        seen.update(
-            name
-            for name, found in {
-                "contiguous": views.is_contiguous(x.array.view),
-                "permuted": 0 < strides[0] < strides[1],
-                "spaced": abs(strides[1]) == 2,
-                "reversed": min(strides) < 0,
-                "repeated": 0 in strides,
-                "offset": x.array.offset > 0,
-            }.items()
-            if found
-        )
 
-    look()
-    assert seen == {"contiguous", "permuted", "spaced", "reversed", "repeated", "offset"}
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_come_in_every_layout(layout):
+    # The rarest is 3 % of what is drawn: one run in 10^13 finds none among 1,000.
+    find(tensors((2, 3)), LAYOUTS[layout], settings=settings(max_examples=1000, database=None))
 
 
 @given(dtypes_strategy(["float"], float8=False))
