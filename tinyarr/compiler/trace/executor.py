@@ -83,7 +83,8 @@ class Instruction(NamedTuple):
 class Trace:
     """Record of one run of a function. draws: of each random draw the generator, and stand-ins for key and counter.
 
-    needed: the numbers, by path, that must be there as they are, and why. as_it_is: why the function can't be compiled.
+    needed: the numbers, by path, that must be there as they are, and why. conditions: comparisons of ints that each call
+    brings, and what they must give, for it is what the trace depends on. as_it_is: why the function can't be compiled.
     """
 
     def __init__(self, family: object = None) -> None:
@@ -93,6 +94,7 @@ class Trace:
         self.constants: list[Array] = []
         self.draws: list[tuple[Generator, Drawn, Drawn]] = []
         self.needed: dict[str, str] = {}
+        self.conditions: dict[Any, bool] = {}
         self.as_it_is = ""
         self.ended = False
         self._made_here: weakref.WeakSet[TracedStorage] = weakref.WeakSet()

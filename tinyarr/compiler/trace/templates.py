@@ -19,7 +19,7 @@ from ...ops.primitive import Primitive
 from ...tensor import Tensor, result_tensor
 from ...views import View
 from .executor import TracedStorage
-from .symbolic_numbers import Computed, NumberArgument, SymbolicNumber, value_of
+from .symbolic_numbers import EXPRESSIONS, SymbolicNumber, value_of
 
 RETURNED = "the result"  # in errors, the place of what the function returns
 
@@ -225,7 +225,7 @@ class TemplateObjects:
             return self._made[id(x)] if id(x) in self._made else self._build(x)
         if kind is Existing:
             return self._objects[x.path]
-        if kind is NumberArgument or kind is Computed:
+        if kind in EXPRESSIONS:
             return value_of(x, self._numbers)
         return x
 
