@@ -20,6 +20,7 @@ from ..forking import renew_in_children
 from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import is_nested, recording, watched
+from .capture.assumptions import PLAIN
 from .capture.captured import Leaf, Part, difference
 from .capture.recent import Recent
 from .capture.walk import Walk
@@ -77,6 +78,9 @@ def compile(
         raise ArgumentError(f"compile: memory_budget is {memory_budget!r}: give a number of bytes, or None")
     if type(max_programs) is not int or max_programs < 1:
         raise ArgumentError(f"compile: max_programs is {max_programs!r}: give a positive number")
+    for x in () if state is None else state if isinstance(state, tuple) else (state,):
+        if type(x) in PLAIN:
+            raise ArgumentError(f"compile: state is {x!r}, which holds nothing: pass objects, as (model, optimizer)")
     return Compiled(function, passes_within(memory_budget), max_programs=max_programs, state=state)
 
 
