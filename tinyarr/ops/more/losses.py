@@ -75,7 +75,15 @@ def smooth_l1_loss(x: Tensor, target: Tensor, *, reduction: str = "mean", beta: 
 @elementwise
 def _binary_cross_entropy(p, target):
     # log 0 counts as -100, as in PyTorch: a certain mistake is dear, but no infinity that spoils a mean.
-    return -(target * scalar.maximum(scalar.log(p), -100) + (1 - target) * scalar.maximum(scalar.log1p(-p), -100))
+    yes, no = scalar.maximum(scalar.log(p), -100), scalar.maximum(scalar.log1p(-p), -100)
+    return (target - 1) * no - target * yes
+
+
+@_binary_cross_entropy.gradient
+def _binary_cross_entropy_gradient(g, p, target):
+    # The derived one is 0 / 0 at 0 and 1. The bound is PyTorch's too.
+    yes, no = scalar.maximum(scalar.log(p), -100), scalar.maximum(scalar.log1p(-p), -100)
+    return g * (p - target) / scalar.maximum(p * (1 - p), 1e-12), g * (no - yes)
 
 
 def binary_cross_entropy(
@@ -83,7 +91,8 @@ def binary_cross_entropy(
 ) -> Tensor:
     """-(t log p + (1 - t) log(1 - p)) w, for probabilities p in [0, 1] and targets t of p's shape, usually 0 or 1.
 
-    A logarithm below -100 counts as -100, with gradient 0, so the loss is finite. It is NaN where p is no probability.
+    A logarithm below -100 counts as -100, and the gradient's denominator p (1 - p) as 1e-12 at least, so both are
+    finite. The loss is NaN where p is no probability.
     w is `weight`, which broadcasts and is 1 if not given. dtypes and reduction as for mse_loss. Where p is
     sigmoid(x), binary_cross_entropy_with_logits(x, target) is exact for large x too.
     """
