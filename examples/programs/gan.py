@@ -47,4 +47,5 @@ def generate():
 for step in range(3001):
     loss, generated = discriminate(), generate()
     if step % 500 == 0:
-        print(f"step {step:4}  loss {loss.item():.3f}  mean {generated.mean().item():.2f}  std {generated.std().item():.2f}")
+        mean, std = generated.mean().item(), generated.std().item()
+        print(f"step {step:4}  loss {loss.item():.3f}  mean {mean:.2f}  std {std:.2f}")

@@ -4,6 +4,7 @@ The loss after a step is differentiated through that step, which takes second de
 sines before and after one step from ten points: the first stays near 4, the second falls below 1.
 """
 
+import itertools
 import math
 
 import tinyarr
@@ -13,7 +14,7 @@ TASKS, POINTS, INNER_RATE = 25, 10, 0.01
 SIZES = (1, 40, 40, 1)
 
 weights = {}
-for layer, (n, m) in enumerate(zip(SIZES, SIZES[1:])):
+for layer, (n, m) in enumerate(itertools.pairwise(SIZES)):
     weights[f"weight {layer}"] = tinyarr.nn.Parameter(tinyarr.randn(n, m) * math.sqrt(2 / n))
     weights[f"bias {layer}"] = tinyarr.nn.Parameter(tinyarr.zeros(m))
 optimizer = tinyarr.optim.AdamW(weights.values(), lr=1e-3, weight_decay=0.0)

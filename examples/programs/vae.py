@@ -20,7 +20,8 @@ data = rng.normal(size=(POINTS, LATENT)) @ rng.normal(size=(LATENT, SIZE)) + 0.3
 data -= data.mean(axis=0)
 eigenvalues = np.linalg.eigvalsh(data.T @ data / POINTS)[::-1]
 noise = eigenvalues[LATENT:].mean()
-best = -0.5 * (SIZE * math.log(2 * math.pi) + np.log(eigenvalues[:LATENT]).sum() + (SIZE - LATENT) * np.log(noise) + SIZE)
+log_determinant = np.log(eigenvalues[:LATENT]).sum() + (SIZE - LATENT) * np.log(noise)
+best = -0.5 * (SIZE * math.log(2 * math.pi) + log_determinant + SIZE)
 x = Tensor(data, dtype=tinyarr.float32)  # (POINTS, SIZE)
 
 
