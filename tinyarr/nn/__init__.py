@@ -15,7 +15,7 @@ from .activations import (
     Tanh,
 )
 from .containers import ModuleDict, ModuleList, Sequential
-from .layers import Dropout, Embedding, LayerNorm, Linear, RMSNorm
+from .layers import Dropout, Embedding, LayerNorm, Linear
 from .losses import (
     BCELoss,
     BCEWithLogitsLoss,
@@ -27,5 +27,6 @@ from .losses import (
     SmoothL1Loss,
 )
 from .module import Module, Parameter
+from .normalization import RMSNorm
 
 __all__ = [name for name in globals() if name[0].isupper()] + ["init"]
