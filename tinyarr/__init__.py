@@ -131,10 +131,11 @@ from .ops.loss import (
     nll_loss,
 )
 from .ops.matmul import linear, matmul, scaled_matmul
+from .ops.more.convolution import conv1d, conv2d, conv_transpose2d, fold, unfold
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.more.statistics import std, var, vector_norm
-from .ops.more.tiling import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
+from .ops.more.tiling import broadcast_arrays, meshgrid, pad, repeat, roll, tile, tril, triu
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, mean, min, prod, sum
