@@ -1,4 +1,4 @@
-"""Losses as modules. Floor 1."""
+"""Losses as modules. Floor 5."""
 
 from __future__ import annotations
 
