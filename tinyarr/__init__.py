@@ -132,6 +132,7 @@ from .ops.loss import (
 )
 from .ops.matmul import linear, matmul, scaled_matmul
 from .ops.more.convolution import conv1d, conv2d, conv_transpose2d, fold, unfold
+from .ops.more.pooling import avg_pool2d, max_pool2d
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.more.statistics import std, var, vector_norm

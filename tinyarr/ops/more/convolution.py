@@ -78,7 +78,7 @@ def _fold_gradient(g, *, sizes, stride, dilation, padding, shapes):
     return apply(_unfold, g, kernel=kernel, positions=tuple(positions), **how)
 
 
-def each(operation: str, name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
+def for_each_axis(operation: str, name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
     """An argument as one int for each spatial axis. Raises ArgumentError for too few, too many or too small ones."""
     given = tuple(value) if isinstance(value, Sequence) else (value,) * axes
     sizes = tuple(whole_number(operation, name, n) for n in given)
@@ -96,15 +96,15 @@ def windows(
     Raises ShapeError where no window fits into the padded axes.
     """
     axes = len(sizes)
-    kernel, stride = each(operation, "kernel_size", kernel, axes), each(operation, "stride", stride, axes)
-    dilation = each(operation, "dilation", dilation, axes)
+    kernel, stride = for_each_axis(operation, "kernel_size", kernel, axes), for_each_axis(operation, "stride", stride, axes)
+    dilation = for_each_axis(operation, "dilation", dilation, axes)
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]  # from a window's first element to its last
     if padding == "same":
         if any(s != 1 for s in stride):
             raise ArgumentError(f"{operation}: padding is 'same', stride is {stride}: it must be 1")
         before, positions = tuple(r // 2 for r in reach), tuple(sizes)
     else:
-        before = each(operation, "padding", 0 if padding == "valid" else padding, axes, least=0)
+        before = for_each_axis(operation, "padding", 0 if padding == "valid" else padding, axes, least=0)
         ends = [n + 2 * p - r for n, p, r in zip(sizes, before, reach, strict=True)]
         positions = tuple(-(-end // s) for end, s in zip(ends, stride, strict=True))
     if min(positions) < 1:
@@ -267,9 +267,9 @@ def conv_transpose2d(
         given = f"{describe('x', x)}, {describe('weight', weight)}, groups is {groups}"
         raise ShapeError(f"{operation}: {given}: weight must be (C, out / groups, ...) with C divisible into groups")
     kernel, features = weight.shape[2:], weight.shape[1] * groups
-    stride, dilation = each(operation, "stride", stride, 2), each(operation, "dilation", dilation, 2)
-    padding = each(operation, "padding", padding, 2, least=0)
-    more = each(operation, "output_padding", output_padding, 2, least=0)
+    stride, dilation = for_each_axis(operation, "stride", stride, 2), for_each_axis(operation, "dilation", dilation, 2)
+    padding = for_each_axis(operation, "padding", padding, 2, least=0)
+    more = for_each_axis(operation, "output_padding", output_padding, 2, least=0)
     if any(o >= max(s, d) for o, s, d in zip(more, stride, dilation, strict=True)):
         raise ArgumentError(f"{operation}: output_padding is {more}: it must be less than stride or dilation")
     sizes = [
