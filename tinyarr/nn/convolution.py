@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from ..errors import ArgumentError
 from ..ops.more.convolution import Sizes, conv1d, conv2d, conv_transpose2d, for_each_axis
@@ -106,7 +107,7 @@ class MaxPool2d(Module):
     def __init__(
         self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1
     ):
-        self.options = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+        self.options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
 
     def forward(self, x: Tensor) -> Tensor:
         return max_pool2d(x, **self.options)
@@ -116,7 +117,7 @@ class AvgPool2d(Module):
     """tinyarr.avg_pool2d with fixed options."""
 
     def __init__(self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0):
-        self.options = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+        self.options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
 
     def forward(self, x: Tensor) -> Tensor:
         return avg_pool2d(x, **self.options)

@@ -96,7 +96,8 @@ def windows(
     Raises ShapeError where no window fits into the padded axes.
     """
     axes = len(sizes)
-    kernel, stride = for_each_axis(operation, "kernel_size", kernel, axes), for_each_axis(operation, "stride", stride, axes)
+    kernel = for_each_axis(operation, "kernel_size", kernel, axes)
+    stride = for_each_axis(operation, "stride", stride, axes)
     dilation = for_each_axis(operation, "dilation", dilation, axes)
     reach = [(k - 1) * d for k, d in zip(kernel, dilation, strict=True)]  # from a window's first element to its last
     if padding == "same":
@@ -130,7 +131,12 @@ def unfold(x: Tensor, kernel_size: Sizes, dilation: Sizes = 1, padding: Sizes = 
 
 
 def fold(
-    x: Tensor, output_size: Sequence[int], kernel_size: Sizes, dilation: Sizes = 1, padding: Sizes = 0, stride: Sizes = 1
+    x: Tensor,
+    output_size: Sequence[int],
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    padding: Sizes = 0,
+    stride: Sizes = 1,
 ) -> Tensor:
     """The sum of columns x (B, C * places, positions) at the windows that unfold reads: (B, C, *output_size).
 
@@ -177,7 +183,7 @@ def _convolution(
     batch, channels, *sizes = x.shape
     if weight.ndim != x.ndim or groups < 1 or weight.shape[1] * groups != channels or weight.shape[0] % groups:
         given = f"{describe('x', x)}, {describe('weight', weight)}, groups is {groups}"
-        raise ShapeError(f"{operation}: {given}: weight must be (out, C / groups, ...) with `out` divisible into groups")
+        raise ShapeError(f"{operation}: {given}: it must be (out, C / groups, ...), groups a divisor of out")
     how = windows(operation, sizes, weight.shape[2:], stride, padding, dilation)
     features, depth = weight.shape[0], math.prod(weight.shape[1:])
     columns = reshape(apply(_unfold, x, **how), (groups, depth, batch * math.prod(how["positions"])))
@@ -220,7 +226,7 @@ def conv2d(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """The 2-d convolution (cross-correlation) of x (B, C, H, W) with weight (out, C / groups, kH, kW), plus bias (out,).
+    """The 2-d convolution (cross-correlation) of x (B, C, H, W) with weight (out, C / groups, kH, kW), and + bias (out,).
 
     The result is (B, out, H', W') with H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1. Stride, padding and
     dilation are one int for both axes, or one for each. padding: zeros at both ends; 'same' gives H' = H, 'valid' is 0.
@@ -265,7 +271,7 @@ def conv_transpose2d(
     batch, channels, *positions = x.shape
     if weight.ndim != x.ndim or groups < 1 or weight.shape[0] != channels or channels % groups:
         given = f"{describe('x', x)}, {describe('weight', weight)}, groups is {groups}"
-        raise ShapeError(f"{operation}: {given}: weight must be (C, out / groups, ...) with C divisible into groups")
+        raise ShapeError(f"{operation}: {given}: it must be (C, out / groups, ...), groups a divisor of C")
     kernel, features = weight.shape[2:], weight.shape[1] * groups
     stride, dilation = for_each_axis(operation, "stride", stride, 2), for_each_axis(operation, "dilation", dilation, 2)
     padding = for_each_axis(operation, "padding", padding, 2, least=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ... import dtypes, views
 from ...errors import ArgumentError, ShapeError, whole_number
@@ -72,7 +73,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0)
         raise ArgumentError(f"pad: mode is {mode!r}: it must be 'constant'; concat, flip and broadcast_to give others")
     widths = [whole_number("pad", "a width", w) for w in pad]
     if len(widths) % 2 or len(widths) > 2 * x.ndim:
-        raise ArgumentError(f"pad: pad is {tuple(pad)}, x has {x.ndim} dimensions: two widths for each of its last axes")
+        raise ArgumentError(f"pad: pad is {tuple(pad)}, x has {x.ndim} dimensions: two for each of its last axes")
     before = [0] * (x.ndim - len(widths) // 2) + widths[-2::-2]
     after = [0] * (x.ndim - len(widths) // 2) + widths[:0:-2]
     if any(n + min(a, 0) + min(b, 0) < 0 for n, a, b in zip(x.shape, before, after, strict=True)):
@@ -83,7 +84,7 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0)
     starts = tuple(max(a, 0) for a in before)
     stops = tuple(a + n for a, n in zip(starts, kept.shape, strict=True))
     shape = tuple(n + max(b, 0) for n, b in zip(stops, after, strict=True))
-    where_kept = {"shape": shape, "starts": starts, "stops": stops, "steps": (1,) * x.ndim}
+    where_kept: dict[str, Any] = {"shape": shape, "starts": starts, "stops": stops, "steps": (1,) * x.ndim}
     padded = apply(_unslice, kept, **where_kept)
     if value == 0:
         return padded
