@@ -137,6 +137,13 @@ from .ops.loss import nll_loss as nll_loss
 from .ops.matmul import linear as linear
 from .ops.matmul import matmul as matmul
 from .ops.matmul import scaled_matmul as scaled_matmul
+from .ops.more.convolution import conv1d as conv1d
+from .ops.more.convolution import conv2d as conv2d
+from .ops.more.convolution import conv_transpose2d as conv_transpose2d
+from .ops.more.convolution import fold as fold
+from .ops.more.convolution import unfold as unfold
+from .ops.more.pooling import avg_pool2d as avg_pool2d
+from .ops.more.pooling import max_pool2d as max_pool2d
 from .ops.more.scan import cumulative_prod as cumulative_prod
 from .ops.more.scan import cumulative_sum as cumulative_sum
 from .ops.more.scan import diff as diff
@@ -150,6 +157,7 @@ from .ops.more.statistics import var as var
 from .ops.more.statistics import vector_norm as vector_norm
 from .ops.more.tiling import broadcast_arrays as broadcast_arrays
 from .ops.more.tiling import meshgrid as meshgrid
+from .ops.more.tiling import pad as pad
 from .ops.more.tiling import repeat as repeat
 from .ops.more.tiling import roll as roll
 from .ops.more.tiling import tile as tile

@@ -104,10 +104,9 @@ class ConvTranspose2d(_Convolution):
 class MaxPool2d(Module):
     """tinyarr.max_pool2d with fixed options."""
 
-    def __init__(
-        self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1
-    ):
-        self.options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+    def __init__(self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1):
+        self.options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride}
+        self.options |= {"padding": padding, "dilation": dilation}
 
     def forward(self, x: Tensor) -> Tensor:
         return max_pool2d(x, **self.options)

@@ -226,13 +226,14 @@ def conv2d(
     dilation: Sizes = 1,
     groups: int = 1,
 ) -> Tensor:
-    """The 2-d convolution (cross-correlation) of x (B, C, H, W) with weight (out, C / groups, kH, kW), and + bias (out,).
+    """The 2-d convolution (cross-correlation) of x (B, C, H, W) with weight (out, C / groups, kH, kW), plus a bias.
 
-    The result is (B, out, H', W') with H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1. Stride, padding and
-    dilation are one int for both axes, or one for each. padding: zeros at both ends; 'same' gives H' = H, 'valid' is 0.
-    Each of `groups` parts of the outputs sees the same part of the channels. Raises ShapeError where shapes don't fit.
+    The result is (B, out, H', W') with H' = (H + 2 padding - dilation (kH - 1) - 1) // stride + 1; bias is (out,).
+    Stride, padding and dilation are one int for both axes, or one for each. padding: zeros at both ends; 'same' gives
+    H' = H, 'valid' is 0. With groups, each part of the outputs sees its part of the channels alone. Raises ShapeError
+    where shapes don't fit.
 
-    It is one product of weight with the windows of the whole batch (see unfold), which backward reads again.
+    It is one product of weight with the windows of the whole batch (see unfold), which are kept for backward.
     Source: PyTorch's conv2d; Chellapilla et al. 2006, "High performance convolutional neural networks", section 3.1.
 
     >>> import tinyarr
