@@ -150,9 +150,10 @@ class Optimizer:
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
-        if "formula" in vars(cls):
+        owner: Any = cls
+        if "formula" in vars(owner):
             for has_master in (False, True):
-                _primitive(cls, cls.state_names, has_master)
+                _primitive(owner, owner.state_names, has_master)
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
         name = type(self).__name__
@@ -316,7 +317,7 @@ class Optimizer:
             raise ArgumentError(
                 f"{type(self).__name__}: has no update(), and no formula: define how a parameter changes"
             )
-        flags = {name: value for name, value in options.items() if isinstance(value, bool)}
+        flags: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, bool)}
         kept, master = list(state.values()), []
         if "master" in state:
             master, flags["dtype"] = [kept.pop()], parameter.dtype
