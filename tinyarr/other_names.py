@@ -134,22 +134,12 @@ METHODS = SHARED | {
     "uniform_": "assign(tinyarr.uniform(x.shape))",
     "detach_": "detach()",
 }
-_ACTIVATIONS = {
-    "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Softplus": "softplus",
-    "LeakyReLU": "leaky_relu", "Softmax": "softmax", "LogSoftmax": "log_softmax",
-}  # fmt: skip
-NN = {name: f"tinyarr.{f}, a function, which Sequential takes too" for name, f in _ACTIVATIONS.items()} | {
-    "Identity": "lambda x: x, which Sequential takes too",
-    "Flatten": "lambda x: x.reshape(len(x), -1), which Sequential takes too",
+NN = {
     "ParameterList": "list: a Module finds the parameters in lists",
     "ParameterDict": "dict: a Module finds the parameters in dicts",
-    "Buffer": "Tensor: one that is no Parameter is a buffer",
+    "Buffer": "Module.register_buffer(name, tensor)",
     "MultiheadAttention": "tinyarr.scaled_dot_product_attention between Linear layers",
-    "L1Loss": "tinyarr.l1_loss",
-    "NLLLoss": "tinyarr.nll_loss",
-    "HuberLoss": "tinyarr.huber_loss",
-    "SmoothL1Loss": "tinyarr.huber_loss",
-    "BCEWithLogitsLoss": "tinyarr.binary_cross_entropy_with_logits",
+    "SmoothL1Loss": "HuberLoss",
     "functional": "tinyarr.relu and its like, which are functions of tinyarr itself",
     "utils": "tinyarr.optim.clip_grad_norm for clipping",
 }
@@ -163,11 +153,6 @@ MODULE = {
     "register_parameter": "setattr(self, name, nn.Parameter(tensor))",
     "add_module": "setattr(self, name, module)",
     "register_module": "setattr(self, name, module)",
-    "children": "named_modules(), or the attributes themselves",
-    "named_children": "named_modules(), or the attributes themselves",
-    "buffers": "named_tensors()",
-    "named_buffers": "named_tensors()",
-    "requires_grad_": "parameters(): for p in self.parameters(): p.requires_grad = False",
 }
 INIT = {
     "normal_": "normal(shape, std), which returns a new Parameter",
