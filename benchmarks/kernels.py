@@ -166,7 +166,7 @@ def memory_bound():
     lr, step = tinyarr.full((), 1e-3, dtype="float64", device=GPU), tinyarr.full((), 5, device=GPU)
 
     def adamw():
-        apply(registry["adamw_master_update"], p, master, gradient, m, v, lr, step, 1.0, 0.9, 0.95, 1e-8, 0.1,
+        apply(registry["adamw_master_update"], p, master, m, v, gradient, lr, step, 1.0, 0.9, 0.95, 1e-8, 0.1,
               dtype=dtypes.bfloat16, out=(p, master, m, v))
 
     yield "AdamW with masters", 30 * n, adamw, None

@@ -25,8 +25,9 @@ from ..ops.elementwise import astype
 from ..ops.elementwise import where as choose
 from ..ops.elementwise_primitive import Elementwise
 from ..ops.primitive import apply, is_built_in
-from ..ops.scalar import Expr, cast, weak
+from ..ops.scalar import Expr, bitcast, cast, random_bits, weak
 from ..ops.scalar import where as _where
+from ..random import Generator, default_generator
 from ..segments import SEGMENT, Segment, buckets, gradient, pack, part, runs
 from ..tape import no_grad
 from ..tensor import Tensor, require_tensors
@@ -145,7 +146,8 @@ class Optimizer:
     state_names: tuple[str, ...] = ()
     rules: dict[str, Rule] = {}
     formula: Callable[..., tuple] | None = None
-    masters = True  # whether parameters of half types have float32 copies
+    masters = True  # parameters of half types have float32 copies; else those of bfloat16 are rounded stochastically
+    generator: Generator | None = None  # draws for that; None is the default one
     elementwise = True  # as the update by a formula is
 
     def __init_subclass__(cls, **options: Any):
@@ -153,7 +155,7 @@ class Optimizer:
         owner: Any = cls
         if "formula" in vars(owner):
             for has_master in (False, True):
-                _primitive(owner, owner.state_names, has_master)
+                update_primitive(owner, owner.state_names, has_master, ())
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
         name = type(self).__name__
@@ -300,14 +302,9 @@ class Optimizer:
         return update
 
     def update(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        state: dict[str, Tensor],
-        options: dict[str, Any],
-        *,
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any], *,
         where: Tensor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Writes the new parameter and state. `state` has the tensors of `state_names`, and "master" for half types.
 
         One that is defined in a class may leave the keyword `where` out, which is what `step` was given: then `step`
@@ -317,21 +314,19 @@ class Optimizer:
             raise ArgumentError(
                 f"{type(self).__name__}: has no update(), and no formula: define how a parameter changes"
             )
-        flags: dict[str, Any] = {name: value for name, value in options.items() if isinstance(value, bool)}
-        kept, master = list(state.values()), []
-        if "master" in state:
-            master, flags["dtype"] = [kept.pop()], parameter.dtype
-        primitive = _primitive(_owner(type(self), "formula"), self.state_names, bool(master))
-        operands = (parameter, *master, gradient, *kept, *self._scalars(options))
-        write(primitive, *operands, where=where, out=(parameter, *master, *kept), **flags)
-
-    def _scalars(self, options: dict[str, Any]) -> list[Any]:
-        """The 0-d operands of a formula: learning rate, step, the group's scale, and its options but for the bools."""
-        scalars = [self._lr, self._step, options["lr_scale"]]
+        x = {"p": parameter, "g": gradient, **state, "lr": self._lr, "step": self._step, "where": where}
+        numbers, flags = [options["lr_scale"]], {"dtype": parameter.dtype} if "master" in state else {}
         for name, value in options.items():
-            if name != "lr_scale" and not isinstance(value, bool):
-                scalars += value if isinstance(value, tuple | list) else [value]
-        return scalars
+            if isinstance(value, bool):
+                flags[name] = value
+            elif name != "lr_scale":
+                numbers += value if isinstance(value, tuple | list) else [value]
+        if "master" not in state and parameter.dtype.compute is not parameter.dtype:
+            x["key"], x["counter"] = (self.generator or default_generator()).take()
+        named = tuple(name for name in ("key", "counter", "where") if x.get(name) is not None)
+        update = update_primitive(_owner(type(self), "formula"), self.state_names, "master" in state, named)
+        operands = [x[name] for name in update.inputs[: len(update.inputs) - len(numbers)]]
+        apply(update, *operands, *numbers, out=tuple(x[name.removesuffix("_out")] for name in update.outputs), **flags)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Name to tensor: lr, step, and each parameter's state by group, parameter and name; they share memory."""
@@ -362,33 +357,45 @@ def _owner(kind: type, name: str) -> Any:
 
 
 @functools.cache
-def _primitive(owner: Any, kept: tuple[str, ...], has_master: bool) -> Elementwise:
-    """The formula of a class as a primitive: of parameters, and of those with a float32 master copy, cast to `dtype`.
+def update_primitive(owner: Any, kept: tuple[str, ...], has_master: bool, named: tuple[str, ...]) -> Elementwise:
+    """The formula of a class as a primitive.
 
-    kept: what of the formula's state there is.
+    kept: what of the formula's state there is. has_master: a float32 master copy is updated, and the parameter is that
+    cast to `dtype`. named: more operands: "key" and "counter", with which a parameter without a master is rounded
+    stochastically; "where", and nothing changes if it is False.
     """
     formula, kinds = owner.formula, owner.state_names
     parameters = inspect.signature(formula).parameters.values()
     numbers = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][4 + len(kinds) :]
     flags = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    masters = ["master"] * has_master
-    inputs = ["p", *masters, "g", *kept, "lr", "step", "lr_scale", *numbers]
+    written = ["p", *["master"] * has_master, *kept]
+    inputs = [*written, "g", *named, "lr", "step", "lr_scale", *numbers]
 
     def function(*operands: Expr, **flags: Any) -> tuple[Expr, ...]:
         x, dtype = dict(zip(inputs, operands, strict=True)), flags.pop("dtype", None)
-        p = _current(x["master"], x["p"], dtype) if has_master else x["p"]
+        p = x["p"]
+        if has_master:
+            p = _current(x["master"], p, dtype)
+        elif "key" in x:
+            p = cast(p, dtypes.float32)
         scalars = weak(x["lr"]) * x["lr_scale"], weak(x["step"]), *map(x.get, numbers)
-        written = [e for e in formula(p, x["g"], *map(x.get, kinds), *scalars, **flags) if e is not None]
-        return (cast(written[0], dtype), *written) if has_master else tuple(written)
+        new, *state = [e for e in formula(p, x["g"], *map(x.get, kinds), *scalars, **flags) if e is not None]
+        if has_master:
+            results = [cast(new, dtype), new, *state]
+        else:
+            results = [_rounded_stochastically(new, x["key"], x["counter"]) if "key" in x else new, *state]
+        if "where" in x:
+            results = [_where(x["where"], e, x[name]) for name, e in zip(written, results, strict=True)]
+        return tuple(results)
 
     if has_master:
         flags.append(inspect.Parameter("dtype", inspect.Parameter.KEYWORD_ONLY))
-    operands = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in inputs]
-    function.__signature__ = inspect.Signature(operands + flags)  # type: ignore[attr-defined]
+    function.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
     function.__module__ = formula.__module__
-    outputs = [f"{name}_out" for name in ("p", *masters, *kept)]
-    name = "_".join([owner.__name__.lower(), *masters, "update"])
-    made = Elementwise(name, function, inputs, outputs, derived=kept != kinds or not is_built_in(formula))
+    form = [*["master"] * has_master, *["stochastic"] * ("key" in named), "update", *["where"] * ("where" in named)]
+    derived = kept != kinds or "where" in named or not is_built_in(formula)
+    outputs = [f"{name}_out" for name in written]
+    made = Elementwise("_".join([owner.__name__.lower(), *form]), function, inputs, outputs, derived)
     made.no_gradient()
     return made
 
@@ -398,24 +405,10 @@ def _current(master: Expr, p, dtype) -> Expr:
     return _where(cast(master, dtype) == p, master, p)
 
 
-def write(update: Elementwise, *operands: Any, where: Tensor | None, out: tuple[Tensor, ...], **params: Any) -> None:
-    """Runs an update into `out`, which keeps its elements if `where` is False."""
-    if where is None:
-        apply(update, *operands, out=out, **params)
-    else:
-        apply(_with_where(update), *operands, where, out=out, **params)
+def _rounded_stochastically(x: Expr, key, counter) -> Expr:
+    """x as bfloat16, up or down with the probability of the distance: its expectation is x.
 
-
-@functools.cache
-def _with_where(update: Elementwise) -> Elementwise:
-    """An update with a last operand `where`: if that is False, an output `x_out` is the input `x`."""
-
-    def function(*operands: Expr, **params: Any) -> tuple[Expr, ...]:
-        *given, where = operands
-        old = [given[update.inputs.index(name.removesuffix("_out"))] for name in update.outputs]
-        return tuple(map(_where, [where] * len(old), update.function(*given, **params), old))
-
-    name, inputs = f"{update.name}_where", (*update.inputs, "where")
-    made = Elementwise(name, function, inputs, update.outputs, derived=True)
-    made.no_gradient()
-    return made
+    Random bits are added where bfloat16 has none, and what is then there is cut off.
+    """
+    bits = bitcast(x, dtypes.uint32) + (random_bits(key, counter) >> 16)
+    return _where(x == x, cast(bitcast(bits & 0xFFFF0000, dtypes.float32), dtypes.bfloat16), cast(x, dtypes.bfloat16))
