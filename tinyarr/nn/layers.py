@@ -1,10 +1,10 @@
-"""Layers of language models: linear, embedding, normalization over the last axis, dropout. Floor 1."""
+"""Layers that GPT-2 is made of: linear, embedding, layer normalization, dropout. Floor 1."""
 
 from __future__ import annotations
 
 from ..ops.index import embedding
 from ..ops.matmul import linear
-from ..ops.norm import layer_norm, rms_norm
+from ..ops.norm import layer_norm
 from ..ops.random import dropout
 from ..random import Generator
 from ..tensor import Tensor
@@ -79,17 +79,6 @@ class LayerNorm(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return layer_norm(x, self.weight, self.bias, eps=self.eps)
-
-
-class RMSNorm(Module):
-    """Root mean square normalization over the last axis (see tinyarr.rms_norm), with a weight of ones."""
-
-    def __init__(self, features: int, *, eps: float | None = None, dtype=None, device=None):
-        self.weight = init.constant((features,), 1.0, dtype=dtype, device=device)
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, eps=self.eps)
 
 
 class Dropout(Module):
