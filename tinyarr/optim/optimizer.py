@@ -315,7 +315,8 @@ class Optimizer:
                 f"{type(self).__name__}: has no update(), and no formula: define how a parameter changes"
             )
         x = {"p": parameter, "g": gradient, **state, "lr": self._lr, "step": self._step, "where": where}
-        numbers, flags = [options["lr_scale"]], {"dtype": parameter.dtype} if "master" in state else {}
+        flags: dict[str, Any] = {"dtype": parameter.dtype} if "master" in state else {}
+        numbers = [options["lr_scale"]]
         for name, value in options.items():
             if isinstance(value, bool):
                 flags[name] = value
