@@ -134,14 +134,6 @@ MODULE = {
     "add_module": "setattr(self, name, module)",
     "register_module": "setattr(self, name, module)",
 }
-INIT = {
-    "normal_": "normal(shape, std), which returns a new Parameter",
-    "uniform_": "uniform(shape, bound), which returns a new Parameter",
-    "constant_": "constant(shape, value), which returns a new Parameter",
-    "zeros_": "constant(shape, 0), which returns a new Parameter",
-    "ones_": "constant(shape, 1), which returns a new Parameter",
-    "kaiming_uniform_": "kaiming_uniform(shape, fan_in), which returns a new Parameter",
-}
 AUTOGRAD = {
     "grad": "tinyarr.gradients(outputs, inputs)",
     "Function": "tinyarr.custom_gradient",
@@ -241,7 +233,7 @@ for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, 
     for _name, _value in list(vars(_kind).items()):
         if takes_axis(_value):
             setattr(_kind, _name, explained(_value))
-for _module, _names in ((nn, NN), (nn.init, INIT), (optim, OPTIM), (autograd, AUTOGRAD)):
+for _module, _names in ((nn, NN), (optim, OPTIM), (autograd, AUTOGRAD)):
     _module.__getattr__ = functools.partial(missing, _module.__name__, _names)  # type: ignore[method-assign]
 
 
