@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import dtypes, views
-from .errors import DtypeError, MaskError, OutOfBounds, TraceError
+from .errors import DtypeError, MaskError, OutOfBounds
 from .interchange import asarray
 from .ops.assign import assign
 from .ops.create import arange, full
 from .ops.elementwise import astype, where
 from .ops.index import flat_positions, require_integers, scatter, take
-from .ops.more.slice_at import Span, checked, slice_at, with_spans
+from .ops.more.slice_at import Span, in_trace, moves, slice_at, span_of, with_spans
 from .ops.more.sort import nonzero
 from .ops.primitive import executor
 from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
@@ -97,7 +97,7 @@ def _converted(x: Tensor, k: Any) -> Any:
     if not isinstance(k, Tensor) or k.dtype is dtypes.bool:
         return k
     require_integers("index", "a tensor in the key", k)
-    return k if k.ndim or _in_trace() else _whole_number(k)
+    return k if k.ndim or in_trace() else _whole_number(k)
 
 
 def _is_mask(k: Any) -> bool:
@@ -150,11 +150,6 @@ def _checked(x: Tensor, axis: int, k: Any) -> int:
     return i % n
 
 
-def _in_trace() -> bool:
-    """Returns whether tensors have no elements yet, so that a position may be known to programs alone."""
-    return hasattr(executor.get(), "known_integers")
-
-
 def _moving(x: Tensor, parts: list[Any]) -> tuple[Tensor, list[Span], list[Any]]:
     """Returns a view of x, spans along its axes for all of a key that is data, and what is left of the key.
 
@@ -170,7 +165,7 @@ def _moving(x: Tensor, parts: list[Any]) -> tuple[Tensor, list[Span], list[Any]]
             cuts += [k] if k is Ellipsis else []
             axis += hidden if k is Ellipsis else 0
             continue
-        span = _span(x, axis, k)
+        span = span_of(x, axis, k)
         if span is not None:
             spans.append(span)
         if not _is_tensor(k) or not k.ndim:
@@ -184,58 +179,12 @@ def _moving(x: Tensor, parts: list[Any]) -> tuple[Tensor, list[Span], list[Any]]
     return _basic(x, tuple(cuts)), spans, rest
 
 
-def _is_position(k: Any) -> bool:
-    """Returns whether a part of a key is one position along an axis, which the axis goes away for."""
-    return not (isinstance(k, slice) or (_is_tensor(k) and k.ndim))
-
-
-def _span(x: Tensor, axis: int, k: Any) -> Span | None:
-    """Returns where a position or slice that is data lies along an axis; None for any other."""
-    n = x.shape[axis]
-    if _is_position(k):
-        start, size = k, 1
-    elif isinstance(k, slice) and k.step in (None, 1) and (_is_data(k.start) or _is_data(k.stop)):
-        start, size = k.start, _length(k)
-    else:
-        return None
-    if _is_tensor(start):
-        return Span(axis, checked(start, size, n, wraps=_is_position(k)), size) if 0 < size <= n else None
-    if not _is_data(start) or type(size) is not int or size < 1:
-        return None
-    if _is_position(k) and -n <= start < 0:
-        start += n
-    is_inside = 0 <= start and start + size <= n  # else it is cut off, and its length is another
-    return Span(axis, full((), start, dtype=dtypes.int64, device=x.device), size) if is_inside else None
-
-
-def _is_data(k: Any) -> bool:
-    """Returns whether an index is a 0-d tensor, or an int that each call of a program brings."""
-    return (_is_tensor(k) and not k.ndim) or (isinstance(k, int) and not issubclass(type(k), int))
-
-
-def _moves(k: Any) -> bool:
-    return _is_data(k) or (isinstance(k, slice) and (_is_data(k.start) or _is_data(k.stop)))
-
-
-def _length(k: slice) -> Any:
-    """Returns how many elements a slice asks for, which must not be data where its start is a tensor."""
-    size = (0 if k.stop is None else k.stop) - (0 if k.start is None else k.start)
-    if _is_tensor(size):
-        size = executor.get().known_integers.value(size.array)
-        if size is None:
-            raise TraceError(
-                "index: a slice by tensors came of which a program can't know the length: write it as x[i : i + 8], "
-                "with an i of int32 or int64, or use a mask"
-            )
-    return size
-
-
 def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key]: ints, slices, None and Ellipsis give a view, integer tensors and masks a copy."""
     if _is_lone_bool(key):
         return _basic(x, (None, ...))[: int(key)]
     parts = _parts(x, key)
-    if _in_trace() and any(map(_moves, parts)):
+    if in_trace() and any(map(moves, parts)):
         view, spans, rest = _moving(x, parts)
         if spans:
             return _through(view, spans, rest)
@@ -262,13 +211,13 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
     if _set_where(x, key, value):
         return
     parts = _parts(x, key)
-    moves = _in_trace() and any(map(_moves, parts))
-    if not moves and not any(map(_is_tensor, parts)):
+    is_data = in_trace() and any(map(moves, parts))
+    if not is_data and not any(map(_is_tensor, parts)):
         _assign(_basic(x, tuple(parts)), value)
         return
     if not isinstance(value, Tensor):
         value = asarray(value, dtype=x.dtype, device=x.device)
-    if moves and _set_spans(*_moving(x, parts), value):
+    if is_data and _set_spans(*_moving(x, parts), value):
         return
     positions = getitem(reshape(arange(x.size, device=x.device), x.shape), tuple(parts))
     values = broadcast_to(astype(_fitted(value, positions.ndim), x.dtype, copy=False), positions.shape)
@@ -303,7 +252,7 @@ def _set_where(x: Tensor, key: tuple, value: Any) -> bool:
     if len(places) != 1 or named > x.ndim or not isinstance(value, Tensor):
         return False
     before, mask, behind = key[: places[0]], key[places[0]], key[places[0] + 1 :]
-    if any(_is_tensor(k) or _moves(k) for k in (*before, *behind)):
+    if any(_is_tensor(k) or moves(k) for k in (*before, *behind)):
         return False
     view = _basic(x, (*before, *(slice(None),) * mask.ndim, *behind))
     first, last = (sum(k is None or isinstance(k, slice) for k in parts) for parts in (before, behind))

@@ -123,7 +123,7 @@ class State:
 
 @dataclass(eq=False, slots=True)
 class Graph:
-    """states, constants (values and the arrays that hold them), draws (values of each key and counter), numbers feed it.
+    """states, constants (values and arrays that hold them), draws (values of each key and counter), numbers feed it.
 
     numbers: what each is of the Python numbers that a call brings, and its 0-d value, float64 or int64.
     """

@@ -9,7 +9,7 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +226,7 @@ class Compiled:
         # is thrown away, and the next round looks at that too. A value that only this trace needs makes a program for
         # this value beside those for many: x[i : i + 8] is one for all i but the last, where less than 8 are left.
         fixed: dict[str, str] = {}
-        for round in range(MOST_TRACES):
+        for traces in range(MOST_TRACES):
             capture = self._capture(args, kwargs)
             key = (*capture.signature, *mode)
             program = self._by_signature.get(key)
@@ -238,7 +238,7 @@ class Compiled:
                 if len(self._programs) >= self._max_programs:
                     self._give_up(capture)
                     return capture, None
-                if round > MOST_TRACES // 2:
+                if traces > MOST_TRACES // 2:
                     fixed |= dict.fromkeys(_ints(capture), "its value was needed")
                 made = self._make(capture, mode, args, kwargs, fixed)
                 if made is None:
@@ -255,7 +255,7 @@ class Compiled:
         self._warn(f"{self._name} runs as it is: each of {MOST_TRACES} traces ran other code or needed other numbers")
         return capture, None
 
-    def _capture(self, args: tuple, kwargs: dict[str, Any], fixed: Container[str] = ()) -> Walk:
+    def _capture(self, args: tuple, kwargs: dict[str, Any], fixed: Iterable[str] = ()) -> Walk:
         needed = {*self._needed, *fixed}
         return Walk(self.function, args, kwargs, self._varying, needed, self._more_code, self._state)
 

@@ -223,7 +223,7 @@ def test_an_argument_is_state_for_its_call():
 
 @pytest.mark.parametrize("state", [3, "model", None, 0.5])
 def test_a_state_that_holds_nothing_is_refused(state):
-    with pytest.raises(ArgumentError, match="compile: state is .*, which holds nothing: pass objects, as "):
+    with pytest.raises(ArgumentError, match=r"compile: state is .*, which holds nothing: pass objects, as "):
         ta.compile(lambda x: x, state=(Bag(), state))
     if state is not None:
         with pytest.raises(ArgumentError, match=f"compile: state is {state!r}"):

@@ -23,14 +23,17 @@ exactly = functools.partial(Compiled, build=exact(), max_programs=99)
 interpreted = functools.partial(Compiled, build=Interpreter, max_programs=99)
 
 
+MOVING = ["{}", "{0}:{0} + 1", "{0}:{0} + 2", "{0}:3 + {0}", "{0}-1:{0} + 1"]
+STILL = ["1", "-1", ":", "1:", "::2", "[0, 2]", "[1, 1]"]
+
+
 @st.composite
 def keys(draw):
     """A key as Python code, of ints i and n, and of each in what shape: one part at least is data."""
     parts = []
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.sampled_from(["i", "n", "2*i", "i + n", "n - 1"]))
-        part = draw(st.sampled_from(["{}", "{0}:{0} + 1", "{0}:{0} + 2", "{0}:3 + {0}", "{0}-1:{0} + 1"] * 2 + ["1", "-1",
-                                     ":", "1:", "::2", "[0, 2]", "[1, 1]"]))  # fmt: skip
+        part = draw(st.sampled_from(MOVING * 2 + STILL))
         parts.append(part.format(f"({start})"))
     if draw(st.booleans()):
         parts.insert(draw(st.integers(0, len(parts))), draw(st.sampled_from(["...", "None"])))
@@ -133,7 +136,7 @@ def test_the_length_is_found_through_sums_and_products_and_no_others():
         return x[i : i + 2]
 
     for function in (moved, narrow, lambda x, i: x[i : i * i], lambda x, i: x[i:], lambda x, i: x[: i + 1]):
-        with pytest.raises(TraceError, match=r"index: a slice by tensors .* write it as x\[i : i \+ 8\], with an i of int32"):
+        with pytest.raises(TraceError, match=r"index: a slice by tensors .* write it as x\[i : i \+ 8\], with"):
             ta.compile(function)(X, Tensor(1))
 
 
@@ -226,5 +229,5 @@ def test_values_for_each_that_a_mask_hits_are_written_in_eager_mode_alone():
 
     m = Tensor([True, False, True])
     assert write(ta.zeros(3), m, Tensor([1.0, 2.0])).tolist() == [1, 0, 2]
-    with pytest.raises(TraceError, match="setitem .*asked for its elements"):
+    with pytest.raises(TraceError, match=r"setitem .*asked for its elements"):
         ta.compile(write)(ta.zeros(3), m, Tensor([1.0, 2.0]))

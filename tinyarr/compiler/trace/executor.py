@@ -100,8 +100,8 @@ class Instruction(NamedTuple):
 class Trace:
     """Record of one run of a function. draws: of each random draw the generator, and stand-ins for key and counter.
 
-    needed: the numbers, by path, that must be there as they are, and why. conditions: comparisons of ints that each call
-    brings, and what they must give, for it is what the trace depends on. as_it_is: why the function can't be compiled.
+    needed: the numbers, by path, that must be there as they are, and why. conditions: comparisons of ints that each
+    call brings, with their outcomes, on which the trace depends. as_it_is: why the function can't be compiled.
     """
 
     def __init__(self, family: object = None) -> None:

@@ -159,10 +159,11 @@ class SymbolicInt(SymbolicNumber):
     __slots__ = ()
 
     def computed(self, name: str, operands: tuple[Any, ...]) -> Any:
+        me: Any = self
         if name == "__bool__":
-            return self != 0
+            return me != 0
         if name == "__abs__":
-            return -self if self < 0 else +self
+            return -me if me < 0 else +me
         x = operands[0] if operands else 0
         if _kind(x) not in (int, float):
             return None
@@ -175,7 +176,7 @@ class SymbolicInt(SymbolicNumber):
             is_power = name == "__rpow__" and type(x) is float and x > 0
             return self.made(name, operands) if name in _SUMS or is_power else None
         if name in _COMPARISONS:
-            return self.compared(name, self - x, 0)
+            return self.compared(name, me - x, 0)
         terms = _of_int(self).computed(name, _of_int(x)) if name in _SIGNS or name in _SUMS else None
         if terms is None:
             return None
