@@ -66,11 +66,16 @@ def sum_of_blocks(x: np.ndarray, out: np.ndarray, sums: np.ndarray) -> None:
     if length % BLOCK:
         np.add.reduce(x[:, -(length % BLOCK) :], 1, dtype, out=sums[:, count])
         count += 1
+    add_in_pairs(sums, count, out)
+
+
+def add_in_pairs(sums: np.ndarray, count: int, out: np.ndarray) -> None:
+    """out (K, C) = the first `count` of sums (K, N, C), which are overwritten, added in pairs."""
     while count > 8:
         half = count // 2
         np.add(sums[:, :half], sums[:, count - half : count], sums[:, :half])
         count -= half
-    np.add.reduce(sums[:, :count], 1, dtype, out=out)
+    np.add.reduce(sums[:, :count], 1, sums.dtype, out=out)
 
 
 def _sum_scratch(call):
