@@ -22,9 +22,9 @@ ORDER = {  # of floor 1: each file needs only those before it
     "Sunday morning: what models need": """ops/index ops/activation ops/rotary ops/random ops/attention ops/loss
         ops/linear_cross_entropy""",
     "Sunday morning: NumPy runs it": """backends/__init__ backends/base backends/numpy/registry backends/numpy/pool
-        backends/numpy/erf backends/numpy/functions backends/numpy/expression backends/numpy/index
-        backends/numpy/matmul backends/numpy/reduce backends/numpy/rows backends/numpy/shape backends/numpy/__init__""",
-    "Sunday afternoon: training": "nn/module nn/init nn/layers nn/losses nn/__init__ segments optim schedule",
+        backends/numpy/erf backends/numpy/functions backends/numpy/expression backends/numpy/reduce
+        backends/numpy/rows backends/numpy/index backends/numpy/matmul backends/numpy/shape backends/numpy/__init__""",
+    "Sunday afternoon: training": "nn/module nn/initial nn/layers segments optim schedule",
     "Sunday evening: GPT-2": "models/cache models/gpt2",
 }
 INTRODUCTION = """# Reading tinyarr

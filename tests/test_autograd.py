@@ -747,6 +747,35 @@ def test_value_and_grad_of_a_parameter_gives_plain_tensors_and_keeps_no_graph():
     assert not value.requires_grad and not gradient.requires_grad and gradient.tolist() == [2.0, 4.0]
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_gradient_has_a_history_where_an_argument_has_one_or_the_function_encloses_what_needs_a_gradient(compiled):
+    w, x = ta.Tensor([2.0], requires_grad=True), ta.Tensor([3.0])
+
+    def of(make):  # d/dw of d/dx of w x^2, or of (w x)^2, is 2 x, or 4 w x
+        w.grad = None
+        loss = make().sum()
+        loss.backward()
+        return loss, w.grad
+
+    def enclosed():
+        return ta.grad(lambda x: (w * x * x).sum())(x)
+
+    def enclosed_with_history():
+        y = w * w
+        return ta.grad(lambda x: (y * x * x).sum())(x)
+
+    def given_with_history():
+        value, gradient = ta.value_and_grad(lambda y: (y * y).sum())(w * x)
+        return value * 0 + gradient
+
+    for make, right in ((enclosed, 6.0), (enclosed_with_history, 24.0), (given_with_history, 6.0)):
+        run = ta.compile(lambda make=make: of(make)) if compiled else lambda make=make: of(make)
+        assert run()[1].tolist() == [right]
+    with ta.no_grad():
+        assert not enclosed().requires_grad
+    assert not ta.grad(lambda x: (w.detach() * x * x).sum())(x).requires_grad
+
+
 def test_a_graph_that_is_freed_holds_no_memory_though_its_result_lives_on():
     x = ta.Tensor([1.0, 2.0], requires_grad=True)
     middle = x * 3

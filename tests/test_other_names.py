@@ -15,7 +15,7 @@ import pytest
 import tinyarr as ta
 from tinyarr import nn, optim
 from tinyarr.errors import ArgumentError, DtypeError, GradientError, ShapeError
-from tinyarr.other_names import AUTOGRAD, FUNCTIONS, INIT, METHODS, MODULE, NN, OPTIM, OPTIMIZER, SAME
+from tinyarr.other_names import AUTOGRAD, FUNCTIONS, METHODS, MODULE, NN, OPTIM, OPTIMIZER, SAME
 
 LAYER = nn.Linear(2, 3)
 OWNERS = [  # who lacks the names, what an error calls it, where what it is told to use is found
@@ -23,7 +23,6 @@ OWNERS = [  # who lacks the names, what an error calls it, where what it is told
     (METHODS, ta.ones((2, 2)), "Tensor", ()),
     (NN, nn, "tinyarr.nn", (nn,)),
     (MODULE, LAYER, "Linear", (nn,)),
-    (INIT, nn.init, "tinyarr.nn.init", (nn.init,)),
     (AUTOGRAD, ta.autograd, "tinyarr.autograd", ()),
     (OPTIM, optim, "tinyarr.optim", (optim,)),
     (OPTIMIZER, optim.SGD(LAYER.parameters()), "SGD", ()),

@@ -188,6 +188,11 @@ def tolist(x: Tensor) -> Any:
     return to_numpy(x).tolist()
 
 
+def numel(x: Tensor) -> int:
+    """Number of elements, which x.size is too."""
+    return int(x.size)
+
+
 def item(x: Tensor) -> Any:
     """The one element as a Python number. Raises ShapeError where there are more or none."""
     if x.size != 1:

@@ -55,7 +55,6 @@ SHARED = {  # by functions and methods
     "ne": "not_equal",
     "unique": "unique_values",
     "absolute": "abs",
-    "masked_fill": "where(mask, value, x)",
     "masked_select": "x[mask]",
     "argwhere": "nonzero",
     "movedim": "moveaxis",
@@ -75,10 +74,6 @@ FUNCTIONS = SHARED | {
     "clip_grad_norm_": "optim.clip_grad_norm",
     "is_tensor": "isinstance(x, Tensor)",
     "allclose": "numpy.allclose of x.numpy() and y.numpy()",
-    "rand_like": "rand(*x.shape)",
-    "randn_like": "randn(*x.shape)",
-    "randperm": "argsort(rand(n))",
-    "smooth_l1_loss": "huber_loss",
     "from_numpy": "asarray or from_dlpack",
     "cat": "concat",
     "concatenate": "concat",
@@ -112,44 +107,19 @@ METHODS = SHARED | {
     "type": "astype",
     "cpu": "to('cpu')",
     "cuda": "to('cuda')",
-    "data": "detach()",
-    "numel": "size",
     "dim": "ndim",
-    "copy_": "assign",
-    "fill_": "assign",
-    "zero_": "assign(0)",
-    "add_": "assign(x + y)",
-    "requires_grad_": "requires_grad = True",
     "nelement": "size",
     "view_as": "reshape(y.shape)",
     "expand_as": "broadcast_to(y.shape)",
     "type_as": "astype(y.dtype)",
     "is_cuda": "device.kind == 'cuda'",
-    "mul_": "assign(x * y)",
-    "sub_": "assign(x - y)",
-    "div_": "assign(x / y)",
-    "clamp_": "assign(x.clip(min, max))",
-    "masked_fill_": "x[mask] = value",
-    "normal_": "assign(tinyarr.normal(x.shape))",
-    "uniform_": "assign(tinyarr.uniform(x.shape))",
     "detach_": "detach()",
 }
-_ACTIVATIONS = {
-    "ReLU": "relu", "GELU": "gelu", "SiLU": "silu", "Tanh": "tanh", "Sigmoid": "sigmoid", "Softplus": "softplus",
-    "LeakyReLU": "leaky_relu", "Softmax": "softmax", "LogSoftmax": "log_softmax",
-}  # fmt: skip
-NN = {name: f"tinyarr.{f}, a function, which Sequential takes too" for name, f in _ACTIVATIONS.items()} | {
-    "Identity": "lambda x: x, which Sequential takes too",
-    "Flatten": "lambda x: x.reshape(len(x), -1), which Sequential takes too",
+NN = {
     "ParameterList": "list: a Module finds the parameters in lists",
     "ParameterDict": "dict: a Module finds the parameters in dicts",
-    "Buffer": "Tensor: one that is no Parameter is a buffer",
+    "Buffer": "Module.register_buffer(name, tensor)",
     "MultiheadAttention": "tinyarr.scaled_dot_product_attention between Linear layers",
-    "L1Loss": "tinyarr.l1_loss",
-    "NLLLoss": "tinyarr.nll_loss",
-    "HuberLoss": "tinyarr.huber_loss",
-    "SmoothL1Loss": "tinyarr.huber_loss",
-    "BCEWithLogitsLoss": "tinyarr.binary_cross_entropy_with_logits",
     "functional": "tinyarr.relu and its like, which are functions of tinyarr itself",
     "utils": "tinyarr.optim.clip_grad_norm for clipping",
 }
@@ -163,19 +133,6 @@ MODULE = {
     "register_parameter": "setattr(self, name, nn.Parameter(tensor))",
     "add_module": "setattr(self, name, module)",
     "register_module": "setattr(self, name, module)",
-    "children": "named_modules(), or the attributes themselves",
-    "named_children": "named_modules(), or the attributes themselves",
-    "buffers": "named_tensors()",
-    "named_buffers": "named_tensors()",
-    "requires_grad_": "parameters(): for p in self.parameters(): p.requires_grad = False",
-}
-INIT = {
-    "normal_": "normal(shape, std), which returns a new Parameter",
-    "uniform_": "uniform(shape, bound), which returns a new Parameter",
-    "constant_": "constant(shape, value), which returns a new Parameter",
-    "zeros_": "constant(shape, 0), which returns a new Parameter",
-    "ones_": "constant(shape, 1), which returns a new Parameter",
-    "kaiming_uniform_": "kaiming_uniform(shape, fan_in), which returns a new Parameter",
 }
 AUTOGRAD = {
     "grad": "tinyarr.gradients(outputs, inputs)",
@@ -279,7 +236,7 @@ for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, 
     for _name, _value in list(vars(_kind).items()):
         if takes_axis(_value):
             setattr(_kind, _name, explained(_value))
-for _module, _names in ((nn, NN), (nn.init, INIT), (optim, OPTIM), (autograd, AUTOGRAD)):
+for _module, _names in ((nn, NN), (optim, OPTIM), (autograd, AUTOGRAD)):
     _module.__getattr__ = functools.partial(missing, _module.__name__, _names)  # type: ignore[method-assign]
 
 

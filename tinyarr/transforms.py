@@ -48,14 +48,14 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
         raise ArgumentError("vjp: no primals came: pass the tensors at which to differentiate")
     require_tensors("vjp", **{f"primal {i}": x for i, x in enumerate(primals)})
     variables, connected = zip(*map(independent, primals), strict=True)
-    token = nested.set(nested.get() + 1)
+    first, token = next(numbers), nested.set(nested.get() + 1)
     try:
         with set_recording(True):
             result = function(*variables)
     finally:
         nested.reset(token)
     outputs = _tensors("vjp", result)
-    again = any(connected) or is_nested()
+    again = any(connected) or is_nested() or (recording.get() and _reads_history(outputs, variables, first))
 
     def pull(*output_gradients: Tensor) -> tuple[Tensor, ...]:
         pairs = [(o, g) for o, g in zip(outputs, output_gradients, strict=True) if o._requires_grad]
@@ -66,6 +66,19 @@ def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
         return tuple(zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True))
 
     return (result if again else _detached(result)), pull
+
+
+def _reads_history(outputs: Sequence[Tensor], variables: Sequence[Tensor], first: int) -> bool:
+    """Returns whether outputs come from tensors that need a gradient besides the variables, as a closure's may.
+
+    Nodes recorded from the number `first` on are the function's own.
+    """
+    roots = [edge_of(o) for o in outputs if o._requires_grad]
+    edges = [*roots, *(edge for node in reachable(roots, first) for edge in node.edges if edge is not None)]
+    return any(
+        parent.number < first if isinstance(parent, TapeNode) else all(parent is not x for x in variables)
+        for parent, _ in edges
+    )
 
 
 def _detached(result: Any) -> Any:
@@ -121,6 +134,9 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_
     The function must return a tensor of one element; with `has_aux` a tuple of that and of anything else, which is
     returned as it is, but for tensors without their history. An argument is a tensor, or lists, tuples and dicts of
     them, and so is its gradient. One argument number gives one gradient, a sequence a tuple.
+
+    Value and gradient have a history, and can be differentiated by `backward`, where an argument has one, or the
+    function reads tensors besides its arguments that need a gradient. Leaves among the arguments give them none.
     """
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
 
@@ -153,7 +169,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_
             return result[0]
 
         if not is_nested():  # outermost, nobody differentiates further: plain results, and no graph is kept
-            at = [x.detach() for x in at]
+            at = [x.detach() if x.is_leaf else x for x in at]
         value, pull = vjp(of_variables, *at)
         if isinstance(value, tuple) or value.size != 1:
             raise GradientError(
@@ -162,7 +178,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_
         found = iter(pull(ones_like(value)))
         grads = tuple(_mapped(args[n], lambda _: next(found)) for n in numbers)
         if has_aux:
-            is_kept = is_nested()
+            is_kept = value._requires_grad
             value = value, _mapped(others[0], lambda x: x if is_kept or not isinstance(x, Tensor) else x.detach())
         return value, grads[0] if isinstance(argnums, int) else grads
 

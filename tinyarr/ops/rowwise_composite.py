@@ -18,9 +18,14 @@ from .create import full
 from .elementwise import astype
 from .elementwise_primitive import Elementwise
 from .primitive import apply, executor
-from .row import COSTLY
 from .rowwise import Rowwise
 from .scalar import Expr, cast, is_fold, operation_of, substitute, topological, variable, weak
+
+# Operations of more than a few instructions: computed once for all that need them.
+COSTLY = {
+    "exp", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh",
+    "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "power", "hypot", "random_bits",
+}  # fmt: skip
 
 
 def composed(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:

@@ -1,8 +1,8 @@
 """NumPy evaluation of row expressions, some rows at a time. Floor 1.
 
 As in expression.py an expression is a list of steps, here over tiles of whole rows, and a fold is a step too. What
-varies along the row has a register (rows, n), a statistic one (rows, 1). Of a choice between statistics the first side is
-the usual one, which alone is computed in a tile whose rows all take it. A sum over rows adds blocks, then in pairs.
+varies along the row has a register (rows, n), a statistic one (rows, 1). Of a choice between statistics the first side
+is the usual one, which alone is computed in a tile whose rows all take it. Sums over rows are made of the tiles' sums.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from ... import views
 from ...ops.typing import Typed, TypedStep
 from .expression import Specs, Tile, Tiles, block_tiles, function_of
-from .reduce import BLOCK, add_in_pairs
+from .reduce import add_in_pairs, blocks, sum_of_blocks
 
 TILE = 1 << 17  # elements, 4 x expression.py's: a step over statistics takes 1 µs, however few the rows
 FOLDS = {"row_sum": np.add, "row_max": np.maximum, "row_min": np.minimum}
@@ -83,7 +83,7 @@ class _Rows(Tiles):
     otherwise: the steps for a tile in which the conditions aren't all true.
     """
 
-    def __init__(self, call: Any, typed: Typed, conditions: Sequence[int] = (), otherwise: _Rows | None = None):
+    def __init__(self, call: Any, typed: Typed, conditions: Sequence[int] = (), otherwise: Any = None):
         self.conditions, self.otherwise, shapes = conditions, otherwise, call.in_shapes
         *leading, self.n = call.primitive.shape(shapes, call.params)
         self.varies: list[bool] = []
@@ -98,16 +98,15 @@ class _Rows(Tiles):
             for b, s in zip(by, shapes, strict=True)
         ]
         self.columns = {o: i for o, i in enumerate(typed.outputs) if typed.values[i].op == "column_sum"}
-        most = max(TILE // max(self.n, 1), 1)
-        self.count, self.most = math.prod(self.leading), most - most % BLOCK if self.columns and most > BLOCK else most
+        self.count, self.most = math.prod(self.leading), max(TILE // max(self.n, 1), 1)
         super().__init__(typed, shapes, (*self.leading, self.n))
         self.copied = [(o, i) for o, i in self.copied if o not in self.columns]
 
     def _ordered(self, varying: Sequence[int]) -> list[int]:
-        """What results are made of, in the order of need, and conditions before all."""
+        """The steps that conditions and results are made of, each after what it needs, conditions first."""
         values, order = self.typed.values, dict[int, None]()
         computed = {i for i in varying if values[i].op != "index"}
-        wanted = [*reversed(self.typed.outputs), *reversed(self.conditions)]
+        wanted = [*self.typed.outputs, *self.conditions]
         while wanted:
             i = wanted.pop()
             missing = [a for a in values[i].args if a in computed and a not in order]
@@ -119,35 +118,25 @@ class _Rows(Tiles):
 
     def _steps(self) -> list[tuple]:
         steps = [(i, self._function(self.typed.values[i]), self._arguments(self.typed.values[i])) for i in self.order]
-        last = max((k for k, (i, _, _) in enumerate(steps) if i in self.conditions), default=0)
-        return [*steps[: last + 1], *((c, _require, (c,)) for c in self.conditions), *steps[last + 1 :]]
+        known = max([self.order.index(c) for c in self.conditions], default=-1) + 1
+        return [*steps[:known], *[(c, _require, (c,)) for c in self.conditions], *steps[known:]]
 
     def _function(self, v: TypedStep) -> Callable:
         if v.op == "column_sum":
-            return _BlockSums.add
+            return _sum_over_rows
         if v.op not in FOLDS:
             return function_of(v)
-        start = {"row_max": -math.inf, "row_min": math.inf}.get(v.op)
-        of_nothing = {} if start is None or self.n else {"initial": start}
-        fold = functools.partial(FOLDS[v.op].reduce, axis=-1, keepdims=True, **of_nothing)
+        of_nothing = {"row_max": -math.inf, "row_min": math.inf}.get(v.op, 0)
+        fold = functools.partial(FOLDS[v.op].reduce, axis=-1, keepdims=True, initial=None if self.n else of_nothing)
         a = self.typed.values[v.args[0]]
         if self.seen[a.value] == self.shape if a.op == "input" else self.varies[v.args[0]] and a.op != "index":
             return fold
         return lambda x, out: fold(np.broadcast_to(x, (*out.shape[:-1], self.n)), out=out)
 
-    def known(self, inputs: Sequence[Any]) -> list[Any]:
-        known = super().known(inputs)
-        for i, v in enumerate(self.typed.values):
-            if v.op == "index":
-                known[i] = np.arange(self.n)
-        return known
-
     def _width(self, i: int) -> int:
-        return self.n if self.varies[i] else 1
+        return 0 if self.typed.values[i].op == "column_sum" else self.n if self.varies[i] else 1
 
     def _room(self, i: int | None = None) -> int:
-        if i in self.columns.values():
-            return 0
         return min(self.most, self.count) * (self.n if i is None else self._width(i))
 
     def _tiles(self) -> Iterator:
@@ -155,70 +144,62 @@ class _Rows(Tiles):
             return block_tiles(self.leading, self.most)
         return iter([(..., self.leading, 0, (0,) * len(self.leading))] if self.count else [])
 
+    def known(self, inputs: Sequence[Any]) -> list[Any]:
+        known = super().known(inputs)
+        for i, v in enumerate(self.typed.values):
+            known[i] = np.arange(self.n) if v.op == "index" else known[i]
+        return known
+
     def scratch(self) -> Specs:
-        """What elementwise expressions need too; then the sums of blocks of rows, and one more."""
+        """Scratch as of elementwise expressions; then for each sum over rows those of tiles, and of blocks in one."""
         if self.otherwise is not None:
             self.starts.append(max(self.starts[-1], self.otherwise.starts[-1]))
-        blocks = sum(-(-math.prod(rows) // BLOCK) for _, rows, _, _ in self._tiles()) if self.columns else 0
-        kinds = [(self._width(i), self.typed.values[i].dtype.numpy) for i in self.columns.values()]
-        sums: Specs = [((blocks + 1, width), dtype) for width, dtype in kinds]
-        return [*(super().scratch() or ([((0,), np.uint8)] if sums else [])), *sums]
+        specs = super().scratch() or [((0,), np.uint8)]
+        for i in self.columns.values():
+            width, dtype = self._width(self.typed.values[i].args[0]), self.typed.values[i].dtype.numpy
+            tiles = sum(1 for _ in self._tiles())
+            specs += [((tiles + 1, width), dtype), (blocks(1, min(self.most, self.count), width), dtype)]
+        return specs
 
     def run(self, inputs: Sequence[Any], outputs: Sequence[np.ndarray], scratch: Sequence[np.ndarray] = ()) -> None:
-        known, others = self.known(inputs), None
-        operands = list(inputs)
+        operands, results = list(inputs), list(outputs)
         for _, k in self.inputs:
             operands[k] = inputs[k].reshape(self.seen[k])
             if self.count > self.most:
                 operands[k] = np.broadcast_to(operands[k], (*self.leading, operands[k].shape[-1]))
-        results = [
-            x if o in self.columns else x.reshape(*self.leading, self._width(self.typed.outputs[o]))
-            for o, x in enumerate(outputs)
-        ]
-        sums = [_BlockSums(x) for x in scratch[len(scratch) - len(self.columns) :]]
+        for o, i in enumerate(self.typed.outputs):
+            if o not in self.columns:
+                results[o] = outputs[o].reshape(*self.leading, self._width(i))
+        known = {self: self.known(inputs)}
+        sums, tiles = scratch[len(scratch) - 2 * len(self.columns) :], 0
         for where, rows, start, corner in self._tiles():
             tile = Tile(start * self.n, (*corner, 0), len(self.shape), scratch[1:])
+            shares = [(x[tiles : tiles + 1], blocks_, rows) for x, blocks_ in zip(sums[::2], sums[1::2], strict=True)]
             try:
-                self._tile(known, operands, results, self._registers(rows, scratch, sums), where, tile)
+                self._tile(known[self], operands, results, self._registers(rows, scratch, shares), where, tile)
             except _OtherSide:
                 other = self.otherwise
-                assert other is not None
-                others = other.known(inputs) if others is None else others
-                other._tile(others, operands, results, other._registers(rows, scratch, sums), where, tile)
-        for o, total in zip(self.columns, sums, strict=True):
-            total.store(outputs[o])
+                known[other] = known.get(other) or other.known(inputs)
+                other._tile(known[other], operands, results, other._registers(rows, scratch, shares), where, tile)
+            tiles += 1
+        for o, total in zip(self.columns, sums[::2], strict=True):
+            add_in_pairs(total[None], tiles, total[-1:])
+            np.copyto(outputs[o], total[-1].reshape(outputs[o].shape), casting="unsafe")
 
-    def _registers(self, rows: tuple[int, ...], scratch: Sequence[np.ndarray], sums: Sequence[_BlockSums] = ()) -> list:
+    def _registers(self, rows: tuple[int, ...], scratch: Sequence[np.ndarray], shares: Sequence[tuple] = ()) -> list:
         registers: list[Any] = [None] * len(self.constants)
-        for i, total in zip(self.columns.values(), sums, strict=True):
-            registers[i], total.shape = total, (*rows, self._width(i))
         for i, r in self.register.items():
-            if registers[i] is None:
-                shape = (*rows, self._width(i))
-                registers[i] = np.ndarray(shape, self.typed.values[i].dtype.numpy, scratch[0], self.starts[r])
+            shape = (*rows, self._width(i))
+            registers[i] = np.ndarray(shape, self.typed.values[i].dtype.numpy, scratch[0], self.starts[r])
+        for i, share in zip(self.columns.values(), shares, strict=True):
+            registers[i] = share
         return registers
 
 
-class _BlockSums:
-    """Sums of blocks of rows, which are added in pairs at the end. shape: of the rows that come next."""
-
-    def __init__(self, sums: np.ndarray):
-        self._sums, self._count = sums, 0
-        self.shape: tuple[int, ...] = ()
-
-    @staticmethod
-    def add(x: Any, out: _BlockSums) -> None:
-        count, width = math.prod(out.shape[:-1]), out.shape[-1]
-        rows = (x if np.shape(x) == out.shape else np.broadcast_to(x, out.shape)).reshape(count, width)
-        whole = count // BLOCK
-        if whole:
-            sums = out._sums[out._count : out._count + whole]
-            np.add.reduce(rows[: whole * BLOCK].reshape(whole, BLOCK, width), 1, out=sums)
-        if count % BLOCK:
-            np.add.reduce(rows[whole * BLOCK :], 0, out=out._sums[out._count + whole])
-        out._count += -(-count // BLOCK)
-
-    def store(self, out: np.ndarray) -> None:
-        total = self._sums[-1:]
-        add_in_pairs(self._sums[None], self._count, total)
-        np.copyto(out, total.reshape(out.shape), casting="unsafe")
+def _sum_over_rows(x: Any, out: tuple[np.ndarray, np.ndarray, tuple[int, ...]]) -> None:
+    """out: the sum, the blocks to make it of, and the leading shape of the rows."""
+    total, sums, rows = out
+    shape = (*rows, total.shape[-1])
+    x = x if np.shape(x) == shape else np.broadcast_to(x, shape)
+    if total.size:
+        sum_of_blocks(x.reshape(1, -1, shape[-1]), total, sums)

@@ -179,15 +179,15 @@ def _first_fit(
     """Places roots in their order; since: the first step that needs each."""
     offsets: dict[Value, int] = {}
     placed = np.empty((4, sum(map(len, lives.values()))), np.int64)  # begins, ends, first and last steps, by begins
+    bottom, top = np.zeros(1, np.int64), np.full(1, np.iinfo(np.int64).max)
     count = 0
     for root in roots:
         stretches, size = lives[root], need[root]
         begins, ends, firsts, lasts = placed[:, :count]
-        beside = np.flatnonzero((firsts <= stretches[0].last) & (lasts >= since[root]))
-        gaps = np.zeros(len(beside) + 1, np.int64)  # where each begins; the last one has no end
-        np.maximum.accumulate(ends[beside], out=gaps[1:])
-        fits = gaps + size <= np.append(begins[beside], np.iinfo(np.int64).max)
-        offsets[root] = offset = int(gaps[fits.argmax()])
+        (beside,) = ((firsts <= stretches[0].last) & (lasts >= since[root])).nonzero()
+        gaps = np.concatenate((bottom, np.maximum.accumulate(ends[beside])))
+        rooms = np.concatenate((begins[beside], top)) - gaps
+        offsets[root] = offset = int(gaps[(rooms >= size).argmax()])
         for low, high, first, last in stretches:
             at = placed[0, :count].searchsorted(offset + low)
             placed[:, at + 1 : count + 1] = placed[:, at:count]
