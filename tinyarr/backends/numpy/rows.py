@@ -103,7 +103,7 @@ class _Rows(Tiles):
         self.copied = [(o, i) for o, i in self.copied if o not in self.columns]
 
     def _ordered(self, varying: Sequence[int]) -> list[int]:
-        """The steps that conditions and results are made of, each after what it needs, conditions first."""
+        """The steps that conditions and outs are made of, each after what it needs, conditions first."""
         values, order = self.typed.values, dict[int, None]()
         computed = {i for i in varying if values[i].op != "index"}
         wanted = [*self.typed.outputs, *self.conditions]
@@ -162,28 +162,25 @@ class _Rows(Tiles):
         return specs
 
     def run(self, inputs: Sequence[Any], outputs: Sequence[np.ndarray], scratch: Sequence[np.ndarray] = ()) -> None:
-        operands, results = list(inputs), list(outputs)
+        operands, outs = list(inputs), list(outputs)
         for _, k in self.inputs:
             operands[k] = inputs[k].reshape(self.seen[k])
             if self.count > self.most:
                 operands[k] = np.broadcast_to(operands[k], (*self.leading, operands[k].shape[-1]))
         for o, i in enumerate(self.typed.outputs):
             if o not in self.columns:
-                results[o] = outputs[o].reshape(*self.leading, self._width(i))
-        known = {self: self.known(inputs)}
-        sums, tiles = scratch[len(scratch) - 2 * len(self.columns) :], 0
-        for where, rows, start, corner in self._tiles():
+                outs[o] = outputs[o].reshape(*self.leading, self._width(i))
+        sums = scratch[len(scratch) - 2 * len(self.columns) :]
+        for number, (where, rows, start, corner) in enumerate(self._tiles()):
             tile = Tile(start * self.n, (*corner, 0), len(self.shape), scratch[1:])
-            shares = [(x[tiles : tiles + 1], blocks_, rows) for x, blocks_ in zip(sums[::2], sums[1::2], strict=True)]
+            shares = [(x[number : number + 1], b, rows) for x, b in zip(sums[::2], sums[1::2], strict=True)]
             try:
-                self._tile(known[self], operands, results, self._registers(rows, scratch, shares), where, tile)
+                self._tile(self.known(inputs), operands, outs, self._registers(rows, scratch, shares), where, tile)
             except _OtherSide:
                 other = self.otherwise
-                known[other] = known.get(other) or other.known(inputs)
-                other._tile(known[other], operands, results, other._registers(rows, scratch, shares), where, tile)
-            tiles += 1
+                other._tile(other.known(inputs), operands, outs, other._registers(rows, scratch, shares), where, tile)
         for o, total in zip(self.columns, sums[::2], strict=True):
-            add_in_pairs(total[None], tiles, total[-1:])
+            add_in_pairs(total[None], len(total) - 1, total[-1:])
             np.copyto(outputs[o], total[-1].reshape(outputs[o].shape), casting="unsafe")
 
     def _registers(self, rows: tuple[int, ...], scratch: Sequence[np.ndarray], shares: Sequence[tuple] = ()) -> list:
