@@ -51,10 +51,10 @@ def compile(
     """The function, run as a program: traced at the first call of each signature, replayed from then on.
 
     The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
-    arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Ints and
-    floats among the arguments are inputs like tensors, unless Python asks for their value, as for a shape; a program
-    serves all ints that compare as those in its trace did. Tensors that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
-    had run; what it returns is new.
+    arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Ints
+    and floats among the arguments are inputs like tensors, unless Python asks for their value, as for a shape; a
+    program serves all ints that compare as those in its trace did. Tensors that it writes, gradients, and attributes
+    and variables that it sets are after each call as if the function itself had run; what it returns is new.
 
     Where a gradient is wanted, a call is one operation on the tape: the forward program also returns what backward
     reads, and backward is a program of its own, made when it is first asked for, and differentiable again. A result
