@@ -9,13 +9,11 @@ of the sizes that a convolution comes down to: no convolution by products takes 
 
 from __future__ import annotations
 
-import os
-
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[_name] = "1"  # before a library starts its threads
-
 import argparse
+import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -27,6 +25,7 @@ import torch
 import tinyarr as ta
 from tinyarr import nn
 
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 Run = Callable[[], object]
 
 
@@ -135,7 +134,8 @@ def lenet() -> dict[str, tuple[Run, ...]]:
         loss(model(images), labels).backward()
         optimizer.step()
 
-    compiled, data, their_data = ta.compile(step), list(map(ta.Tensor, (images, labels))), list(map(torch.from_numpy, (images, labels)))
+    compiled, data = ta.compile(step), [ta.Tensor(images), ta.Tensor(labels)]
+    their_data = [torch.from_numpy(images), torch.from_numpy(labels)]
     return {
         "eager": (lambda: step(*data),),
         "compiled": (lambda: compiled(*data),),
@@ -161,18 +161,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("words", nargs="*")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    if os.environ | ONE_THREAD != os.environ:  # it must be said before a library starts its threads
+        sys.exit(subprocess.run([sys.executable, *sys.argv], env=os.environ | ONE_THREAD).returncode)
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch"))
-    print(f"{platform.processor() or platform.machine()}, one thread; Python {platform.python_version()}, {versions}")
-    print("milliseconds, and in brackets the share of torch's\n")
-    print(f"{'':26}" + "".join(f"{name:>16}" for name in ("eager", "compiled", "torch", "products")))
-    for name, make in [*((name, lambda layer=layer: runs(layer)) for name, layer in LAYERS.items()), ("LeNet", lenet)]:
+    print(f"{platform.machine()}, one thread; Python {platform.python_version()}, {versions}")
+    print("milliseconds, and in brackets the ratio to torch's\n")
+    print(f"{'':34}" + "".join(f"{name:>17}" for name in ("eager", "compiled", "torch", "products")))
+    for name in [*LAYERS, "LeNet, a step"]:
         if chosen.words and not any(word in name for word in chosen.words):
             continue
-        best = measure(make(), chosen.rounds)
-        for i, what in enumerate(["forward", "and backward"] if name != "LeNet" else ["a step"]):
-            cells = [f"{times[i]:8.2f} ({times[i] / best['torch'][i]:4.2f})" for times in best.values()]
-            print(f"{name + ', ' + what if i == 0 else '  ' + what:26}" + "".join(f"{cell:>16}" for cell in cells), flush=True)
+        best = measure(runs(LAYERS[name]) if name in LAYERS else lenet(), chosen.rounds)
+        for i, label in enumerate([name, "    and backward"][: len(best["torch"])]):
+            cells = [f"{times[i]:9.2f} ({times[i] / best['torch'][i]:4.2f})" for times in best.values()]
+            print(f"{label:34}" + "".join(f"{cell:>17}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
