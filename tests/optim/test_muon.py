@@ -80,7 +80,7 @@ def test_every_step_is_torch_s_in_its_own_precision(options, monkeypatch):
 
 
 @compiled_or_not
-@at_most(8)
+@at_most(8, first=2)
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=3), st.integers(0, 99))
 def test_matrices_of_one_shape_together_are_those_alone(compiled, given, seed):
     start, *gradients = arrays(seed, len(given))
