@@ -9,7 +9,7 @@ from tinyarr.errors import ArgumentError, DtypeError, GradientError, ShapeError
 class Block(nn.Module):
     def __init__(self, size):
         self.scale = nn.Parameter(tinyarr.ones((size,)))
-        self.seen = tinyarr.zeros((), dtype=tinyarr.int64)  # a buffer
+        self.register_buffer("seen", tinyarr.zeros((), dtype=tinyarr.int64))
 
 
 class Net(nn.Module):
@@ -189,7 +189,48 @@ def test_a_buffer_or_a_missing_bias_can_be_replaced():
     block.seen = tinyarr.ones(3)
     block.scale = None
     block.scale = tinyarr.ones(4)
-    assert [t.shape for t in block.state_dict().values()] == [(4,), (3,)]
+    assert [t.shape for _, t in block.named_tensors()] == [(4,), (3,)]
+
+
+def test_a_tensor_that_is_no_buffer_is_moved_and_converted_but_not_saved():
+    block = Block(2)
+    block.mask, block.looked_at = tinyarr.ones(2), [tinyarr.zeros(1)]
+    assert list(block.state_dict()) == ["scale", "seen"]
+    assert [name for name, _ in block.named_buffers()] == ["seen"] and list(block.buffers()) == [block.seen]
+    assert [name for name, _ in block.named_tensors()] == ["scale", "seen", "mask", "looked_at.0"]
+    block.load_state_dict(Block(2).state_dict())
+    assert block.to_dtype(tinyarr.bfloat16).mask.dtype is tinyarr.bfloat16
+
+
+def test_a_buffer_is_saved_when_it_is_shared_and_when_it_has_a_history():
+    net = nn.Module()
+    net.register_buffer("made", tinyarr.ones(2), persistent=False)
+    net.register_buffer("none", None)
+    net.inner = nn.Module()
+    assert list(net.state_dict()) == [] and [name for name, _ in net.named_buffers()] == ["made"]
+    net.inner.register_buffer("kept", net.made)
+    assert list(net.state_dict()) == ["made"]
+    net.inner.kept = tinyarr.ones(2, requires_grad=True) * 3
+    state = net.state_dict()
+    assert list(state) == ["inner.kept"] and not state["inner.kept"].requires_grad
+    assert [name for name, _ in net.named_buffers()] == ["made", "inner.kept"]
+
+
+def test_children_are_the_modules_that_a_module_holds_itself():
+    net = Net()
+    net.again = net.table["b"][0]
+    assert [name for name, _ in net.named_children()] == ["first", "blocks.0", "blocks.1", "table.b.0"]
+    assert list(net.children()) == [net.first, *net.blocks, net.again]
+    outer = nn.Sequential(net, net.first)
+    assert list(outer.children()) == [net, net.first] and list(nn.Linear(1, 1).children()) == []
+
+
+def test_parameters_are_frozen_and_thawed_at_once():
+    net = Net()
+    assert net.requires_grad_(False) is net
+    assert not any(p.requires_grad for p in net.parameters())
+    net.requires_grad_()
+    assert all(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize("keys", [("a.b", "a"), (1, "1")], ids=repr)

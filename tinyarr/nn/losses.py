@@ -1,38 +1,24 @@
-"""Losses as modules. Floor 5."""
+"""Losses as modules: `MSELoss()(x, target)`. Floor 5."""
 
 from __future__ import annotations
 
-from typing import Any
+from ..ops.loss import cross_entropy
+from ..ops.more.losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
+from .from_function import from_function
 
-from ..ops.loss import cross_entropy, mse_loss
-from ..tensor import Tensor
-from .module import Module
-
-
-class CrossEntropyLoss(Module):
-    """tinyarr.cross_entropy with fixed options."""
-
-    def __init__(
-        self,
-        weight: Tensor | None = None,
-        *,
-        ignore_index: int = -100,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ):
-        self.weight = weight
-        self.options: dict[str, Any] = {"ignore_index": ignore_index, "reduction": reduction}
-        self.options["label_smoothing"] = label_smoothing
-
-    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(logits, targets, self.weight, **self.options)
-
-
-class MSELoss(Module):
-    """tinyarr.mse_loss with fixed options."""
-
-    def __init__(self, *, reduction: str = "mean"):
-        self.reduction = reduction
-
-    def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        return mse_loss(x, target, reduction=self.reduction)
+BCELoss = from_function("BCELoss", binary_cross_entropy, operands=2)
+BCEWithLogitsLoss = from_function("BCEWithLogitsLoss", binary_cross_entropy_with_logits, operands=2)
+CrossEntropyLoss = from_function("CrossEntropyLoss", cross_entropy, operands=2)
+HuberLoss = from_function("HuberLoss", huber_loss, operands=2)
+L1Loss = from_function("L1Loss", l1_loss, operands=2)
+MSELoss = from_function("MSELoss", mse_loss, operands=2)
+NLLLoss = from_function("NLLLoss", nll_loss, operands=2)
+SmoothL1Loss = from_function("SmoothL1Loss", smooth_l1_loss, operands=2)

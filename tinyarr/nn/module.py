@@ -36,14 +36,15 @@ class Parameter(Tensor):
 class Module:
     """Base of layers and models: define `forward`, and assign parameters and submodules as attributes.
 
-    A Parameter is what the optimizer updates, any other tensor a buffer: both are part of `state_dict`. Lists, tuples
-    and dicts of modules or tensors are looked into. A name is the path of attributes: `blocks.0.attention.weight`.
+    A Parameter is what the optimizer updates, a buffer (see `register_buffer`) what the module itself does: both are
+    part of `state_dict`. Any other tensor is only moved and converted with them. Lists, tuples and dicts of modules or
+    tensors are looked into. A name is the path of attributes: `blocks.0.attention.weight`.
     """
 
     training: bool = True
     _before: Sequence[Callable] = ()
     _after: Sequence[Callable] = ()
-    _unsaved: tuple[str, ...] = ()  # names of buffers that `state_dict` leaves out
+    _buffers: Mapping[str, bool] = {}  # names of buffers, and whether each is part of `state_dict`
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuses a tensor that looks like a parameter and would become a buffer.
@@ -102,14 +103,25 @@ class Module:
             if isinstance(value, Module):
                 yield name, value
 
-    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and buffer with its name, in order of assignment; a shared one once, by its first name.
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """The modules that this one holds itself, in lists and dicts too, not those within them; each once."""
+        for name, value in _walk(vars(self), "", {id(self)}, within_modules=False):
+            if isinstance(value, Module):
+                yield name, value
 
-        Raises ArgumentError where two have the same name, as those under the keys "a.b" and "a" of a dict can.
+    def children(self) -> Iterator[Module]:
+        """The modules that this one holds itself, each once."""
+        return (module for _, module in self.named_children())
+
+    def named_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter, buffer and other tensor that is no result of recorded operations, each once with its name.
+
+        They come in order of assignment, a shared one by its first name. Raises ArgumentError where two have the same
+        name, as those under the keys "a.b" and "a" of a dict can.
         """
         names: set[str] = set()
         for name, value in _walk(self, "", set()):
-            if isinstance(value, Tensor) and value.is_leaf:
+            if isinstance(value, Tensor) and (value.is_leaf or id(value) in self._buffers_by_id()):
                 if name in names:
                     raise ArgumentError(f"named_tensors: two tensors have the name {name}: rename a key or attribute")
                 names.add(name)
@@ -136,15 +148,32 @@ class Module:
         return self
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """Makes an attribute of a tensor, as assigning does; one that isn't persistent is left out of `state_dict`."""
+        """Makes an attribute of a tensor, which may be assigned anew, and part of `state_dict` where persistent."""
         setattr(self, name, tensor)
-        if not persistent:
-            self._unsaved = (*self._unsaved, name)
+        self._buffers = {**self._buffers, name: persistent}
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor that was registered as a buffer, persistent or not, each once with its name."""
+        buffers = self._buffers_by_id()
+        return ((name, t) for name, t in self.named_tensors() if id(t) in buffers)
+
+    def buffers(self) -> Iterator[Tensor]:
+        """Every tensor that was registered as a buffer, each once."""
+        return (t for _, t in self.named_buffers())
+
+    def _buffers_by_id(self) -> dict[int, bool]:
+        """By the id of each buffer, whether it is persistent under one of its names."""
+        found: dict[int, bool] = {}
+        for module in self.modules():
+            for name, persistent in module._buffers.items():
+                key = id(vars(module).get(name))
+                found[key] = persistent or found.get(key, False)
+        return found
 
     def _saved(self) -> dict[str, Tensor]:
-        """Parameters and buffers by name, but for buffers that aren't persistent."""
-        unsaved = {f"{at}.{name}" if at else name for at, module in self.named_modules() for name in module._unsaved}
-        return {name: t for name, t in self.named_tensors() if name not in unsaved}
+        """Parameters and persistent buffers by name."""
+        buffers = self._buffers_by_id()
+        return {n: t for n, t in self.named_tensors() if isinstance(t, Parameter) or buffers.get(id(t))}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Name to tensor, for parameters and buffers; they share memory with the module's and have no history."""
@@ -190,12 +219,18 @@ class Module:
         """train(False)."""
         return self.train(False)
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Says of every parameter whether it requires a gradient; an optimizer leaves one alone that doesn't."""
+        for p in self.parameters():
+            p.requires_grad = requires_grad
+        return self
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradient of every parameter, or makes it 0."""
         clear_gradients(self.parameters(), set_to_none)
 
     def to(self, target: str | Device | Dtype | None = None, dtype: Dtype | None = None) -> Self:
-        """Moves every parameter and buffer to a device, converts it to a dtype, or both. Make the optimizer afterwards.
+        """Moves every tensor of the module to a device, converts it to a dtype, or both. Make the optimizer afterwards.
 
         Integers keep their dtype.
         """
@@ -206,7 +241,7 @@ class Module:
         return self if dtype is None else self.to_dtype(dtype)
 
     def to_dtype(self, dtype) -> Self:
-        """Converts every floating parameter and buffer to `dtype`, a floating one. Make the optimizer afterwards."""
+        """Converts every floating tensor of the module to `dtype`, a floating one. Make the optimizer afterwards."""
         if not dtypes.dtype(dtype).is_float:
             raise DtypeError(f"to_dtype: dtype is {dtypes.dtype(dtype).name}: it must be a floating dtype")
         self._change("to_dtype", lambda t: t.astype(dtype) if t.dtype.is_float else t)
@@ -222,10 +257,10 @@ class Module:
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
         for name, value in vars(self).items():
-            if isinstance(value, Module | list | tuple | dict):
-                lines.append(f"  {name}: " + repr(value).replace("\n", "\n  "))
-            elif isinstance(value, Tensor):
+            if isinstance(value, Tensor):
                 lines.append(f"  {name}: {value.dtype.name}{list(value.shape)}")
+            elif any(_walk(value, "", set())):
+                lines.append(f"  {name}: " + repr(value).replace("\n", "\n  "))
         return "\n".join([*lines, ")"]) if len(lines) > 1 else lines[0] + ")"
 
 
@@ -235,7 +270,7 @@ def clear_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
         p.grad = None if set_to_none or p.grad is None else zeros_like(p.grad)
 
 
-def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
+def _walk(value: Any, name: str, seen: set[int], within_modules: bool = True) -> Iterator[tuple[str, Any]]:
     """Modules and tensors at and below `value`, each once, with their paths."""
     if isinstance(value, Module | Tensor):
         if id(value) in seen:
@@ -243,6 +278,8 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
         seen.add(id(value))
         yield name, value
     if isinstance(value, Module):
+        if not within_modules:
+            return
         children = vars(value).items()
     elif isinstance(value, dict):
         children = value.items()
@@ -251,4 +288,4 @@ def _walk(value: Any, name: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     else:
         return
     for key, child in children:
-        yield from _walk(child, f"{name}.{key}" if name else str(key), seen)
+        yield from _walk(child, f"{name}.{key}" if name else str(key), seen, within_modules)
