@@ -57,6 +57,14 @@ def finds_the_minimum(printed):
     assert float(error) < 1e-12
 
 
+def reads_the_digits(printed):
+    assert last("read", printed)[0] >= 97
+
+
+def adds_what_is_marked(printed):
+    assert last("error on new", printed)[0] < 0.01
+
+
 RESULTS = {
     "moons": separates_the_moons,
     "sorter": sorts,
@@ -67,6 +75,8 @@ RESULTS = {
     "neural_ode": follows_the_spiral,
     "pinn": solves_the_equation,
     "newton_cg": finds_the_minimum,
+    "convolution": reads_the_digits,
+    "recurrent": adds_what_is_marked,
 }
 QUICK = ("moons", "pinn")
 
