@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import platform
 import statistics
@@ -35,7 +36,7 @@ ROUNDS = 31
 
 def perceptron(*sizes: int, activation: type = nn.Tanh) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for n, m in zip(sizes[:-1], sizes[1:], strict=True):
+    for n, m in itertools.pairwise(sizes):
         layers += [nn.Linear(n, m), activation()]
     return nn.Sequential(*layers[:-1])
 

@@ -32,7 +32,8 @@ def draw(n):
     """Pictures (n, 1, 12, 12) and their digits (n,)."""
     labels = tinyarr.randint(0, 10, (n,))
     down, right = tinyarr.randint(0, 6, (n, 1, 1)), tinyarr.randint(0, 8, (n, 1, 1))
-    row, column = tinyarr.arange(12).reshape((12, 1)) - down, tinyarr.arange(12) - right  # of the digit, (n, 12, 1 | 12)
+    row = tinyarr.arange(12).reshape((12, 1)) - down  # of the digit, (n, 12, 1)
+    column = tinyarr.arange(12) - right  # (n, 1, 12)
     inside = (row >= 0) & (row < 7) & (column >= 0) & (column < 5)
     pixels = digits.reshape(-1)[labels.reshape((n, 1, 1)) * 35 + row.clip(0, 6) * 5 + column.clip(0, 4)]
     return (pixels * inside + 0.2 * tinyarr.randn(n, 12, 12)).expand_dims(1), labels
