@@ -174,6 +174,7 @@ _LATER = {  # by module what no tensor needs, which is imported when it is first
     "compiler": "compile",
     "ops.more.einsum": "einsum outer tensordot vecdot",
     "ops.more.sets": "unique_all unique_counts unique_inverse unique_values",
+    "batching": "vmap",
     "": "compiler cuda data distributed saving testing tuning",  # modules themselves
 }
 _MODULES = {name: module for module, names in _LATER.items() for name in names.split()}
