@@ -11,22 +11,31 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from .ops.attention import _scaled_dot_product_attention
-from .ops.create import arange, zeros
-from .ops.elementwise import where
-from .ops.elementwise_primitive import Elementwise
-from .ops.index import _scatter, _take, _take_gradient, flat_positions
-from .ops.linear_cross_entropy import _linear_cross_entropy, _linear_cross_entropy_with_gradients
-from .ops.loss import _cross_entropy, _cross_entropy_gradient
-from .ops.matmul import _matmul, matmul
-from .ops.more.scan import _cumulative_prod, _cumulative_sum
-from .ops.more.sort import _argsort
-from .ops.primitive import Call, Primitive, apply
-from .ops.reduce import _argmax, _argmin, _max, _min, _prod, _sum
-from .ops.rowwise import Rowwise
-from .ops.scalar import Expr, topological
-from .ops.shape import _concat, _unslice, broadcast_to, matrix_transpose, moveaxis, permute_dims, reshape, stack, unstack
-from .tensor import Tensor
+from ..ops.attention import _scaled_dot_product_attention
+from ..ops.create import arange, zeros
+from ..ops.elementwise import where
+from ..ops.elementwise_primitive import Elementwise
+from ..ops.index import _scatter, _take, _take_gradient, flat_positions
+from ..ops.linear_cross_entropy import _linear_cross_entropy, _linear_cross_entropy_with_gradients
+from ..ops.loss import _cross_entropy, _cross_entropy_gradient
+from ..ops.matmul import _matmul, matmul
+from ..ops.more.scan import _cumulative_prod, _cumulative_sum
+from ..ops.more.sort import _argsort
+from ..ops.primitive import Call, Primitive, apply
+from ..ops.reduce import _argmax, _argmin, _max, _min, _prod, _sum
+from ..ops.rowwise import Rowwise
+from ..ops.scalar import Expr, topological
+from ..ops.shape import (
+    _concat,
+    _unslice,
+    broadcast_to,
+    matrix_transpose,
+    moveaxis,
+    reshape,
+    stack,
+    unstack,
+)
+from ..tensor import Tensor
 
 Operands = Sequence[Any]  # tensors and Python scalars
 Rule = Callable[[Call, int, Operands, Sequence[bool]], Any]
@@ -110,7 +119,8 @@ def _elements(call: Call, size: int, operands: Operands, batched: Sequence[bool]
 
 
 def _drawn(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:
-    given = _aligned(_repeated(size, operands, batched), [isinstance(x, Tensor) for x in operands], len(call.out_shapes[0]))
+    are_tensors = [isinstance(x, Tensor) for x in operands]
+    given = _aligned(_repeated(size, operands, batched), are_tensors, len(call.out_shapes[0]))
     return apply(call.primitive, *given, device=call.device, **_widened(call, size))
 
 
