@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from . import autograd, indexing, interchange
 from .ops import activation, assign, create, elementwise, index, matmul, random, reduce, shape, softmax
-from .ops.more import scan, sort, statistics, tiling  # fmt: skip
+from .ops.more import in_place, masking, sampling, scan, sort, statistics, tiling  # fmt: skip
 from .ops.operators import OPERATORS
-from .tensor import add_methods
+from .tensor import Tensor, add_methods
 
 # Elementwise operations, by their own names.
 add_methods(**{
@@ -47,13 +47,22 @@ add_methods(
 add_methods(
     matmul=matmul.matmul, linear=matmul.linear, take=index.take, embedding=index.embedding,
     take_along_axis=index.take_along_axis, one_hot=index.one_hot,
+    masked_fill=masking.masked_fill, multinomial=sampling.multinomial,
     __getitem__=indexing.getitem, __setitem__=indexing.setitem, __iter__=indexing.iterate,
 )  # fmt: skip
 add_methods(**OPERATORS)
 
+# Writes.
+add_methods(
+    assign=assign.assign, copy_=assign.assign, fill_=assign.assign, zero_=in_place.zero_,
+    add_=in_place.add_, sub_=in_place.sub_, mul_=in_place.mul_, div_=in_place.div_, lerp_=in_place.lerp_,
+    clamp_=in_place.clamp_, masked_fill_=in_place.masked_fill_, normal_=in_place.normal_, uniform_=in_place.uniform_,
+    requires_grad_=in_place.requires_grad_, data=property(Tensor.detach, in_place.refuse_data),
+)  # fmt: skip
+
 # Memory, and gradients.
 add_methods(
-    __init__=interchange.initialize, clone=create.copy, contiguous=create.contiguous, assign=assign.assign,
+    __init__=interchange.initialize, clone=create.copy, contiguous=create.contiguous,
     to=interchange.to, to_device=interchange.to_device, copy_to_host_async=interchange.copy_to_host_async,
     __copy__=interchange.copied, __deepcopy__=interchange.copied, __reduce__=interchange.reduced,
     backward=autograd.backward, register_hook=autograd.register_hook, retain_grad=autograd.retain_grad,
@@ -61,7 +70,7 @@ add_methods(
 
 # Python's values, text, and other libraries' arrays.
 add_methods(
-    item=interchange.item, tolist=interchange.tolist, numpy=interchange.to_numpy,
+    numel=interchange.numel, item=interchange.item, tolist=interchange.tolist, numpy=interchange.to_numpy,
     __float__=lambda self: float(self.item()), __complex__=lambda self: complex(self.item()),
     __int__=lambda self: int(self.item()), __index__=interchange.as_index,
     __round__=interchange.rounded,

@@ -190,6 +190,10 @@ class Methods:
         """The elements of x at integer `indices` along an axis, position by position: result[i, j] = x[indices[i, j], j]."""
     def one_hot(self, num_classes: int = -1) -> Tensor:
         """For integers x (...) in [0, num_classes): (..., num_classes), 1 at each x and 0 elsewhere, int64."""
+    def masked_fill(self, mask: Tensor, value: Tensor | float) -> Tensor:
+        """x with `value`, a number or a 0-d tensor, where the mask is true: where(mask, value, x) in x's dtype."""
+    def multinomial(self, num_samples: int, replacement: bool = False, *, generator: Generator | None = None) -> Tensor:
+        """Draws of classes, each with a probability in proportion to its weight; int64."""
     def __getitem__(self, key: Any) -> Tensor:
         ...
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -286,16 +290,45 @@ class Methods:
         ...
     def __imatmul__(self, other: Tensor | float) -> Tensor:
         ...
+    def assign(self, value) -> Tensor:
+        """Writes `value` (a tensor or Python scalar, broadcast and cast to x) into x's memory; every view of it sees it."""
+    def copy_(self, value) -> Tensor:
+        """Writes `value` (a tensor or Python scalar, broadcast and cast to x) into x's memory; every view of it sees it."""
+    def fill_(self, value) -> Tensor:
+        """Writes `value` (a tensor or Python scalar, broadcast and cast to x) into x's memory; every view of it sees it."""
+    def zero_(self) -> Tensor:
+        """Writes 0 into x and returns x."""
+    def add_(self, other: Tensor | float, *, alpha: float = 1) -> Tensor:
+        """Writes x + alpha other into x and returns x."""
+    def sub_(self, other: Tensor | float, *, alpha: float = 1) -> Tensor:
+        """Writes x - alpha other into x and returns x."""
+    def mul_(self, other: Tensor | float) -> Tensor:
+        """Writes x times other into x and returns x."""
+    def div_(self, other: Tensor | float) -> Tensor:
+        """Writes x / other into x and returns x."""
+    def lerp_(self, end: Tensor, weight: Tensor | float) -> Tensor:
+        """Writes x + weight (end - x), a step from x to `end`, into x and returns x."""
+    def clamp_(self, min: Tensor | float | None = None, max: Tensor | float | None = None) -> Tensor:
+        """Writes x limited to [min, max] into x and returns x; see clip."""
+    def masked_fill_(self, mask: Tensor, value: Tensor | float) -> Tensor:
+        """Writes a value into x where the mask is true, and returns x; see masked_fill."""
+    def normal_(self, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+        """Writes draws of a normal distribution into x and returns x; see normal."""
+    def uniform_(self, low: float = 0.0, high: float = 1.0, *, generator: Generator | None = None) -> Tensor:
+        """Writes draws of a uniform distribution on [low, high) into x and returns x; see uniform."""
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Sets x.requires_grad and returns x."""
+    @property
+    def data(self) -> Tensor:
+        """The same elements (shared memory) without history."""
     def __init__(self, data: Any, *, dtype=None, device=None, requires_grad: bool = False) -> None:
         ...
     def clone(self) -> Tensor:
         """The same elements in memory of their own, row-major. Gradients pass through."""
     def contiguous(self) -> Tensor:
         """x itself where it is row-major without gaps, else a copy that is."""
-    def assign(self, value) -> Tensor:
-        """Writes `value` (a tensor or Python scalar, broadcast and cast to x) into x's memory; every view of it sees it."""
-    def to(self, device: str | Device) -> Tensor:
-        """The tensor on another device; itself where it is there already. The copy has no history."""
+    def to(self, device: str | Device | Dtype | None = None, dtype: Dtype | None = None) -> Tensor:
+        """The tensor on another device, in another dtype (in place of the device, or after it), or both; else itself."""
     def to_device(self, device: str | Device, *, stream=None) -> Tensor:
         """The standard's name of `to`."""
     def copy_to_host_async(self) -> None:
@@ -310,6 +343,8 @@ class Methods:
         """Calls `hook(gradient)` once the tensor's gradient is complete; what it returns, if not None, replaces it."""
     def retain_grad(self) -> None:
         """Makes backward add the gradient of a result to its `.grad`, as it does for leaves."""
+    def numel(self) -> int:
+        """Number of elements, which x.size is too."""
     def item(self) -> Any:
         """The one element as a Python number. Raises ShapeError where there are more or none."""
     def tolist(self) -> Any:

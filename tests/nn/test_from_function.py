@@ -26,6 +26,8 @@ LOSSES = [
     (nn.NLLLoss(reduction="sum"), labels, lambda x, y: ta.nll_loss(x, y, reduction="sum")),
     (nn.MSELoss(), x + 1, ta.mse_loss), (nn.L1Loss(reduction="none"), x + 1, lambda x, y: ta.abs(x - y)),
     (nn.HuberLoss(delta=0.5), x + 1, lambda x, y: ta.huber_loss(x, y, delta=0.5)),
+    (nn.SmoothL1Loss(beta=0.5), x + 1, lambda x, y: ta.smooth_l1_loss(x, y, beta=0.5)),
+    (nn.BCELoss(), ta.sigmoid(x), lambda x, y: ta.binary_cross_entropy(x, y)),
     (nn.BCEWithLogitsLoss(pos_weight=ta.ones(3)), ta.sigmoid(x), ta.binary_cross_entropy_with_logits),
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tinyarr as ta
 from tests.tiers import at_most
 from tinyarr import Tensor, nn, where
-from tinyarr.errors import ArgumentError, OutOfBounds, ShapeError, TinyarrError
+from tinyarr.errors import ArgumentError, DtypeError, OutOfBounds, ShapeError, TinyarrError
 from tinyarr.testing import gradcheck, gradgradcheck
 
 RANK = Tensor([[2, 0], [1, 1]])
@@ -28,6 +28,7 @@ DIFFERENTIABLE = {  # name: (function, shapes of its operands)
     "mask": (lambda x: x[Tensor([[True, False, True], [False, True, True]])], [(2, 3)]),
     "diff": (lambda x: ta.diff(x, n=2), [(2, 4)]),
     "roll": (lambda x: ta.roll(x, (1, -1), axis=(0, 1)), [(2, 3)]),
+    "pad": (lambda x: ta.pad(x, (1, -1, 2, 0), value=3.0), [(2, 3)]),
     "tile": (lambda x: ta.tile(x, (2, 1, 2)), [(2, 2)]),
     "repeat": (lambda x: ta.repeat(x, Tensor([2, 0, 1]), axis=1), [(2, 3)]),
     "one part of a split": (lambda x: ta.split(x, [1, 2], axis=1)[1], [(2, 3, 2)]),
@@ -48,6 +49,10 @@ DIFFERENTIABLE = {  # name: (function, shapes of its operands)
     "cross_entropy, smoothed": (lambda x: ta.cross_entropy(x, Tensor([0, 2]), label_smoothing=0.2), [(2, 3)]),
     "l1_loss": (ta.l1_loss, [(2, 3), (2, 3)]),
     "huber_loss": (lambda x, y: ta.huber_loss(3 * x, y, delta=0.7), [(2, 3), (2, 3)]),
+    "smooth_l1_loss": (lambda x, y: ta.smooth_l1_loss(3 * x, y, beta=0.7), [(2, 3), (2, 3)]),
+    "binary_cross_entropy": (lambda x, y: ta.binary_cross_entropy(ta.sigmoid(x), ta.sigmoid(y)), [(2, 3), (2, 3)]),
+    "masked_fill": (lambda x, y: ta.masked_fill(x, Tensor([True, False, True]), y), [(2, 3), ()]),
+    "cosine_similarity": (ta.cosine_similarity, [(2, 3, 2), (3, 1)]),
     "attention with a mask": (
         lambda q, k, v, m: ta.scaled_dot_product_attention(q, k, v, m, enable_gqa=True),
         [(1, 4, 2, 3), (1, 2, 3, 3), (1, 2, 3, 2), (4, 2, 3)],
@@ -88,6 +93,19 @@ def test_einsum_gives_what_numpy_gives(subscripts, shapes):
     found = ta.einsum(subscripts, *map(Tensor, operands))
     assert found.shape == expected.shape
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
+
+
+@at_most(40)
+@given(st.data())
+def test_pad_puts_a_value_around_or_cuts_off(data):
+    x = np.arange(12.0).reshape(3, 4)
+    axes = data.draw(st.integers(0, 2))
+    widths = [(data.draw(st.integers(-1, 2)), data.draw(st.integers(-2, 2))) for _ in range(axes)]
+    value = data.draw(st.sampled_from((0, 2.5, -np.inf)))
+    added = [(0, 0)] * (2 - axes) + [(max(a, 0), max(b, 0)) for a, b in reversed(widths)]
+    cut = [slice(None)] * (2 - axes) + [slice(max(-a, 0), min(b, 0) or None) for a, b in reversed(widths)]
+    found = ta.pad(Tensor(x), [w for pair in widths for w in pair], "constant", value)
+    np.testing.assert_array_equal(found.numpy(), np.pad(x[tuple(cut)], added, constant_values=value))
 
 
 indices = st.one_of(
@@ -135,12 +153,16 @@ REFUSED = [
     (lambda: ta.vecdot(ta.ones(2), ta.ones(2), axis=0), ArgumentError, "count from the end"),
     (lambda: ta.outer(ta.ones((2, 1)), ta.ones(2)), ShapeError, "1 dimension"),
     (lambda: ta.topk(ta.ones(3), 4), ArgumentError, "topk: k is 4, axis 0 of x has size 3"),
-    (lambda: ta.searchsorted(ta.ones((2, 2)), ta.ones(1)), ArgumentError, "x1 must be 1-d"),
+    (lambda: ta.searchsorted(ta.ones((2, 2)), ta.ones(1)), ShapeError, r"they must be \(N,\) and any"),
     (lambda: ta.searchsorted(ta.ones(2), ta.ones(1), side="up"), ArgumentError, "'up'"),
     (lambda: ta.take_along_axis(ta.ones((2, 2)), Tensor([0])), ShapeError, "equally many axes"),
     (lambda: ta.take_along_axis(ta.ones((2, 2)), Tensor([[0, 2]]), axis=0), OutOfBounds, "take"),
     (lambda: ta.roll(ta.ones((2, 2)), (1, 2), axis=0), ArgumentError, "equally many"),
     (lambda: ta.repeat(ta.ones(3), Tensor([1, 2])), ShapeError, "one for each"),
+    (lambda: ta.pad(ta.ones(3), (1,)), ArgumentError, r"pad: pad is \(1,\), x has 1 dimensions"),
+    (lambda: ta.pad(ta.ones(3), (1, 1, 1, 1)), ArgumentError, "two for each"),
+    (lambda: ta.pad(ta.ones(3), (-2, -2)), ShapeError, r"pad: x has shape \(3,\)"),
+    (lambda: ta.pad(ta.ones(3), (1, 1), "reflect"), ArgumentError, "pad: mode is 'reflect'"),
     (lambda: ta.meshgrid(ta.ones(2), indexing="ji"), ArgumentError, "'xy' or 'ij'"),
     (lambda: ta.meshgrid(ta.ones((2, 2))), ShapeError, "1 dimension"),
     (lambda: ta.tril(ta.ones(2)), ShapeError, "at least 2 dimensions"),
@@ -148,6 +170,10 @@ REFUSED = [
     (lambda: ta.moveaxis(ta.ones((2, 2)), (0, 1), 0), ShapeError, "equally many"),
     (lambda: ta.one_hot(Tensor([0, 3]), 3), OutOfBounds, r"0 to 3: it must lie in \[0, 3\)"),
     (lambda: ta.huber_loss(ta.ones(2), ta.ones(2), delta=0), ArgumentError, "delta is 0"),
+    (lambda: ta.smooth_l1_loss(ta.ones(2), ta.ones(2), beta=-1), ArgumentError, "beta is -1"),
+    (lambda: ta.masked_fill(ta.ones(2), Tensor([0, 1]), 0), DtypeError, "masked_fill: mask .* int64: it must be bool"),
+    (lambda: ta.masked_fill(ta.ones(2), ta.ones(2) > 0, ta.ones(2)), ShapeError, r"value has shape \(2,\).* 0-d"),
+    (lambda: ta.cosine_similarity(ta.ones(2), ta.ones(2)), OutOfBounds, "cosine_similarity: axis"),
     (lambda: ta.cross_entropy(ta.ones((1, 2)), Tensor([0]), label_smoothing=2.0), ArgumentError, "smoothing is 2.0"),
     (lambda: ta.reshape(ta.ones((2, 3)).mT, (6,), copy=False), ArgumentError, "copy is False"),
 ]  # fmt: skip
@@ -241,8 +267,9 @@ def test_rows_that_pad_a_head_are_no_classes():
         np.testing.assert_allclose(g.numpy(), e.numpy(), atol=1e-6)
     with pytest.raises(OutOfBounds, match="20"):
         ta.linear_cross_entropy(x, weight, ta.full((6,), 20), classes=20)
-    with pytest.raises(ArgumentError, match="classes is 25: the weight has 24 rows"):
-        ta.linear_cross_entropy(x, weight, targets, classes=25)
+    for classes in (0, 25):
+        with pytest.raises(ArgumentError, match=f"^linear_cross_entropy: classes is {classes}: the weight has 24 rows"):
+            ta.linear_cross_entropy(x, weight, targets, classes=classes)
 
 
 def test_cross_entropy_has_the_gradient_of_its_composite_in_a_program():
@@ -250,3 +277,67 @@ def test_cross_entropy_has_the_gradient_of_its_composite_in_a_program():
     both = ta.value_and_grad(lambda x: 3 * ta.cross_entropy(x, targets))
     for found, expected in zip(ta.compile(both)(logits), both(logits), strict=True):
         np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-12, atol=1e-15)
+
+
+found_in_rows = st.sampled_from([-1.0, 0.0, 0.5, 2.0, np.inf, np.nan])
+sorted_rows = st.integers(0, 6).flatmap(
+    lambda n: st.lists(st.lists(found_in_rows, min_size=n, max_size=n), min_size=1, max_size=3)
+)
+
+
+@at_most(60)
+@given(sorted_rows, st.sampled_from(["left", "right"]), st.integers(0, 2**32 - 1))
+def test_each_row_is_searched_for_its_own_elements(rows, side, seed):
+    rows = np.sort(np.array(rows, np.float32))
+    among = np.array([-2, -1, 0, 0.3, 0.5, 2, np.inf, np.nan], np.float32)
+    wanted = np.random.default_rng(seed).choice(among, (len(rows), 5))
+    expected = np.stack([np.searchsorted(row, x, side) for row, x in zip(rows, wanted)])
+    np.testing.assert_array_equal(ta.searchsorted(Tensor(rows), Tensor(wanted), side=side).numpy(), expected)
+    np.testing.assert_array_equal(ta.searchsorted(Tensor(rows[0]), Tensor(wanted), side=side).numpy()[0], expected[0])
+    backwards, sorter = rows[:, ::-1].copy(), np.arange(rows.shape[1])[::-1] + np.zeros((len(rows), 1), np.int64)
+    found = ta.searchsorted(Tensor(backwards), Tensor(wanted), side=side, sorter=Tensor(sorter))
+    np.testing.assert_array_equal(found.numpy(), expected)
+
+
+members = st.lists(st.sampled_from([-1.0, 0.0, -0.0, 0.5, 3.0, np.nan]), max_size=6)
+
+
+@at_most(60)
+@given(members, members, st.sampled_from([ta.float32, ta.float64]))
+def test_isin_gives_what_numpy_gives(x, elements, dtype):
+    x, elements = np.array(x, np.float32).reshape(-1, 1), np.array(elements)
+    for invert in (False, True):
+        found = ta.isin(Tensor(x), Tensor(elements, dtype=dtype), invert=invert)
+        np.testing.assert_array_equal(found.numpy(), np.isin(x, elements, invert=invert))
+    assert ta.compile(ta.isin)(Tensor([[3, 1]]), Tensor([1, 7])).tolist() == [[False, True]]
+
+
+def test_a_filled_tensor_keeps_its_dtype():
+    x = Tensor([1, 2, 3], dtype=ta.int8)
+    filled = x.masked_fill(x > 1, 7)
+    assert filled.dtype is ta.int8 and filled.tolist() == [1, 7, 7] and x.tolist() == [1, 2, 3]
+    x = ta.ones(2, dtype=ta.bfloat16)
+    assert x.masked_fill(Tensor([[True], [False]]), -np.inf).tolist() == [[-np.inf] * 2, [1] * 2]
+    assert ta.ones(2).masked_fill(Tensor([True, False]), Tensor(2.0, dtype=ta.float64)).dtype is ta.float32
+
+
+def test_the_cosine_of_vectors_of_any_length():
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    for scale in (1, 1e-30, 1e30):
+        found = ta.cosine_similarity(Tensor(x * scale, dtype=ta.float32), Tensor(x[::-1].copy()), eps=1e-38)
+        expected = (x * x[::-1]).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(x[::-1], axis=1)
+        np.testing.assert_allclose(found.numpy(), expected, atol=16 * 2.0**-23)
+    assert ta.cosine_similarity(Tensor([[3.0, 4.0]]), Tensor([[0.5, 0.0]]), eps=2).item() == np.float32(0.15)
+    zero = ta.zeros((1, 3), requires_grad=True)
+    ta.cosine_similarity(zero, ta.ones((1, 3))).sum().backward()
+    assert np.isfinite(zero.grad.numpy()).all()
+    assert ta.cosine_similarity(ta.ones((2, 3), dtype=ta.bfloat16), ta.ones(3, dtype=ta.bfloat16)).dtype is ta.bfloat16
+
+
+def test_a_certain_mistake_costs_100_and_has_a_finite_gradient():
+    p = Tensor([0.0, 1.0, 0.0, 1.0, 2.0], requires_grad=True)
+    losses = ta.binary_cross_entropy(p, Tensor([0.0, 1.0, 1.0, 0.0, 0.0]), reduction="none")
+    losses[:4].sum().backward()
+    assert losses[:4].tolist() == [0, 0, 100, 100] and np.isnan(losses[4].item())
+    assert p.grad.tolist() == [0, 0, -np.float32(1e12), np.float32(1e12), 0]
+    assert ta.smooth_l1_loss(p[:4], 1 - p[:4], beta=0).item() == ta.l1_loss(p[:4], 1 - p[:4]).item()

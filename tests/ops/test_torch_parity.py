@@ -50,6 +50,33 @@ CASES = {  # name: (tinyarr's, torch's, arrays)
         lambda x, y: ta.huber_loss(x, y, delta=0.5, reduction="sum"),
         lambda F, x, y: F.huber_loss(x, y, delta=0.5, reduction="sum"), [normal(2, 3), normal(2, 3)],
     ),
+    "smooth_l1_loss": (
+        lambda x, y: ta.smooth_l1_loss(x, y, beta=0.5), lambda F, x, y: F.smooth_l1_loss(x, y, beta=0.5),
+        [normal(2, 3), normal(2, 3)],
+    ),
+    "smooth_l1_loss of beta 0": (
+        lambda x, y: ta.smooth_l1_loss(x, y, beta=0, reduction="none"),
+        lambda F, x, y: F.smooth_l1_loss(x, y, beta=0, reduction="none"), [normal(2, 3), normal(2, 3)],
+    ),
+    "binary_cross_entropy": (
+        ta.binary_cross_entropy, lambda F, p, t, w: F.binary_cross_entropy(p, t, w.detach()),
+        [RNG.uniform(0, 1, 6), RNG.uniform(0, 1, 6), RNG.uniform(0, 2, 6)],
+    ),
+    "binary_cross_entropy at 0 and 1": (  # where torch's gradient of targets is infinite
+        ta.binary_cross_entropy, lambda F, p, t: F.binary_cross_entropy(p, t.detach()),
+        [np.array([0.0, 1.0, 0.3, 1e-7]), np.array([0.0, 1.0, 0.6, 1.0])],
+    ),
+    "cosine_similarity": (
+        ta.cosine_similarity, lambda F, x, y: F.cosine_similarity(x, y), [normal(2, 3, 4), normal(3, 1)],
+    ),
+    "cosine_similarity of columns": (
+        lambda x, y: ta.cosine_similarity(x, y, axis=0), lambda F, x, y: F.cosine_similarity(x, y, dim=0),
+        [normal(2, 3), normal(2, 3)],
+    ),
+    "masked_fill": (
+        lambda x, v: x.masked_fill(Tensor(MASK), v), lambda F, x, v: x.masked_fill(torch_of(MASK), v),
+        [normal(3, 2, 4), normal()],
+    ),
     "binary_cross_entropy_with_logits": (
         lambda x, y, w, p: ta.binary_cross_entropy_with_logits(x, y, w, pos_weight=p),
         lambda F, x, y, w, p: F.binary_cross_entropy_with_logits(x, y, w.detach(), pos_weight=p.detach()),

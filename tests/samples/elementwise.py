@@ -41,6 +41,7 @@ from tinyarr.errors import DtypeError, ShapeError
 from tinyarr.ops.activation import _leaky_relu
 from tinyarr.ops.attention import power
 from tinyarr.ops.loss import _mean_of_counted
+from tinyarr.ops.more.in_place import _lerp
 from tinyarr.ops.more.statistics import _squared_distance, _wide_square, scale_of
 from tinyarr.testing import broadcastable_shapes, shapes
 
@@ -152,6 +153,7 @@ for _operation, _reference in {
     _squared_distance: lambda x, first, average: ((x - first) - average) ** 2,
     power: lambda score, largest: np.exp(score - largest),
     _mean_of_counted: lambda total, count: total / np.maximum(count, 1),
+    _lerp: lambda x, end, weight: x + weight * (end - x),
 }.items():
     _values = [apart(0), between(0.2, 3), between(0.2, 3)][: len(_operation.inputs)]
     elementwise(_operation.name, _reference, *_values, function=_operation, takes=FLOATS, refuses=())

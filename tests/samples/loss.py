@@ -112,7 +112,7 @@ SAMPLES["cross_entropy_gradient"] = Sample(
 )
 
 
-def binary_cross_entropy(x, target, weight):
+def binary_cross_entropy_with_logits(x, target, weight):
     p = 1 / (1 + np.exp(-x))
     return -(weight * target * np.log(p) + (1 - target) * np.log(1 - p))
 
@@ -122,9 +122,9 @@ def binary_cases(draw) -> Case:
     return Case((Operand(shape), Operand(shape, between(0, 1)), Operand(shape, between(0.5, 2))))
 
 
-SAMPLES["binary_cross_entropy"] = Sample(
+SAMPLES["binary_cross_entropy_with_logits"] = Sample(
     lambda x, target, weight: tinyarr.binary_cross_entropy_with_logits(x, target, reduction="none", pos_weight=weight),
-    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
     cases_of(binary_cases),
     gives=lambda dtype, **_: dtype.compute,
     roundings=lambda *_: 20,
@@ -136,6 +136,25 @@ SAMPLES["binary_cross_entropy"] = Sample(
         refused(
             lambda: tinyarr.binary_cross_entropy_with_logits(zeros(2), Tensor([0, 1])), DtypeError, "int64", "floating"
         ),
+    ),
+)
+
+
+def probability_cases(draw) -> Case:
+    shape = draw(shapes(max_side=SIDE))
+    return Case((Operand(shape, between(0.1, 0.9)), Operand(shape, between(0, 1))))
+
+
+SAMPLES["binary_cross_entropy"] = Sample(
+    lambda p, target: tinyarr.binary_cross_entropy(p, target, reduction="none"),
+    lambda p, target: -(target * np.log(p) + (1 - target) * np.log(1 - p)),
+    cases_of(probability_cases),
+    gives=lambda dtype, **_: dtype.compute,
+    roundings=lambda *_: 14,  # 4 a logarithm, and one an operation
+    scale=lambda *_: 3,  # the logarithm of 0.1 is above -2.31
+    errors=(
+        refused(lambda: tinyarr.binary_cross_entropy(zeros(2), zeros(3)), ShapeError, "(2,)", "(3,)", "equal"),
+        refused(lambda: tinyarr.binary_cross_entropy(zeros(2), Tensor([0, 1])), DtypeError, "int64", "floating"),
     ),
 )
 

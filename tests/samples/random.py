@@ -9,14 +9,28 @@ import numpy as np
 from hypothesis import strategies as st
 
 import tinyarr
-from tests.samples.record import FLOATS, INTEGERS, SAMPLES, SIDE, Case, Operand, Sample, exact, floating, refused
+from tests.samples.record import (
+    FLOATS,
+    INTEGERS,
+    SAMPLES,
+    SIDE,
+    Case,
+    Operand,
+    Sample,
+    between,
+    exact,
+    floating,
+    refused,
+)
 from tinyarr import Generator, ones
 from tinyarr.dtypes import (
     ALL,
     float32,
+    float64,
     uint32,
 )
 from tinyarr.errors import ArgumentError, ShapeError
+from tinyarr.ops.more.sampling import _ring_time
 from tinyarr.testing import shapes
 
 PHILOX = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
@@ -105,6 +119,18 @@ SAMPLES["integers"] = draws(
     INTEGERS,
     roundings=exact,
     errors=(refused(lambda: tinyarr.randint(3, 3, 2), ArgumentError, "randint", "low is 3", "high is 3"),),
+)
+SAMPLES["ring_time"] = Sample(
+    lambda weight, key, counter: _ring_time(weight, key, counter),
+    lambda weight, key, counter: -np.log((philox(weight.shape, key, counter) + 0.5) / 2.0**32) / weight,
+    st.builds(
+        lambda shape, key: Case((Operand(shape, between(0.1, 2)),), {"key": key, "counter": 5}),
+        shapes(max_side=SIDE),
+        st.integers(0, 2**63 - 1),
+    ),
+    takes=(float64,),
+    refuses=(),
+    roundings=lambda *_, **__: 7,
 )
 SAMPLES["dropout"] = Sample(
     lambda x, p, key, counter: tinyarr.dropout(x, p, generator=generator(key, counter)),

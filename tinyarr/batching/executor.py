@@ -43,7 +43,8 @@ class BatchedStorage(Storage):
         self.device = device
         self.nbytes = nbytes
         self.stride = stride
-        self._base, self.summable = (None, base) if isinstance(base, Summable) else (base, None)
+        self._base: Storage | None = None if isinstance(base, Summable) else base
+        self.summable: Summable | None = base if isinstance(base, Summable) else None
 
     @property
     def base(self) -> Storage:
@@ -103,12 +104,16 @@ class Batch:
             executor.reset(token)
 
     def holds(self, x: Any) -> bool:
-        """Returns whether an array has an example of its own for each of the batch."""
-        return isinstance(x, Array) and isinstance(x.storage, BatchedStorage) and x.storage.level is self.level
+        """Returns whether an array is of one example, and not the same for all."""
+        return isinstance(x, Array) and self._batched(x.storage) is not None
+
+    def _batched(self, storage: Storage) -> BatchedStorage | None:
+        return storage if isinstance(storage, BatchedStorage) and storage.level is self.level else None
 
     def whole(self, x: Array) -> Array:
         """The array of all examples, the first axis; what is the same for all is repeated, with stride 0."""
-        storage, stride = (x.storage.base, x.storage.stride) if self.holds(x) else (x.storage, 0)
+        batched = self._batched(x.storage)
+        storage, stride = (x.storage, 0) if batched is None else (batched.base, batched.stride)
         return Array(storage, x.dtype, (self.size, *x.shape), (stride, *x.strides), x.offset)
 
     def one(self, whole: Array) -> Array:
@@ -127,8 +132,9 @@ class Batch:
 
     def total(self, x: Array) -> Tensor:
         """The sum over all examples."""
-        if self.holds(x) and x.storage.summable is not None:
-            return result_tensor(x.storage.summable.total().array.through(x.view))
+        batched = self._batched(x.storage)
+        if batched is not None and batched.summable is not None:
+            return result_tensor(batched.summable.total().array.through(x.view))
         return sum(result_tensor(self.whole(x)), axis=0)
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:

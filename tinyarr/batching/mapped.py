@@ -130,7 +130,7 @@ def vmap(function: Callable, in_axes: Any = 0, out_axes: Any = 0, *, randomness:
         if len(sizes) != 1:
             came = f"arguments have {sorted(sizes)} examples" if sizes else "no argument has an axis of examples"
             raise ShapeError(f"vmap: {came}, in_axes is {in_axes}: all that are mapped must have equally many")
-        this = _Map(*sizes, randomness)
+        this = _Map(sizes.pop(), randomness)
         with this.batch().running() as batch:
             inside = [x if axis is None else this.enter(batch, x) for x, axis in zip(given, axes, strict=True)]
             result = function(*rebuilt(args, inside), **kwargs)

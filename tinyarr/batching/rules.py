@@ -19,6 +19,7 @@ from ..ops.index import _scatter, _take, _take_gradient, flat_positions
 from ..ops.linear_cross_entropy import _linear_cross_entropy, _linear_cross_entropy_with_gradients
 from ..ops.loss import _cross_entropy, _cross_entropy_gradient
 from ..ops.matmul import _matmul, matmul
+from ..ops.more.convolution import _fold, _unfold
 from ..ops.more.scan import _cumulative_prod, _cumulative_sum
 from ..ops.more.sort import _argsort
 from ..ops.primitive import Call, Primitive, apply
@@ -145,7 +146,8 @@ def _along_axis(call: Call, size: int, operands: Operands, batched: Sequence[boo
 @batching_rule(_unslice)
 def _placed(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:
     first = {"shape": size, "starts": 0, "stops": size, "steps": 1}
-    return apply(_unslice, *operands, **{name: (first[name], *call.params[name]) for name in first})
+    params: dict[str, Any] = {name: (n, *call.params[name]) for name, n in first.items()}
+    return apply(_unslice, *operands, **params)
 
 
 @batching_rule(_matmul)
@@ -170,6 +172,7 @@ def _products(call: Call, size: int, operands: Operands, batched: Sequence[bool]
 @batching_rule(
     _cross_entropy, _cross_entropy_gradient, _scaled_dot_product_attention,
     _scaled_dot_product_attention.derived_gradient, _linear_cross_entropy, _linear_cross_entropy_with_gradients,
+    _unfold, _fold,
 )  # fmt: skip
 def _merged(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:
     """The first axis is one of independent problems already, so those of all examples are put behind each other."""

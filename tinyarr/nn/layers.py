@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from ..ops.index import embedding
 from ..ops.matmul import linear
 from ..ops.norm import layer_norm
 from ..ops.random import dropout
 from ..random import Generator
 from ..tensor import Tensor
-from . import init
+from . import initial
 from .module import Module, Parameter
 
 
@@ -34,11 +36,12 @@ class Linear(Module):
         place = {"generator": generator, "dtype": dtype, "device": device}
         shape, width = (out_features, in_features), (out_features,)
         if std is None:
-            self.weight = init.kaiming_uniform(shape, in_features, **place)
-            self.bias = init.kaiming_uniform(width, in_features, **place) if bias else None
+            bound = 1 / math.sqrt(max(in_features, 1))  # kaiming_uniform with a = sqrt(5), as in PyTorch
+            self.weight = initial.uniform(shape, bound, **place)
+            self.bias = initial.uniform(width, bound, **place) if bias else None
         else:
-            self.weight = init.normal(shape, std, **place)
-            self.bias = init.constant(width, 0.0, dtype=dtype, device=device) if bias else None
+            self.weight = initial.normal(shape, std, **place)
+            self.bias = initial.constant(width, 0.0, dtype=dtype, device=device) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -61,7 +64,7 @@ class Embedding(Module):
         device=None,
     ):
         shape = (num_embeddings, embedding_dim)
-        self.weight = init.normal(shape, std, generator=generator, dtype=dtype, device=device)
+        self.weight = initial.normal(shape, std, generator=generator, dtype=dtype, device=device)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return embedding(self.weight, tokens)
@@ -73,8 +76,8 @@ class LayerNorm(Module):
     bias: Parameter | None
 
     def __init__(self, features: int, *, eps: float = 1e-5, bias: bool = True, dtype=None, device=None):
-        self.weight = init.constant((features,), 1.0, dtype=dtype, device=device)
-        self.bias = init.constant((features,), 0.0, dtype=dtype, device=device) if bias else None
+        self.weight = initial.constant((features,), 1.0, dtype=dtype, device=device)
+        self.bias = initial.constant((features,), 0.0, dtype=dtype, device=device) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

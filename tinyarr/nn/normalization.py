@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..ops.norm import rms_norm
 from ..tensor import Tensor
-from . import init
+from . import initial
 from .module import Module
 
 
@@ -12,7 +12,7 @@ class RMSNorm(Module):
     """Root mean square normalization over the last axis (see tinyarr.rms_norm), with a weight of ones."""
 
     def __init__(self, features: int, *, eps: float | None = None, dtype=None, device=None):
-        self.weight = init.constant((features,), 1.0, dtype=dtype, device=device)
+        self.weight = initial.constant((features,), 1.0, dtype=dtype, device=device)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -130,8 +130,8 @@ def linear_cross_entropy(
     if reduction not in ("mean", "sum"):
         raise ArgumentError(f"linear_cross_entropy: reduction is {reduction!r}: use 'mean' or 'sum'")
     classes = len(weight) if classes is None else operator.index(classes)
-    if not 0 <= classes <= len(weight):
-        raise ArgumentError(f"linear_cross_entropy: classes is {classes}: the weight has {len(weight)} rows")
+    if not 1 <= classes <= len(weight):
+        raise ArgumentError(f"linear_cross_entropy: classes is {classes}: the weight has {len(weight)} rows, use some")
     rows = reshape(x, (targets.size, x.shape[-1]))
     flat = astype(reshape(targets, (targets.size,)), dtypes.int64, copy=False)
     wanted = recording.get() and (x.requires_grad or weight.requires_grad)

@@ -1,4 +1,4 @@
-"""The distinct elements of a tensor. How many there are is known only once it is computed. Floor 5."""
+"""Sets: the distinct elements of a tensor, whose number is known only once it is computed; members. Floor 5."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 from ... import dtypes
 from ...tensor import Tensor, require_tensors
 from ..create import full, ones
-from ..elementwise import not_equal
+from ..elementwise import clip, equal, not_equal
 from ..index import take
 from ..shape import concat, reshape
 from .scan import cumulative_sum, diff
-from .sort import argsort, nonzero
+from .sort import argsort, nonzero, searchsorted, sort
 
 
 class UniqueAll(NamedTuple):
@@ -63,3 +63,17 @@ def unique_inverse(x: Tensor, /) -> UniqueInverse:
     """The distinct elements, sorted, and for each element of x which of them it is; each NaN counts as distinct."""
     found = unique_all(x)
     return UniqueInverse(found.values, found.inverse_indices)
+
+
+def isin(x: Tensor, elements: Tensor, /, *, invert: bool = False) -> Tensor:
+    """Returns for each element of x whether it is among `elements` (any shape); with `invert` whether it is not. bool.
+
+    NaN is among none. The elements are sorted and searched.
+    """
+    require_tensors("isin", x=x, elements=elements)
+    n = elements.size
+    if not n:
+        return full(x.shape, invert, device=x.device)
+    ordered = sort(reshape(elements, (n,)))
+    nearest = take(ordered, clip(searchsorted(ordered, x), 0, n - 1))
+    return not_equal(nearest, x) if invert else equal(nearest, x)

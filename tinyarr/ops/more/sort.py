@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from ... import dtypes, views
 from ...errors import ArgumentError, ShapeError, describe
 from ...tensor import Tensor, require_tensors
-from ..create import full
+from ..create import arange, full
 from ..elementwise import isnan, less, less_equal, logical_and, logical_not, logical_or, where
 from ..index import take, take_along_axis
 from ..primitive import Primitive, apply
@@ -42,22 +44,32 @@ def topk(x: Tensor, /, k: int, *, axis: int = -1, largest: bool = True) -> tuple
 
 
 def searchsorted(x1: Tensor, x2: Tensor, /, *, side: str = "left", sorter: Tensor | None = None) -> Tensor:
-    """Returns the position of each element of x2 in the sorted 1-d x1 that keeps it sorted; int64 of x2's shape.
+    """Returns the position of each element of x2 in the sorted x1 that keeps it sorted; int64 of x2's shape.
 
+    x1 is (N,), or (..., N) where x2 is (..., M): then each row is searched for the elements in its own row of x2.
     side: before ('left') or behind ('right') elements that are equal. sorter: the positions that sort x1.
     """
     require_tensors("searchsorted", x1=x1, x2=x2)
-    if x1.ndim != 1 or side not in ("left", "right"):
-        raise ArgumentError(
-            f"searchsorted: {describe('x1', x1)}, side is {side!r}: x1 must be 1-d, side 'left' or 'right'"
-        )
+    if side not in ("left", "right"):
+        raise ArgumentError(f"searchsorted: side is {side!r}: use 'left' or 'right'")
+    if x1.ndim == 0 or (x1.ndim > 1 and x1.shape[:-1] != x2.shape[:-1]):
+        raise ShapeError(f"searchsorted: {describe('x1', x1)}, {describe('x2', x2)}: they must be (N,) and any, or "
+                         "(..., N) and (..., M)")
     if sorter is not None:
-        x1 = take(x1, sorter)
-    n = x1.shape[0]
+        x1 = take_along_axis(x1, sorter)
+    if x1.ndim == 1:
+        return reshape(_searched(x1, reshape(x2, (x2.size,)), side), x2.shape)
+    return _searched(x1, x2, side)
+
+
+def _searched(x1: Tensor, x2: Tensor, side: str) -> Tensor:
+    """The positions of x2 (..., M) in x1 (..., N)."""
+    *rows, n = x1.shape
+    flat, first = reshape(x1, (x1.size,)), reshape(arange(math.prod(rows), device=x1.device) * n, (*rows, 1))
     low, high = (full(x2.shape, m, dtype=dtypes.int64, device=x2.device) for m in (0, n))
     for _ in range(n.bit_length()):  # halves the n + 1 places until one is left
         middle = (low + high) // 2
-        found = reshape(take(x1, reshape(middle.clip(0, n - 1), (x2.size,))), x2.shape)
+        found = take(flat, first + middle.clip(0, n - 1))
         before = _ordered(found, x2) if side == "left" else logical_not(_ordered(x2, found))
         before = logical_and(before, low < high)
         low, high = where(before, middle + 1, low), where(before, high, middle)
