@@ -144,6 +144,7 @@ from .ops.more.sampling import multinomial as multinomial
 from .ops.more.sampling import rand_like as rand_like
 from .ops.more.sampling import randn_like as randn_like
 from .ops.more.sampling import randperm as randperm
+from .ops.more.rotary import rotary_embedding as rotary_embedding
 from .ops.more.scan import cumulative_prod as cumulative_prod
 from .ops.more.scan import cumulative_sum as cumulative_sum
 from .ops.more.scan import diff as diff
@@ -181,7 +182,6 @@ from .ops.reduce import mean as mean
 from .ops.reduce import min as min
 from .ops.reduce import prod as prod
 from .ops.reduce import sum as sum
-from .ops.rotary import rotary_embedding as rotary_embedding
 from .ops.rowwise import rowwise as rowwise
 from .ops.shape import broadcast_to as broadcast_to
 from .ops.shape import concat as concat
