@@ -15,12 +15,13 @@ import pytest
 import tinyarr as ta
 from tinyarr import nn, optim
 from tinyarr.errors import ArgumentError, DtypeError, GradientError, ShapeError
-from tinyarr.other_names import AUTOGRAD, FUNCTIONS, METHODS, MODULE, NN, OPTIM, OPTIMIZER, SAME
+from tinyarr.other_names import AUTOGRAD, FUNCTIONS, GENERATOR, METHODS, MODULE, NN, OPTIM, OPTIMIZER, SAME
 
 LAYER = nn.Linear(2, 3)
 OWNERS = [  # who lacks the names, what an error calls it, where what it is told to use is found
     (FUNCTIONS, ta, "tinyarr", ()),
     (METHODS, ta.ones((2, 2)), "Tensor", ()),
+    (GENERATOR, ta.Generator(), "Generator", ()),
     (NN, nn, "tinyarr.nn", (nn,)),
     (MODULE, LAYER, "Linear", (nn,)),
     (AUTOGRAD, ta.autograd, "tinyarr.autograd", ()),
@@ -57,6 +58,14 @@ def test_what_a_star_import_brings_exists():
     [
         (lambda x: x.sum(dim=0), "sum: .*'dim': use axis$"),
         (lambda x: x.mean(0, keepdim=True), "mean: .*'keepdim': use keepdims$"),
+        (lambda x: x.sum(dim=1, keepdim=True), "sum: .*'dim': use axis and keepdims$"),
+        (lambda x: ta.normal(0.0, 1.0, size=(2,)), "normal: .*'size': use shape$"),
+        (lambda x: ta.linspace(0, 1, steps=3), "linspace: .*: use num$"),
+        (lambda x: ta.triu(x, diagonal=1), "triu: .*'diagonal': use k$"),
+        (lambda x: ta.randint(9, (2,)), r"randint: .*: use randint\(low, high, shape, "),
+        (lambda x: ta.mse_loss(x, x, "sum"), r"mse_loss: .*: use mse_loss\(x, target, \*, reduction='mean'\)"),
+        (lambda x: x.to("cpu", non_blocking=True), r"to: .*'non_blocking': use to\(device\)"),
+        (lambda x: x.nonzero(as_tuple=False), r"nonzero: .*'as_tuple': use stack\(nonzero\(x\), axis=1\)"),
         (lambda x: ta.softmax(x, dim=-1), "softmax: .*'dim': use axis$"),
         (lambda x: x.std(unbiased=True), "std: .*'unbiased': use correction"),
         (lambda x: ta.concat([x, x], 1), r"concat: too many positional .*: use concat\(tensors, /, \*, axis=0\)"),
@@ -132,6 +141,16 @@ def test_what_pytorch_lets_one_write_works_where_nothing_contradicts_it():
     assert named.first is named[0] is model[0] and named(x).tolist() == model[:2](x).tolist()
     with pytest.raises(ArgumentError, match="layer train has the name of a method"):
         nn.Sequential({"train": ta.relu})
+
+
+def test_a_tensor_is_moved_and_converted_as_a_module_is():
+    x = ta.ones((2,), requires_grad=True)
+    assert x.to("cpu") is x is x.to() is x.to(ta.float32) is x.to(x.device, ta.float32) is x.to(dtype=ta.float32)
+    y = x.to(ta.float64)
+    assert y.dtype is ta.float64 and y.requires_grad
+    assert x.detach().to("meta", ta.int8).dtype is ta.int8
+    with pytest.raises(GradientError, match="does not cross devices"):
+        x.to("meta", ta.float64)
 
 
 def test_names_that_mean_the_same_are_there_but_not_in_a_star_import():

@@ -124,6 +124,7 @@ from .ops.index import embedding, one_hot, take, take_along_axis
 from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.loss import cross_entropy
 from .ops.matmul import linear, matmul, scaled_matmul
+from .ops.more.convolution import conv1d, conv2d, conv_transpose2d, fold, unfold
 from .ops.more.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -134,12 +135,13 @@ from .ops.more.losses import (
     smooth_l1_loss,
 )
 from .ops.more.masking import masked_fill
+from .ops.more.pooling import avg_pool2d, max_pool2d
 from .ops.more.rotary import rotary_embedding
 from .ops.more.sampling import multinomial, rand_like, randn_like, randperm
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.more.statistics import std, var, vector_norm
-from .ops.more.tiling import broadcast_arrays, meshgrid, repeat, roll, tile, tril, triu
+from .ops.more.tiling import broadcast_arrays, meshgrid, pad, repeat, roll, tile, tril, triu
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, mean, min, prod, sum
@@ -196,7 +198,9 @@ def __getattr__(name: str):
     _missing("tinyarr", _OTHER_NAMES, name)
 
 
-_EXPLAINED = "cross_entropy scaled_dot_product_attention grad value_and_grad no_grad enable_grad".split()
+_EXPLAINED = """binary_cross_entropy binary_cross_entropy_with_logits cross_entropy enable_grad grad huber_loss l1_loss
+    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention smooth_l1_loss
+    tril triu uniform value_and_grad""".split()
 for _name, _value in list(globals().items()):
     if _takes_axis(_value) or _name in _EXPLAINED:
         globals()[_name] = _explained(_value)

@@ -132,6 +132,11 @@ from .ops.loss import cross_entropy as cross_entropy
 from .ops.matmul import linear as linear
 from .ops.matmul import matmul as matmul
 from .ops.matmul import scaled_matmul as scaled_matmul
+from .ops.more.convolution import conv1d as conv1d
+from .ops.more.convolution import conv2d as conv2d
+from .ops.more.convolution import conv_transpose2d as conv_transpose2d
+from .ops.more.convolution import fold as fold
+from .ops.more.convolution import unfold as unfold
 from .ops.more.losses import binary_cross_entropy as binary_cross_entropy
 from .ops.more.losses import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from .ops.more.losses import huber_loss as huber_loss
@@ -140,6 +145,8 @@ from .ops.more.losses import mse_loss as mse_loss
 from .ops.more.losses import nll_loss as nll_loss
 from .ops.more.losses import smooth_l1_loss as smooth_l1_loss
 from .ops.more.masking import masked_fill as masked_fill
+from .ops.more.pooling import avg_pool2d as avg_pool2d
+from .ops.more.pooling import max_pool2d as max_pool2d
 from .ops.more.sampling import multinomial as multinomial
 from .ops.more.sampling import rand_like as rand_like
 from .ops.more.sampling import randn_like as randn_like
@@ -158,6 +165,7 @@ from .ops.more.statistics import var as var
 from .ops.more.statistics import vector_norm as vector_norm
 from .ops.more.tiling import broadcast_arrays as broadcast_arrays
 from .ops.more.tiling import meshgrid as meshgrid
+from .ops.more.tiling import pad as pad
 from .ops.more.tiling import repeat as repeat
 from .ops.more.tiling import roll as roll
 from .ops.more.tiling import tile as tile

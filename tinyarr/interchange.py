@@ -11,6 +11,7 @@ import numpy as np
 from . import array, dtypes, eager
 from .array import Array
 from .device import Device
+from .dtypes import Dtype
 from .errors import ArgumentError, DtypeError, GradientError, ShapeError
 from .ops.create import copy, target
 from .ops.elementwise import astype
@@ -152,9 +153,16 @@ def array_namespace(self: Tensor, /, *, api_version: str | None = None):
     return sys.modules["tinyarr"]
 
 
-def to(x: Tensor, device: str | Device) -> Tensor:
-    """The tensor on another device; itself where it is there already. The copy has no history."""
-    device = Device(device)
+def to(x: Tensor, device: str | Device | Dtype | None = None, dtype: Dtype | None = None) -> Tensor:
+    """The tensor on another device, in another dtype (in place of the device, or after it), or both; else itself.
+
+    A copy on another device has no history.
+    """
+    if isinstance(device, Dtype):
+        return astype(x, device, copy=False)
+    if dtype is not None:
+        x = astype(x, dtype, copy=False)
+    device = x.device if device is None else Device(device)
     if x.device is device:
         return x
     if x.requires_grad and recording.get():

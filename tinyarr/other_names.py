@@ -17,13 +17,14 @@ import numpy as np
 from . import autograd, dtypes, nn, optim
 from .device import Device
 from .errors import ArgumentError
+from .random import Generator
 from .tensor import Tensor, add_methods
 
 SHARED = {  # by functions and methods
     "permute": "permute_dims",
     "transpose": "permute_dims, or swapaxes for two axes",
     "unsqueeze": "expand_dims",
-    "flatten": "reshape(x, (-1,))",
+    "flatten": "reshape(-1), or reshape(len(x), -1) to keep the first axis",
     "ravel": "reshape(x, (-1,))",
     "view": "reshape",
     "gather": "take_along_axis",
@@ -60,11 +61,42 @@ SHARED = {  # by functions and methods
     "movedim": "moveaxis",
     "swapdims": "swapaxes",
     "mv": "matmul",
+    "addmm": "matmul(x, y) + bias",
+    "repeat_interleave": "repeat",
+    "unbind": "unstack",
+    "take_along_dim": "take_along_axis",
+    "fmod": "x - y * (x / y).trunc()",
+    "lerp": "x + weight * (end - x)",
+    "diag": "einsum('ii->i', x), or eye(len(x)) * x for a matrix",
+    "diagonal": "einsum('ii->i', x)",
+    "trace": "einsum('ii->', x)",
+    "bernoulli": "rand(*p.shape) < p",
+    "median": "numpy.median of x.numpy(), or sort, through which gradients flow",
+    "quantile": "numpy.quantile of x.numpy(), or sort, through which gradients flow",
+    "histc": "numpy.histogram of x.numpy()",
+    "bincount": "one_hot(x, n).sum(0)",
+    "index_add": "matmul with one_hot(index), which adds up",
+    "scatter_add": "matmul with one_hot(index), which adds up",
+    "scatter": "x[index] = value into a clone, or one_hot",
 }
 FUNCTIONS = SHARED | {
     "array": "Tensor(data), or asarray, which copies only where it must",
     "as_tensor": "asarray",
     "dtype": "dtypes.Dtype",
+    "FloatTensor": "Tensor(data, dtype=tinyarr.float32)",
+    "LongTensor": "Tensor(data, dtype=tinyarr.int64)",
+    "BoolTensor": "Tensor(data, dtype=tinyarr.bool)",
+    "Size": "tuple, which x.shape is",
+    "numel": "size, an attribute of a tensor",
+    "set_default_dtype": "dtype= where a tensor is made",
+    "get_default_dtype": "float32, which it always is",
+    "autocast": "astype, or model.to(tinyarr.bfloat16): nothing is cast behind one's back",
+    "amp": "astype, or model.to(tinyarr.bfloat16): nothing is cast behind one's back",
+    "linalg": "vector_norm, or numpy.linalg on x.numpy()",
+    "fft": "numpy.fft on x.numpy()",
+    "special": "erf, sigmoid and their like, which are functions of tinyarr itself",
+    "func": "grad, vjp and jvp, which are functions of tinyarr itself",
+    "cartesian_prod": "meshgrid and stack",
     "save": "saving.save(path, dict of tensors)",
     "load": "saving.load(path)",
     "inference_mode": "no_grad",
@@ -96,7 +128,6 @@ SAME = {  # as here
 METHODS = SHARED | {
     "t": "T",
     "expand": "broadcast_to",
-    "repeat_interleave": "repeat",
     "float": "astype(tinyarr.float32)",
     "double": "astype(tinyarr.float64)",
     "half": "astype(tinyarr.float16)",
@@ -114,6 +145,45 @@ METHODS = SHARED | {
     "type_as": "astype(y.dtype)",
     "is_cuda": "device.kind == 'cuda'",
     "detach_": "detach()",
+    "values": "max or sort, whose result is the values alone",
+    "indices": "argmax or argsort, whose result is the positions alone",
+    "pow": "x ** y",
+    "tril": "tinyarr.tril(x)",
+    "triu": "tinyarr.triu(x)",
+    "isin": "tinyarr.isin(x, elements)",
+    "ndimension": "ndim",
+    "element_size": "dtype.itemsize",
+    "is_contiguous": "contiguous(), which copies only where it must",
+    "grad_fn": "node, which is None for a leaf",
+    "new_tensor": "Tensor(data, dtype=x.dtype)",
+    "new_zeros": "zeros(shape, dtype=x.dtype)",
+    "new_ones": "ones(shape, dtype=x.dtype)",
+    "new_full": "full(shape, value, dtype=x.dtype)",
+    "unsqueeze_": "expand_dims",
+    "squeeze_": "squeeze",
+    "resize_": "reshape",
+    "clamp_min_": "clamp_(min=low)",
+    "clamp_max_": "clamp_(max=high)",
+    "neg_": "assign(-x)",
+    "pow_": "assign(x ** y)",
+    "addcmul_": "assign(x + value * y * z)",
+    "addcdiv_": "assign(x + value * y / z)",
+    "bernoulli_": "assign(tinyarr.rand(*x.shape) < p)",
+    "scatter_": "x[index] = value",
+    "index_fill_": "x[index] = value",
+    "index_copy_": "x[index] = value",
+    "index_add_": "assign(x + ...), with matmul and one_hot(index), which adds up",
+    "scatter_add_": "assign(x + ...), with matmul and one_hot(index), which adds up",
+    "fill_diagonal_": "assign(where(eye(n, dtype=tinyarr.bool), value, x))",
+}
+METHODS |= {f"{name}_": f"assign(x.{name}())" for name in (
+    "abs", "ceil", "cos", "exp", "floor", "log", "relu", "round", "rsqrt", "sigmoid", "sin", "sqrt", "square", "tanh",
+)}  # fmt: skip
+GENERATOR = {
+    "manual_seed": "Generator(seed)",
+    "initial_seed": "key",
+    "get_state": "state_dict()",
+    "set_state": "load_state_dict(state)",
 }
 NN = {
     "ParameterList": "list: a Module finds the parameters in lists",
@@ -156,6 +226,12 @@ KEYWORDS = {  # of functions that do not have them
     "unbiased": "correction, 1 for the unbiased estimate",
     "ddof": "correction",
     "out": "x.assign(result)",
+    "size": "shape",
+    "steps": "num",
+    "diagonal": "k",
+    "as_tuple": "stack(nonzero(x), axis=1) for rows of positions: nonzero gives a tuple",
+    "non_blocking": "to(device), which waits until the elements are there",
+    "input": "the first argument, without its name",
 }
 
 
@@ -216,8 +292,8 @@ def _check_call(function: Callable, args: tuple, keywords: dict[str, Any]) -> No
         signature.bind(*args, **keywords)
     except TypeError as error:
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        hints = [KEYWORDS[name] for name in keywords.keys() - signature.parameters.keys() if name in KEYWORDS]
-        hint = hints[0] if hints else f"{function.__name__}{inspect.Signature(plain)}"
+        hints = [KEYWORDS[name] for name in keywords if name not in signature.parameters and name in KEYWORDS]
+        hint = " and ".join(hints) if hints else f"{function.__name__}{inspect.Signature(plain)}"
         raise TypeError(f"{function.__name__}: {error}: use {hint}") from None
 
 
@@ -229,12 +305,12 @@ def takes_axis(value: object) -> bool:
     return not {"axis", "axes"}.isdisjoint(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount])
 
 
-for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, OPTIMIZER)):
+for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, OPTIMIZER), (Generator, GENERATOR)):
     for _name in _names:
         setattr(_kind, _name, _Missing(_names, _name))
     _kind.__dir__ = _listed  # type: ignore[method-assign]
     for _name, _value in list(vars(_kind).items()):
-        if takes_axis(_value):
+        if takes_axis(_value) or _name in ("to", "nonzero"):
             setattr(_kind, _name, explained(_value))
 for _module, _names in ((nn, NN), (optim, OPTIM), (autograd, AUTOGRAD)):
     _module.__getattr__ = functools.partial(missing, _module.__name__, _names)  # type: ignore[method-assign]

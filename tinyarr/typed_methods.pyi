@@ -327,8 +327,8 @@ class Methods:
         """The same elements in memory of their own, row-major. Gradients pass through."""
     def contiguous(self) -> Tensor:
         """x itself where it is row-major without gaps, else a copy that is."""
-    def to(self, device: str | Device) -> Tensor:
-        """The tensor on another device; itself where it is there already. The copy has no history."""
+    def to(self, device: str | Device | Dtype | None = None, dtype: Dtype | None = None) -> Tensor:
+        """The tensor on another device, in another dtype (in place of the device, or after it), or both; else itself."""
     def to_device(self, device: str | Device, *, stream=None) -> Tensor:
         """The standard's name of `to`."""
     def copy_to_host_async(self) -> None:

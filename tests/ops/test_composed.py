@@ -28,6 +28,7 @@ DIFFERENTIABLE = {  # name: (function, shapes of its operands)
     "mask": (lambda x: x[Tensor([[True, False, True], [False, True, True]])], [(2, 3)]),
     "diff": (lambda x: ta.diff(x, n=2), [(2, 4)]),
     "roll": (lambda x: ta.roll(x, (1, -1), axis=(0, 1)), [(2, 3)]),
+    "pad": (lambda x: ta.pad(x, (1, -1, 2, 0), value=3.0), [(2, 3)]),
     "tile": (lambda x: ta.tile(x, (2, 1, 2)), [(2, 2)]),
     "repeat": (lambda x: ta.repeat(x, Tensor([2, 0, 1]), axis=1), [(2, 3)]),
     "one part of a split": (lambda x: ta.split(x, [1, 2], axis=1)[1], [(2, 3, 2)]),
@@ -94,6 +95,19 @@ def test_einsum_gives_what_numpy_gives(subscripts, shapes):
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
+@at_most(40)
+@given(st.data())
+def test_pad_puts_a_value_around_or_cuts_off(data):
+    x = np.arange(12.0).reshape(3, 4)
+    axes = data.draw(st.integers(0, 2))
+    widths = [(data.draw(st.integers(-1, 2)), data.draw(st.integers(-2, 2))) for _ in range(axes)]
+    value = data.draw(st.sampled_from((0, 2.5, -np.inf)))
+    added = [(0, 0)] * (2 - axes) + [(max(a, 0), max(b, 0)) for a, b in reversed(widths)]
+    cut = [slice(None)] * (2 - axes) + [slice(max(-a, 0), min(b, 0) or None) for a, b in reversed(widths)]
+    found = ta.pad(Tensor(x), [w for pair in widths for w in pair], "constant", value)
+    np.testing.assert_array_equal(found.numpy(), np.pad(x[tuple(cut)], added, constant_values=value))
+
+
 indices = st.one_of(
     st.integers(-2, 1),
     st.slices(2),
@@ -145,6 +159,10 @@ REFUSED = [
     (lambda: ta.take_along_axis(ta.ones((2, 2)), Tensor([[0, 2]]), axis=0), OutOfBounds, "take"),
     (lambda: ta.roll(ta.ones((2, 2)), (1, 2), axis=0), ArgumentError, "equally many"),
     (lambda: ta.repeat(ta.ones(3), Tensor([1, 2])), ShapeError, "one for each"),
+    (lambda: ta.pad(ta.ones(3), (1,)), ArgumentError, r"pad: pad is \(1,\), x has 1 dimensions"),
+    (lambda: ta.pad(ta.ones(3), (1, 1, 1, 1)), ArgumentError, "two for each"),
+    (lambda: ta.pad(ta.ones(3), (-2, -2)), ShapeError, r"pad: x has shape \(3,\)"),
+    (lambda: ta.pad(ta.ones(3), (1, 1), "reflect"), ArgumentError, "pad: mode is 'reflect'"),
     (lambda: ta.meshgrid(ta.ones(2), indexing="ji"), ArgumentError, "'xy' or 'ij'"),
     (lambda: ta.meshgrid(ta.ones((2, 2))), ShapeError, "1 dimension"),
     (lambda: ta.tril(ta.ones(2)), ShapeError, "at least 2 dimensions"),

@@ -7,6 +7,7 @@ named as in tinyarr/ops/.
 from tests.samples import (  # importing them fills SAMPLES
     attention,
     collective,
+    convolution,
     create,
     elementwise,
     index,

@@ -15,6 +15,7 @@ from .activations import (
     Tanh,
 )
 from .containers import ModuleDict, ModuleList, Sequential
+from .convolution import AvgPool2d, Conv1d, Conv2d, ConvTranspose2d, MaxPool2d
 from .layers import Dropout, Embedding, LayerNorm, Linear
 from .losses import (
     BCELoss,

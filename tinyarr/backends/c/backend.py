@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...program import Graph, Lowered
-from ..numpy import NumpyBackend, collective, layouts_of, scan, sort
+from ..numpy import NumpyBackend, collective, convolution, layouts_of, scan, sort
 from ..numpy.registry import KERNELS
 from . import compiler, draw, library
 
 # Importing them registers kernels of NumPy's that a first reading leaves out, and C for large draws.
-MORE = (collective, draw, scan, sort)
+MORE = (collective, convolution, draw, scan, sort)
 
 
 class CpuBackend(NumpyBackend):

@@ -1,16 +1,18 @@
-"""Arrangements composed of others: grids, triangles, rolled, tiled and repeated tensors. Floor 5."""
+"""Arrangements composed of others: grids, triangles, padded, rolled, tiled and repeated tensors. Floor 5."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ... import dtypes, views
-from ...errors import ArgumentError, ShapeError
-from ...tensor import Tensor
-from ..create import arange, full
+from ...errors import ArgumentError, ShapeError, whole_number
+from ...tensor import Tensor, require_tensors
+from ..create import arange, full, ones
 from ..elementwise import where
 from ..index import take
-from ..shape import broadcast_to, concat, expand_dims, require_each, reshape, split, swapaxes
+from ..primitive import apply
+from ..shape import _unslice, broadcast_to, concat, expand_dims, require_each, reshape, slice_axes, split, swapaxes
 from .scan import cumulative_sum
 from .sort import searchsorted
 
@@ -54,6 +56,39 @@ def broadcast_arrays(*tensors: Tensor) -> list[Tensor]:
     require_each("broadcast_arrays", tensors)
     shape = views.broadcast_shapes("broadcast_arrays", *(t.shape for t in tensors))
     return [broadcast_to(t, shape) for t in tensors]
+
+
+def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0) -> Tensor:
+    """x with `value` put before and after its elements along its last axes; a negative width cuts so many off.
+
+    pad: the widths (before, after) of the last axis, then those of the axis before it, and so on, as in PyTorch.
+    Raises ArgumentError for other widths and for a mode other than 'constant', ShapeError where an axis is too short.
+
+    >>> import tinyarr
+    >>> tinyarr.pad(tinyarr.Tensor([1, 2, 3]), (2, -1)).tolist()
+    [0, 0, 1, 2]
+    """
+    require_tensors("pad", x=x)
+    if mode != "constant":
+        raise ArgumentError(f"pad: mode is {mode!r}: it must be 'constant'; concat, flip and broadcast_to give others")
+    widths = [whole_number("pad", "a width", w) for w in pad]
+    if len(widths) % 2 or len(widths) > 2 * x.ndim:
+        raise ArgumentError(f"pad: pad is {tuple(pad)}, x has {x.ndim} dimensions: two for each of its last axes")
+    before = [0] * (x.ndim - len(widths) // 2) + widths[-2::-2]
+    after = [0] * (x.ndim - len(widths) // 2) + widths[:0:-2]
+    if any(n + min(a, 0) + min(b, 0) < 0 for n, a, b in zip(x.shape, before, after, strict=True)):
+        raise ShapeError(f"pad: x has shape {x.shape}, pad is {tuple(pad)}: an axis is shorter than what is cut off")
+    kept = slice_axes(x, [slice(max(-a, 0), n + min(b, 0)) for n, a, b in zip(x.shape, before, after, strict=True)])
+    if max(widths, default=0) <= 0:
+        return kept
+    starts = tuple(max(a, 0) for a in before)
+    stops = tuple(a + n for a, n in zip(starts, kept.shape, strict=True))
+    shape = tuple(n + max(b, 0) for n, b in zip(stops, after, strict=True))
+    where_kept: dict[str, Any] = {"shape": shape, "starts": starts, "stops": stops, "steps": (1,) * x.ndim}
+    padded = apply(_unslice, kept, **where_kept)
+    if value == 0:
+        return padded
+    return where(apply(_unslice, ones(kept.shape, dtype=dtypes.bool, device=x.device), **where_kept), padded, value)
 
 
 def roll(x: Tensor, /, shift: int | Sequence[int], *, axis: int | Sequence[int] | None = None) -> Tensor:
