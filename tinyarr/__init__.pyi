@@ -147,11 +147,11 @@ from .ops.more.losses import smooth_l1_loss as smooth_l1_loss
 from .ops.more.masking import masked_fill as masked_fill
 from .ops.more.pooling import avg_pool2d as avg_pool2d
 from .ops.more.pooling import max_pool2d as max_pool2d
+from .ops.more.rotary import rotary_embedding as rotary_embedding
 from .ops.more.sampling import multinomial as multinomial
 from .ops.more.sampling import rand_like as rand_like
 from .ops.more.sampling import randn_like as randn_like
 from .ops.more.sampling import randperm as randperm
-from .ops.more.rotary import rotary_embedding as rotary_embedding
 from .ops.more.scan import cumulative_prod as cumulative_prod
 from .ops.more.scan import cumulative_sum as cumulative_sum
 from .ops.more.scan import diff as diff
