@@ -49,7 +49,7 @@ class _PerChannel(Module):
         return astype(x, x.dtype.compute, copy=False)
 
     def scaled(self, normalized: Tensor, x: Tensor) -> Tensor:
-        """What was normalized times the weight, plus the bias, in x's dtype."""
+        """Normalized elements times the weight, plus the bias, in x's dtype."""
         if self.weight is not None and self.bias is not None:
             normalized = normalized * per_channel(self.weight, x) + per_channel(self.bias, x)
         return astype(normalized, x.dtype, copy=False)
