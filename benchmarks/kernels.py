@@ -27,10 +27,9 @@ from tinyarr.ops.attention import _attention, _attention_gradient
 from tinyarr.ops.index import _take_gradient
 from tinyarr.ops.loss import _cross_entropy, _cross_entropy_gradient
 from tinyarr.ops.norm import _layer_norm, _limits, _rms_norm
-from tinyarr.ops.primitive import apply
+from tinyarr.ops.primitive import apply, registry
 from tinyarr.ops.rowwise import Rowwise
 from tinyarr.ops.softmax import _log_softmax, _softmax
-from tinyarr.optim import _adamw_master_update
 
 GPU, BF16 = "cuda", torch.bfloat16
 REPEATS = 20
@@ -167,7 +166,7 @@ def memory_bound():
     lr, step = tinyarr.full((), 1e-3, dtype="float64", device=GPU), tinyarr.full((), 5, device=GPU)
 
     def adamw():
-        apply(_adamw_master_update, p, master, gradient, m, v, lr, step, 1.0, 0.9, 0.95, 1e-8, 0.1,
+        apply(registry["adamw_master_update"], p, master, m, v, gradient, lr, step, 1.0, 0.9, 0.95, 1e-8, 0.1,
               dtype=dtypes.bfloat16, out=(p, master, m, v))
 
     yield "AdamW with masters", 30 * n, adamw, None

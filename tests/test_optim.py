@@ -21,6 +21,11 @@ GAPS = [[None if (step, i) in [(0, 2), (2, 1), (3, 1)] else g for i, g in enumer
 LARGEST = 4.0  # no parameter or update gets there
 ADAMW = [{}, {"weight_decay": 0.0}, {"betas": (0.5, 0.7), "eps": 0.1, "weight_decay": 0.3}, {"betas": (0.0, 0.0)}]
 SGD = [{}, {"weight_decay": 0.3}, {"momentum": 0.9}, {"momentum": 0.5, "weight_decay": 0.1, "nesterov": True}]
+ADAM = [{}, {"betas": (0.5, 0.7), "eps": 0.1, "weight_decay": 0.3}]
+RMSPROP = [{}, {"momentum": 0.9, "weight_decay": 0.3, "eps": 0.01}, {"alpha": 0.5, "centered": True, "eps": 0.01},
+           {"momentum": 0.5, "centered": True, "eps": 0.01}]  # fmt: skip
+ADAGRAD = [{}, {"lr_decay": 0.3, "weight_decay": 0.3, "eps": 0.01}]
+LION = [{}, {"betas": (0.5, 0.7), "weight_decay": 0.3}]
 
 
 def leaves(dtype=float64):
@@ -66,6 +71,46 @@ def sgd(p, gradients, rates=RATES, *, momentum=0.0, nesterov=False, weight_decay
         yield p
 
 
+def adam(p, gradients, rates=RATES, *, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+    m = v = 0.0
+    for t, (lr, g) in enumerate(zip(rates, gradients), 1):
+        if g is not None:
+            g = g + weight_decay * p
+            m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g**2
+            p = p - lr * (m / (1 - betas[0] ** t)) / (np.sqrt(v / (1 - betas[1] ** t)) + eps)
+        yield p
+
+
+def rmsprop(p, gradients, rates=RATES, *, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False):
+    v = velocity = mean = 0.0
+    for lr, g in zip(rates, gradients):
+        if g is not None:
+            g = g + weight_decay * p
+            v, mean = alpha * v + (1 - alpha) * g**2, alpha * mean + (1 - alpha) * g
+            velocity = momentum * velocity + g / (np.sqrt(v - mean**2 if centered else v) + eps)
+            p = p - lr * velocity
+        yield p
+
+
+def adagrad(p, gradients, rates=RATES, *, lr_decay=0.0, weight_decay=0.0, eps=1e-10):
+    total = 0.0
+    for t, (lr, g) in enumerate(zip(rates, gradients)):
+        if g is not None:
+            g = g + weight_decay * p
+            total = total + g**2
+            p = p - lr / (1 + t * lr_decay) * g / (np.sqrt(total) + eps)
+        yield p
+
+
+def lion(p, gradients, rates=RATES, *, betas=(0.9, 0.99), weight_decay=0.0):
+    m = 0.0
+    for lr, g in zip(rates, gradients):
+        if g is not None:
+            p = p - lr * weight_decay * p - lr * np.sign(betas[0] * m + (1 - betas[0]) * g)
+            m = betas[1] * m + (1 - betas[1]) * g
+        yield p
+
+
 def by_formula(formula, options, gradients=GRADIENTS):
     """What `walk` should yield."""
     return zip(*[formula(x, [gs[i] for gs in gradients], **options) for i, x in enumerate(START)])
@@ -82,24 +127,39 @@ def roundings(steps):
     return (1 + 10 * steps) * LARGEST * np.finfo(np.float32).eps
 
 
-both = pytest.mark.parametrize(
-    ("kind", "formula", "options"),
-    [pytest.param(optim.AdamW, adamw, options, id=f"AdamW {options}") for options in ADAMW]
-    + [pytest.param(optim.SGD, sgd, options, id=f"SGD {options}") for options in SGD],
-)
-each_kind = pytest.mark.parametrize("kind", [optim.AdamW, optim.SGD])
+FORMULAS = [
+    (optim.AdamW, adamw, ADAMW), (optim.SGD, sgd, SGD), (optim.Adam, adam, ADAM), (optim.RMSprop, rmsprop, RMSPROP),
+    (optim.Adagrad, adagrad, ADAGRAD), (optim.Lion, lion, LION),
+]  # fmt: skip
+
+
+def each_formula(*without):
+    """Each optimizer's class and formula, with each of its options."""
+    return pytest.mark.parametrize(
+        ("kind", "formula", "options"),
+        [
+            pytest.param(kind, formula, options, id=f"{kind.__name__} {options}")
+            for kind, formula, several in FORMULAS
+            if kind not in without
+            for options in several
+        ],
+    )
+
+
+each, in_torch = each_formula(), each_formula(optim.Lion)
+each_kind = pytest.mark.parametrize("kind", [kind for kind, *_ in FORMULAS])
 half_types = pytest.mark.parametrize("dtype", [bfloat16, float16])
 
 
 @pytest.mark.parametrize("gradients", [GRADIENTS, GAPS], ids=["all gradients", "missing gradients"])
-@both
+@each
 def test_steps_follow_the_formula(kind, formula, options, gradients):
     parameters = leaves()
     steps = walk(kind(parameters, **options), parameters, gradients)
     assert_steps_equal(steps, by_formula(formula, options, gradients))
 
 
-@both
+@each
 def test_float32_steps_differ_by_their_roundings(kind, formula, options):
     parameters = leaves(float32)
     steps = walk(kind(parameters, **options), parameters)
@@ -108,7 +168,7 @@ def test_float32_steps_differ_by_their_roundings(kind, formula, options):
             assert x.dtype == np.float32 and np.abs(x - y).max() <= roundings(step)
 
 
-@both
+@each
 def test_groups_have_their_own_options_and_share_of_the_learning_rate(kind, formula, options):
     parameters = leaves()
     optimizer = kind(
@@ -121,7 +181,7 @@ def test_groups_have_their_own_options_and_share_of_the_learning_rate(kind, form
 
 
 @half_types
-@both
+@each
 def test_a_half_type_follows_the_formula_in_its_float32_master(kind, formula, options, dtype):
     parameters = leaves(dtype)
     starts = [p.numpy().astype(np.float64) for p in parameters]
@@ -138,7 +198,7 @@ def test_a_half_type_follows_the_formula_in_its_float32_master(kind, formula, op
 
 
 @half_types
-@both
+@each
 def test_a_float32_gradient_of_a_half_type_is_used_as_it_is(kind, formula, options, dtype):
     parameters = leaves(dtype)
     starts = [p.numpy().astype(np.float64) for p in parameters]
@@ -271,8 +331,8 @@ def test_a_step_without_gradients_changes_nothing_but_the_step(kind):
     assert all(np.array_equal(p.numpy(), x) for p, x in zip(parameters, START))
 
 
-class Lion(optim.Optimizer):
-    """An optimizer of a user's own (Chen et al. 2023, "Symbolic discovery of optimization algorithms")."""
+class SignMomentum(optim.Optimizer):
+    """An optimizer of a user's own, by operations on tensors."""
 
     state_names = ("m",)
 
@@ -294,8 +354,12 @@ UPDATES = {
     "AdamW with stochastic rounding": (lambda ps: optim.AdamW(ps, stochastic_rounding=True), bfloat16),
     "SGD": (lambda ps: optim.SGD(ps, momentum=0.9, weight_decay=0.1), float32),
     "SGD with masters": (lambda ps: optim.SGD(ps, momentum=0.9, nesterov=True), bfloat16),
-    "a user's own": (Lion, float32),
-    "a user's own with masters": (Lion, bfloat16),
+    "Adam": (optim.Adam, float32),
+    "RMSprop with masters": (lambda ps: optim.RMSprop(ps, centered=True), bfloat16),
+    "Adagrad": (optim.Adagrad, float32),
+    "Lion with masters": (optim.Lion, bfloat16),
+    "a user's own": (SignMomentum, float32),
+    "a user's own with masters": (SignMomentum, bfloat16),
 }
 updates = pytest.mark.parametrize("name", UPDATES)
 compiled_or_not = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -375,7 +439,7 @@ def test_weights_written_by_hand_stay_where_the_condition_does_not_hold(kind, dt
 def test_an_update_of_a_users_own_may_take_the_condition_itself():
     seen = []
 
-    class Own(Lion):
+    class Own(SignMomentum):
         def update(self, parameter, gradient, state, options, *, where=None):
             seen.append(where)
             parameter.assign(parameter + 1)
@@ -481,11 +545,11 @@ def test_the_operations_of_a_step_do_not_grow_with_the_number_of_parameters(make
 
 
 def test_large_groups_are_cut_into_segments_whose_parameters_keep_their_names(monkeypatch):
-    monkeypatch.setattr(optim, "SEGMENT", 40)
+    monkeypatch.setattr(optim.optimizer, "SEGMENT", 40)
     parameters = leaves(float32)  # of 48, 20 and 4 bytes
     optimizer = optim.AdamW([{"parameters": parameters[:2]}, {"parameters": parameters[2:]}])
     assert [[p.shape for p in packed.parameters] for packed in optimizer._packed] == [[(5,), (4, 3)], [()]]
-    monkeypatch.setattr(optim, "SEGMENT", 20)
+    monkeypatch.setattr(optim.optimizer, "SEGMENT", 20)
     cut = optim.AdamW([{"parameters": parameters[:2]}, {"parameters": parameters[2:]}])
     assert len(cut._packed) == 3
     shapes, others = ({name: t.shape for name, t in o.state_dict().items()} for o in (cut, optimizer))
@@ -788,7 +852,7 @@ def torch_walk(kind, groups, gradients):
 
 
 @pytest.mark.parity
-@both
+@in_torch
 def test_every_step_is_torch_s(kind, formula, options):
     parameters = leaves()
     steps = walk(kind(parameters, **options), parameters)
@@ -796,7 +860,7 @@ def test_every_step_is_torch_s(kind, formula, options):
 
 
 @pytest.mark.parity
-@both
+@in_torch
 def test_every_step_of_two_groups_is_torch_s(kind, formula, options):
     parameters = leaves()
     groups = [{"parameters": parameters[:1], "weight_decay": 0.2}, {"parameters": parameters[1:], "lr_scale": 0.5}]
@@ -825,7 +889,7 @@ def test_adamw_leaves_a_parameter_without_gradients_alone_as_torch_does():
 
 @pytest.mark.parity
 @half_types
-@both
+@in_torch
 def test_a_half_type_with_its_master_is_torch_s_float32_rounded(kind, formula, options, dtype):
     """torch's parameters are float32 from the same start and with the same gradients: only their roundings differ."""
     parameters = leaves(dtype)

@@ -209,11 +209,8 @@ AUTOGRAD = {
     "Function": "tinyarr.custom_gradient",
 }
 OPTIM = {
-    "Adam": "AdamW with weight_decay=0, which is Adam",
     "lr_scheduler": "tinyarr.schedule, and optimizer.lr = rate(step)",
     "clip_grad_norm_": "clip_grad_norm",
-    "RMSprop": "Optimizer as a base, and define update, as examples/muon.py does",
-    "Adagrad": "Optimizer as a base, and define update, as examples/muon.py does",
     "Muon": "Optimizer as a base, and define update, as examples/muon.py does",
 }
 OPTIMIZER = {

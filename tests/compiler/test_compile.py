@@ -23,8 +23,7 @@ from tinyarr.compiler.passes.order import passes_within
 from tinyarr.errors import TinyarrError, TraceError
 
 # The shape of the result is among the elements; the record makes an optimizer, which moves its parameters.
-UPDATES = ("adamw", "adamw_master", "adamw_stochastic", "sgd", "sgd_master")
-REFUSED = {"nonzero", *(f"{rule}_update" for rule in UPDATES)}
+REFUSED = {"nonzero", *(name for name in SAMPLES if name.endswith("_update"))}
 ATTENTION = ("scaled_dot_product_attention", "scaled_dot_product_attention_gradient")  # may be composed of products
 
 

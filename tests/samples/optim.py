@@ -64,6 +64,28 @@ def sgd(p, g, velocity, lr, momentum, weight_decay, nesterov):
     return p - lr * (g + momentum * velocity if nesterov else velocity), velocity
 
 
+def adam(p, g, m, v, weight_decay, **options):
+    return adamw(p, g + weight_decay * p, m, v, weight_decay=0, **options)
+
+
+def lion(p, g, m, lr, betas, weight_decay):
+    direction = np.sign(betas[0] * m + (1 - betas[0]) * g)
+    return p - lr * weight_decay * p - lr * direction, betas[1] * m + (1 - betas[1]) * g
+
+
+def rmsprop(p, g, v, velocity, mean, lr, alpha, eps, weight_decay, momentum, centered):
+    g = g + weight_decay * p
+    v, mean = alpha * v + (1 - alpha) * g**2, alpha * mean + (1 - alpha) * g
+    velocity = momentum * velocity + g / (np.sqrt(v - mean**2 if centered else v) + eps)
+    return p - lr * velocity, v, velocity, mean
+
+
+def adagrad(p, g, total, step, lr, lr_decay, weight_decay, eps):
+    g = g + weight_decay * p
+    total = total + g**2
+    return p - lr / (1 + step * lr_decay) * g / (np.sqrt(total) + eps), total
+
+
 def with_master(reference: Callable) -> Callable:
     """The new parameter is the new master copy, rounded."""
 
@@ -100,6 +122,14 @@ ADAMW = {"step": 4, "lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay":
 SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
 updates("adamw", tinyarr.optim.AdamW, adamw, st.just(ADAMW), between(-1, 1), between(0.1, 1))
 updates("sgd", tinyarr.optim.SGD, sgd, st.booleans().map(lambda b: SGD | {"nesterov": b}), between(-1, 1))
+updates("adam", tinyarr.optim.Adam, adam, st.just(ADAMW), between(-1, 1), between(0.1, 1))
+LION = {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.1}
+updates("lion", tinyarr.optim.Lion, lion, st.just(LION), between(0.5, 1))
+RMSPROP = {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.1, "momentum": 0.9, "centered": True}
+RMSPROP_STATE = between(0.1, 1), between(-1, 1), between(-0.2, 0.2)  # the square of the mean is less than v
+updates("rmsprop", tinyarr.optim.RMSprop, rmsprop, st.just(RMSPROP), *RMSPROP_STATE)
+ADAGRAD = {"step": 4, "lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "eps": 1e-3}
+updates("adagrad", tinyarr.optim.Adagrad, adagrad, st.just(ADAGRAD), between(0.1, 1))
 
 
 def stochastic(optimizer: Callable) -> Callable:

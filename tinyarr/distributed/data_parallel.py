@@ -15,7 +15,8 @@ from ..ops.collective import all_reduce, broadcast
 from ..ops.create import zeros
 from ..ops.elementwise import astype
 from ..ops.shape import reshape, stack
-from ..optim import Optimizer, grad_norm, parameter_groups
+from ..optim.clipping import grad_norm
+from ..optim.optimizer import Optimizer, parameter_groups
 from ..segments import SEGMENT, buckets, join, layout, padded, part
 from ..tape import no_grad
 from ..tensor import Tensor

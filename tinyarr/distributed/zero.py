@@ -15,7 +15,7 @@ from ..ops.collective import all_gather, all_reduce, reduce_scatter
 from ..ops.create import copy, full
 from ..ops.elementwise import add, sqrt, square
 from ..ops.shape import reshape
-from ..optim import grad_norm
+from ..optim.clipping import grad_norm
 from ..segments import Segment, buckets, join, pack, padded, part
 from ..tape import no_grad
 from ..tensor import Tensor

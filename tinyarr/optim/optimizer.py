@@ -1,11 +1,12 @@
-"""Optimizers: AdamW and SGD with momentum, and clipping by the global norm. Floor 1.
+"""Optimizer: parameters in segments, their state, and the update of both, in place, by one expression. Floor 1.
 
-An update is one elementwise expression over a parameter, its gradient and its state, written in place. The state is
-in segments. Learning rate and step are 0-d tensors, so that a compiled step reads them; they are weak in the
-expression: computed with in float64, once, then taking the parameter's dtype. A parameter of a half type has a float32
-master copy, which is what is updated; where the parameter was written since, by hand or by loading weights, the
-update starts from what was written. `load_masters` starts the copies from weights that were never rounded.
-A step taken only `where` a condition holds is the same expression with that condition as one more 0-d operand.
+A kind of optimizer is a formula in the scalar language over a parameter, its gradient and its state. It becomes an
+elementwise primitive that runs over whole segments. Learning rate and step are 0-d tensors, so that a compiled step
+reads them; they are weak in the expression: computed with in float64, once, then taking the parameter's dtype. A
+parameter of a half type has a float32 master copy, which is what is updated; where the parameter was written since, by
+hand or by loading weights, the update starts from what was written. `load_masters` starts the copies from weights that
+were never rounded. A step taken only `where` a condition holds is the same expression with that condition as one more
+0-d operand.
 """
 
 from __future__ import annotations
@@ -16,23 +17,20 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from . import dtypes
-from .errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
-from .nn.module import Parameter, clear_gradients
-from .ops.create import copy, full
-from .ops.elementwise import astype, minimum, sqrt, square
-from .ops.elementwise import where as choose
-from .ops.elementwise_primitive import Elementwise, elementwise
-from .ops.primitive import apply
-from .ops.reduce import sum
-from .ops.scalar import Expr, bitcast, cast, random_bits, weak
-from .ops.scalar import sqrt as _sqrt
-from .ops.scalar import where as _where
-from .ops.shape import stack
-from .random import Generator, default_generator
-from .segments import SEGMENT, Segment, buckets, gradient, gradients_in_place, pack, part, runs
-from .tape import no_grad
-from .tensor import Tensor, require_tensors
+from .. import dtypes
+from ..errors import ArgumentError, DeviceError, DtypeError, ShapeError, describe
+from ..nn.module import Parameter, clear_gradients
+from ..ops.create import copy, full
+from ..ops.elementwise import astype
+from ..ops.elementwise import where as choose
+from ..ops.elementwise_primitive import Elementwise
+from ..ops.primitive import apply, is_built_in
+from ..ops.scalar import Expr, bitcast, cast, random_bits, weak
+from ..ops.scalar import where as _where
+from ..random import Generator, default_generator
+from ..segments import SEGMENT, Segment, buckets, gradient, pack, part, runs
+from ..tape import no_grad
+from ..tensor import Tensor, require_tensors
 
 
 class _Packed:
@@ -87,10 +85,10 @@ class _Packed:
 Rule = tuple[Callable[[Any], bool], str]
 """What an option must be: a test of the value, and the same in words."""
 
-_POSITIVE: Rule = (lambda x: x > 0, "it must be positive")
-_NOT_NEGATIVE: Rule = (lambda x: x >= 0, "it must be 0 or more")
-_FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
-_FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
+POSITIVE: Rule = (lambda x: x > 0, "it must be positive")
+NOT_NEGATIVE: Rule = (lambda x: x >= 0, "it must be 0 or more")
+FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
+FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
 
 
 def require_parameters(operation: str, parameters: Any) -> None:
@@ -123,14 +121,41 @@ class Optimizer:
     which has no gradient, keeps its value until it is thawed. Making an optimizer moves the parameters into its
     segments. `rules` says what values options may have.
 
-    elementwise, beside update() in a class: that makes each element of its own alone, whatever the shape. Then it gets
-    many parameters at once, those of a segment that have gradients, as flat tensors; else one after the other.
+    A class of one's own says how a parameter changes in one of two ways. `formula(p, g, *state, lr, step, *options)`
+    returns the new parameter and state as expressions of the scalar language; options come in the order of `defaults`,
+    a pair as two, a bool by keyword. Of state that an optimizer leaves out of its own `state_names` it gets None.
+
+    >>> import tinyarr
+    >>> class SignDescent(tinyarr.optim.Optimizer):
+    ...     def __init__(self, parameters, lr=0.1, weight_decay=0.0):
+    ...         super().__init__(parameters, lr, {"weight_decay": weight_decay})
+    ...     @staticmethod
+    ...     def formula(p, g, lr, step, weight_decay):
+    ...         return (p - lr * (tinyarr.sign(g) + weight_decay * p),)
+    >>> p = tinyarr.Tensor([1.0, 2.0], requires_grad=True)
+    >>> (p * p).sum().backward()
+    >>> SignDescent([p], lr=0.5).step()
+    >>> p.tolist()
+    [0.5, 1.5]
+
+    Or it defines `update`, with operations on tensors. elementwise, beside update() in a class: that makes each element
+    of its own alone, whatever the shape. Then it gets many parameters at once, those of a segment that have gradients,
+    as flat tensors; else one after the other.
     """
 
     state_names: tuple[str, ...] = ()
     rules: dict[str, Rule] = {}
-    masters = True  # whether parameters of half types have float32 copies
-    elementwise = False
+    formula: Callable[..., tuple] | None = None
+    masters = True  # parameters of half types have float32 copies; else those of bfloat16 are rounded stochastically
+    generator: Generator | None = None  # draws for that; None is the default one
+    elementwise = True  # as the update by a formula is
+
+    def __init_subclass__(cls, **options: Any):
+        super().__init_subclass__(**options)
+        owner: Any = cls
+        if "formula" in vars(owner):
+            for has_master in (False, True):
+                update_primitive(owner, owner.state_names, has_master, ())
 
     def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
         name = type(self).__name__
@@ -172,7 +197,7 @@ class Optimizer:
         self._step = full((), 0, dtype=dtypes.int64, device=device)
 
     def _check(self, options: dict[str, Any]) -> None:
-        for option, (holds, words) in {"lr": _NOT_NEGATIVE, "lr_scale": _NOT_NEGATIVE, **self.rules}.items():
+        for option, (holds, words) in {"lr": NOT_NEGATIVE, "lr_scale": NOT_NEGATIVE, **self.rules}.items():
             try:
                 sound = option not in options or holds(options[option])
             except TypeError:
@@ -242,10 +267,13 @@ class Optimizer:
             update, taken = self._update_where(where), astype(where, dtypes.int64)
         with no_grad():
             self._step.assign(self._step + taken)
-            owner = next(kind for kind in type(self).__mro__ if "update" in vars(kind))
             for packed in self._packed:
-                for p, g, state in packed.updates(vars(owner).get("elementwise", False)):
+                for p, g, state in self._together(packed):
                     update(p, g, state, packed.options)
+
+    def _together(self, packed: _Packed) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
+        """Yields the tensors that update() gets at a time, with their gradients and state."""
+        return packed.updates(vars(_owner(type(self), "update")).get("elementwise", False))
 
     def _check_where(self, where: Tensor) -> None:
         require_tensors("step", where=where)
@@ -273,13 +301,33 @@ class Optimizer:
 
         return update
 
-    def update(self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any]) -> None:
+    def update(
+        self, parameter: Tensor, gradient: Tensor, state: dict[str, Tensor], options: dict[str, Any], *,
+        where: Tensor | None = None,
+    ) -> None:  # fmt: skip
         """Writes the new parameter and state. `state` has the tensors of `state_names`, and "master" for half types.
 
-        It may take another keyword, `where=None`, which is what `step` was given: where that is False it must leave
-        all of them as they are. If it doesn't take one, `step` keeps copies and puts them back.
+        One that is defined in a class may leave the keyword `where` out, which is what `step` was given: then `step`
+        keeps copies and puts them back. If it takes it, it must leave all as they are where that is False.
         """
-        raise ArgumentError(f"{type(self).__name__}: has no update(): define how a parameter changes")
+        if self.formula is None:
+            raise ArgumentError(
+                f"{type(self).__name__}: has no update(), and no formula: define how a parameter changes"
+            )
+        x = {"p": parameter, "g": gradient, **state, "lr": self._lr, "step": self._step, "where": where}
+        flags: dict[str, Any] = {"dtype": parameter.dtype} if "master" in state else {}
+        numbers = [options["lr_scale"]]
+        for name, value in options.items():
+            if isinstance(value, bool):
+                flags[name] = value
+            elif name != "lr_scale":
+                numbers += value if isinstance(value, tuple | list) else [value]
+        if "master" not in state and parameter.dtype.compute is not parameter.dtype:
+            x["key"], x["counter"] = (self.generator or default_generator()).take()
+        named = tuple(name for name in ("key", "counter", "where") if x.get(name) is not None)
+        update = update_primitive(_owner(type(self), "formula"), self.state_names, "master" in state, named)
+        operands = [x[name] for name in update.inputs[: len(update.inputs) - len(numbers)]]
+        apply(update, *operands, *numbers, out=tuple(x[name.removesuffix("_out")] for name in update.outputs), **flags)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Name to tensor: lr, step, and each parameter's state by group, parameter and name; they share memory."""
@@ -304,53 +352,58 @@ class Optimizer:
             tensor.assign(state[name])
 
 
-def _current(master: Expr, p, dtype) -> Expr:
-    """The master copy, or the parameter where that is no longer the copy's rounding: someone has written it."""
-    return _where(cast(master, dtype) == p, master, p)
-
-
-def _write(update: Elementwise, *operands: Any, where: Tensor | None, out: tuple[Tensor, ...], **params: Any) -> None:
-    """Runs an update into `out`, which keeps its elements if `where` is False."""
-    if where is None:
-        apply(update, *operands, out=out, **params)
-    else:
-        apply(_with_where(update), *operands, where, out=out, **params)
+def _owner(kind: type, name: str) -> Any:
+    """The class in which a class finds an attribute."""
+    return next(base for base in kind.__mro__ if name in vars(base))
 
 
 @functools.cache
-def _with_where(update: Elementwise) -> Elementwise:
-    """An update with a last operand `where`: if that is False, an output `x_out` is the input `x`."""
+def update_primitive(owner: Any, kept: tuple[str, ...], has_master: bool, named: tuple[str, ...]) -> Elementwise:
+    """The formula of a class as a primitive.
 
-    def function(*operands: Expr, **params: Any) -> tuple[Expr, ...]:
-        *given, where = operands
-        old = [given[update.inputs.index(name.removesuffix("_out"))] for name in update.outputs]
-        return tuple(map(_where, [where] * len(old), update.function(*given, **params), old))
+    kept: what of the formula's state there is. has_master: a float32 master copy is updated, and the parameter is that
+    cast to `dtype`. named: more operands: "key" and "counter", with which a parameter without a master is rounded
+    stochastically; "where", and nothing changes if it is False.
+    """
+    formula, kinds = owner.formula, owner.state_names
+    parameters = inspect.signature(formula).parameters.values()
+    numbers = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY][4 + len(kinds) :]
+    flags = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    written = ["p", *["master"] * has_master, *kept]
+    inputs = [*written, "g", *named, "lr", "step", "lr_scale", *numbers]
 
-    name, inputs = f"{update.name}_where", (*update.inputs, "where")
-    made = Elementwise(name, function, inputs, update.outputs, derived=True)
+    def function(*operands: Expr, **flags: Any) -> tuple[Expr, ...]:
+        x, dtype = dict(zip(inputs, operands, strict=True)), flags.pop("dtype", None)
+        p = x["p"]
+        if has_master:
+            p = _current(x["master"], p, dtype)
+        elif "key" in x:
+            p = cast(p, dtypes.float32)
+        scalars = weak(x["lr"]) * x["lr_scale"], weak(x["step"]), *map(x.get, numbers)
+        new, *state = [e for e in formula(p, x["g"], *map(x.get, kinds), *scalars, **flags) if e is not None]
+        if has_master:
+            results = [cast(new, dtype), new, *state]
+        else:
+            results = [_rounded_stochastically(new, x["key"], x["counter"]) if "key" in x else new, *state]
+        if "where" in x:
+            results = [_where(x["where"], e, x[name]) for name, e in zip(written, results, strict=True)]
+        return tuple(results)
+
+    if has_master:
+        flags.append(inspect.Parameter("dtype", inspect.Parameter.KEYWORD_ONLY))
+    function.__signature__ = inspect.Signature(flags)  # type: ignore[attr-defined]
+    function.__module__ = formula.__module__
+    form = [*["master"] * has_master, *["stochastic"] * ("key" in named), "update", *["where"] * ("where" in named)]
+    derived = kept != kinds or "where" in named or not is_built_in(formula)
+    outputs = [f"{name}_out" for name in written]
+    made = Elementwise("_".join([owner.__name__.lower(), *form]), function, inputs, outputs, derived)
     made.no_gradient()
     return made
 
 
-def _adamw(p: Expr, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
-    lr, t = weak(lr) * lr_scale, weak(step)
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * (g * g)
-    # Everything in brackets depends on 0-d operands alone and is computed once.
-    denominator = _sqrt(v) / (_sqrt(1 - beta2**t)) + eps
-    p = p * (1 - lr * weight_decay) - (lr / (1 - beta1**t)) * (m / denominator)
-    return p, m, v
-
-
-@elementwise(outputs=("p_out", "m_out", "v_out"))
-def _adamw_update(p, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
-    return _adamw(p, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
-
-
-@elementwise(outputs=("p_out", "master_out", "m_out", "v_out"))
-def _adamw_master_update(p, master, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay, *, dtype):
-    master, m, v = _adamw(_current(master, p, dtype), g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
-    return cast(master, dtype), master, m, v
+def _current(master: Expr, p, dtype) -> Expr:
+    """The master copy, or the parameter where that is no longer the copy's rounding: someone has written it."""
+    return _where(cast(master, dtype) == p, master, p)
 
 
 def _rounded_stochastically(x: Expr, key, counter) -> Expr:
@@ -360,170 +413,3 @@ def _rounded_stochastically(x: Expr, key, counter) -> Expr:
     """
     bits = bitcast(x, dtypes.uint32) + (random_bits(key, counter) >> 16)
     return _where(x == x, cast(bitcast(bits & 0xFFFF0000, dtypes.float32), dtypes.bfloat16), cast(x, dtypes.bfloat16))
-
-
-@elementwise(outputs=("p_out", "m_out", "v_out"))
-def _adamw_stochastic_update(p, g, m, v, key, counter, lr, step, lr_scale, beta1, beta2, eps, weight_decay):
-    wide = cast(p, dtypes.float32)
-    wide, m, v = _adamw(wide, g, m, v, lr, step, lr_scale, beta1, beta2, eps, weight_decay)
-    return _rounded_stochastically(wide, key, counter), m, v
-
-
-class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2; Kingma & Ba 2015, algorithm 1).
-
-    With g the gradient and t the step: m = beta1 m + (1 - beta1) g; v = beta2 v + (1 - beta2) g^2;
-    p = p (1 - lr weight_decay) - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps). The step counts for every
-    parameter, also for one that had no gradient in it.
-
-    With `stochastic_rounding` bfloat16 parameters have no float32 copies, 4 bytes each: an update is rounded up or down
-    with the probability of the distance (Gupta et al. 2015, "Deep learning with limited numerical precision", section
-    3), by draws of `generator`, or the default one.
-    """
-
-    state_names = ("m", "v")
-    elementwise = True
-    rules = {"betas": _FRACTIONS, "eps": _POSITIVE, "weight_decay": _NOT_NEGATIVE}
-
-    def __init__(
-        self,
-        parameters: Iterable[Any],
-        lr: float = 1e-3,
-        *,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
-        stochastic_rounding: bool = False,
-        generator: Generator | None = None,
-    ):
-        self.masters, self._generator = not stochastic_rounding, generator
-        super().__init__(parameters, lr, {"betas": betas, "eps": eps, "weight_decay": weight_decay})
-        halves = {p.dtype.name for p in self.parameters if p.dtype.compute is not p.dtype} - {"bfloat16"}
-        if stochastic_rounding and halves:
-            raise ArgumentError(f"AdamW: stochastic_rounding is True, a parameter is {halves.pop()}: use bfloat16")
-
-    def update(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        state: dict[str, Tensor],
-        options: dict[str, Any],
-        *,
-        where: Tensor | None = None,
-    ) -> None:
-        m, v, master = state["m"], state["v"], state.get("master")
-        scalars = (options["lr_scale"], *options["betas"], options["eps"], options["weight_decay"])
-        operands = (gradient, m, v, self._lr, self._step, *scalars)
-        if master is None and parameter.dtype.compute is not parameter.dtype:
-            key, counter = (self._generator or default_generator()).take()
-            drawn = (parameter, gradient, m, v, key, counter, *operands[3:])
-            _write(_adamw_stochastic_update, *drawn, where=where, out=(parameter, m, v))
-        elif master is None:
-            _write(_adamw_update, parameter, *operands, where=where, out=(parameter, m, v))
-        else:
-            outs, dtype = (parameter, master, m, v), parameter.dtype
-            _write(_adamw_master_update, parameter, master, *operands, dtype=dtype, where=where, out=outs)
-
-
-def _sgd(p: Expr, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov):
-    g = g + weight_decay * p
-    velocity = momentum * velocity + g
-    return p - weak(lr) * lr_scale * (g + momentum * velocity if nesterov else velocity), velocity
-
-
-@elementwise(outputs=("p_out", "velocity_out"))
-def _sgd_update(p, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov):
-    return _sgd(p, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov)
-
-
-@elementwise(outputs=("p_out", "master_out", "velocity_out"))
-def _sgd_master_update(p, master, g, velocity, lr, lr_scale, momentum, weight_decay, *, nesterov, dtype):
-    current = _current(master, p, dtype)
-    master, velocity = _sgd(current, g, velocity, lr, lr_scale, momentum, weight_decay, nesterov)
-    return cast(master, dtype), master, velocity
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent with momentum (Sutskever et al. 2013, section 2, in PyTorch's form).
-
-    With g the gradient plus weight_decay p: velocity = momentum velocity + g; p = p - lr velocity, or with nesterov
-    p = p - lr (g + momentum velocity).
-    """
-
-    state_names = ("velocity",)
-    elementwise = True
-    rules = {"momentum": _FRACTION, "weight_decay": _NOT_NEGATIVE}
-
-    def __init__(
-        self,
-        parameters: Iterable[Any],
-        lr: float = 1e-2,
-        *,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-    ):
-        if nesterov and momentum == 0:
-            raise ArgumentError("SGD: nesterov=True with momentum 0 does nothing: give a momentum")
-        super().__init__(parameters, lr, {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay})
-
-    def update(
-        self,
-        parameter: Tensor,
-        gradient: Tensor,
-        state: dict[str, Tensor],
-        options: dict[str, Any],
-        *,
-        where: Tensor | None = None,
-    ) -> None:
-        velocity, master = state["velocity"], state.get("master")
-        operands = (gradient, velocity, self._lr, options["lr_scale"], options["momentum"], options["weight_decay"])
-        params = {"nesterov": options["nesterov"], "where": where}
-        if master is None:
-            _write(_sgd_update, parameter, *operands, **params, out=(parameter, velocity))
-        else:
-            params["dtype"] = parameter.dtype
-            _write(_sgd_master_update, parameter, master, *operands, **params, out=(parameter, master, velocity))
-
-
-@elementwise
-def _scaled(g, scale, *, dtype):
-    # With the whole scale: a half type would round it. A zero stays one: between parameters nothing takes a NaN away.
-    return cast(_where(g == 0, g, g * scale), dtype)
-
-
-for _f in (_adamw_update, _adamw_master_update, _adamw_stochastic_update, _sgd_update, _sgd_master_update, _scaled):
-    _f.no_gradient()
-
-
-def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """The joint Euclidean norm of all gradients: a 0-d tensor, float32, or float64 for float64 gradients.
-
-    Nothing is read back to Python. Raises ArgumentError where no parameter has a gradient.
-    """
-    require_parameters("grad_norm", parameters)
-    together = runs(parameters)
-    if not together:
-        raise ArgumentError("grad_norm: no parameter has a gradient: call backward() first")
-    with no_grad():
-        gradients = [gradient(run) for run in together]
-        return sqrt(sum(stack([sum(square(astype(g, g.dtype.compute, copy=False))) for g in gradients])))
-
-
-def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float, *, norm: Tensor | None = None) -> Tensor:
-    """Scales all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before.
-
-    norm: what grad_norm gives, where it is known. Nothing is read back to Python.
-    Source: Pascanu et al. 2013, "On the difficulty of training recurrent neural networks", algorithm 1.
-    """
-    if not max_norm > 0:
-        raise ArgumentError(f"clip_grad_norm: max_norm is {max_norm}: it must be positive")
-    require_parameters("clip_grad_norm", parameters)
-    parameters = list(parameters)
-    with no_grad():
-        memory = [g for run in runs(parameters) for g in gradients_in_place(run)]
-        norm = grad_norm(parameters) if norm is None else norm
-        scale = minimum(max_norm / (norm + 1e-6), 1.0)
-        for g in memory:
-            apply(_scaled, g, scale, dtype=g.dtype, out=g)
-    return norm
