@@ -49,6 +49,35 @@ CASES = {  # name: (makes ours, makes torch's, arrays)
         lambda t, **d: t.GroupNorm(3, 6, eps=0.1, affine=False, **d), [normal(3, 6)],
     ),
 }  # fmt: skip
+for _name in ("RNN", "GRU", "LSTM"):
+    CASES |= {
+        _name: (
+            lambda n=_name, **d: getattr(nn, n)(3, 4, **d), lambda t, n=_name, **d: getattr(t, n)(3, 4, **d),
+            [normal(5, 2, 3)],
+        ),
+        f"{_name} in layers and both directions": (
+            lambda n=_name, **d: getattr(nn, n)(3, 4, 2, batch_first=True, bidirectional=True, **d),
+            lambda t, n=_name, **d: getattr(t, n)(3, 4, 2, batch_first=True, bidirectional=True, **d),
+            [normal(5, 2, 3)],
+        ),
+        f"{_name} without bias, without a batch": (
+            lambda n=_name, **d: getattr(nn, n)(3, 4, bias=False, **d),
+            lambda t, n=_name, **d: getattr(t, n)(3, 4, bias=False, **d), [normal(5, 3)],
+        ),
+        f"{_name}Cell": (
+            lambda n=_name, **d: getattr(nn, f"{n}Cell")(3, 4, **d),
+            lambda t, n=_name, **d: getattr(t, f"{n}Cell")(3, 4, **d), [normal(2, 3)],
+        ),
+    }  # fmt: skip
+for _name in ("RNN", "GRU"):
+    CASES[f"{_name} from a state"] = (
+        lambda n=_name, **d: getattr(nn, n)(3, 4, 2, **d), lambda t, n=_name, **d: getattr(t, n)(3, 4, 2, **d),
+        [normal(5, 2, 3), normal(2, 2, 4)],
+    )  # fmt: skip
+CASES["RNN of relu"] = (
+    lambda **d: nn.RNN(3, 4, nonlinearity="relu", **d), lambda t, **d: t.RNN(3, 4, nonlinearity="relu", **d),
+    [normal(5, 2, 3)],
+)  # fmt: skip
 for _name in "ReLU LeakyReLU GELU SiLU Sigmoid Softplus Tanh Identity".split():
     CASES[_name] = (lambda n=_name, **d: getattr(nn, n)(), lambda t, n=_name, **d: getattr(t, n)(), [normal(9)])
 CASES |= {
