@@ -18,12 +18,12 @@ ORDER = {  # of floor 1: each file needs only those before it
     "Saturday noon: expressions": """ops/scalar ops/typing ops/expressed ops/elementwise_primitive ops/elementwise
         ops/create ops/shape ops/assign ops/reduce ops/matmul ops/operators""",
     "Saturday afternoon: gradients": "random autograd transforms ops/fused",
-    "Saturday evening: rows": "ops/row ops/rowwise_composite ops/rowwise ops/softmax ops/norm",
+    "Saturday evening: rows": "ops/row ops/rowwise ops/softmax ops/norm",
     "Sunday morning: what models need": """ops/index ops/activation ops/random ops/attention ops/loss
         ops/linear_cross_entropy""",
     "Sunday morning: NumPy runs it": """backends/__init__ backends/base backends/numpy/registry backends/numpy/pool
-        backends/numpy/erf backends/numpy/functions backends/numpy/expression backends/numpy/index
-        backends/numpy/matmul backends/numpy/reduce backends/numpy/shape backends/numpy/__init__""",
+        backends/numpy/erf backends/numpy/functions backends/numpy/expression backends/numpy/reduce
+        backends/numpy/rows backends/numpy/index backends/numpy/matmul backends/numpy/shape backends/numpy/__init__""",
     "Sunday afternoon: training": """nn/module nn/initial nn/layers segments optim/optimizer optim/adamw
         optim/clipping schedule""",
     "Sunday evening: GPT-2": "models/cache models/gpt2",

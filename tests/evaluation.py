@@ -3,13 +3,13 @@
 import numpy as np
 
 from tinyarr import dtypes
-from tinyarr.backends.numpy.expression import _Tiles
+from tinyarr.backends.numpy.expression import Tiles
 from tinyarr.ops.typing import type_expression
 
 
 def evaluate_into(outputs, typed, operands):
     """Evaluates a typed expression for operands that broadcast to the outputs' shape."""
-    program = _Tiles(typed, [np.shape(x) for x in operands], outputs[0].shape)
+    program = Tiles(typed, [np.shape(x) for x in operands], outputs[0].shape)
     scratch = [np.zeros(shape, dtype) for shape, dtype in program.scratch()]
     with np.errstate(all="ignore"):
         program.run(operands, outputs, scratch)

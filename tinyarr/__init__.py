@@ -40,10 +40,8 @@ from .ops.create import (
     copy,
     empty,
     empty_like,
-    eye,
     full,
     full_like,
-    linspace,
     ones,
     ones_like,
     zeros,
@@ -90,7 +88,6 @@ from .ops.elementwise import (
     log1p,
     log2,
     log10,
-    logaddexp,
     logical_and,
     logical_not,
     logical_or,
@@ -125,6 +122,7 @@ from .ops.linear_cross_entropy import linear_cross_entropy
 from .ops.loss import cross_entropy
 from .ops.matmul import linear, matmul, scaled_matmul
 from .ops.more.convolution import conv1d, conv2d, conv_transpose2d, fold, unfold
+from .ops.more.exponentials import logaddexp
 from .ops.more.losses import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -140,6 +138,7 @@ from .ops.more.rotary import rotary_embedding
 from .ops.more.sampling import multinomial, rand_like, randn_like, randperm
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
+from .ops.more.spacing import eye, linspace
 from .ops.more.statistics import std, var, vector_norm
 from .ops.more.tiling import broadcast_arrays, meshgrid, pad, repeat, roll, tile, tril, triu
 from .ops.norm import layer_norm, rms_norm

@@ -46,10 +46,8 @@ from .ops.create import arange as arange
 from .ops.create import copy as copy
 from .ops.create import empty as empty
 from .ops.create import empty_like as empty_like
-from .ops.create import eye as eye
 from .ops.create import full as full
 from .ops.create import full_like as full_like
-from .ops.create import linspace as linspace
 from .ops.create import ones as ones
 from .ops.create import ones_like as ones_like
 from .ops.create import zeros as zeros
@@ -94,7 +92,6 @@ from .ops.elementwise import log as log
 from .ops.elementwise import log1p as log1p
 from .ops.elementwise import log2 as log2
 from .ops.elementwise import log10 as log10
-from .ops.elementwise import logaddexp as logaddexp
 from .ops.elementwise import logical_and as logical_and
 from .ops.elementwise import logical_not as logical_not
 from .ops.elementwise import logical_or as logical_or
@@ -137,6 +134,7 @@ from .ops.more.convolution import conv2d as conv2d
 from .ops.more.convolution import conv_transpose2d as conv_transpose2d
 from .ops.more.convolution import fold as fold
 from .ops.more.convolution import unfold as unfold
+from .ops.more.exponentials import logaddexp as logaddexp
 from .ops.more.losses import binary_cross_entropy as binary_cross_entropy
 from .ops.more.losses import binary_cross_entropy_with_logits as binary_cross_entropy_with_logits
 from .ops.more.losses import huber_loss as huber_loss
@@ -160,6 +158,8 @@ from .ops.more.sort import nonzero as nonzero
 from .ops.more.sort import searchsorted as searchsorted
 from .ops.more.sort import sort as sort
 from .ops.more.sort import topk as topk
+from .ops.more.spacing import eye as eye
+from .ops.more.spacing import linspace as linspace
 from .ops.more.statistics import std as std
 from .ops.more.statistics import var as var
 from .ops.more.statistics import vector_norm as vector_norm

@@ -9,13 +9,13 @@ from ..errors import ArgumentError, DtypeError, ShapeError, describe
 from ..tensor import Tensor, require_tensors
 from ..transforms import vjp
 from ..views import Shape
-from . import scalar
-from .create import arange
-from .elementwise import astype, equal, where
+from . import row, scalar
+from .elementwise import astype, where
 from .elementwise_primitive import elementwise
 from .index import take
 from .primitive import Bounds, Primitive, apply
 from .reduce import mean, sum
+from .rowwise import rowwise
 from .shape import expand_dims, reshape
 from .softmax import log_softmax, logsumexp
 
@@ -25,12 +25,25 @@ def _infer_cross_entropy(shapes, types, *, ignore_index):
     return [(shapes[1], kept), (shapes[1], kept)]
 
 
+@rowwise(outputs=("loss", "lse"))
+def _loss_of_class(x, target, *, ignore_index):
+    largest = row.stop(row.max(x))
+    lse = scalar.log(row.sum(scalar.exp(x - largest)))
+    loss = scalar.where(scalar.equal(target, ignore_index), 0, lse - row.at(x - largest, target))
+    return loss, scalar.where(scalar.make("isinf", largest), largest, lse + largest)
+
+
+@_loss_of_class.gradient
+def _loss_of_class_gradient(g, g_lse, x, target, lse, *, ignore_index):  # by hand: one pass over a row
+    share = scalar.exp(x - lse)
+    is_class = scalar.where(scalar.equal(row.index, target), 1, 0)
+    return scalar.where(scalar.equal(target, ignore_index), 0, g * (share - is_class)) + g_lse * share, None
+
+
 def _cross_entropy_composite(logits, targets, *, ignore_index):
-    # ignore_index is no class, so nothing is hit and the loss is 0; where it is one, it is moved outside.
-    targets = where(targets == ignore_index, -1, targets)
     wide = astype(logits, logits.dtype.compute, copy=False)
-    hit = equal(arange(wide.shape[-1], device=wide.device), expand_dims(targets, -1))
-    return -sum(where(hit, log_softmax(wide), 0), axis=-1), logsumexp(wide, axis=-1)
+    found = _loss_of_class(wide, expand_dims(targets, -1), ignore_index=ignore_index)
+    return tuple(reshape(x, targets.shape) for x in found)
 
 
 _cross_entropy = Primitive(

@@ -14,11 +14,6 @@ from .scalar import Expr, topological
 
 size: Expr = scalar.make("row_size")
 index: Expr = scalar.index(-1)
-# Operations of more than a few instructions: computed once for all that need them.
-COSTLY = {
-    "exp", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh",
-    "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "power", "hypot", "random_bits",
-}  # fmt: skip
 sum, max, min = scalar.row_sum, scalar.row_max, scalar.row_min
 
 

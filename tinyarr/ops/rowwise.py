@@ -24,7 +24,6 @@ from ..views import Shape
 from .expressed import Expressed, operation
 from .primitive import Bounds, Call, Rule, apply, parameter_key
 from .row import Variation, size
-from .rowwise_composite import composed
 from .scalar import (
     Expr,
     as_expr,
@@ -61,6 +60,9 @@ class Rowwise(Expressed):
     stored: the dtypes of the results, where they don't follow from the expression.
     The parameter `shape`, which gradients have, widens the operands' common shape.
     """
+
+    # (primitive, operands, params) -> its results by other operations, which rowwise_composite.py puts here
+    composed: Callable[[Rowwise, Sequence[Any], dict[str, Any]], Any]
 
     def __init__(
         self,
@@ -255,7 +257,7 @@ class Rowwise(Expressed):
         return Gradient(primitive, tuple(operands), tuple(places), saves_rows)
 
     def _composed(self, *operands: Any, **params: Any) -> Any:
-        return composed(self, operands, params)
+        return Rowwise.composed(self, operands, params)
 
 
 def _fitted(g: Tensor, shape: Shape) -> Tensor:

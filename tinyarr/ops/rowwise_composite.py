@@ -1,4 +1,4 @@
-"""A row expression as a composition of other operations: oracle, and what runs where a backend has no kernel. Floor 1.
+"""A row expression as a composition of other operations: oracle, and what runs where a backend has no kernel. Floor 2.
 
 It is cut at its folds: what goes into one is an elementwise operation, the fold a reduction over the last axis. So
 `x / row.sum(x * x)` is x * x, its sum, and the quotient, each of all rows at once.
@@ -18,8 +18,14 @@ from .create import full
 from .elementwise import astype
 from .elementwise_primitive import Elementwise
 from .primitive import apply, executor
-from .row import COSTLY
+from .rowwise import Rowwise
 from .scalar import Expr, cast, is_fold, operation_of, substitute, topological, variable, weak
+
+# Operations of more than a few instructions: computed once for all that need them.
+COSTLY = {
+    "exp", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh",
+    "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "power", "hypot", "random_bits",
+}  # fmt: skip
 
 
 def composed(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
@@ -149,6 +155,9 @@ class _Composition:
 def _common(condition: Tensor) -> bool | None:
     """The value that all elements have, None where they differ."""
     return True if reduce.all(condition).item() else None if reduce.any(condition).item() else False
+
+
+Rowwise.composed = staticmethod(composed)
 
 
 @functools.lru_cache(4096)

@@ -23,7 +23,7 @@ from . import compiler
 from .threads import thread_count
 
 if TYPE_CHECKING:
-    from ..numpy.expression import _Tiles
+    from ..numpy.expression import Tiles
 
 # Elements from which C serves, and of which each thread gets as many at least. So many take C 0.5 to 1.2 ms on one
 # thread (Xeon, AVX-512, gcc 12), NumPy 2.4 to 8.6; the compiler takes 0.2 s, once a machine.
@@ -40,7 +40,7 @@ def has_equal_bits(typed: Typed) -> bool:
     return "random_bits" in varying and varying.isdisjoint(_DIFFERENT)
 
 
-def run(program: _Tiles, inputs: Sequence[Any], outputs: Sequence[np.ndarray], scratch: Sequence[np.ndarray]) -> None:
+def run(program: Tiles, inputs: Sequence[Any], outputs: Sequence[np.ndarray], scratch: Sequence[np.ndarray]) -> None:
     """Evaluates a program in C; in NumPy where operands have gaps or there is no C compiler."""
     arrays = [*[inputs[k] for _, k in program.inputs], *outputs]
     kernel = _kernel(program.typed) if all(x.flags.c_contiguous for x in arrays) else None
@@ -126,7 +126,7 @@ def source(typed: Typed) -> str:
     )
 
 
-def of_large_draws(program: _Tiles, typed: Typed) -> Callable | None:
+def of_large_draws(program: Tiles, typed: Typed) -> Callable | None:
     """Returns what evaluates an expression in C, where it draws much; None: NumPy does."""
     if program.size >= LARGE and program.flat and has_equal_bits(typed):
         return functools.partial(run, program)

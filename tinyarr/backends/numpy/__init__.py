@@ -13,9 +13,10 @@ from ...array import Array, Storage
 from ...device import Device
 from ...dtypes import Dtype
 from ...ops.elementwise_primitive import Pointwise
+from ...ops.rowwise import Rowwise
 from ...views import Shape
 from ..base import Backend, Kernel, MemoryStats
-from . import expression, index, matmul, reduce, shape
+from . import expression, index, matmul, reduce, rows, shape
 from .pool import POOLED_FROM, Pool
 from .registry import KERNELS, Layouts, NumpyKernel, plan_scratch
 
@@ -59,6 +60,9 @@ class NumpyBackend(Backend):
         if isinstance(call.primitive, Pointwise):
             specs, function, in_place, layout = expression.compile_call(call)
             return Kernel(self._with_scratch(specs, function), layouts_of(layout), in_place)
+        if isinstance(call.primitive, Rowwise):
+            specs, function = rows.compile_call(call)
+            return Kernel(self._with_scratch(specs, function), layouts_of("dense"))
         record = KERNELS.get(call.primitive)
         if record is None:
             return None

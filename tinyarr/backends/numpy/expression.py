@@ -29,7 +29,7 @@ Specs = list[tuple[tuple[int, ...], Any]]
 faster: list[Callable[[Any, Typed], Callable | None]] = []
 
 
-class _Tile(NamedTuple):
+class Tile(NamedTuple):
     """Position of a tile (first element in row-major order, corner, number of axes), and scratch for random bits."""
 
     start: int
@@ -48,7 +48,7 @@ def compile_call(call: Any) -> tuple[Specs, Callable, bool, str | None]:
     simple = _single_ufunc(typed)
     if simple is not None:
         return [], simple, in_place, layout
-    program = _Tiles(typed, call.in_shapes, call.out_shapes[0])
+    program = Tiles(typed, call.in_shapes, call.out_shapes[0])
     run = next((run for find in faster if (run := find(program, typed)) is not None), program.run)
     return program.scratch(), run, in_place, layout
 
@@ -90,12 +90,12 @@ def _uniform_cast(dtype: Dtype) -> Callable:
     return convert
 
 
-def _function(v: TypedStep) -> Callable:
+def function_of(v: TypedStep) -> Callable:
     """Returns the function of a value: it returns it where it is uniform, else its last argument takes it."""
     if v.uniform:
         if v.op == "cast":
             return _uniform_cast(v.dtype)
-        compute = _function(dataclasses.replace(v, uniform=False))
+        compute = function_of(dataclasses.replace(v, uniform=False))
 
         def uniform(*arguments: Any) -> Any:
             result = np.empty((), v.dtype.numpy)
@@ -112,18 +112,18 @@ def _function(v: TypedStep) -> Callable:
     return FUNCTIONS[v.op]
 
 
-def _index(axis: int, tile: _Tile, out: np.ndarray) -> None:
+def _index(axis: int, tile: Tile, out: np.ndarray) -> None:
     axis %= tile.ndim
     first = tile.corner[axis]
     positions = np.arange(first, first + out.shape[axis])
     out[...] = positions.reshape([-1 if a == axis else 1 for a in range(tile.ndim)])
 
 
-def _random_bits(stream: int, key: Any, counter: Any, tile: _Tile, out: np.ndarray) -> None:
+def _random_bits(stream: int, key: Any, counter: Any, tile: Tile, out: np.ndarray) -> None:
     random_bits(int(key), int(counter), stream, tile.start, out, tile.scratch)
 
 
-class _Tiles:
+class Tiles:
     """The steps of one typed expression for operands of given shapes."""
 
     def __init__(self, typed: Typed, in_shapes: Sequence[tuple[int, ...]], shape: tuple[int, ...]):
@@ -139,54 +139,60 @@ class _Tiles:
         # The inputs that int64 must hold.
         self.integers = [k for i, k in self.uniform_inputs if values[i].dtype is dtypes.int64 and i in used]
         computed = [i for i, v in enumerate(values) if v.op not in ("input", "constant")]
-        self.uniform = [(i, _function(values[i]), values[i].args) for i in computed if values[i].uniform]
-        varying = [i for i in computed if not values[i].uniform]
-        self.steps = [(i, _function(values[i]), self._arguments(values[i])) for i in varying]
+        self.uniform = [(i, function_of(values[i]), values[i].args) for i in computed if values[i].uniform]
+        self.order = self._ordered([i for i in computed if not values[i].uniform])
+        self.steps = self._steps()
         # Without positions, operands of one contiguous shape can be walked as if they had one axis.
         self.flat = not any(v.op == "index" for v in values) and all(s == shape or not s for s in in_shapes)
-        self._place_results(varying)
+        self._place_results()
+
+    def _ordered(self, varying: list[int]) -> list[int]:
+        return varying
+
+    def _steps(self) -> list[tuple]:
+        return [(i, function_of(v), self._arguments(v)) for i in self.order for v in [self.typed.values[i]]]
 
     def _arguments(self, v: TypedStep) -> tuple[int, ...]:
         return (*v.args, len(self.typed.values)) if v.op in ("index", "random_bits") else v.args
 
-    def _place_results(self, varying: Sequence[int]) -> None:
+    def _room(self, i: int | None = None) -> int:
+        """The elements of a step's register in the largest tile; of any step's at most."""
+        return min(self.size, TILE)
+
+    def _place_results(self) -> None:
         """Gives each step its destination: an output's tile, or a register, free again after its last use.
 
         A step may write into an output only when no operand, whose memory the output may share, is read after it.
         """
         values, outputs = self.typed.values, self.typed.outputs
-        last_use = {a: i for i in varying for a in values[i].args}
+        last_use = {a: at for at, i in enumerate(self.order) for a in values[i].args}
         last_input_read = max((last_use.get(i, -1) for i, _ in self.inputs), default=-1)
         self.direct: dict[int, int] = {}
         for o, (n, stored) in enumerate(zip(outputs, self.typed.dtypes, strict=True)):
             fits = stored is values[n].dtype and values[n].op != "random_bits"  # which need contiguous memory
-            if n in varying and n >= last_input_read and fits and n not in self.direct:
+            if n in self.order[max(last_input_read, 0) :] and fits and n not in self.direct:
                 self.direct[n] = o
         self.copied = [(o, n) for o, n in enumerate(outputs) if self.direct.get(n) != o]
         self.register: dict[int, int] = {}
-        itemsizes: list[int] = []
-        free: dict[int, list[int]] = {}
-        for i in varying:
-            if i not in self.direct:
-                itemsize = values[i].dtype.itemsize
-                if free.get(itemsize):
-                    self.register[i] = free[itemsize].pop()
-                else:
-                    self.register[i] = len(itemsizes)
-                    itemsizes.append(itemsize)
-            for a in set(values[i].args):
-                if last_use.get(a) == i and a in self.register and a not in outputs:
-                    free.setdefault(values[a].dtype.itemsize, []).append(self.register[a])
-        n = min(self.size, TILE)
         self.starts = [0]
-        for itemsize in itemsizes:
-            self.starts.append(self.starts[-1] + -(-n * itemsize // 64) * 64)
+        free: dict[int, list[int]] = {}
+        for at, i in enumerate(self.order):
+            if i not in self.direct:
+                nbytes = self._room(i) * values[i].dtype.itemsize
+                if free.get(nbytes):
+                    self.register[i] = free[nbytes].pop()
+                else:
+                    self.register[i] = len(self.starts) - 1
+                    self.starts.append(self.starts[-1] + -(-nbytes // 64) * 64)
+            for a in set(values[i].args):
+                if last_use.get(a) == at and a in self.register and a not in outputs:
+                    free.setdefault(self._room(a) * values[a].dtype.itemsize, []).append(self.register[a])
 
     def scratch(self) -> Specs:
         """One block for the registers, and what random bits need."""
         specs: Specs = [((self.starts[-1],), np.uint8)] if self.register else []
         if any(v.op == "random_bits" for v in self.typed.values):
-            specs = [((self.starts[-1],), np.uint8), *philox_scratch(min(self.size, TILE))]
+            specs = [((self.starts[-1],), np.uint8), *philox_scratch(self._room())]
         return specs
 
     def known(self, inputs: Sequence[Any]) -> list[Any]:
@@ -206,7 +212,7 @@ class _Tiles:
         if self.size == 0:
             return
         if self.size <= TILE:
-            tile = _Tile(0, (0,) * len(self.shape), len(self.shape), scratch[1:])
+            tile = Tile(0, (0,) * len(self.shape), len(self.shape), scratch[1:])
             self._tile(known, inputs, outputs, self._registers(self.shape, scratch), ..., tile)
             return
         operands = [inputs[k] for _, k in self.inputs]
@@ -216,7 +222,7 @@ class _Tiles:
             tiles = _flat_tiles(self.size)
         else:
             operands = [np.broadcast_to(x, self.shape) for x in operands]
-            tiles = _block_tiles(self.shape)
+            tiles = block_tiles(self.shape)
         inputs = list(inputs)
         for (_, k), x in zip(self.inputs, operands, strict=True):
             inputs[k] = x
@@ -224,10 +230,10 @@ class _Tiles:
         for where, shape, start, corner in tiles:
             if shape not in registers:
                 registers[shape] = self._registers(shape, scratch)
-            tile = _Tile(start, corner, len(self.shape), scratch[1:])
+            tile = Tile(start, corner, len(self.shape), scratch[1:])
             self._tile(known, inputs, outputs, registers[shape], where, tile)
 
-    def _tile(self, known: list, inputs: Sequence, outputs: Sequence, registers: list, where: Any, tile: _Tile) -> None:
+    def _tile(self, known: list, inputs: Sequence, outputs: Sequence, registers: list, where: Any, tile: Tile) -> None:
         known[-1] = tile
         for i, k in self.inputs:
             known[i] = inputs[k][where]
@@ -258,14 +264,14 @@ def _flat_tiles(size: int) -> Iterator:
         yield slice(start, stop), (stop - start,), start, (start,)
 
 
-def _block_tiles(shape: tuple[int, ...]) -> Iterator:
+def block_tiles(shape: tuple[int, ...], most: int = TILE) -> Iterator:
     """Tiles of whole inner axes and a range of one axis: each is a run of consecutive elements in row-major order."""
     axis, inner = len(shape), 1
-    while axis and inner * shape[axis - 1] <= TILE:
+    while axis and inner * shape[axis - 1] <= most:
         axis -= 1
         inner *= shape[axis]
     axis -= 1  # the axis that is cut: everything before it is walked index by index
-    rows = max(TILE // inner, 1)
+    rows = max(most // inner, 1)
     for outer in np.ndindex(shape[:axis]):
         first = 0
         for n, i in zip(shape, outer, strict=False):

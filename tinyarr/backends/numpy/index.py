@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ...errors import OutOfBounds
+from .reduce import wide_result
 from .registry import kernel
 
 
@@ -28,13 +29,7 @@ def take(x, indices, out, positions, *, axis, wrap):
     np.take(x, positions, axis=axis, out=out, mode="wrap")
 
 
-def _wide(call):
-    """Scratch for half types: the sums in float32."""
-    dtype = call.out_dtypes[0]
-    return [] if dtype.compute is dtype else [(call.out_shapes[0], dtype.compute.numpy)]
-
-
-@kernel("take_gradient", layouts=("dense", "any"), scratch=_wide)
+@kernel("take_gradient", layouts=("dense", "any"), scratch=wide_result)
 def take_gradient(g, indices, out, wide=None, *, axis, size, wrap):
     """Adds each row to the one that it was taken from, in their order."""
     check_range("take", indices, -size if wrap else 0, size)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -20,7 +21,7 @@ UNCUT_HALVES = 4096  # of half types, whose result is rounded more coarsely than
 WIDTH = 1 << 17  # sums that are made side by side at most: so many stay in cache
 
 
-def _wide(call):
+def wide_result(call):
     """Scratch for a half-precision result: it is reduced in float32 and rounded once."""
     dtype = call.out_dtypes[0]
     return [] if dtype.compute is dtype else [(call.out_shapes[0], dtype.compute.numpy)]
@@ -66,11 +67,16 @@ def sum_of_blocks(x: np.ndarray, out: np.ndarray, sums: np.ndarray) -> None:
     if length % BLOCK:
         np.add.reduce(x[:, -(length % BLOCK) :], 1, dtype, out=sums[:, count])
         count += 1
+    add_in_pairs(sums, count, out)
+
+
+def add_in_pairs(sums: np.ndarray, count: int, out: np.ndarray) -> None:
+    """out (K, C) = the first `count` of sums (K, N, C), which are overwritten, added in pairs."""
     while count > 8:
         half = count // 2
         np.add(sums[:, :half], sums[:, count - half : count], sums[:, :half])
         count -= half
-    np.add.reduce(sums[:, :count], 1, dtype, out=out)
+    np.add.reduce(sums[:, :count], 1, sums.dtype, out=out)
 
 
 def _sum_scratch(call):
@@ -80,7 +86,7 @@ def _sum_scratch(call):
     columns = len([after for _, _, after in steps if after > 1])
     cut = [_is_cut(step, i == 0 and x is not dtype) for i, step in enumerate(steps)]
     if not dtype.is_float or 0 in shape or (columns < 2 and True not in cut):
-        return _wide(call)
+        return wide_result(call)
     shapes: list[tuple[int, ...]] = [(steps[-1][0], steps[-1][2])]
     for i, step in enumerate(steps):
         shapes += [blocks(*step)] if cut[i] else []
@@ -115,7 +121,7 @@ def _sum_in_steps(x, out, total, *scratch, axis):
     np.copyto(out, total.reshape(out.shape), casting="unsafe")
 
 
-@kernel("prod", layouts="dense", scratch=_wide)
+@kernel("prod", layouts="dense", scratch=wide_result)
 def prod(x, out, wide=None, *, axis, keepdims):
     if wide is None:
         np.multiply.reduce(x, axis=axis, out=out, keepdims=keepdims, dtype=out.dtype)
@@ -124,29 +130,24 @@ def prod(x, out, wide=None, *, axis, keepdims):
         np.copyto(out, wide, casting="unsafe")
 
 
-@kernel("max")
-def max(x, out, *, axis, keepdims):
-    np.maximum.reduce(x, axis=axis, out=out, keepdims=keepdims)
-
-
-@kernel("min")
-def min(x, out, *, axis, keepdims):
-    np.minimum.reduce(x, axis=axis, out=out, keepdims=keepdims)
-
-
 def _rows(call):
     """Scratch: the operand with the axis moved to the end, a copy that NumPy would otherwise make itself."""
     shape, axis = call.in_shapes[0], call.params["axis"]
     return [(shape[:axis] + shape[axis + 1 :] + shape[axis : axis + 1], call.in_dtypes[0].numpy)]
 
 
-@kernel("argmax", scratch=_rows)
-def argmax(x, out, rows, *, axis, keepdims):
-    np.copyto(rows, np.moveaxis(x, axis, -1))
-    np.argmax(rows, axis=-1, out=out.reshape(rows.shape[:-1]))
+def _register(name: str, ufunc: np.ufunc, position: Callable) -> None:
+    """The kernels of an extreme element and of its position."""
+
+    @kernel(name)
+    def extremum(x, out, *, axis, keepdims):
+        ufunc.reduce(x, axis=axis, out=out, keepdims=keepdims)
+
+    @kernel(f"arg{name}", scratch=_rows)
+    def arg_extremum(x, out, rows, *, axis, keepdims):
+        np.copyto(rows, np.moveaxis(x, axis, -1))
+        position(rows, axis=-1, out=out.reshape(rows.shape[:-1]))
 
 
-@kernel("argmin", scratch=_rows)
-def argmin(x, out, rows, *, axis, keepdims):
-    np.copyto(rows, np.moveaxis(x, axis, -1))
-    np.argmin(rows, axis=-1, out=out.reshape(rows.shape[:-1]))
+_register("max", np.maximum, np.argmax)
+_register("min", np.minimum, np.argmin)

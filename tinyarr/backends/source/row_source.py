@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ... import dtypes
 from ...dtypes import Dtype
-from ...ops.row import COSTLY
+from ...ops.rowwise_composite import COSTLY
 from ...ops.typing import Typed, TypedStep
 from .scalar_source import TYPES, constant, named, statement, stored
 

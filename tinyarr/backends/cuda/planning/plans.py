@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from .... import views
+from ....ops import rowwise_composite  # noqa: F401, rows too long for a kernel take it
 from ....ops.elementwise_primitive import Pointwise
 from ....ops.rowwise import Rowwise
 from ....ops.typing import Typed, TypedStep
