@@ -35,7 +35,7 @@ class Autoencoder(nn.Module):
     def bound(self, x):  # (B, SIZE)
         """The evidence lower bound of each point (B,), with one draw of its latent variables."""
         mean = self.mean(x)  # (B, LATENT)
-        z = mean + self.log_std.exp() * tinyarr.randn(*mean.shape)  # reparametrized, so that it has a gradient
+        z = mean + self.log_std.exp() * tinyarr.randn_like(mean)  # reparametrized, so that it has a gradient
         error = (x - self.decoder(z)) * (-self.log_noise).exp()
         likelihood = -0.5 * (error**2 + math.log(2 * math.pi)).sum(axis=-1) - SIZE * self.log_noise
         divergence = 0.5 * (mean**2 + (2 * self.log_std).exp() - 1 - 2 * self.log_std).sum(axis=-1)
