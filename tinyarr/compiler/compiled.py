@@ -326,7 +326,7 @@ class Compiled:
     def _refuse_opaque(self, capture: Walk, names: frozenset[str]) -> None:
         for path, kind in capture.opaque.items():
             is_replaced = capture.slots[path] is not None or path.startswith(_ARGUMENTS)
-            if not is_replaced and names.issuperset(capture.names[path]):
+            if not is_replaced and capture.leads(capture.names[path], names):
                 raise TraceError(
                     f"compile: {self._name} uses {path}, of type {kind}, whose state can't be seen, so a later call "
                     "could not tell that it has changed: pass what is taken of it as an argument"

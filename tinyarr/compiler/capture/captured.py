@@ -23,6 +23,7 @@ from .assumptions import PLAIN, is_value
 from .holders import Holder
 
 Part = Any
+Names = tuple[str, ...]
 GRADIENT = "'s gradient"  # ends the path of a tensor's GradientKind
 
 
@@ -155,7 +156,8 @@ class Capture:
     """Objects and parts that one walk found. All but `paths` and `storages` is by path.
 
     objects: each of them once; tensors and generators: those among them. holders: what can be changed. parts: what is
-    compared; signature: the same, to look a program up by. names: what code must name to come to each part. numbers:
+    compared; signature: the same, to look a program up by. names: what code must name to come to each part; aliases:
+    of some of these others that lead to the same object, and so to what begins with them. numbers:
     Python numbers that are inputs of a program. opaque: the class of what can't be seen into. slots: of these two the
     holder and the key where each is, None for a part of a tuple. paths: by id. storages: by id, path and offset of the
     first tensor over each. shared: of objects that another path leads to, and tensors that share memory. code: of the
@@ -169,7 +171,8 @@ class Capture:
         self.generators: dict[str, Generator] = {}
         self.holders: dict[str, Holder] = {}
         self.parts: dict[str, Part] = {}
-        self.names: dict[str, tuple[str, ...]] = {}
+        self.names: dict[str, Names] = {}
+        self.aliases: dict[Names, tuple[Names, ...]] = {}
         self.numbers: dict[str, Any] = {}
         self.opaque: dict[str, str] = {}
         self.slots: dict[str, tuple[Holder, Any] | None] = {}
@@ -185,13 +188,29 @@ class Capture:
 
         looked_at: the paths of the tensors whose shapes, dtypes or elements count.
         """
-        verdicts: dict[tuple[str, ...], bool] = {}
+        verdicts: dict[Names, bool] = {}
         found = {}
         for path, part in self.parts.items():
             names = self.names[path]
             if names not in verdicts:
-                verdicts[names] = ran is None or all(map(ran.__contains__, names))
+                verdicts[names] = ran is None or self.leads(names, ran)
             if not verdicts[names] or (type(part) is TensorKind and path not in looked_at):
                 continue
             found[path] = part if type(part) is not Keys or ran is None else Keys(key for key in part if key in ran)
         return found
+
+    def leads(self, names: Names, ran: Container[str], but: tuple[Names, ...] = ()) -> bool:
+        """Returns whether code that names `ran` can come to a part, by these names or by aliases of the first of them.
+
+        Example: trainer.cfg is model.config, too. Code that never names cfg comes to (trainer, cfg, scale) by
+        (trainer, model, config) and scale. but: names that are being looked at.
+        """
+        if all(map(ran.__contains__, names)):
+            return True
+        for i in range(len(names), -1, -1):
+            if not self.aliases or (i < len(names) and names[i] not in ran):
+                break
+            for other in self.aliases.get(names[:i], ()):
+                if other not in but and self.leads(other, ran, (*but, other)):
+                    return True
+        return False
