@@ -419,7 +419,7 @@ class _Program:
         return paths if plain else set()
 
     def _used(self, capture: Walk) -> dict[str, Part]:
-        return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
+        return capture.used(self._traced.reached, self._traced.looked_at)
 
     def run(self, call: Bound) -> Any:
         """Returns new results as the function would, and repeats its side effects. call: see Recent."""

@@ -63,6 +63,28 @@ def _usual(*fields: Any) -> GradientKind:
     return GradientKind(*fields)
 
 
+class GradientOf(str):
+    """Among the names that lead to a part: it is come to where a tensor's gradient is asked for.
+
+    Example: `w's gradient`, which is no name in code.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def tensor(cls, path: str) -> GradientOf:
+        return cls(path + GRADIENT)
+
+
+class AnyName(frozenset):
+    """All names that code can have, and of GradientOf those given."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        return type(name) is not GradientOf or super().__contains__(name)
+
+
 class Keys(tuple):
     """The names of an object's attributes, of which those count that code names."""
 
@@ -183,8 +205,8 @@ class Capture:
         self.again = self
         self.signature: tuple = ()
 
-    def used(self, ran: Container[str] | None, looked_at: Container[str]) -> dict[str, Part]:
-        """Returns the parts to which code that names `ran` can come; with None, all.
+    def used(self, ran: Container[str], looked_at: Container[str]) -> dict[str, Part]:
+        """Returns the parts to which code that names `ran` can come.
 
         looked_at: the paths of the tensors whose shapes, dtypes or elements count.
         """
@@ -193,10 +215,14 @@ class Capture:
         for path, part in self.parts.items():
             names = self.names[path]
             if names not in verdicts:
-                verdicts[names] = ran is None or self.leads(names, ran)
+                verdicts[names] = self.leads(names, ran)
             if not verdicts[names] or (type(part) is TensorKind and path not in looked_at):
                 continue
-            found[path] = part if type(part) is not Keys or ran is None else Keys(key for key in part if key in ran)
+            if type(part) is Keys:
+                part = Keys(key for key in part if key in ran)
+            elif type(part) is GradientKind and part.has_grad and GradientOf(path) not in ran:
+                part = _usual(*part._replace(has_grad=False))
+            found[path] = part
         return found
 
     def leads(self, names: Names, ran: Container[str], but: tuple[Names, ...] = ()) -> bool:

@@ -55,6 +55,7 @@ from .captured import (
     GRADIENT,
     Capture,
     GradientKind,
+    GradientOf,
     Identical,
     Keys,
     Names,
@@ -285,7 +286,7 @@ class Walk(Capture):
         self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, first, a.offset - start), names)
         self._note(path + GRADIENT, GradientKind.of(x), names)
         if x.grad is not None:
-            self._push([Visit(f"{path}.grad", x.grad, names)])
+            self._push([Visit(f"{path}.grad", x.grad, (*names, GradientOf.tensor(path)))])
         if x._hooks is not None:
             self._push([Visit(f"{path}'s hooks", x._hooks, names)])
         if not is_library(type(x).__module__):

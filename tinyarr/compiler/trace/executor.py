@@ -122,6 +122,7 @@ class Trace:
         self.as_it_is = ""
         self.ended = False
         self.known_integers = KnownIntegers()
+        self.gradients_used: Any = None  # what watches the function ask for them, while it runs
         self._made_here: weakref.WeakSet[TracedStorage] = weakref.WeakSet()
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
