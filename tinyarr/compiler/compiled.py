@@ -21,7 +21,7 @@ from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import is_nested, recording, watched
 from .capture.assumptions import PLAIN
-from .capture.captured import Leaf, Part, difference
+from .capture.captured import GradientOf, Leaf, Part, difference
 from .capture.recent import Recent
 from .capture.walk import Walk
 from .check_collectives import agree
@@ -395,6 +395,15 @@ class _Program:
     def fits(self, capture: Walk, mode: tuple) -> bool:
         """Returns whether all that the trace depended on is in a call as it was then."""
         return mode == self._mode and self._used(capture) == self._parts and self.admits(capture.numbers)
+
+    def ignores(self, path: str, capture: Walk) -> bool:
+        """Returns whether a tensor is reached only as a gradient that the function does not ask for."""
+        names = capture.names[path]
+        return any(type(name) is GradientOf for name in names) and not capture.leads(names, self._traced.reached)
+
+    @property
+    def asks_for_gradients(self) -> bool:
+        return any(type(name) is GradientOf for name in self._traced.names)
 
     def admits(self, numbers: Mapping[str, Any]) -> bool:
         """Returns whether the ints of a call of this signature compare as those in the trace did."""

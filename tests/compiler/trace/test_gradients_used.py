@@ -1,6 +1,9 @@
 """Whether there are gradients is part of the signature where the function asks for them before it sets them."""
 
 import functools
+import gc
+import weakref
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,7 @@ from tests.compiler.devices import exact
 from tests.compiler.trace.test_symbolic_numbers import bits
 from tests.tiers import at_most
 from tinyarr import Tensor, nn, optim
-from tinyarr.compiler import Compiled
+from tinyarr.compiler import Compiled, compiled
 
 pytestmark = pytest.mark.usefixtures("device")
 exactly = functools.partial(Compiled, build=exact())
@@ -120,3 +123,20 @@ def test_after_an_error_nobody_watches():
     with pytest.raises(ValueError, match="in the middle"):
         exactly(step)(Tensor([1.0]))
     assert vars(Tensor)["grad"] is descriptor
+
+
+def test_gradients_that_are_not_asked_for_are_not_kept_and_need_no_walk():
+    model, step = model_and_step("zfbs")
+    run = exactly(step)
+    run(ta.ones((2, 3)))
+    run(ta.ones((2, 3)))
+    gone = [weakref.ref(p.grad) for p in model.parameters()]
+    with mock.patch.object(compiled, "Walk", side_effect=AssertionError):
+        run(ta.ones((2, 3)))
+    gc.collect()
+    assert [ref() for ref in gone] == [None] * 4
+    other = Tensor([[1.0], [2.0]])  # one of another dtype or shape is no reason for a walk either
+    model[0].bias.grad = other
+    with mock.patch.object(compiled, "Walk", side_effect=AssertionError):
+        run(ta.ones((2, 3)))
+    assert model[0].bias.grad is not other

@@ -57,7 +57,7 @@ class Snapshot:
         self._fixed = {path: (x, _fixed(x)) for path, x in capture.objects.items()}
 
     def changes(self, templates: Templates, given: Container[str]) -> Replay:
-        """Returns the differences since. given: the paths of tensors whose gradient the function set.
+        """Returns the differences since. given: the paths of tensors whose gradient was set, whatever it was before.
 
         Raises TraceError for one that can't be made again at each call.
         """

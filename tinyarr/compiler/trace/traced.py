@@ -90,7 +90,7 @@ def trace_call(
                     capture.tensors[path].array = array.watched
             if observed.refused is not None:
                 raise observed.refused
-            found.changes = snapshot.changes(templates, gradients.written)
+            found.changes = snapshot.changes(templates, gradients.written - gradients.read)
             found.returned = templates.template(result, RETURNED)
             templates.share()
             leaves = [Leaf(path, x) for path, x in (*capture.tensors.items(), *capture.generators.items())]
