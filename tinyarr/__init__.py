@@ -178,6 +178,7 @@ __version__ = "0.1.0"
 _LATER = {  # by module what no tensor needs, which is imported when it is first used
     "compiler": "compile",
     "derivatives": "hessian jacobian jvp",
+    "nested": "load save",
     "ops.more.einsum": "einsum outer tensordot vecdot",
     "ops.more.similarity": "cosine_similarity",
     "ops.more.sets": "isin unique_all unique_counts unique_inverse unique_values",

@@ -224,6 +224,8 @@ from .compiler import compile as compile
 from .derivatives import hessian as hessian
 from .derivatives import jacobian as jacobian
 from .derivatives import jvp as jvp
+from .nested import load as load
+from .nested import save as save
 from .ops.more.einsum import einsum as einsum
 from .ops.more.einsum import outer as outer
 from .ops.more.einsum import tensordot as tensordot
