@@ -47,7 +47,8 @@ optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
 
 
 @tinyarr.compile
-def train_step(rows):
+def train_step():
+    rows = tinyarr.randint(0, POINTS, (200,))
     loss = -model.bound(x[rows]).mean()
     loss.backward()
     optimizer.step()
@@ -57,7 +58,7 @@ def train_step(rows):
 
 for step in range(2001):
     optimizer.lr = 0.01 * (1 - step / 2001)
-    loss = train_step(tinyarr.randint(0, POINTS, (200,)))
+    loss = train_step()
     if step % 500 == 0:
         print(f"step {step:4}  bound {-loss.item():.3f}")
 with tinyarr.no_grad():
