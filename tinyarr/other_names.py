@@ -97,8 +97,6 @@ FUNCTIONS = SHARED | {
     "special": "erf, sigmoid and their like, which are functions of tinyarr itself",
     "func": "grad, vjp and jvp, which are functions of tinyarr itself",
     "cartesian_prod": "meshgrid and stack",
-    "save": "saving.save(path, dict of tensors)",
-    "load": "saving.load(path)",
     "inference_mode": "no_grad",
     "set_grad_enabled": "no_grad or enable_grad",
     "jit": "compile",
