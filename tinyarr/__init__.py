@@ -134,6 +134,7 @@ from .ops.more.losses import (
 )
 from .ops.more.masking import masked_fill
 from .ops.more.pooling import avg_pool2d, max_pool2d
+from .ops.more.rotary import rotary_embedding
 from .ops.more.sampling import multinomial, rand_like, randn_like, randperm
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
@@ -143,7 +144,6 @@ from .ops.more.tiling import broadcast_arrays, meshgrid, pad, repeat, roll, tile
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, mean, min, prod, sum
-from .ops.rotary import rotary_embedding
 from .ops.rowwise import rowwise
 from .ops.shape import (
     broadcast_to,
@@ -178,6 +178,7 @@ __version__ = "0.1.0"
 _LATER = {  # by module what no tensor needs, which is imported when it is first used
     "compiler": "compile",
     "derivatives": "hessian jacobian jvp",
+    "nested": "load save",
     "ops.more.einsum": "einsum outer tensordot vecdot",
     "ops.more.similarity": "cosine_similarity",
     "ops.more.sets": "isin unique_all unique_counts unique_inverse unique_values",

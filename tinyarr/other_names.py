@@ -99,8 +99,6 @@ FUNCTIONS = SHARED | {
     "jacrev": "jacobian",
     "jacfwd": "jacobian",
     "cartesian_prod": "meshgrid and stack",
-    "save": "saving.save(path, dict of tensors)",
-    "load": "saving.load(path)",
     "inference_mode": "no_grad",
     "set_grad_enabled": "no_grad or enable_grad",
     "jit": "compile",
