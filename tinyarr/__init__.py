@@ -193,7 +193,7 @@ def __getattr__(name: str):
     if name in _MODULES:
         module = _importlib.import_module(f".{_MODULES[name] or name}", __name__)
         value = globals()[name] = getattr(module, name) if _MODULES[name] else module
-        if _takes_axis(value):
+        if _takes_axis(value) or name in _EXPLAINED:
             globals()[name] = _explained(value)
         return globals()[name]
     if name in _SAME:
@@ -202,8 +202,8 @@ def __getattr__(name: str):
 
 
 _EXPLAINED = """binary_cross_entropy binary_cross_entropy_with_logits cross_entropy enable_grad grad huber_loss l1_loss
-    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention smooth_l1_loss
-    tril triu uniform value_and_grad""".split()
+    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention
+    smooth_l1_loss tril triu uniform value_and_grad vmap""".split()
 for _name, _value in list(globals().items()):
     if _takes_axis(_value) or _name in _EXPLAINED:
         globals()[_name] = _explained(_value)
