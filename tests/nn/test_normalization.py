@@ -135,6 +135,14 @@ def test_half_types_are_computed_in_float32_and_rounded_once(name):
     assert found.dtype is ta.bfloat16 and found.tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(3), nn.GroupNorm(1, 3)], ids=["BatchNorm1d", "GroupNorm"])
+def test_integers_are_normalized_as_floats_and_a_batch_may_be_empty(module):
+    x = ta.arange(12).reshape(4, 3)
+    found = module(x)
+    assert found.dtype is ta.float32 and found.tolist() == module(x.astype(ta.float32)).tolist()
+    assert module.eval()(ta.zeros(0, 3)).shape == (0, 3)
+
+
 def test_buffers_are_not_parameters_and_move_with_the_module():
     module = nn.BatchNorm1d(2)
     assert [name for name, _ in module.named_buffers()] == ["running_mean", "running_var", "num_batches_tracked"]
