@@ -400,9 +400,10 @@ def test_a_tensor_may_be_an_index_that_is_another_for_each_example():
         y[i] = 0.0
         return x[i] + x[1], y
 
-    picked, written = vmap(function)(X, Y)
-    assert_close(picked, ta.stack([x[int(i)] + x[1] for x, i in zip(X, Y)]))
-    assert_close(written, X * (ta.arange(4) != Y.reshape(5, 1)))
+    for mapped in vmap(function), compiled(vmap(function)):
+        picked, written = mapped(X, Y)
+        assert_close(picked, ta.stack([x[int(i)] + x[1] for x, i in zip(X, Y)]))
+        assert_close(written, X * (ta.arange(4) != Y.reshape(5, 1)))
 
 
 def test_wrong_axes_are_refused():
