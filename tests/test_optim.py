@@ -545,11 +545,11 @@ def test_the_operations_of_a_step_do_not_grow_with_the_number_of_parameters(make
 
 
 def test_large_groups_are_cut_into_segments_whose_parameters_keep_their_names(monkeypatch):
-    monkeypatch.setattr(optim.optimizer, "SEGMENT", 40)
+    monkeypatch.setattr(optim.Optimizer, "segment_bytes", 40)
     parameters = leaves(float32)  # of 48, 20 and 4 bytes
     optimizer = optim.AdamW([{"parameters": parameters[:2]}, {"parameters": parameters[2:]}])
     assert [[p.shape for p in packed.parameters] for packed in optimizer._packed] == [[(5,), (4, 3)], [()]]
-    monkeypatch.setattr(optim.optimizer, "SEGMENT", 20)
+    monkeypatch.setattr(optim.Optimizer, "segment_bytes", 20)
     cut = optim.AdamW([{"parameters": parameters[:2]}, {"parameters": parameters[2:]}])
     assert len(cut._packed) == 3
     shapes, others = ({name: t.shape for name, t in o.state_dict().items()} for o in (cut, optimizer))

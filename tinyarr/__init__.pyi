@@ -218,10 +218,12 @@ from .tensor import Tensor as Tensor
 from .transforms import checkpoint as checkpoint
 from .transforms import custom_gradient as custom_gradient
 from .transforms import grad as grad
-from .transforms import jvp as jvp
 from .transforms import value_and_grad as value_and_grad
 from .transforms import vjp as vjp
 from .compiler import compile as compile
+from .derivatives import hessian as hessian
+from .derivatives import jacobian as jacobian
+from .derivatives import jvp as jvp
 from .ops.more.einsum import einsum as einsum
 from .ops.more.einsum import outer as outer
 from .ops.more.einsum import tensordot as tensordot
@@ -232,6 +234,8 @@ from .ops.more.sets import unique_all as unique_all
 from .ops.more.sets import unique_counts as unique_counts
 from .ops.more.sets import unique_inverse as unique_inverse
 from .ops.more.sets import unique_values as unique_values
+from .batching.mapped import vmap as vmap
+from .stateless import functional_call as functional_call
 from . import compiler as compiler
 from . import cuda as cuda
 from . import data as data

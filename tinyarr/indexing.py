@@ -120,7 +120,7 @@ def _parts(x: Tensor, key: Any) -> list[Any]:
 
 
 def _converted(x: Tensor, k: Any) -> Any:
-    """A part of a key with lists and arrays made tensors and 0-d tensors made ints."""
+    """A part of a key with lists and arrays made tensors; 0-d tensors become ints where their element can be read."""
     if isinstance(k, list | range) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
         k = asarray(k, device=x.device)
         k = astype(k, dtypes.int64) if not k.size and k.dtype.is_float else k  # an empty list
@@ -129,7 +129,7 @@ def _converted(x: Tensor, k: Any) -> Any:
     if not isinstance(k, Tensor) or k.dtype is dtypes.bool:
         return k
     require_integers("index", "a tensor in the key", k)
-    return k if k.ndim else _whole_number(k)
+    return k if k.ndim or executor.get() is not eager else _whole_number(k)
 
 
 def _is_mask(k: Any) -> bool:
@@ -145,7 +145,7 @@ def _gathered(x: Tensor, parts: list[Any]) -> Tensor:
 
     The axes of the broadcast tensors take the place of the first of them, or in front where the key parts them.
     """
-    cut = _basic(x, tuple(slice(None) if _picks(k) else k for k in parts))
+    cut = x if all(map(_picks, parts)) else _basic(x, tuple(slice(None) if _picks(k) else k for k in parts))
     hidden = x.ndim - sum(k is not None and k is not Ellipsis for k in parts)  # axes that ... stands for
     axes, places, axis = [], [], 0
     for place, k in enumerate(parts):

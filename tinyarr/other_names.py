@@ -209,9 +209,9 @@ AUTOGRAD = {
     "Function": "tinyarr.custom_gradient",
 }
 OPTIM = {
-    "lr_scheduler": "tinyarr.schedule, and optimizer.lr = rate(step)",
+    "lr_scheduler": "Scheduler, with a function of the step, as those of tinyarr.schedule",
+    "swa_utils": "ExponentialMovingAverage",
     "clip_grad_norm_": "clip_grad_norm",
-    "Muon": "Optimizer as a base, and define update, as examples/muon.py does",
 }
 OPTIMIZER = {
     "add_param_group": "all groups when the optimizer is made",

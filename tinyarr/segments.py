@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from . import eager, views
 from .array import Storage
@@ -121,21 +121,22 @@ def buckets(parameters: Sequence[Tensor], nbytes: int) -> Iterator[list[Tensor]]
         yield run
 
 
-def runs(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+def runs(parameters: Iterable[Tensor], beside: Callable = operator.attrgetter("grad")) -> list[list[Tensor]]:
     """Returns the parameters with a gradient in runs that are as `pack` puts them, with gradients of one dtype.
+
+    beside: gives another tensor than the gradient that goes with a parameter.
 
     Example: a, b, c and d were packed together, and b has no gradient; x was not packed: [a], [c, d] and [x].
     """
     by_storage: dict[Storage, list[Tensor]] = {}
     for p in parameters:
-        if p.grad is not None:
+        if beside(p) is not None:
             by_storage.setdefault(p.array.storage, []).append(p)
     found: list[list[Tensor]] = []
     for together in by_storage.values():
         behind: tuple | None = None
         for p in sorted(together, key=lambda p: (p.array.offset, p.size)):
-            assert p.grad is not None
-            a, g = p.array, p.grad.array
+            a, g = p.array, beside(p).array
             if g.shape != a.shape or not views.is_contiguous(a.view):
                 found.append([p])
                 behind = None

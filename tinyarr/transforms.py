@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import random
@@ -28,9 +28,32 @@ from .tape import (
 from .tensor import Tensor, require_tensors, result_tensor
 
 
-def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
-    """Returns the result of a differentiated function as a tuple."""
-    outputs = result if isinstance(result, tuple) else (result,)
+def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
+    """A list, tuple or dict of any depth with all that is in it changed, or what is none of these changed itself."""
+    if isinstance(tree, dict):
+        return tree.copy() | {key: mapped(part, change) for key, part in tree.items()}
+    if isinstance(tree, list | tuple):
+        parts = [mapped(part, change) for part in tree]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+    return change(tree)
+
+
+def leaves(tree: Any) -> list[Any]:
+    """All that is in a list, tuple or dict of any depth, in order."""
+    found: list[Any] = []
+    mapped(tree, found.append)
+    return found
+
+
+def rebuilt(tree: Any, parts: Iterable[Any]) -> Any:
+    """The tree with other leaves."""
+    left = iter(parts)
+    return mapped(tree, lambda _: next(left))
+
+
+def _tensors(operation: str, result: Any) -> list[Tensor]:
+    """Returns all that is in the result of a differentiated function."""
+    outputs = leaves(result)
     for o in outputs:
         if not isinstance(o, Tensor):
             came = type(o).__name__
@@ -38,34 +61,41 @@ def _tensors(operation: str, result: Any) -> tuple[Tensor, ...]:
     return outputs
 
 
-def vjp(function: Callable, *primals: Tensor) -> tuple[Any, Callable]:
+def vjp(function: Callable, *primals: Any, has_aux: bool = False) -> tuple:
     """`function(*primals)`, and the function that maps a gradient of its result to the gradients of the primals.
 
-    The result may be a tensor or a tuple of tensors; the second function takes one gradient for each.
+    Primals and result are tensors, or lists, tuples and dicts of them, and so are their gradients. The second function
+    takes one gradient for each element of a tuple, and returns a tuple with one for each primal. With `has_aux` the
+    function returns a tuple of its result and of anything else, which comes last.
     Source: the vector-Jacobian product of Baydin et al. 2018, "Automatic differentiation in machine learning", 3.2.
     """
-    if not primals:
+    given = leaves(primals)
+    if not given:
         raise ArgumentError("vjp: no primals came: pass the tensors at which to differentiate")
-    require_tensors("vjp", **{f"primal {i}": x for i, x in enumerate(primals)})
-    variables, connected = zip(*map(independent, primals), strict=True)
+    require_tensors("vjp", **{f"primal {i}": x for i, x in enumerate(given)})
+    variables, connected = zip(*map(independent, given), strict=True)
     first, token = next(numbers), nested.set(nested.get() + 1)
     try:
         with set_recording(True):
-            result = function(*variables)
+            result = function(*rebuilt(primals, variables))
     finally:
         nested.reset(token)
+    if has_aux and not (isinstance(result, tuple) and len(result) == 2):
+        raise GradientError("vjp: the function must return a tuple of two where has_aux is True")
+    result, *aux = result if has_aux else (result,)
     outputs = _tensors("vjp", result)
     again = any(connected) or is_nested() or (recording.get() and _reads_history(outputs, variables, first))
 
-    def pull(*output_gradients: Tensor) -> tuple[Tensor, ...]:
-        pairs = [(o, g) for o, g in zip(outputs, output_gradients, strict=True) if o._requires_grad]
+    def pull(*output_gradients: Any) -> tuple:
+        given = leaves(output_gradients)
+        pairs = [(o, g) for o, g in zip(outputs, given, strict=True) if o._requires_grad]
         record = again or any(g._requires_grad for _, g in pairs)
         found = gradients(
             [o for o, _ in pairs], variables, [g for _, g in pairs], create_graph=record, retain_graph=True
         )
-        return tuple(zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True))
+        return rebuilt(primals, (zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)))
 
-    return (result if again else _detached(result)), pull
+    return (result, pull, *aux) if again else (detached(result), pull, *detached(aux))
 
 
 def _reads_history(outputs: Sequence[Tensor], variables: Sequence[Tensor], first: int) -> bool:
@@ -81,51 +111,8 @@ def _reads_history(outputs: Sequence[Tensor], variables: Sequence[Tensor], first
     )
 
 
-def _detached(result: Any) -> Any:
-    return tuple(t.detach() for t in result) if isinstance(result, tuple) else result.detach()
-
-
-def jvp(function: Callable, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Any, Any]:
-    """`function(*primals)`, and how it changes in the direction of the tangents, one for each primal.
-
-    The vjp is linear in the gradient that it is given, and its own vjp is the Jacobian-vector product: no second
-    system of rules is needed. Source: Townsend 2017, "A new trick for calculating Jacobian vector products".
-
-    A product of the Hessian with a vector, without the Hessian:
-
-    >>> import tinyarr
-    >>> f = lambda x: (x * x * x).sum()
-    >>> x, v = tinyarr.Tensor([1.0, 2.0]), tinyarr.Tensor([1.0, 0.5])
-    >>> tinyarr.jvp(tinyarr.grad(f), (x,), (v,))[1]
-    Tensor([6., 6.])
-    """
-    require_tensors("jvp", **{f"tangent {i}": t for i, t in enumerate(tangents)})
-    if len(primals) != len(tangents):
-        raise ArgumentError(f"jvp: {len(primals)} primals, {len(tangents)} tangents: give one for each")
-    for i, (x, t) in enumerate(zip(primals, tangents, strict=True)):
-        if x.shape != t.shape or x.dtype is not t.dtype:
-            raise ArgumentError(f"jvp: {describe(f'primal {i}', x)}, {describe(f'tangent {i}', t)}: they must be equal")
-    token = nested.set(nested.get() + 1)
-    try:
-        result, pull = vjp(function, *primals)
-        outputs = _tensors("jvp", result)
-        _, push = vjp(pull, *(zeros_like(o) for o in outputs))
-        changes = push(*tangents)
-    finally:
-        nested.reset(token)
-    if not is_nested() and not any(x._requires_grad for x in (*primals, *tangents)):
-        result, changes = _detached(result), _detached(changes)
-    return result, changes if isinstance(result, tuple) else changes[0]
-
-
-def _mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """A list, tuple or dict of any depth with all that is in it changed, or what is none of these changed itself."""
-    if isinstance(tree, dict):
-        return tree.copy() | {key: _mapped(part, change) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        parts = [_mapped(part, change) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return change(tree)
+def detached(result: Any) -> Any:
+    return mapped(result, lambda x: x.detach() if isinstance(x, Tensor) else x)
 
 
 def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:
@@ -142,47 +129,43 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_
 
     @functools.wraps(function)
     def evaluate(*args, **kwargs):
-        at: list[Any] = []
-        for n in numbers:
-            known = len(at)
-            if -len(args) <= n < len(args):
-                _mapped(args[n], at.append)
-            wrong = [type(x).__name__ for x in at[known:] if not isinstance(x, Tensor)]
-            if wrong or len(at) == known:
-                came = (wrong or [type(args[n]).__name__ if -len(args) <= n < len(args) else "missing"])[0]
-                raise ArgumentError(
-                    f"grad: argument {n} of {function.__name__} is {came}: it must be a tensor, or a list, tuple or "
-                    "dict of tensors, given by position; name the arguments to differentiate with argnums"
-                )
-        others: list[Any] = []
-
-        def of_variables(*variables):
-            filled, left = list(args), iter(variables)
-            for n in numbers:
-                filled[n] = _mapped(args[n], lambda _: next(left))
-            result = function(*filled, **kwargs)
-            if not has_aux:
-                return result
-            if not isinstance(result, tuple) or len(result) != 2:
-                raise GradientError(f"grad: {function.__name__} must return a tuple of two where has_aux is True")
-            others.append(result[1])
-            return result[0]
-
-        if not is_nested():  # outermost, nobody differentiates further: plain results, and no graph is kept
-            at = [x.detach() if x.is_leaf else x for x in at]
-        value, pull = vjp(of_variables, *at)
-        if isinstance(value, tuple) or value.size != 1:
+        chosen, of_chosen = chosen_arguments("grad", function, numbers, args, kwargs)
+        value, pull, *aux = vjp(of_chosen, *chosen, has_aux=has_aux)
+        if not isinstance(value, Tensor) or value.size != 1:
             raise GradientError(
                 f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
             )
-        found = iter(pull(ones_like(value)))
-        grads = tuple(_mapped(args[n], lambda _: next(found)) for n in numbers)
-        if has_aux:
-            is_kept = value._requires_grad
-            value = value, _mapped(others[0], lambda x: x if is_kept or not isinstance(x, Tensor) else x.detach())
-        return value, grads[0] if isinstance(argnums, int) else grads
+        grads = pull(ones_like(value))
+        return (value, *aux) if has_aux else value, grads[0] if isinstance(argnums, int) else grads
 
     return evaluate
+
+
+def chosen_arguments(
+    operation: str, function: Callable, numbers: Sequence[int], args: tuple, kwargs: dict[str, Any]
+) -> tuple[list[Any], Callable]:
+    """The arguments with these numbers, and the function of them alone. Raises ArgumentError for other than tensors.
+
+    Of the outermost transformation nobody differentiates further: leaves are detached, so that no graph is kept.
+    """
+    for n in numbers:
+        found = leaves(args[n]) if -len(args) <= n < len(args) else []
+        wrong = [type(x).__name__ for x in found if not isinstance(x, Tensor)]
+        if wrong or not found:
+            came = (wrong or [type(args[n]).__name__ if -len(args) <= n < len(args) else "missing"])[0]
+            raise ArgumentError(
+                f"{operation}: argument {n} of {function.__name__} is {came}: it must be a tensor, or a list, tuple or "
+                "dict of tensors, given by position; name the arguments to differentiate with argnums"
+            )
+
+    def of_chosen(*chosen: Any) -> Any:
+        filled = list(args)
+        for n, x in zip(numbers, chosen, strict=True):
+            filled[n] = x
+        return function(*filled, **kwargs)
+
+    chosen = [args[n] for n in numbers]
+    return chosen if is_nested() else mapped(chosen, lambda x: x.detach() if x.is_leaf else x), of_chosen
 
 
 def grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:
@@ -251,7 +234,7 @@ def custom_gradient(function: Callable) -> Callable:
             edges = [edge_of(x) if x._requires_grad else None for x in tensors]
             specs = [(x.shape, x.dtype) for x in tensors]
             record_custom(function.__name__, rule, specs, edges, outputs, _enclosed(back), tensors)
-        return outputs if isinstance(result, tuple) else outputs[0]
+        return rebuilt(result, outputs)
 
     return evaluate
 
@@ -299,8 +282,7 @@ def checkpoint(function: Callable, *args: Any, **kwargs: Any) -> Any:
     passed = [x for x in (*args, *kwargs.values(), *(parent for parent, _ in edges)) if isinstance(x, Tensor)]
     plain = tuple(result_tensor(o.array) for o in outputs)
     record_custom("checkpoint", rule, [gradient_spec(e) for e in edges], edges, plain, passed + _enclosed(function))
-    kept = tuple(p if o._requires_grad else o for o, p in zip(outputs, plain, strict=True))
-    return kept if isinstance(result, tuple) else kept[0]
+    return rebuilt(result, (p if o._requires_grad else o for o, p in zip(outputs, plain, strict=True)))
 
 
 def _operation(node: TapeNode) -> tuple:

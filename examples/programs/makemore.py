@@ -40,7 +40,8 @@ optimizer = optim.AdamW(model.parameters(), lr=3e-3)
 
 
 @tinyarr.compile
-def train_step(rows):
+def train_step():
+    rows = tinyarr.randint(0, len(contexts), (256,))
     loss = tinyarr.cross_entropy(model(contexts[rows]), following[rows])
     loss.backward()
     optimizer.step()
@@ -49,7 +50,7 @@ def train_step(rows):
 
 
 for step in range(1501):
-    loss = train_step(tinyarr.randint(0, len(contexts), (256,)))
+    loss = train_step()
     if step % 500 == 0:
         print(f"step {step:4}  loss {loss.item():.3f}")
 with tinyarr.no_grad():

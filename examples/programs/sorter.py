@@ -21,7 +21,8 @@ def draw(n):
 
 
 @tinyarr.compile
-def train_step(digits, ordered):
+def train_step():
+    digits, ordered = draw(64)
     both = tinyarr.concat([digits, ordered], axis=1)  # (B, 2 LENGTH)
     logits = model(both[:, :-1])[:, LENGTH - 1 :]  # only what comes after the last digit can be known
     loss = tinyarr.cross_entropy(logits, ordered)
@@ -32,9 +33,9 @@ def train_step(digits, ordered):
     return loss
 
 
-for step in range(401):
-    loss = train_step(*draw(64))
-    if step % 100 == 0:
+for step in range(201):
+    loss = train_step()
+    if step % 50 == 0:
         print(f"step {step:3}  loss {loss.item():.4f}")
 
 digits, ordered = draw(1000)

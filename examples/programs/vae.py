@@ -35,7 +35,7 @@ class Autoencoder(nn.Module):
     def bound(self, x):  # (B, SIZE)
         """The evidence lower bound of each point (B,), with one draw of its latent variables."""
         mean = self.mean(x)  # (B, LATENT)
-        z = mean + self.log_std.exp() * tinyarr.randn(*mean.shape)  # reparametrized, so that it has a gradient
+        z = mean + self.log_std.exp() * tinyarr.randn_like(mean)  # reparametrized, so that it has a gradient
         error = (x - self.decoder(z)) * (-self.log_noise).exp()
         likelihood = -0.5 * (error**2 + math.log(2 * math.pi)).sum(axis=-1) - SIZE * self.log_noise
         divergence = 0.5 * (mean**2 + (2 * self.log_std).exp() - 1 - 2 * self.log_std).sum(axis=-1)
@@ -47,7 +47,8 @@ optimizer = optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.0)
 
 
 @tinyarr.compile
-def train_step(rows):
+def train_step():
+    rows = tinyarr.randint(0, POINTS, (200,))
     loss = -model.bound(x[rows]).mean()
     loss.backward()
     optimizer.step()
@@ -57,7 +58,7 @@ def train_step(rows):
 
 for step in range(2001):
     optimizer.lr = 0.01 * (1 - step / 2001)
-    loss = train_step(tinyarr.randint(0, POINTS, (200,)))
+    loss = train_step()
     if step % 500 == 0:
         print(f"step {step:4}  bound {-loss.item():.3f}")
 with tinyarr.no_grad():

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .. import diagnostics, random
+from .. import diagnostics, eager, random
 from ..device import Device, default_device
 from ..errors import ArgumentError, TraceError
 from ..forking import renew_in_children
@@ -30,7 +30,6 @@ from .memory.plan import plan
 from .memory.report import MemoryPlan
 from .passes.order import PASSES, passes_within
 from .trace.calls import Bound, called
-from .trace.executor import Trace
 from .trace.templates import TemplateObjects
 from .trace.traced import Traced, trace_call
 from .uses import made_by
@@ -195,7 +194,7 @@ class Compiled:
         return type(self), (self.function, self._passes, self._build, self._max_programs, self._state)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(executor.get(), Trace) or watched():  # gradients are looked at one by one
+        if executor.get() is not eager or watched():  # in a trace or a vmap; and gradients are looked at one by one
             return self.function(*args, **kwargs)
         with self._lock:
             mode = recording.get(), is_nested(), default_device()

@@ -60,7 +60,7 @@ def _sum_gradient(g, *, axis, shapes):
 def _extremum_gradient(g, x, out, *, axis):
     """Split evenly among the elements that equal the extremum; a NaN result passes its gradient to nothing."""
     attained = equal(x, restored(out, x.shape, axis))
-    count = astype(sum(attained, axis=axis, keepdims=True), g.dtype)
+    count = sum(attained, axis=axis, keepdims=True, dtype=g.dtype)
     return where(attained, restored(g, x.shape, axis) / count, 0)
 
 

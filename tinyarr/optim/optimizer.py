@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import dtypes
@@ -149,6 +149,7 @@ class Optimizer:
     masters = True  # parameters of half types have float32 copies; else those of bfloat16 are rounded stochastically
     generator: Generator | None = None  # draws for that; None is the default one
     elementwise = True  # as the update by a formula is
+    segment_bytes = SEGMENT
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)
@@ -188,7 +189,7 @@ class Optimizer:
             for ps in by_dtype.values():
                 number = len({packed.names[0].split(".")[0] for packed in self._packed})
                 names = (f"{number}.{i}" for i in itertools.count())
-                for together in buckets(ps, SEGMENT):  # as backward finishes them, the last layers first
+                for together in buckets(ps, self.segment_bytes):  # as backward finishes them, the last layers first
                     self._packed.append(_Packed(together, names, options, self.state_names, self.masters))
         if not self._packed:
             raise ArgumentError(f"{name}: got no parameters: pass model.parameters()")
@@ -311,9 +312,7 @@ class Optimizer:
         keeps copies and puts them back. If it takes it, it must leave all as they are where that is False.
         """
         if self.formula is None:
-            raise ArgumentError(
-                f"{type(self).__name__}: has no update(), and no formula: define how a parameter changes"
-            )
+            raise ArgumentError(f"{type(self).__name__}: has no update(): define how a parameter changes, or a formula")
         x = {"p": parameter, "g": gradient, **state, "lr": self._lr, "step": self._step, "where": where}
         flags: dict[str, Any] = {"dtype": parameter.dtype} if "master" in state else {}
         numbers = [options["lr_scale"]]
@@ -337,19 +336,25 @@ class Optimizer:
                 state |= {f"{name}.{kind}": view for name, view in zip(packed.names, views, strict=True)}
         return state
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Writes a saved state into this one's. Raises ArgumentError for other names, ShapeError for other shapes."""
-        own = self.state_dict()
-        if own.keys() != state.keys():
-            difference = sorted(own.keys() ^ state.keys())
-            raise ArgumentError(
-                f"load_state_dict: the states differ in {difference[:5]}: made by another optimizer or model?"
-            )
-        for name, tensor in own.items():
-            if tensor.shape != state[name].shape:
-                raise ShapeError(f"load_state_dict: {name} has shape {state[name].shape}, expected {tensor.shape}")
-        for name, tensor in own.items():
-            tensor.assign(state[name])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Writes a saved state into this one's, of tensors or other arrays. Errors as of load_tensors."""
+        load_tensors(self.state_dict(), state)
+
+
+def load_tensors(own: dict[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes tensors, or arrays of NumPy or DLPack, into those of the same names.
+
+    Raises ArgumentError for other names, ShapeError for another shape; then nothing has been written.
+    """
+    if own.keys() != state.keys():
+        difference = sorted(map(str, own.keys() ^ state.keys()))[:5]
+        raise ArgumentError(f"load_state_dict: the states differ in {difference}: made by another optimizer or model?")
+    given = {name: x if isinstance(x, Tensor) else Tensor(x, device=own[name].device) for name, x in state.items()}
+    for name, tensor in own.items():
+        if tensor.shape != given[name].shape:
+            raise ShapeError(f"load_state_dict: {name} has shape {given[name].shape}, expected {tensor.shape}")
+    for name, tensor in own.items():
+        tensor.assign(given[name])
 
 
 def _owner(kind: type, name: str) -> Any:

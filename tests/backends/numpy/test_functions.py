@@ -5,6 +5,7 @@ import pytest
 
 from tests.evaluation import evaluate, evaluate_into
 from tinyarr import dtypes
+from tinyarr.backends.numpy.functions import FUNCTIONS
 from tinyarr.ops.scalar import make, random_bits, variable, where
 from tinyarr.ops.typing import type_expression
 
@@ -32,6 +33,25 @@ def test_where_can_overwrite_either_branch(number):
 def test_where_of_bool_can_overwrite_any_operand(number):
     y = np.array([False, False, True, True])
     assert in_place(where(X, Y, Z), number, CONDITION, ~CONDITION, y) == [False, False, False, True]
+
+
+@pytest.mark.parametrize("dtype", dtypes.ALL, ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("step", [1, -2])
+def test_where_takes_the_bits_of_many_elements_wherever_they_lie(dtype, step):
+    rng, size = np.random.default_rng(0), 10_000
+    x, y = (np.frombuffer(rng.bytes(dtype.itemsize * size), dtype.numpy)[::step] for _ in range(2))  # NaNs among them
+    if dtype is dtypes.bool:
+        x, y = (rng.random(size)[::step] < 0.5 for _ in range(2))
+    condition = rng.random(size)[::step] < 0.5
+    for operands in ([condition, x, y], [condition, x[0], y], [condition, x, y[0]]):
+        expected, out = np.where(*operands).tobytes(), np.empty_like(x)
+        FUNCTIONS["where"](*operands, out=out)
+        assert out.tobytes() == expected
+        for number in (1, 2):
+            own = [a.copy() for a in operands]
+            if own[number].ndim:
+                FUNCTIONS["where"](*own, out=own[number])
+                assert own[number].tobytes() == expected
 
 
 @pytest.mark.parametrize("number", [0, 1])

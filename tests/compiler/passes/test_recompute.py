@@ -14,7 +14,8 @@ from tests.test_random_programs import programs
 from tests.tiers import slow
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.compiler.passes.order import passes_within
+from tinyarr.compiler.passes.order import SIMPLIFY, passes_within
+from tinyarr.compiler.passes.recompute import recompute
 from tinyarr.errors import ArgumentError
 
 
@@ -64,6 +65,23 @@ def test_a_budget_takes_less_memory_and_changes_no_bit(make, device, build):
     *middle, between = training(make, (most + fewest) // 2, build=build)
     assert plain == least == middle
     assert fewest < most and between <= (most + fewest) // 2
+
+
+def test_where_nothing_fits_what_takes_least_is_kept():
+    kept = []
+
+    def within_nothing(graph):
+        with pytest.warns(UserWarning, match="recomputation reaches"):
+            kept.append((graph, recompute(graph, 0, lambda changed: len(changed.nodes))))  # more nodes take more
+        return graph
+
+    def f(x):
+        early, y = ta.exp(x), x @ x
+        return ((y @ y) @ y * early).sum()  # held while products are made
+
+    Compiled(f, [*SIMPLIFY, within_nothing], Interpreter)(Tensor(np.ones((64, 64))))
+    ((before, after),) = kept
+    assert after is before
 
 
 def test_a_checkpoint_changes_no_bit_of_training():

@@ -12,6 +12,7 @@ that of Jain et al. 2020 ("Checkmate") made greedy.
 from __future__ import annotations
 
 import itertools
+import operator
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -39,11 +40,13 @@ def recompute(graph: Graph, budget: int, size: Callable[[Graph], int]) -> Graph:
     Example: GPT-2 1558M within 30 GiB, 32.21 GB. Of 193 choices the first 74 leave 32.19 GB alive. Their plan takes
     31.92 GB, so that 69 should do, and these are the last that are planned.
 
-    Warns where all that can be made again does not suffice.
+    Warns where all that can be made again does not suffice, and returns what takes least: making small values again can
+    cost more, by the order in which the others are then placed.
     """
     choices, alive = _choices(graph)
     few, enough = -1, len(choices) + 1
     least, difference, step = graph, 0, 1
+    missed: list[tuple[int, Graph]] = []  # what was planned and takes too many bytes
     while enough - few > 1:
         numbers = range(few + 1, min(enough, len(choices) + 1))
         expected = next((n for n in numbers if alive[n] + difference <= budget), numbers[-1])
@@ -52,13 +55,14 @@ def recompute(graph: Graph, budget: int, size: Callable[[Graph], int]) -> Graph:
         taken = size(changed)
         difference = taken - alive[guess]
         if taken > budget:
+            missed.append((taken, changed))
             few, step = guess, 2 * step  # where expectations are wrong again and again, each miss leads farther
             continue
         enough, least, step = guess, changed, 1
         if guess > 1 and alive[guess - 1] + difference > budget:
             break
     if enough > len(choices):
-        least = changed
+        taken, least = min([(size(graph), graph), *missed], key=operator.itemgetter(0))
         warnings.warn(
             f"compile: memory_budget is {budget:,} bytes, recomputation reaches {taken:,}: make batches smaller, "
             "or use checkpoint", stacklevel=4,

@@ -78,7 +78,9 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0)
     after = [0] * (x.ndim - len(widths) // 2) + widths[:0:-2]
     if any(n + min(a, 0) + min(b, 0) < 0 for n, a, b in zip(x.shape, before, after, strict=True)):
         raise ShapeError(f"pad: x has shape {x.shape}, pad is {tuple(pad)}: an axis is shorter than what is cut off")
-    kept = slice_axes(x, [slice(max(-a, 0), n + min(b, 0)) for n, a, b in zip(x.shape, before, after, strict=True)])
+    kept = x
+    if min(widths, default=0) < 0:
+        kept = slice_axes(x, [slice(max(-a, 0), n + min(b, 0)) for n, a, b in zip(x.shape, before, after, strict=True)])
     if max(widths, default=0) <= 0:
         return kept
     starts = tuple(max(a, 0) for a in before)
