@@ -19,7 +19,7 @@ ORDER = {  # of floor 1: each file needs only those before it
         ops/create ops/shape ops/assign ops/reduce ops/matmul ops/operators""",
     "Saturday afternoon: gradients": "random autograd transforms ops/fused",
     "Saturday evening: rows": "ops/row ops/rowwise ops/softmax ops/norm",
-    "Sunday morning: what models need": """ops/index ops/activation ops/rotary ops/random ops/attention ops/loss
+    "Sunday morning: what models need": """ops/index ops/activation ops/random ops/attention ops/loss
         ops/linear_cross_entropy""",
     "Sunday morning: NumPy runs it": """backends/__init__ backends/base backends/numpy/registry backends/numpy/pool
         backends/numpy/erf backends/numpy/functions backends/numpy/expression backends/numpy/reduce

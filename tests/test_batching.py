@@ -1,6 +1,8 @@
 """vmap: the results of a mapped function are those of the function for one example after the other, put together."""
 
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -153,6 +155,23 @@ def test_backward_reaches_leaves_that_the_function_closes_over():
     assert_close(w.grad, ta.grad(lambda w: ta.cross_entropy(ta.layer_norm(ta.tanh(X @ w)) @ V, Y, reduction="sum"))(W))
 
 
+def test_a_map_that_backward_has_freed_holds_no_memory_though_its_result_lives_on():
+    seen = []
+
+    def function(w, x):
+        hidden = ta.tanh(x @ w)
+        seen.append(weakref.ref(hidden.array.storage))
+        return (hidden * hidden).sum()
+
+    w = Tensor(W, requires_grad=True)
+    total = vmap(function, (None, 0))(w, X).sum()
+    assert seen[0]() is not None
+    total.backward()
+    assert seen[0]() is None
+    with pytest.raises(GradientError, match="freed"):
+        total.backward()
+
+
 def test_the_gradient_of_a_shared_weight_is_one_product_and_none_for_each_example():
     function = ta.value_and_grad(lambda w, table: vmap(lambda x, i: (x @ w + table[i]).sum())(X, Y).sum(), (0, 1))
     with recorded() as ran:
@@ -179,6 +198,16 @@ def test_what_changes_gradients_inside_does_so_for_each_example():
     outside = ta.grad(lambda x, w: vmap(function, (0, None))(x, w).sum(), (0, 1))(X, w)
     assert_close(outside[0], x_grads)
     assert_close(outside[1], w_grads.sum())
+
+
+def test_anomalies_are_found_at_the_call_of_the_map():
+    x = Tensor(np.zeros((2, 3)), requires_grad=True)
+    with ta.detect_anomaly():
+        y = vmap(lambda x: (1 / x * 0).sum())(x)  # here
+        with pytest.raises(GradientError, match=r"of vmap became NaN.*# here"):
+            y.sum().backward()
+        with pytest.raises(TraceError, match="differentiate the map"):
+            vmap(ta.grad(lambda x: ta.log(x).sum()))(x)
 
 
 def test_detached_values_have_no_gradient():

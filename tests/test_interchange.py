@@ -191,3 +191,32 @@ def test_repr_shows_the_elements_and_what_is_not_the_default(x, expected):
 
 def test_repr_of_a_large_tensor_is_short():
     assert len(repr(ta.zeros((1000, 1000)))) < 500
+
+
+class OnlyDLPack:
+    """An array of a library that offers nothing but the standard's protocol."""
+
+    def __init__(self, values):
+        self.__dlpack__, self.__dlpack_device__ = values.__dlpack__, values.__dlpack_device__
+
+
+def test_a_tensor_is_made_and_a_state_loaded_of_what_offers_dlpack():
+    values = np.arange(6, dtype=np.float64).reshape(2, 3)
+    x = ta.Tensor(OnlyDLPack(values))
+    values[0, 0] = 7
+    assert x.dtype is ta.float64 and x.tolist() == [[0, 1, 2], [3, 4, 5]]
+    layer = ta.nn.Linear(3, 2)
+    layer.load_state_dict({"weight": OnlyDLPack(values), "bias": np.ones(2)})
+    assert layer.weight.dtype is ta.float32 and layer.weight.tolist() == values.tolist()
+    optimizer = ta.optim.SGD(layer.parameters(), momentum=0.9)
+    optimizer.load_state_dict(optimizer.state_dict() | {"0.1.velocity": OnlyDLPack(values), "step": np.int64(3)})
+    assert optimizer.state_of(layer.weight)["velocity"].tolist() == values.tolist()
+
+
+@pytest.mark.parity
+def test_a_state_of_torch_is_loaded():
+    import torch
+
+    theirs, ours = torch.nn.Linear(3, 2), ta.nn.Linear(3, 2)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.weight.tolist() == theirs.weight.tolist() and ours.bias.tolist() == theirs.bias.tolist()

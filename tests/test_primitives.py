@@ -39,7 +39,7 @@ FUSED = [name for name, primitive in OWN.items() if primitive.composite is not N
 PROMOTING = [
     name for name, p in OWN.items() if set(p.inputs) == {"x", "y"} and not name.startswith(("log", "matmul_"))
 ]
-NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu")  # NaN need not reach every result
+NOT_POINTWISE = ("where", "dropout", "copysign", "rotate", "leaky_relu", "lstm_step")  # NaN need not reach every result
 POINTWISE = [n for n in DIFFERENTIABLE if isinstance(OWN.get(n), Elementwise) and n not in NOT_POINTWISE]
 BY_THE_COMPILER = ("wait",)  # no function applies it
 pytestmark = pytest.mark.property

@@ -134,6 +134,7 @@ from .ops.more.losses import (
 )
 from .ops.more.masking import masked_fill
 from .ops.more.pooling import avg_pool2d, max_pool2d
+from .ops.more.rotary import rotary_embedding
 from .ops.more.sampling import multinomial, rand_like, randn_like, randperm
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
 from .ops.more.slices import flip, unstack
@@ -144,7 +145,6 @@ from .ops.more.tiling import broadcast_arrays, meshgrid, pad, repeat, roll, tile
 from .ops.norm import layer_norm, rms_norm
 from .ops.random import dropout, normal, rand, randint, randn, random_bits, uniform
 from .ops.reduce import all, any, argmax, argmin, count_nonzero, max, mean, min, prod, sum
-from .ops.rotary import rotary_embedding
 from .ops.rowwise import rowwise
 from .ops.shape import (
     broadcast_to,
@@ -177,6 +177,7 @@ __version__ = "0.1.0"
 _LATER = {  # by module what no tensor needs, which is imported when it is first used
     "compiler": "compile",
     "derivatives": "hessian jacobian jvp",
+    "nested": "load save",
     "ops.more.einsum": "einsum outer tensordot vecdot",
     "ops.more.similarity": "cosine_similarity",
     "ops.more.sets": "isin unique_all unique_counts unique_inverse unique_values",
@@ -191,7 +192,7 @@ def __getattr__(name: str):
     if name in _MODULES:
         module = _importlib.import_module(f".{_MODULES[name] or name}", __name__)
         value = globals()[name] = getattr(module, name) if _MODULES[name] else module
-        if _takes_axis(value):
+        if _takes_axis(value) or name in _EXPLAINED:
             globals()[name] = _explained(value)
         return globals()[name]
     if name in _SAME:
@@ -200,8 +201,8 @@ def __getattr__(name: str):
 
 
 _EXPLAINED = """binary_cross_entropy binary_cross_entropy_with_logits cross_entropy enable_grad grad huber_loss l1_loss
-    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention smooth_l1_loss
-    tril triu uniform value_and_grad""".split()
+    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention
+    smooth_l1_loss tril triu uniform value_and_grad vmap""".split()
 for _name, _value in list(globals().items()):
     if _takes_axis(_value) or _name in _EXPLAINED:
         globals()[_name] = _explained(_value)

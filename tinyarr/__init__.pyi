@@ -145,6 +145,7 @@ from .ops.more.losses import smooth_l1_loss as smooth_l1_loss
 from .ops.more.masking import masked_fill as masked_fill
 from .ops.more.pooling import avg_pool2d as avg_pool2d
 from .ops.more.pooling import max_pool2d as max_pool2d
+from .ops.more.rotary import rotary_embedding as rotary_embedding
 from .ops.more.sampling import multinomial as multinomial
 from .ops.more.sampling import rand_like as rand_like
 from .ops.more.sampling import randn_like as randn_like
@@ -191,7 +192,6 @@ from .ops.reduce import mean as mean
 from .ops.reduce import min as min
 from .ops.reduce import prod as prod
 from .ops.reduce import sum as sum
-from .ops.rotary import rotary_embedding as rotary_embedding
 from .ops.rowwise import rowwise as rowwise
 from .ops.shape import broadcast_to as broadcast_to
 from .ops.shape import concat as concat
@@ -224,6 +224,8 @@ from .compiler import compile as compile
 from .derivatives import hessian as hessian
 from .derivatives import jacobian as jacobian
 from .derivatives import jvp as jvp
+from .nested import load as load
+from .nested import save as save
 from .ops.more.einsum import einsum as einsum
 from .ops.more.einsum import outer as outer
 from .ops.more.einsum import tensordot as tensordot

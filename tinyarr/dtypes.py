@@ -113,7 +113,7 @@ def python_scalar(x):
     """A NumPy scalar or 0-d array as a Python scalar, an int of another class as an int; anything else as it is."""
     if isinstance(x, np.generic | np.ndarray):
         return x.item() if x.ndim == 0 else x
-    return int(x) if isinstance(x, int) and type(x) not in (builtins.bool, int) else x
+    return int(x) if issubclass(type(x), int) and type(x) not in (builtins.bool, int) else x
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 from . import dtypes, eager, views
@@ -12,6 +13,7 @@ from .ops.assign import assign
 from .ops.create import arange, full
 from .ops.elementwise import astype, where
 from .ops.index import flat_positions, require_integers, scatter, take
+from .ops.more.slice_at import Span, in_trace, moves, slice_at, span_of, with_spans
 from .ops.more.slices import unstack
 from .ops.more.sort import nonzero
 from .ops.primitive import apply, executor
@@ -57,9 +59,12 @@ def _index_gradient(g, *, starts, stops, steps, shapes):
 def _basic(x: Tensor, key: tuple) -> Tensor:
     """A view of x by ints, slices, None and Ellipsis."""
     shape = x.array.shape
-    hidden = len(shape)  # axes that ... stands for
+    hidden, has_ellipsis = len(shape), False  # the first: how many axes ... stands for
     for k in key:
-        hidden -= k is not None and k is not Ellipsis
+        if k is Ellipsis:
+            has_ellipsis = True
+        elif k is not None:
+            hidden -= 1
     if hidden < 0:
         came = f"{len(shape) - hidden} indices came for a tensor of shape {shape}"
         raise OutOfBounds(f"index: {came}: it has {len(shape)} dimensions")
@@ -67,7 +72,7 @@ def _basic(x: Tensor, key: tuple) -> Tensor:
     stops: list[int] = []
     steps: list[int] = []
     axes: list[int] = []
-    for k in key if Ellipsis in key or not hidden else (*key, Ellipsis):
+    for k in key if has_ellipsis or not hidden else (*key, Ellipsis):
         axis = len(starts)
         if k is None:
             axes.append(-1)
@@ -121,7 +126,7 @@ def _parts(x: Tensor, key: Any) -> list[Any]:
 
 def _converted(x: Tensor, k: Any) -> Any:
     """A part of a key with lists and arrays made tensors; 0-d tensors become ints where their element can be read."""
-    if isinstance(k, list | range) or (hasattr(k, "__array__") and not isinstance(k, Tensor)):
+    if isinstance(k, list | range) or (hasattr(k, "__array__") and not isinstance(k, Tensor | int)):
         k = asarray(k, device=x.device)
         k = astype(k, dtypes.int64) if not k.size and k.dtype.is_float else k  # an empty list
     if isinstance(k, bool) or (_is_mask(k) and not k.ndim):
@@ -182,6 +187,35 @@ def _checked(x: Tensor, axis: int, k: Any) -> int:
     return i % n
 
 
+def _moving(x: Tensor, parts: list[Any]) -> tuple[Tensor, list[Span], list[Any]]:
+    """Returns a view of x, spans along its axes for all of a key that is data, and what is left of the key.
+
+    Example: of x[2, i : i + 8, j] the view x[2:3], the spans i to i + 8 along axis 1 and j to j + 1 along axis 2, and
+    the key [0, :, 0].
+    """
+    _basic(x, tuple(k if k is None or k is Ellipsis else slice(None) for k in parts))  # or it raises
+    hidden = x.ndim - sum(k is not None and k is not Ellipsis for k in parts)
+    cuts: list[Any] = []
+    spans, rest, axis = [], list(parts), 0
+    for place, k in enumerate(parts):
+        if k is None or k is Ellipsis:
+            cuts += [k] if k is Ellipsis else []
+            axis += hidden if k is Ellipsis else 0
+            continue
+        span = span_of(x, axis, k)
+        if span is not None:
+            spans.append(span)
+        if not _is_tensor(k) or not k.ndim:
+            rest[place] = slice(None) if isinstance(k, slice) else 0
+        if span is not None or _is_tensor(k):
+            cuts.append(slice(None))
+        else:
+            i = k if isinstance(k, slice) else _checked(x, axis, k)
+            cuts.append(i if isinstance(i, slice) else slice(i, i + 1))
+        axis += 1
+    return _basic(x, tuple(cuts)), spans, rest
+
+
 def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key]: ints, slices, None and Ellipsis give a view, integer tensors and masks a copy."""
     given = key if type(key) is tuple else (key,)
@@ -190,7 +224,20 @@ def getitem(x: Tensor, key: Any) -> Tensor:
     if _is_lone_bool(key):
         return _basic(x, (None, ...))[: int(key)]
     parts = _parts(x, key)
+    if in_trace() and any(map(moves, parts)):
+        view, spans, rest = _moving(x, parts)
+        if spans:
+            return _through(view, spans, rest)
     return _gathered(x, parts) if any(map(_is_tensor, parts)) else _basic(x, tuple(parts))
+
+
+def _through(view: Tensor, spans: Sequence[Span], rest: list[Any]) -> Tensor:
+    """The elements in spans; in eager mode they are a view of the same memory, and so nothing may write into either."""
+    found = slice_at(view, spans)
+    if any(map(_is_tensor, rest)):
+        return _gathered(found, rest)
+    executor.get().shows(found.array, view.array)
+    return _basic(found, tuple(rest))
 
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:
@@ -204,22 +251,69 @@ def setitem(x: Tensor, key: Any, value: Any) -> None:
     if _is_lone_bool(key):
         _assign(getitem(x, key), value)
         return
-    key = key if isinstance(key, tuple) else _converted(x, key)
-    is_of_rows = _is_mask(key) and key.shape == x.shape[: key.ndim]
-    if is_of_rows and isinstance(value, Tensor) and value.ndim <= x.ndim - key.ndim:
-        rows = reshape(key, (*key.shape, *(1,) * (x.ndim - key.ndim)))
-        assign(x, where(rows, astype(value, x.dtype, copy=False), x))  # how many they are, a trace does not know
+    key = tuple(_converted(x, k) for k in (key if isinstance(key, tuple) else (key,)))
+    if _set_where(x, key, value):
         return
     parts = _parts(x, key)
-    if not any(map(_is_tensor, parts)):
+    is_data = in_trace() and any(map(moves, parts))
+    if not is_data and not any(map(_is_tensor, parts)):
         _assign(_basic(x, tuple(parts)), value)
         return
     if not isinstance(value, Tensor):
         value = asarray(value, dtype=x.dtype, device=x.device)
-    positions = _gathered(reshape(arange(x.size, device=x.device), x.shape), parts)
+    if is_data and _set_spans(*_moving(x, parts), value):
+        return
+    positions = getitem(reshape(arange(x.size, device=x.device), x.shape), tuple(parts))
     values = broadcast_to(astype(_fitted(value, positions.ndim), x.dtype, copy=False), positions.shape)
     written = scatter(reshape(x, (x.size,)), reshape(positions, (positions.size,)), reshape(values, (values.size,)))
     assign(x, reshape(written, x.shape))
+
+
+def _set_spans(view: Tensor, spans: Sequence[Span], rest: list[Any], value: Tensor) -> bool:
+    """x[rest] = value in spans of a view of x, if no tensor of positions is left in the key. Returns whether it is."""
+    if any(map(_is_tensor, rest)):
+        return False
+    if not spans:
+        _assign(_basic(view, tuple(rest)), value)
+        return True
+    if value.ndim:
+        sizes = list(view.shape)
+        for axis, _, size in spans:
+            sizes[axis] = size
+        like = _basic(broadcast_to(full((), 0, device=view.device), sizes), tuple(rest))
+        value = reshape(broadcast_to(_fitted(value, like.ndim), like.shape), sizes)
+    assign(view, with_spans(view, spans, value))
+    return True
+
+
+def _set_where(x: Tensor, key: tuple, value: Any) -> bool:
+    """x[key] = value for a key with one mask, by where: how many it hits, a trace does not know.
+
+    Returns whether the rest of the key are slices or ints, and the value is one for all that are hit.
+    """
+    places = [i for i, k in enumerate(key) if _is_mask(k)]
+    named = sum(k.ndim if _is_mask(k) else k is not None and k is not Ellipsis for k in key)
+    if len(places) != 1 or named > x.ndim or not isinstance(value, Tensor):
+        return False
+    before, mask, behind = key[: places[0]], key[places[0]], key[places[0] + 1 :]
+    if any(_is_tensor(k) or moves(k) for k in (*before, *behind)):
+        return False
+    view = _basic(x, (*before, *(slice(None),) * mask.ndim, *behind))
+    first, last = (sum(k is None or isinstance(k, slice) for k in parts) for parts in (before, behind))
+    if any(k is Ellipsis for k in before):
+        first = view.ndim - mask.ndim - last
+    last = view.ndim - mask.ndim - first
+    value = _fitted(value, first + 1 + last)
+    if value.ndim > last:  # it has an axis for those that are hit, of which the place is plain without ints in the key
+        if value.shape[-last - 1] != 1 or first + last + mask.ndim != x.ndim + sum(k is None for k in key):
+            return False
+        at = value.ndim - last
+        value = reshape(value, (*value.shape[:at], *(1,) * (mask.ndim - 1), *value.shape[at:]))
+    if mask.shape != view.shape[first : first + mask.ndim]:
+        return False
+    hit = reshape(mask, (*mask.shape, *(1,) * last))
+    assign(view, where(hit, astype(value, x.dtype, copy=False), view))
+    return True
 
 
 def _assign(x: Tensor, value: Any) -> None:

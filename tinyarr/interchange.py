@@ -38,6 +38,8 @@ def _array_of(data: Any, dtype: Any, device: Any) -> Array:
         if dtype is not None and dtypes.dtype(dtype) is not moved.dtype:
             return astype(moved, dtype).array
         return copy(moved).array
+    if hasattr(data, "__dlpack__") and not isinstance(data, np.ndarray):
+        return _array_of(from_dlpack(data), dtype, device)
     try:
         values = np.asarray(data)
     except ValueError:

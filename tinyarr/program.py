@@ -123,28 +123,28 @@ class State:
 
 @dataclass(eq=False, slots=True)
 class Graph:
-    """states, constants (values and the arrays that hold them), draws (values of each key and counter), floats feed it.
+    """states, constants (values and arrays that hold them), draws (values of each key and counter), numbers feed it.
 
-    floats: what each is of the Python floats that a call brings, and its 0-d float64 value.
+    numbers: what each is of the Python numbers that a call brings, and its 0-d value, float64 or int64.
     """
 
     nodes: Sequence[Step]
     states: Sequence[State]
     constants: Sequence[tuple[Value, Any]]
     draws: Sequence[tuple[int, Value, Value]]
-    floats: Sequence[tuple[Any, Value]]
+    numbers: Sequence[tuple[Any, Value]]
     results: Sequence[Read]
 
     def __str__(self) -> str:
         lines = [f"{s.before}: {s.before.dtype.name}{list(s.before.shape)} = leaf {s.leaf}" for s in self.states]
-        lines += [f"{value}: {value.dtype.name}[] = {expression}" for expression, value in self.floats]
+        lines += [f"{value}: {value.dtype.name}[] = {expression}" for expression, value in self.numbers]
         lines += [repr(node) for node in self.nodes]
         lines += [f"leaf {s.leaf} = {s.after}" for s in self.states if s.after is not s.before]
         return "\n".join([*lines, f"return {', '.join(map(repr, self.results))}"])
 
 
 class Place(NamedTuple):
-    """`offset` bytes into a buffer: the arena, or state, constant, draw, float or result `number`."""
+    """`offset` bytes into a buffer: the arena, or state, constant, draw, number or result `number`."""
 
     buffer: str
     number: int = 0

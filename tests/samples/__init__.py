@@ -10,6 +10,7 @@ from tests.samples import (  # importing them fills SAMPLES
     convolution,
     create,
     elementwise,
+    gates,
     index,
     loss,
     matmul,

@@ -18,6 +18,7 @@ from tinyarr.dtypes import (
 )
 from tinyarr.errors import DtypeError, OutOfBounds, ShapeError
 from tinyarr.ops.index import index_add
+from tinyarr.ops.more.slice_at import Span, slice_at
 from tinyarr.ops.primitive import apply
 from tinyarr.testing import shapes
 
@@ -91,6 +92,27 @@ SAMPLES["index_add"] = Sample(
     large=Case(
         (Operand((64, 32)), Operand((500, 32)), Operand((500,), integers=(0, 50), dtype=int64)),
         {"start": 7, "size": 50},
+    ),
+)
+
+
+def slice_at_cases(draw) -> Case:
+    shape = draw(shapes(min_ndim=1, min_side=1, max_side=SIDE))
+    axis = draw(st.integers(0, len(shape) - 1))
+    size = draw(st.integers(1, shape[axis]))
+    start = Operand((), integers=(0, shape[axis] - size + 1), dtype=draw(st.sampled_from((int64, int32))))
+    return Case((Operand(shape), start), {"axis": axis, "size": size})
+
+
+SAMPLES["slice_at"] = Sample(
+    lambda x, start, axis, size: slice_at(x, [Span(axis, start, size)]),
+    lambda x, start, axis, size: np.take(x, np.arange(start, start + size), axis=axis),
+    cases_of(slice_at_cases),
+    takes=ALL,
+    roundings=exact,
+    errors=(
+        refused(lambda: slice_at(zeros((2, 3)), [Span(1, Tensor(2), 2)]), OutOfBounds, "take", "is 3", "size 3"),
+        refused(lambda: slice_at(zeros(3), [Span(0, Tensor(-1), 1)]), OutOfBounds, "take", "is -1", "size 3"),
     ),
 )
 

@@ -110,7 +110,7 @@ class Backend(ProgramRules):
         """Begins the copy that the next to_numpy of the array needs, if it isn't written before."""
 
     def program(self, graph: Graph, lowered: Lowered) -> Any | None:
-        """Returns the runner of a lowered graph: run(states, draws, floats) -> results; None: the Interpreter is."""
+        """Returns the runner of a lowered graph: run(states, draws, numbers) -> results; None: the Interpreter is."""
         return None
 
     def synchronize(self) -> None:

@@ -9,7 +9,7 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..forking import renew_in_children
 from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import is_nested, recording, watched
+from .capture.assumptions import PLAIN
 from .capture.captured import Leaf, Part, difference
 from .capture.recent import Recent
 from .capture.walk import Walk
@@ -30,6 +31,7 @@ from .memory.plan import plan
 from .memory.report import MemoryPlan
 from .passes.order import PASSES, passes_within
 from .trace.calls import Bound, called
+from .trace.symbolic_numbers import is_value, told, value_of
 from .trace.templates import TemplateObjects
 from .trace.traced import Traced, trace_call
 from .uses import made_by
@@ -48,10 +50,10 @@ def compile(
     """The function, run as a program: traced at the first call of each signature, replayed from then on.
 
     The signature is the shapes, dtypes, devices and strides of the tensors that the function reaches, through its
-    arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Floats
-    among the arguments are inputs like tensors, unless Python asks for their value, as to branch on it. Tensors
-    that it writes, gradients, and attributes and variables that it sets are after each call as if the function itself
-    had run; what it returns is new.
+    arguments, closure, globals and self, and the Python values there: what it does must depend on nothing else. Ints
+    and floats among the arguments are inputs like tensors, unless Python asks for their value, as for a shape; a
+    program serves all ints that compare as those in its trace did. Tensors that it writes, gradients, and attributes
+    and variables that it sets are after each call as if the function itself had run; what it returns is new.
 
     Where a gradient is wanted, a call is one operation on the tape: the forward program also returns what backward
     reads, and backward is a program of its own, made when it is first asked for, and differentiable again. A result
@@ -75,6 +77,9 @@ def compile(
         raise ArgumentError(f"compile: memory_budget is {memory_budget!r}: give a number of bytes, or None")
     if type(max_programs) is not int or max_programs < 1:
         raise ArgumentError(f"compile: max_programs is {max_programs!r}: give a positive number")
+    for x in () if state is None else state if isinstance(state, tuple) else (state,):
+        if type(x) in PLAIN:
+            raise ArgumentError(f"compile: state is {x!r}, which holds nothing: pass objects, as (model, optimizer)")
     return Compiled(function, passes_within(memory_budget), max_programs=max_programs, state=state)
 
 
@@ -145,6 +150,7 @@ class Compiled:
         self._by_signature: dict[tuple, _Program] = {}
         self._varying: set[str] = set()  # the numbers outside of the arguments that were seen to change
         self._needed: dict[str, str] = {}  # the numbers that belong to the signature although they change, and why
+        self._fixed: dict[str, str] = {}  # the ints whose value a program needed, and why
         self._more_code: dict[types.CodeType, dict[str, Any]] = {}  # that ran although no walk comes to it
         self._constants: dict[Any, Part] = {}  # that traces with a given state have read
         self._has_given_up = False
@@ -200,7 +206,7 @@ class Compiled:
             mode = recording.get(), is_nested(), default_device()
             if self._recent is not None:
                 again = self._recent.again(mode, args, kwargs)
-                if again is not None:
+                if again is not None and self._recent.program.admits(again.numbers):
                     return self._recent.program.run(again)
                 self._recent = None
             capture, program = self._find(mode, args, kwargs)
@@ -216,18 +222,24 @@ class Compiled:
     def _find(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> tuple[Walk, _Program | None]:
         """Returns the capture of a call, and its program; None where the function is to run as it is."""
         # A trace may show that the value of a number, or code that no walk came to, belongs to the signature. Then it
-        # is thrown away, and the next round looks at that too.
-        for _ in range(MOST_TRACES):
+        # is thrown away, and the next round looks at that too. A value that only this trace needs makes a program for
+        # this value beside those for many: x[i : i + 8] is one for all i but the last, where less than 8 are left.
+        fixed: dict[str, str] = {}
+        for traces in range(MOST_TRACES):
             capture = self._capture(args, kwargs)
             key = (*capture.signature, *mode)
-            program = self._by_signature.get(key) or next((p for p in self._programs if p.fits(capture, mode)), None)
+            program = self._by_signature.get(key)
+            if program is None or not program.admits(capture.numbers):
+                program = next((p for p in self._programs if p.fits(capture, mode)), None)
             if program is None:
                 if self._vary(capture):
                     continue
                 if len(self._programs) >= self._max_programs:
                     self._give_up(capture)
                     return capture, None
-                made = self._make(capture, mode, args, kwargs)
+                if traces > MOST_TRACES // 2:
+                    fixed |= dict.fromkeys(_ints(capture), "its value was needed")
+                made = self._make(capture, mode, args, kwargs, fixed)
                 if made is None:
                     continue
                 if isinstance(made, str):
@@ -242,8 +254,9 @@ class Compiled:
         self._warn(f"{self._name} runs as it is: each of {MOST_TRACES} traces ran other code or needed other numbers")
         return capture, None
 
-    def _capture(self, args: tuple, kwargs: dict[str, Any]) -> Walk:
-        return Walk(self.function, args, kwargs, self._varying, self._needed, self._more_code, self._state)
+    def _capture(self, args: tuple, kwargs: dict[str, Any], fixed: Iterable[str] = ()) -> Walk:
+        needed = {*self._needed, *fixed}
+        return Walk(self.function, args, kwargs, self._varying, needed, self._more_code, self._state)
 
     def _vary(self, capture: Walk) -> bool:
         """Makes inputs of numbers if all that is new about a signature is their values. Returns whether it did."""
@@ -254,11 +267,17 @@ class Compiled:
                 return True
         return False
 
-    def _make(self, capture: Walk, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> _Program | str | None:
-        """The program for a new signature, or why there can't be one; None where numbers turn out to be needed."""
+    def _make(
+        self, capture: Walk, mode: tuple, args: tuple, kwargs: dict[str, Any], fixed: dict[str, str]
+    ) -> _Program | str | None:
+        """The program for a new signature, or why there can't be one; None where numbers turn out to be needed.
+
+        fixed: the ints, by path, of which the program is to be for this value alone, and why.
+        """
         why = self._why(capture)
         clock = _Clock()
-        deep = capture if self._state is None else capture.deepened(self.function)
+        deep = self._capture(args, kwargs, fixed) if fixed else capture
+        deep = deep if self._state is None else deep.deepened(self.function)
         traced = trace_call(self.function, deep, args, kwargs, self._name, self._made)
         caches = [x for x in deep.objects.values() if isinstance(x, functools._lru_cache_wrapper)]
         traced.trace.instructions.clear()  # they hold what the trace made: whatever is left is held by the function
@@ -267,11 +286,15 @@ class Compiled:
         if traced.trace.as_it_is:
             return traced.trace.as_it_is
         if traced.needed:
-            self._needed |= traced.needed
-            self._varying -= traced.needed.keys()
+            ints = traced.needed.keys() & _ints(capture)
+            fixed |= {path: traced.needed[path] for path in ints}
+            self._fixed |= fixed
+            self._needed |= {path: why for path, why in traced.needed.items() if path not in ints}
+            self._varying -= self._needed.keys()
             told = (f"{self._name}: {path}: {why}" for path, why in traced.needed.items())
             diagnostics.tell("trace", "\n".join(told))
             return None
+        traced.trace.conditions |= {is_value(path, capture.numbers[path]): True for path in fixed}
         if traced.more_code:  # what it names belongs to the signature too
             self._more_code |= traced.more_code
             return None
@@ -333,7 +356,7 @@ class Compiled:
         Below, the numbers that belong to the signature, and why.
         """
         traced = [f"{i + 1}: {program.why}" for i, program in enumerate(self._programs)]
-        return "\n".join(traced + [f"{path}: {why}" for path, why in self._needed.items()])
+        return "\n".join(traced + [f"{path}: {why}" for path, why in (self._needed | self._fixed).items()])
 
     def _why(self, capture: Walk) -> str:
         found = [program.difference(capture) for program in self._programs]
@@ -341,6 +364,11 @@ class Compiled:
             return "the first call"
         least = min(found, key=len)
         return "; ".join(least[:5]) if least else "gradient mode or default device"
+
+
+def _ints(capture: Walk) -> set[str]:
+    """The paths of the ints that each call brings."""
+    return {path for path, x in capture.numbers.items() if type(x) is int}
 
 
 class _Program:
@@ -355,6 +383,7 @@ class _Program:
         self.history = traced.history
         self.why = why
         self.runner = runner
+        self.conditions = traced.trace.conditions
         self._traced = traced
         self._mode = mode
         self._parts = self._used(capture)
@@ -365,10 +394,18 @@ class _Program:
 
     def fits(self, capture: Walk, mode: tuple) -> bool:
         """Returns whether all that the trace depended on is in a call as it was then."""
-        return mode == self._mode and self._used(capture) == self._parts
+        return mode == self._mode and self._used(capture) == self._parts and self.admits(capture.numbers)
+
+    def admits(self, numbers: Mapping[str, Any]) -> bool:
+        """Returns whether the ints of a call of this signature compare as those in the trace did."""
+        return all(value_of(test, numbers) is outcome for test, outcome in self.conditions.items())
 
     def difference(self, capture: Walk) -> list[str]:
-        return difference(self._used(capture), self._parts)
+        found = difference(self._used(capture), self._parts)
+        if found:
+            return found
+        numbers = capture.numbers
+        return [told(test, numbers) for test, is_so in self.conditions.items() if value_of(test, numbers) is not is_so]
 
     def numbers_that_differ(self, capture: Walk) -> set[str]:
         """The paths of the ints and floats that have other values, if nothing else is different."""

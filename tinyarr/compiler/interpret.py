@@ -17,7 +17,7 @@ from .memory.plan import unplanned
 
 
 class Interpreter:
-    """run(states, draws, floats): the graph's states in, each draw's key and counter, and Python floats; results out.
+    """run(states, draws, numbers): the graph's states in, each draw's key and counter, and Python numbers; results out.
 
     Results are dense and share no memory with anything. The states' last values are written into their memory.
     """
@@ -36,13 +36,13 @@ class Interpreter:
                     freed.append(x.buffer)
 
     def run(
-        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
+        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], numbers: Sequence[Any]
     ) -> list[Array]:
         graph, memory = self._graph, _Memory(self._values)
         memory.update({("state", i): x for i, x in enumerate(states)})
         memory.update({("constant", i): x for i, (_, x) in enumerate(graph.constants)})
         memory.update({("draw", i): x for i, x in enumerate(n for pair in draws for n in pair)})
-        memory.update({("float", i): x for i, x in enumerate(floats)})
+        memory.update({("number", i): x for i, x in enumerate(numbers)})
         for call, freed in zip(self._calls, self._freed, strict=True):
             self._call(call, memory)
             for buffer in freed:

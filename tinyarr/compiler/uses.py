@@ -76,7 +76,7 @@ def renamed(x: Any, names: dict[Value, Value]) -> Any:
 def highest_number(graph: Graph) -> int:
     """Returns the highest number of a value: a pass counts its new values from there."""
     given = [s.before for s in graph.states] + [v for v, _ in graph.constants]
-    given += [v for _, *values in graph.draws for v in values] + [v for _, v in graph.floats]
+    given += [v for _, *values in graph.draws for v in values] + [v for _, v in graph.numbers]
     return max((v.number for v in [*given, *(v for node in graph.nodes for v in made_by(node))]), default=-1)
 
 

@@ -28,6 +28,7 @@ from .losses import (
     SmoothL1Loss,
 )
 from .module import Module, Parameter
-from .normalization import RMSNorm
+from .normalization import BatchNorm1d, BatchNorm2d, GroupNorm, RMSNorm
+from .recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [name for name in globals() if name[0].isupper()] + ["init"]

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from ..errors import ShapeError, describe
 from ..ops.index import embedding
 from ..ops.matmul import linear
 from ..ops.norm import layer_norm
 from ..ops.random import dropout
+from ..ops.shape import reshape
 from ..random import Generator
 from ..tensor import Tensor
+from ..views import normalize_shape
 from . import initial
 from .module import Module, Parameter
 
@@ -71,17 +75,28 @@ class Embedding(Module):
 
 
 class LayerNorm(Module):
-    """Layer normalization over the last axis (see tinyarr.layer_norm), with a weight of ones and a bias of zeros."""
+    """Layer normalization over the last axis (see tinyarr.layer_norm), with a weight of ones and a bias of zeros.
+
+    Given several sizes, over as many last axes.
+    """
 
     bias: Parameter | None
 
-    def __init__(self, features: int, *, eps: float = 1e-5, bias: bool = True, dtype=None, device=None):
-        self.weight = initial.constant((features,), 1.0, dtype=dtype, device=device)
-        self.bias = initial.constant((features,), 0.0, dtype=dtype, device=device) if bias else None
+    def __init__(self, features: int | Sequence[int], *, eps: float = 1e-5, bias: bool = True, dtype=None, device=None):
+        shape = normalize_shape("LayerNorm", features)
+        self.weight = initial.constant(shape, 1.0, dtype=dtype, device=device)
+        self.bias = initial.constant(shape, 0.0, dtype=dtype, device=device) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+        n, shape = self.weight.ndim, self.weight.shape
+        if n == 1:
+            return layer_norm(x, self.weight, self.bias, eps=self.eps)
+        if x.shape[-n:] != shape:
+            raise ShapeError(f"LayerNorm: {describe('x', x)}: its last axes must be {shape}")
+        bias = self.bias if self.bias is None else reshape(self.bias, -1)
+        rows = layer_norm(reshape(x, (*x.shape[:-n], -1)), reshape(self.weight, -1), bias, eps=self.eps)
+        return reshape(rows, x.shape)
 
 
 class Dropout(Module):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-import numpy as np
-
 from .. import dtypes
 from ..autograd import HookHandle
 from ..device import Device
@@ -179,8 +177,8 @@ class Module:
         """Name to tensor, for parameters and buffers; they share memory with the module's and have no history."""
         return {name: t.detach() for name, t in self._saved().items()}
 
-    def load_state_dict(self, state: dict[str, Tensor], *, strict: bool = True) -> None:
-        """Writes the tensors (or NumPy arrays) of `state` into the module's, cast to their dtypes.
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Writes the tensors, or arrays of NumPy or DLPack, of `state` into the module's, cast to their dtypes.
 
         Raises ArgumentError for missing or unexpected names (unless not strict: those are then left alone) and
         ShapeError for another shape; then nothing has been written.
@@ -190,7 +188,7 @@ class Module:
             raise TypeError(f"load_state_dict: state is {came}: give a dict of tensors, as saving.load(path)[0]")
         own = self._saved()
         state = {
-            name: Tensor(t, device=own[name].device) if name in own and isinstance(t, np.ndarray) else t
+            name: Tensor(t, device=own[name].device) if name in own and hasattr(t, "__dlpack__") else t
             for name, t in state.items()
         }
         require_tensors("load_state_dict", **{str(name): t for name, t in state.items()})

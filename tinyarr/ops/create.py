@@ -48,7 +48,7 @@ def target(dtype, device, default: Dtype | str) -> tuple[Dtype, Device]:
 def require_fit(operation: str, dtype: Dtype, *extremes) -> None:
     """Raises DtypeError where an integer dtype can't hold the smallest or largest number that would be written."""
     for extreme in extremes if dtype.kind in ("signed", "unsigned") else ():
-        dtype_constant(operation, int(extreme), dtype)
+        dtype_constant(operation, extreme if isinstance(extreme, int) else int(extreme), dtype)
 
 
 def require_numbers(operation: str, **given: object) -> None:
@@ -126,7 +126,7 @@ def arange(start, stop=None, step=1, *, dtype=None, device=None) -> Tensor:
     require_numbers("arange", start=start, stop=stop, step=step)
     if step == 0:
         raise ArgumentError("arange: step is 0: it must be positive or negative")
-    if not all(map(math.isfinite, (start, stop, step))):
+    if any(x - x != 0 for x in (start, stop, step)):
         raise ArgumentError(f"arange: start is {start}, stop is {stop}, step is {step}: they must be finite")
     kind = "float" if any(isinstance(x, float) for x in (start, stop, step)) else "signed"
     dtype, device = target(dtype, device, kind)

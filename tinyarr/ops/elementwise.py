@@ -37,8 +37,8 @@ class _Power(Elementwise):
 
     def __call__(self, *operands: Any, **options: Any) -> Any:
         x, y = operands if len(operands) == 2 else (None, 0)
-        if isinstance(x, Tensor) and ((type(y) is int and y > 0) or (type(y) in (int, float) and x.dtype.is_float)):
-            if y in (-1, -2):
+        if isinstance(x, Tensor) and dtypes.scalar_kind(y) in ("signed", "float" if x.dtype.is_float else "signed"):
+            if x.dtype.is_float and y in (-1, -2):
                 return apply(_inverse_power, x, n=int(-y), **options)
             if y in range(1, 9):
                 return apply(_integer_power, x, n=int(y), **options)

@@ -251,4 +251,4 @@ def dtype_constant(name: str, value, dtype: Dtype):
     low = -(2**bits) if dtype.kind == "signed" else 0
     if not low <= value < 2**bits:
         raise _too_wide(name, value, dtype)
-    return int(value)
+    return +value if isinstance(value, int) else int(value)

@@ -112,7 +112,7 @@ def run(machine, tasks):
     entries = []
 
     def address(x):
-        kind = ("arena", "state", "constant", "draw", "float", "result").index(x.buffer)
+        kind = ("arena", "state", "constant", "draw", "number", "result").index(x.buffer)
         return (kind << 56) + (x.number << 40) + x.offset
 
     for number, task in enumerate(tasks):

@@ -18,7 +18,7 @@ from tests.compiler.devices import exact
 from tests.compiler.trace.test_as_if_it_had_run import Bag, of
 from tinyarr import Tensor, nn
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.errors import TraceError
+from tinyarr.errors import ArgumentError, TraceError
 
 
 def given(function, *state):
@@ -219,3 +219,12 @@ def test_the_context_of_decimal_arithmetic_is_state():
 def test_an_argument_is_state_for_its_call():
     f = given(lambda x, bag: x * bag.k)
     assert [f(of(1), Bag(k=k)).item() for k in (2, 3)] == [2, 3]
+
+
+@pytest.mark.parametrize("state", [3, "model", None, 0.5])
+def test_a_state_that_holds_nothing_is_refused(state):
+    with pytest.raises(ArgumentError, match=r"compile: state is .*, which holds nothing: pass objects, as "):
+        ta.compile(lambda x: x, state=(Bag(), state))
+    if state is not None:
+        with pytest.raises(ArgumentError, match=f"compile: state is {state!r}"):
+            ta.compile(lambda x: x, state=state)

@@ -37,7 +37,7 @@ def inside(node, shape):
 
 
 def given(graph):
-    values = [s.before for s in graph.states] + [v for v, _ in graph.constants] + [v for _, v in graph.floats]
+    values = [s.before for s in graph.states] + [v for v, _ in graph.constants] + [v for _, v in graph.numbers]
     return [*values, *(v for _, *pair in graph.draws for v in pair)]
 
 

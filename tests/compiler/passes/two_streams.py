@@ -73,9 +73,9 @@ class TwoStreams:
         self.graph, self.plan, self.way = graph, plan(graph), way
         self.under_way = {}  # by ticket: the node, the operand where it was read already, and the result's place
 
-    def run(self, states, draws, floats):
+    def run(self, states, draws, numbers):
         graph = self.graph
-        self.numbers = {v: x for (_, v), x in zip(graph.floats, floats)}
+        self.numbers = {v: x for (_, v), x in zip(graph.numbers, numbers)}
         self.numbers |= {v: x for (_, *pair), given in zip(graph.draws, draws) for v, x in zip(pair, given)}
         self.outside = {s.before: x for s, x in zip(graph.states, states)} | dict(graph.constants)
         results = [eager.empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]

@@ -168,8 +168,8 @@ class _Generator:
         graph = self.graph
         before = {"arena": 0, "state": 1, "constant": 1 + len(graph.states)}
         before["draw"] = before["constant"] + len(graph.constants)
-        before["float"] = before["draw"] + 2 * len(graph.draws)
-        before["result"] = before["float"] + len(graph.floats)
+        before["number"] = before["draw"] + 2 * len(graph.draws)
+        before["result"] = before["number"] + len(graph.numbers)
         return before[place.buffer] + place.number
 
 
@@ -286,7 +286,7 @@ def scratch_of(graph: Graph, lowered: Lowered) -> int:
 
 
 class Library:
-    """run(states, draws, floats), as the interpreter's, by generated C.
+    """run(states, draws, numbers), as the interpreter's, by generated C.
 
     kernels: the launches, in order; printed, a line each.
     """
@@ -309,15 +309,15 @@ class Library:
     def __str__(self) -> str:
         return "\n".join(map(str, self.kernels))
 
-    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]) -> list[Array]:
-        numbers = [np.array(n, np.int64) for pair in draws for n in pair]
-        numbers += [np.array(x, np.float64) for x in floats]
+    def run(self, states: Sequence[Array], draws: Sequence[tuple[int, int]], numbers: Sequence[Any]) -> list[Array]:
+        given = [np.array(n, np.int64) for pair in draws for n in pair]
+        given += [np.array(x, v.dtype.numpy) for x, (_, v) in zip(numbers, self._graph.numbers, strict=True)]
         results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in self._graph.results]
         report = _Report(-1, 0, 0)
         arrays = [*states, *self._constants]
         with ARENA.lock:
             addresses = [ARENA.address(self.arena, self._pool), *(x.address or _address(x) for x in arrays)]
-            addresses += [n.ctypes.data for n in numbers] + [_address(x) for x in results]
+            addresses += [n.ctypes.data for n in given] + [_address(x) for x in results]
             self._run(addresses, report)
         if report.launch >= 0:
             self._raise(report)

@@ -117,7 +117,7 @@ class Walk(Capture):
         more_code: Mapping[types.CodeType, dict[str, Any]] = _NO_CODE,
         state: tuple | None = None,
     ):
-        """varying: paths of numbers outside of the arguments that are to be inputs. needed: of floats that are not.
+        """varying: paths of numbers outside of the arguments that are to be inputs. needed: of those that are not.
 
         more_code: code that is known to run although no walk comes to it, and its globals. state: where given, the walk
         starts there instead of at the function, and enters no code.
@@ -208,9 +208,11 @@ class Walk(Capture):
             self._enter(task)
 
     def _is_input(self, task: Visit, kind: type) -> bool:
-        if task.is_argument and kind is not int:
-            return task.path not in self._needed
-        is_replaceable = task.is_argument or task.slot is not None  # and not a part of a tuple that others hold too
+        if task.path in self._needed:
+            return False
+        if task.is_argument:
+            return True
+        is_replaceable = task.slot is not None  # and not a part of a tuple that others hold too
         return task.path in self._varying and kind is not np.float64 and is_replaceable
 
     def _enter(self, task: Visit) -> None:

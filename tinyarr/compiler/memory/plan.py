@@ -218,7 +218,7 @@ def _in_order(graph: Graph) -> tuple[list[PlanStep], Buffers]:
     buffers |= {value: Place("constant", i) for i, (value, _) in enumerate(graph.constants)}
     drawn = [value for _, *values in graph.draws for value in values]
     buffers |= {value: Place("draw", i) for i, value in enumerate(drawn)}
-    buffers |= {value: Place("float", i) for i, (_, value) in enumerate(graph.floats)}
+    buffers |= {value: Place("number", i) for i, (_, value) in enumerate(graph.numbers)}
     count = highest_number(graph)
     steps: list[PlanStep] = []
     changed = [s for s in graph.states if s.after is not s.before]

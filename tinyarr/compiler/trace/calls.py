@@ -64,8 +64,9 @@ def called(
     runner: Any, graph: Graph, memory: Sequence[Any], draws: Sequence[tuple[int, int]], given: Mapping[str, Any]
 ) -> list[Tensor]:
     """Returns the results of a call. memory: of each of the graph's states; given: Python numbers by path."""
-    floats = [float(value_of(x, given)) for x, _ in graph.floats]
-    return [result_tensor(x) for x in runner.run(memory, draws, floats)]
+    found = [(value_of(x, given), value.dtype) for x, value in graph.numbers]
+    numbers = [float(x) if dtype.is_float else x for x, dtype in found]
+    return [result_tensor(x) for x in runner.run(memory, draws, numbers)]
 
 
 def memory_of(leaf: Array, state: State) -> Array:

@@ -28,15 +28,19 @@ from ...tape import repetition
 from ...tensor import result_tensor
 from ...views import Shape, View
 from .integers import bound
+from .known_integers import KnownIntegers
 from .observed import unobserved
 
 _PACKAGE = str(Path(__file__).parents[2])
 
 
 class TracedStorage(Storage):
-    """Memory that a program will have. line: of the call that computes its contents."""
+    """Memory that a program will have. line: of the call that computes its contents.
 
-    __slots__ = ("line", "trace")
+    shown: where eager mode has a view instead, the storage that it is of, and its version then.
+    """
+
+    __slots__ = ("line", "shown", "trace")
 
     def __init__(self, nbytes: int, device: Device, trace: Trace, line: str):
         self.nbytes = nbytes
@@ -44,6 +48,7 @@ class TracedStorage(Storage):
         self.version = 0
         self.trace = trace
         self.line = line
+        self.shown: tuple[Storage, int] | None = None
 
     @property
     def memory(self) -> Any:
@@ -58,6 +63,18 @@ def kept_too_long(storage: TracedStorage) -> TraceError:
         f"compile: {storage.line}: the tensor that is computed here was kept beyond the call where compile can't "
         "replace it by the result, as in a cache or an exception: return it, or keep it in an attribute"
     )
+
+
+def require_current(storage: Storage, use: str = "") -> None:
+    """Raises TraceError for a copy that stands for a view, where what it shows was written since, or by what use is."""
+    if isinstance(storage, TracedStorage) and storage.shown is not None and not storage.trace.ended:
+        shown, version = storage.shown
+        if use or shown.version != version:
+            what = use or "read after a write into what it is a view of"
+            raise TraceError(
+                f"compile: {storage.line}: a slice whose start is data is {what}, and in a program it is a copy: write "
+                "x[i : i + 8] = ... at once, or copy() the slice first"
+            )
 
 
 ADVICE = (
@@ -83,7 +100,8 @@ class Instruction(NamedTuple):
 class Trace:
     """Record of one run of a function. draws: of each random draw the generator, and stand-ins for key and counter.
 
-    needed: the numbers, by path, that must be there as they are, and why. as_it_is: why the function can't be compiled.
+    needed: the numbers, by path, that must be there as they are, and why. conditions: comparisons of ints that each
+    call brings, with their outcomes, on which the trace depends. as_it_is: why the function can't be compiled.
     """
 
     def __init__(self, family: object = None) -> None:
@@ -93,8 +111,10 @@ class Trace:
         self.constants: list[Array] = []
         self.draws: list[tuple[Generator, Drawn, Drawn]] = []
         self.needed: dict[str, str] = {}
+        self.conditions: dict[Any, bool] = {}
         self.as_it_is = ""
         self.ended = False
+        self.known_integers = KnownIntegers()
         self._made_here: weakref.WeakSet[TracedStorage] = weakref.WeakSet()
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
@@ -122,6 +142,7 @@ class Trace:
         if outs is not None:
             eager.check_outs(call, outs)
             for out in outs:
+                require_current(out.storage, "written into")
                 storage = out.storage  # its version counts up, so that backward finds a saved tensor changed
                 self._versions.setdefault(id(storage), (storage, storage.version))
                 storage.version += 1
@@ -129,6 +150,8 @@ class Trace:
             return outs
         where = line()
         made = [self._traced(call.device, s, d, where) for s, d in zip(call.out_shapes, call.out_dtypes, strict=True)]
+        if call.out_shapes == ((),):
+            self.known_integers.note(call.primitive, operands, made)
         self._record(call, operands, made, where, writes=False)
         return made
 
@@ -139,8 +162,15 @@ class Trace:
         self.instructions.append(Instruction(call, tuple(operands), tuple(outputs), writes, where, repetition.get()))
 
     def _check(self, x: Array) -> None:
-        if isinstance(x.storage, TracedStorage) and x.storage.trace.family is not self.family:
-            raise kept_too_long(x.storage)
+        if isinstance(x.storage, TracedStorage):
+            if x.storage.trace.family is not self.family:
+                raise kept_too_long(x.storage)
+            require_current(x.storage)
+
+    def shows(self, copied: Array, x: Array) -> None:
+        """Remembers that a copy stands for a view of x, so that who would tell the one from the other gets an error."""
+        shown = getattr(x.storage, "shown", None)
+        copied.storage.shown = shown or (x.storage, x.storage.version)  # type: ignore[attr-defined]
 
     def _traced(self, device: Device, shape: Shape, dtype: Dtype, where: str) -> Array:
         """Returns a dense array without memory."""
@@ -183,6 +213,7 @@ class Trace:
         for storage, version in self._versions.values():
             storage.version = version
         self._versions.clear()
+        self.known_integers.clear()
 
     def seed(self, generator: Generator, *, again: bool) -> None:
         """Remembers a generator that the function makes: every call makes the same."""

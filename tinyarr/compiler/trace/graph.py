@@ -29,7 +29,7 @@ from ...tensor import Tensor
 from ...views import View
 from ..capture.captured import Leaf
 from .executor import Drawn, Instruction, Trace, TracedStorage
-from .symbolic_numbers import SymbolicFloat, SymbolicInt
+from .symbolic_numbers import SymbolicNumber
 
 _Ends = tuple[int, int]  # the first element, and the one behind the last
 
@@ -65,7 +65,7 @@ class _Builder:
         self._ends = {storage: np.array([*found]) for storage, found in self._tensors.items()}
         self._holders: dict[tuple[int, int, int], list[_Ends]] = {}
         self._drawn: dict[Drawn, Value] = {}
-        self._floats: dict[str, tuple[Any, Value]] = {}  # what each is, and its value, by the former's repr
+        self._numbers: dict[str, tuple[Any, Value]] = {}  # what each is, and its value, by the former's repr
 
     def graph(self, results: Sequence[Tensor]) -> Graph:
         self._find_regions([r.array for r in results])
@@ -84,7 +84,7 @@ class _Builder:
                   for r in regions if r.leaf is not None]  # fmt: skip
         constants = [(r.before, r.like) for r in regions if r.leaf is None]
         found = [self._read(t.array) for t in results]
-        return Graph(self._nodes, states, constants, draws, list(self._floats.values()), found)  # type: ignore[arg-type]
+        return Graph(self._nodes, states, constants, draws, list(self._numbers.values()), found)  # type: ignore[arg-type]
 
     def _new(self, like: Array) -> Value:
         self._count += 1
@@ -207,16 +207,14 @@ class _Builder:
             return self._read(x)
         if type(x) is Drawn:
             return Read(self._drawn[x], View((), ()))
-        if type(x) is SymbolicInt:
-            raise x.needed()
-        if type(x) is not SymbolicFloat:
+        if not isinstance(x, SymbolicNumber):
             return x
         if x.trace is not self._trace:
             raise x.needed()
         key = repr(x.expression)
-        if key not in self._floats:
-            self._floats[key] = x.expression, self._number(float64)
-        return Read(self._floats[key][1], View((), ()))
+        if key not in self._numbers:
+            self._numbers[key] = x.expression, self._number(int64 if x.kind is int else float64)
+        return Read(self._numbers[key][1], View((), ()))
 
     def _number(self, dtype: Dtype) -> Value:
         """A Python number that each call brings."""

@@ -18,8 +18,8 @@ from ...errors import TraceError
 from ...ops.primitive import Primitive
 from ...tensor import Tensor, result_tensor
 from ...views import View
-from .executor import TracedStorage
-from .symbolic_numbers import Computed, NumberArgument, SymbolicNumber, value_of
+from .executor import TracedStorage, require_current
+from .symbolic_numbers import EXPRESSIONS, SymbolicNumber, value_of
 
 RETURNED = "the result"  # in errors, the place of what the function returns
 
@@ -128,6 +128,7 @@ class Templates:
         known = self._paths.get(id(x))
         if known is not None:
             self.looked_at.add(known)
+        require_current(a.storage, "" if where == RETURNED else f"kept ({where})")
         if isinstance(a.storage, TracedStorage) or where == RETURNED:
             made = Result(x, len(self.tensors))
             self.tensors.append(x)
@@ -225,7 +226,7 @@ class TemplateObjects:
             return self._made[id(x)] if id(x) in self._made else self._build(x)
         if kind is Existing:
             return self._objects[x.path]
-        if kind is NumberArgument or kind is Computed:
+        if kind in EXPRESSIONS:
             return value_of(x, self._numbers)
         return x
 

@@ -22,7 +22,7 @@ from .opaque import RunAsItIs, StandIn
 from .outputs import TraceOutput
 from .pullback import Make
 from .side_effects import Replay, Snapshot, standing_in
-from .symbolic_numbers import NeedsValue, NumberArgument, symbolic
+from .symbolic_numbers import NeedsValue, NumberArgument, SymbolicInt, symbolic
 from .templates import RETURNED, NotMadeAnew, Templates
 
 _PACKAGE = str(Path(__file__).parents[2])
@@ -109,8 +109,10 @@ def trace_call(
         except (Exception, NeedsValue, RunAsItIs) as error:
             if isinstance(error, NotMadeAnew | RecursionError):
                 trace.as_it_is = str(error)
-            if isinstance(error, TypeError):  # perhaps what takes nothing but Python's own numbers
-                trace.needed |= dict.fromkeys(numbers, f"without its value came: {error}")
+            # Perhaps of what takes nothing but Python's own numbers; of ints these are often no TypeErrors.
+            told = [path for path, x in numbers.items() if isinstance(error, TypeError) or type(x) is SymbolicInt]
+            if isinstance(error, Exception):
+                trace.needed |= dict.fromkeys(told, f"without its value came: {error}")
             if not (trace.needed or trace.as_it_is) or error is observed.refused:
                 raise
         finally:

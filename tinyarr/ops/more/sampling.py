@@ -68,21 +68,21 @@ def _by_inversion(weights: Tensor, count: int, generator: Generator | None) -> t
 
 
 @elementwise
-def _ring_time(weight, key, counter):
+def _arrival_time(weight, key, counter):
     u = (scalar.cast(scalar.random_bits(key, counter), dtypes.float64) + 0.5) * 2.0**-32
     is_weight = (weight >= 0) & (weight < math.inf)
     return scalar.where(is_weight, -scalar.log(u) / weight, -math.inf)
 
 
-_ring_time.no_gradient()
+_arrival_time.no_gradient()
 
 
 def _by_race(weights: Tensor, count: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    """Classes (..., count) that ring first, each at a random time, and whether a row has so many positive weights.
+    """The first classes (..., count) of an exponential race, and whether a row has so many positive weights.
 
-    The time is exponential at a rate that is the weight: infinite for 0. What is no weight rings at -infinity.
+    A class arrives at an exponential time whose rate is its weight, never for 0. What is no weight comes at -infinity.
     """
-    times = _ring_time(weights, *(generator or default_generator()).take())
+    times = _arrival_time(weights, *(generator or default_generator()).take())
     if count == 1:
         return argmin(times, axis=-1, keepdims=True), isfinite(min(times, axis=-1))
     first, drawn = topk(times, count, largest=False)

@@ -30,7 +30,7 @@ UNCAPTURED = ("cupy",)  # libraries that allocate, which a capture does not allo
 
 
 class Program:
-    """run(states, draws, floats), as the interpreter's, by launches.
+    """run(states, draws, numbers), as the interpreter's, by launches.
 
     kernels: the tasks, in order; printed, a line each.
     """
@@ -54,7 +54,7 @@ class Program:
         self._blocks = redzones.blocks(self.kernels) if lowered.guard else []
         sizes = [views.size(r.view.shape) * r.value.dtype.itemsize for r in graph.results]
         self._results = [self._take(n, f"result {i}") if n <= STAGED else None for i, n in enumerate(sizes)]
-        self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.floats)), "numbers from Python")
+        self._numbers = self._take(8 * (2 * len(graph.draws) + len(graph.numbers)), "numbers from Python")
         self._states: list[int] = []  # addresses of the call before
         self._before: tuple[int, ...] = ()
         self._captured: tuple[tuple[int, ...], Any] = ((), None)
@@ -81,7 +81,7 @@ class Program:
             self._timings = None
 
     def run(
-        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], floats: Sequence[float]
+        self, states: Sequence[Array], draws: Sequence[tuple[int, int]], numbers: Sequence[Any]
     ) -> list[Array]:
         backend, graph = self._backend, self._graph
         with backend.lock:
@@ -91,10 +91,10 @@ class Program:
             base = backend.arena.address(self._end)
             if self._guard:
                 redzones.fill(backend, base, self._end)
-            numbers = np.array([n for pair in draws for n in pair], np.int64).tobytes()
-            numbers += np.array(floats, np.float64).tobytes()
-            if numbers:
-                backend.upload(np.frombuffer(numbers, np.uint8), base + self._numbers)
+            words = [np.array([n for pair in draws for n in pair], np.int64).tobytes()]
+            words += [np.array(x, v.dtype.numpy).tobytes() for x, (_, v) in zip(numbers, graph.numbers, strict=True)]
+            if any(words):
+                backend.upload(np.frombuffer(b"".join(words), np.uint8), base + self._numbers)
             for i, at in self._staged.items():
                 backend.copy_bytes(given[i], base + at, states[i].nbytes)
             results = [empty(r.value.device, r.view.shape, r.value.dtype) for r in graph.results]
@@ -146,7 +146,7 @@ class Program:
             "state": states,
             "constant": [x.data.address for x in self._constants],
             "draw": [numbers + 8 * i for i in range(2 * len(self._graph.draws))],
-            "float": [numbers + 8 * (2 * len(self._graph.draws) + i) for i in range(len(self._graph.floats))],
+            "number": [numbers + 8 * (2 * len(self._graph.draws) + i) for i in range(len(self._graph.numbers))],
             "result": [x.data.address if at is None else base + at for x, at in placed],
         }
 

@@ -1,12 +1,12 @@
-"""The rotary position embedding. Floor 1."""
+"""The rotary position embedding. Floor 5."""
 
 from __future__ import annotations
 
-from ..errors import DtypeError, ShapeError, describe
-from ..tensor import Tensor, require_tensors
-from . import scalar
-from .elementwise_primitive import elementwise
-from .shape import concat, split
+from ...errors import DtypeError, ShapeError, describe
+from ...tensor import Tensor, require_tensors
+from .. import scalar
+from ..elementwise_primitive import elementwise
+from ..shape import concat, split
 
 
 @elementwise(outputs=("first", "second"))
