@@ -6,6 +6,7 @@ from ..dtypes import int64
 from ..errors import ArgumentError, ShapeError, describe
 from ..ops.create import ones, zeros
 from ..ops.elementwise import astype, rsqrt, square
+from ..ops.more.in_place import add_, lerp_
 from ..ops.norm import layer_norm, rms_norm
 from ..ops.reduce import mean
 from ..ops.shape import reshape
@@ -122,10 +123,10 @@ class BatchNorm1d(_PerChannel):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         with no_grad():
-            self.num_batches_tracked.assign(self.num_batches_tracked + 1)
-            share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+            tracked = add_(self.num_batches_tracked, 1)
+            share = 1.0 / astype(tracked, about.dtype) if self.momentum is None else self.momentum
             for running, new in ((self.running_mean, about), (self.running_var, var * (count / (count - 1)))):
-                running.assign(running + (reshape(new, running.shape) - running) * share)
+                lerp_(running, reshape(new, running.shape), share)
 
 
 class BatchNorm2d(BatchNorm1d):
