@@ -7,7 +7,8 @@ from typing import Any
 
 from ..ops.scalar import Expr, maximum, sqrt
 from .adamw import AdamW
-from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, POSITIVE, Optimizer, parameter_groups
+from .momentum import SparingOptimizer
+from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, POSITIVE, Optimizer
 
 
 class Adam(Optimizer):
@@ -35,7 +36,7 @@ class Adam(Optimizer):
         return AdamW.formula(p, g + weight_decay * p, m, v, lr, step, beta1, beta2, eps, 0)
 
 
-class RMSprop(Optimizer):
+class RMSprop(SparingOptimizer):
     """Gradients over a running root mean square of them (Tieleman & Hinton 2012, lecture 6.5, in PyTorch's form).
 
     With g the gradient plus weight_decay p: v = alpha v + (1 - alpha) g^2; change = g / (sqrt(v) + eps). `centered`
@@ -44,7 +45,8 @@ class RMSprop(Optimizer):
     group has a momentum, or is centered.
     """
 
-    state_names: tuple[str, ...] = ("v", "velocity", "mean")
+    state_names = ("v", "velocity", "mean")
+    needed_by = {"velocity": "momentum", "mean": "centered"}
     rules = {"alpha": FRACTION, "eps": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": FRACTION}
 
     def __init__(
@@ -61,11 +63,7 @@ class RMSprop(Optimizer):
         options = {
             "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum, "centered": centered
         }  # fmt: skip
-        groups = parameter_groups(parameters, "RMSprop")
-        needs = {"velocity": "momentum", "mean": "centered"}
-        given = [options, *(group for group in groups if isinstance(group, dict))]
-        self.state_names = ("v", *(kind for kind, option in needs.items() if any(g.get(option) for g in given)))
-        super().__init__(groups, lr, options)
+        super().__init__(parameters, lr, options)
 
     @staticmethod
     def formula(p: Expr, g, v, velocity, mean, lr, step, alpha, eps, weight_decay, momentum, *, centered):
