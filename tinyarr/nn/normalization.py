@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from ..dtypes import int64
+import math
+
+from ..dtypes import float32, int64
 from ..errors import ArgumentError, ShapeError, describe
 from ..ops.create import ones, zeros
 from ..ops.elementwise import astype, rsqrt, square
@@ -41,13 +43,13 @@ class _PerChannel(Module):
             self.bias = initial.constant((channels,), 0.0, dtype=dtype, device=device)
 
     def checked(self, x: Tensor) -> Tensor:
-        """x in the dtype in which is computed, once its shape is seen to fit."""
+        """x as a floating tensor, once its shape is seen to fit."""
         name = type(self).__name__
         require_tensors(name, x=x)
         if x.ndim < 2 or x.shape[1] != self.channels or (self.ndims and x.ndim not in self.ndims):
             axes = f"{' or '.join(map(str, self.ndims))} axes" if self.ndims else "two axes or more"
             raise ShapeError(f"{name}: {describe('x', x)}: it must have {axes}, of which the second is {self.channels}")
-        return astype(x, x.dtype.compute, copy=False)
+        return x if x.dtype.is_float else astype(x, float32)
 
     def scaled(self, normalized: Tensor, x: Tensor) -> Tensor:
         """Normalized elements times the weight, plus the bias, in x's dtype."""
@@ -104,7 +106,8 @@ class BatchNorm1d(_PerChannel):
             self.register_buffer(name, buffers.get(name))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = self.checked(x)
+        x = self.checked(x)
+        wide = astype(x, x.dtype.compute, copy=False)
         if not self.training and self.running_mean is not None and self.running_var is not None:
             centered = wide - per_channel(self.running_mean, x)
             return self.scaled(centered * rsqrt(per_channel(self.running_var, x) + self.eps), x)
@@ -151,5 +154,7 @@ class GroupNorm(_PerChannel):
         self.num_groups = num_groups
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = reshape(self.checked(x), (x.shape[0] * self.num_groups, -1))
+        x = self.checked(x)
+        wide = astype(x, x.dtype.compute, copy=False)
+        rows = reshape(wide, (x.shape[0] * self.num_groups, math.prod(x.shape[1:]) // self.num_groups))
         return self.scaled(reshape(layer_norm(rows, eps=self.eps), x.shape), x)

@@ -16,8 +16,9 @@ from ..ops.create import zeros
 from ..ops.elementwise import tanh
 from ..ops.matmul import linear
 from ..ops.more.gates import gru_step, lstm_step
+from ..ops.more.slices import unstack
 from ..ops.random import dropout
-from ..ops.shape import concat, split, stack, swapaxes, unstack
+from ..ops.shape import concat, split, stack, swapaxes
 from ..random import Generator
 from ..tensor import Tensor, require_tensors
 from ..views import Shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ... import dtypes, eager
+from ... import dtypes, eager, views
 from ...errors import ArgumentError, ShapeError, describe, whole_number
 from ...random import Generator, default_generator
 from ...tensor import Tensor, require_tensors
@@ -94,7 +94,7 @@ def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=N
 
     It sorts 32 random bits each: of two elements the smaller comes first with probability 1/2 + 2**-33.
     """
-    order = argsort(random_bits((whole_number("randperm", "n", n),), generator=generator, device=device))
+    order = argsort(random_bits(views.normalize_shape("randperm", n), generator=generator, device=device))
     return order if dtype is None else astype(order, dtype)
 
 
