@@ -7,41 +7,17 @@ from typing import Any
 
 from ..errors import ArgumentError
 from ..ops.scalar import Expr, sign
-from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, Optimizer, parameter_groups
+from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, Optimizer
 
 
-class SparingOptimizer(Optimizer):
-    """An optimizer that keeps some of its state only where an option of a group asks for it.
-
-    needed_by: by the state's name that of the option, which isn't 0 then.
-    """
-
-    needed_by: dict[str, str] = {}
-
-    def __init__(self, parameters: Iterable[Any], lr: float, defaults: dict[str, Any]):
-        groups = parameter_groups(parameters, type(self).__name__)
-        given = [defaults, *(group for group in groups if isinstance(group, dict))]
-        unused = {name for name, option in self.needed_by.items() if not any(g.get(option) for g in given)}
-        self.state_names = tuple(name for name in self.state_names if name not in unused)
-        super().__init__(groups, lr, defaults)
-
-    def _check(self, options: dict[str, Any]) -> None:
-        super()._check(options)
-        for name, option in self.needed_by.items():
-            if name not in self.state_names and options.get(option):
-                raise ArgumentError(f"{type(self).__name__}: {option} is {options[option]}, and the optimizer was made "
-                                    f"without it and keeps no {name}: make another")  # fmt: skip
-
-
-class SGD(SparingOptimizer):
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, section 2, in PyTorch's form).
 
     With g the gradient plus weight_decay p: velocity = momentum velocity + g; p = p - lr velocity, or with nesterov
-    p = p - lr (g + momentum velocity). Velocities are kept if a group has a momentum.
+    p = p - lr (g + momentum velocity).
     """
 
     state_names = ("velocity",)
-    needed_by = {"velocity": "momentum"}
     rules = {"momentum": FRACTION, "weight_decay": NOT_NEGATIVE}
 
     def __init__(
@@ -60,8 +36,6 @@ class SGD(SparingOptimizer):
     @staticmethod
     def formula(p: Expr, g, velocity, lr, step, momentum, weight_decay, *, nesterov):
         g = g + weight_decay * p
-        if velocity is None:
-            return (p - lr * g,)
         velocity = momentum * velocity + g
         return p - lr * (g + momentum * velocity if nesterov else velocity), velocity
 
