@@ -116,17 +116,17 @@ def products(layer: Layer, positions: int) -> tuple[Run, Run]:
 def lenet() -> dict[str, tuple[Run, ...]]:
     """A step of a convolutional network on 64 images of MNIST's size, with SGD."""
 
-    def layers(nn, flatten):
+    def layers(nn):
         return [
             nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(),
-            nn.MaxPool2d(2), flatten, nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10),
+            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 7 * 7, 128), nn.ReLU(), nn.Linear(128, 10),
         ]  # fmt: skip
 
     rng = np.random.default_rng(0)
     images, labels = rng.standard_normal((64, 1, 28, 28), np.float32), rng.integers(0, 10, 64)
-    model = nn.Sequential(*layers(nn, lambda x: x.reshape(x.shape[0], -1)))
+    model = nn.Sequential(*layers(nn))
     optimizer = ta.optim.SGD(model.parameters(), lr=0.01)
-    theirs = torch.nn.Sequential(*layers(torch.nn, torch.nn.Flatten()))
+    theirs = torch.nn.Sequential(*layers(torch.nn))
     their_optimizer = torch.optim.SGD(theirs.parameters(), lr=0.01)
 
     def step(images, labels, model=model, optimizer=optimizer, loss=ta.cross_entropy):

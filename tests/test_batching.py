@@ -1,16 +1,18 @@
 """vmap: the results of a mapped function are those of the function for one example after the other, put together."""
 
 
+import weakref
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
-from tests.samples import SAMPLES
-from tests.test_primitives import assert_exact, in_tuple, operands, recorded
+from tests.samples import SAMPLES, Case
+from tests.test_primitives import DIFFERENTIABLE, assert_exact, in_tuple, operands, recorded
 from tests.tiers import at_most, thinned
-from tinyarr import Tensor, vmap
+from tinyarr import Tensor, dtypes, vmap
 from tinyarr.backends.numpy.registry import kernel
 from tinyarr.batching.rules import batching_rule
 from tinyarr.compiler import Compiled, Interpreter
@@ -25,6 +27,22 @@ NAMES = [name for name in SAMPLES if name not in UNMAPPED and not name.endswith(
 WRITTEN = {"scatter": 0, "index_add": 0}  # by name the operand that the sample writes into: it must be mapped
 
 
+def draw_examples(draw, name: str, case: Case, dtype, size: int) -> tuple[list[list[Tensor]], list[int | None]]:
+    """Operands of each example, and for each operand the axis at which they are joined, None where all share one."""
+    n = len(case.operands)
+    mapped = draw(st.sets(st.integers(0, n - 1), min_size=1)) | ({WRITTEN[name]} if name in WRITTEN else set())
+    first, *others = (operands(draw, case, dtype) for _ in range(size))
+    examples = [first] + [[drawn[i] if i in mapped else first[i] for i in range(n)] for drawn in others]
+    return examples, [draw(st.integers(0, x.ndim)) if i in mapped else None for i, x in enumerate(first)]
+
+
+def joined(examples: list[list[Tensor]], axes: list[int | None]) -> list[Tensor]:
+    return [
+        examples[0][i] if axis is None else ta.stack([example[i] for example in examples], axis=axis)
+        for i, axis in enumerate(axes)
+    ]
+
+
 @pytest.mark.property
 @pytest.mark.parametrize("name", thinned(NAMES, 4))
 def test_a_primitive_that_is_mapped_is_the_primitive_of_each_example(name):
@@ -36,28 +54,63 @@ def test_a_primitive_that_is_mapped_is_the_primitive_of_each_example(name):
     def check(data):
         case = data.draw(sample.cases)
         dtype = data.draw(st.sampled_from(sample.takes)) if sample.takes else None
-        n = len(case.operands)
-        mapped = data.draw(st.sets(st.integers(0, n - 1), min_size=1)) | ({WRITTEN[name]} if name in WRITTEN else set())
-        size = data.draw(st.integers(1, 3))
-        first = operands(data.draw, case, dtype)
-        examples = [first]
-        for _ in range(size - 1):
-            drawn = operands(data.draw, case, dtype)
-            examples.append([drawn[i] if i in mapped else x for i, x in enumerate(first)])
-        axes = [data.draw(st.integers(0, x.ndim)) if i in mapped else None for i, x in enumerate(first)]
-        given = [
-            x if axis is None else ta.stack([example[i] for example in examples], axis=axis)
-            for i, (x, axis) in enumerate(zip(first, axes))
-        ]
+        examples, axes = draw_examples(data.draw, name, case, dtype, data.draw(st.integers(1, 3)))
         seed = data.draw(st.integers(0, 9))
         ta.manual_seed(seed)
-        found = in_tuple(vmap(lambda *x: sample.function(*x, **case.params), axes, randomness="same")(*given))
+        mapped = vmap(lambda *x: sample.function(*x, **case.params), axes, randomness="same")
+        found = in_tuple(mapped(*joined(examples, axes)))
         for i, example in enumerate(examples):
             ta.manual_seed(seed)
             with recorded() as ran:
                 sample.function(*example, **case.params)
             calls = [call for call, _ in ran if call.primitive.name == name]
             assert_exact(name, case, dtype, calls, example, tuple(x[i] for x in found))
+
+    check()
+
+
+@pytest.mark.property
+@pytest.mark.parametrize("name", thinned([name for name in NAMES if name in DIFFERENTIABLE], 6))
+def test_gradients_inside_and_outside_of_a_map_are_those_of_each_example(name):
+    """From outside those of what all examples share add up."""
+    sample = SAMPLES[name]
+
+    @at_most(8, first=1)
+    @given(st.data())
+    def check(data):
+        case = data.draw(sample.cases)
+        params = case.params | sample.smooth
+        examples, axes = draw_examples(data.draw, name, case, dtypes.float64, 2)
+        floats = [i for i, x in enumerate(examples[0]) if x.dtype.is_float]
+        seed = data.draw(st.integers(0, 9))
+
+        def function(*x):
+            ta.manual_seed(seed)
+            made = in_tuple(sample.function(*x, **params))
+            return tuple(out for out in made if out.dtype.is_float)
+
+        def pulled(function, gs, *given):
+            def of_floats(*variables):
+                filled = list(given)
+                for i, x in zip(floats, variables):
+                    filled[i] = x
+                return function(*filled)
+
+            return ta.vjp(of_floats, *(given[i] for i in floats))[1](*gs)
+
+        shapes = [out.shape for out in function(*examples[0])]
+        rng = np.random.default_rng(seed)
+        gs = [Tensor(rng.normal(size=(2, *shape))) for shape in shapes]
+        given = joined(examples, axes)
+        single = [pulled(function, [g[k] for g in gs], *example) for k, example in enumerate(examples)]
+        expected = [ta.stack(same) for same in zip(*single)]
+        inside = vmap(lambda gs, *x: pulled(function, gs, *x), (0, *axes), randomness="same")(gs, *given)
+        for found, one in zip(inside, expected):
+            assert_close(found, one, 1e-9)
+        outside = pulled(vmap(function, axes, randomness="same"), gs, *given)
+        for i, found, one in zip(floats, outside, expected):
+            assert_close(found if axes[i] is None else ta.moveaxis(found, axes[i], 0),
+                         one.sum(axis=0) if axes[i] is None else one, 1e-9)  # fmt: skip
 
     check()
 
@@ -153,6 +206,23 @@ def test_backward_reaches_leaves_that_the_function_closes_over():
     assert_close(w.grad, ta.grad(lambda w: ta.cross_entropy(ta.layer_norm(ta.tanh(X @ w)) @ V, Y, reduction="sum"))(W))
 
 
+def test_a_map_that_backward_has_freed_holds_no_memory_though_its_result_lives_on():
+    seen = []
+
+    def function(w, x):
+        hidden = ta.tanh(x @ w)
+        seen.append(weakref.ref(hidden.array.storage))
+        return (hidden * hidden).sum()
+
+    w = Tensor(W, requires_grad=True)
+    total = vmap(function, (None, 0))(w, X).sum()
+    assert seen[0]() is not None
+    total.backward()
+    assert seen[0]() is None
+    with pytest.raises(GradientError, match="freed"):
+        total.backward()
+
+
 def test_the_gradient_of_a_shared_weight_is_one_product_and_none_for_each_example():
     function = ta.value_and_grad(lambda w, table: vmap(lambda x, i: (x @ w + table[i]).sum())(X, Y).sum(), (0, 1))
     with recorded() as ran:
@@ -179,6 +249,16 @@ def test_what_changes_gradients_inside_does_so_for_each_example():
     outside = ta.grad(lambda x, w: vmap(function, (0, None))(x, w).sum(), (0, 1))(X, w)
     assert_close(outside[0], x_grads)
     assert_close(outside[1], w_grads.sum())
+
+
+def test_anomalies_are_found_at_the_call_of_the_map():
+    x = Tensor(np.zeros((2, 3)), requires_grad=True)
+    with ta.detect_anomaly():
+        y = vmap(lambda x: (1 / x * 0).sum())(x)  # here
+        with pytest.raises(GradientError, match=r"of vmap became NaN.*# here"):
+            y.sum().backward()
+        with pytest.raises(TraceError, match="differentiate the map"):
+            vmap(ta.grad(lambda x: ta.log(x).sum()))(x)
 
 
 def test_detached_values_have_no_gradient():
@@ -320,9 +400,10 @@ def test_a_tensor_may_be_an_index_that_is_another_for_each_example():
         y[i] = 0.0
         return x[i] + x[1], y
 
-    picked, written = vmap(function)(X, Y)
-    assert_close(picked, ta.stack([x[int(i)] + x[1] for x, i in zip(X, Y)]))
-    assert_close(written, X * (ta.arange(4) != Y.reshape(5, 1)))
+    for mapped in vmap(function), compiled(vmap(function)):
+        picked, written = mapped(X, Y)
+        assert_close(picked, ta.stack([x[int(i)] + x[1] for x, i in zip(X, Y)]))
+        assert_close(written, X * (ta.arange(4) != Y.reshape(5, 1)))
 
 
 def test_wrong_axes_are_refused():

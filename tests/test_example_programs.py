@@ -76,6 +76,7 @@ RESULTS = {
     "pinn": solves_the_equation,
     "newton_cg": finds_the_minimum,
     "convolution": reads_the_digits,
+    "recurrent": adds_what_is_marked,
 }
 QUICK = ("moons", "pinn")
 

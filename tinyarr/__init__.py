@@ -137,6 +137,7 @@ from .ops.more.pooling import avg_pool2d, max_pool2d
 from .ops.more.rotary import rotary_embedding
 from .ops.more.sampling import multinomial, rand_like, randn_like, randperm
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
+from .ops.more.slices import flip, unstack
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.more.spacing import eye, linspace
 from .ops.more.statistics import std, var, vector_norm
@@ -149,7 +150,6 @@ from .ops.shape import (
     broadcast_to,
     concat,
     expand_dims,
-    flip,
     matrix_transpose,
     moveaxis,
     permute_dims,
@@ -158,7 +158,6 @@ from .ops.shape import (
     squeeze,
     stack,
     swapaxes,
-    unstack,
 )
 from .ops.softmax import log_softmax, logsumexp, softmax
 from .other_names import FUNCTIONS as _OTHER_NAMES
@@ -193,7 +192,7 @@ def __getattr__(name: str):
     if name in _MODULES:
         module = _importlib.import_module(f".{_MODULES[name] or name}", __name__)
         value = globals()[name] = getattr(module, name) if _MODULES[name] else module
-        if _takes_axis(value):
+        if _takes_axis(value) or name in _EXPLAINED:
             globals()[name] = _explained(value)
         return globals()[name]
     if name in _SAME:
@@ -202,8 +201,8 @@ def __getattr__(name: str):
 
 
 _EXPLAINED = """binary_cross_entropy binary_cross_entropy_with_logits cross_entropy enable_grad grad huber_loss l1_loss
-    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention smooth_l1_loss
-    tril triu uniform value_and_grad""".split()
+    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention
+    smooth_l1_loss tril triu uniform value_and_grad vmap""".split()
 for _name, _value in list(globals().items()):
     if _takes_axis(_value) or _name in _EXPLAINED:
         globals()[_name] = _explained(_value)

@@ -202,7 +202,8 @@ def _require_numbers(node: TapeNode, gs: Sequence[Tensor | None], grads: Sequenc
     if executor.get() is not eager:
         raise TraceError(
             f"backward: detect_anomaly() was opened in a function that is being compiled, whose gradients are not "
-            f"there yet to be looked at (of {node.name}, computed at {node.line}): open it around the call"
+            f"there yet to be looked at (of {node.name}, computed at {node.line}), or vmap maps a gradient: open it "
+            "around the call, or differentiate the map"
         )
     with set_recording(False):
         came, made = ([g for g in group if g is not None and isnan(g).any()] for group in (gs, grads))

@@ -152,24 +152,32 @@ _FOLDER = os.path.dirname(__file__) + os.sep
 
 
 class CustomCall:
-    """Stand-in for a Call and its Rule where a Python function, not a primitive, says how to go backward.
+    """Stand-in for a Call where a Python function, not a primitive, says how to go backward: see CustomRule.
 
-    `function` maps the gradients of the outputs (None where there is none) to those of the operands, of which `specs`
-    gives shape and dtype. `read` are the tensors that it will read, which must not be overwritten until then; `again`
-    those that it reads too where the gradient is to be differentiated.
+    `specs` gives shape and dtype of the operands. `read` are the tensors that the function will read, which must not be
+    overwritten until then; `again` those that it reads too where the gradient is to be differentiated.
     """
 
     composite = None
 
-    def __init__(self, name: str, function: Callable, specs, outputs: Sequence[Tensor], read, again):
+    def __init__(self, name: str, specs, outputs: Sequence[Tensor], read, again):
         self.primitive = self
         self.name = name
-        self.function = function
         self.again = again
         self.in_shapes, self.in_dtypes = zip(*specs, strict=True)
         self.out_shapes = tuple(o.shape for o in outputs)
         self.out_dtypes = tuple(o.dtype for o in outputs)
         self.inputs = ("a tensor",) * len(read)
+
+
+class CustomRule:
+    """Gradient rule that is a Python function; freed with what it holds when its node is.
+
+    `function` maps the gradients of the outputs (None where there is none) to those of the operands.
+    """
+
+    def __init__(self, function: Callable, read: Sequence[Tensor]):
+        self.function = function
         self.saved = tuple((False, i) for i in range(len(read)))
 
     def backward(self, call, needs, gs, values):
@@ -180,10 +188,10 @@ def record_custom(
     name: str, function: Callable, specs, edges: Sequence[Edge | None], outputs, read: Sequence[Tensor], again=()
 ) -> None:
     """Puts a node on the tape whose rule is `function`; see CustomCall."""
-    custom = CustomCall(name, function, specs, outputs, read, again)
+    call = CustomCall(name, specs, outputs, read, again)
     needs = tuple(edge is not None for edge in edges)
     versions = [(x.array.storage, x.array.storage.version) for x in read]
-    attach(TapeNode(custom, custom, needs, edges, list(read), versions), outputs)
+    attach(TapeNode(call, CustomRule(function, read), needs, edges, list(read), versions), outputs)
 
 
 class set_recording:

@@ -171,6 +171,7 @@ REFUSED = [
     (lambda: ta.one_hot(Tensor([0, 3]), 3), OutOfBounds, r"0 to 3: it must lie in \[0, 3\)"),
     (lambda: ta.huber_loss(ta.ones(2), ta.ones(2), delta=0), ArgumentError, "delta is 0"),
     (lambda: ta.smooth_l1_loss(ta.ones(2), ta.ones(2), beta=-1), ArgumentError, "beta is -1"),
+    (lambda: Tensor([1, 2]).masked_fill(Tensor([True, False]), -np.inf), DtypeError, "value is floating, x .* int64"),
     (lambda: ta.masked_fill(ta.ones(2), Tensor([0, 1]), 0), DtypeError, "masked_fill: mask .* int64: it must be bool"),
     (lambda: ta.masked_fill(ta.ones(2), ta.ones(2) > 0, ta.ones(2)), ShapeError, r"value has shape \(2,\).* 0-d"),
     (lambda: ta.cosine_similarity(ta.ones(2), ta.ones(2)), OutOfBounds, "cosine_similarity: axis"),

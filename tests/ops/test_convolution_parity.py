@@ -1,7 +1,6 @@
-"""Convolutions and pooling beside torch's in float64: values, gradients, and the modules' names and initial values."""
+"""Convolutions and pooling beside torch's in float64: values, gradients, and the modules' names."""
 
 import functools
-import math
 
 import numpy as np
 import pytest
@@ -90,16 +89,9 @@ def test_pooling_and_unfolding_equal_torch_s(name):
         ("AvgPool2d", (3, 2, 1), (2, 4, 9, 8)),
     ],
 )
-def test_layers_have_torch_s_results_names_and_initial_values(name, arguments, shape):
+def test_layers_have_torch_s_results_and_names(name, arguments, shape):
     import torch
 
-    ta.manual_seed(0)
     theirs, ours = getattr(torch.nn, name)(*arguments).double(), getattr(nn, name)(*arguments).to(ta.float64)
-    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    if state:
-        weight = ours.weight.numpy()
-        bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
-        # The largest of n uniform numbers is below 0.8 of their bound once in 0.8 ** -n draws.
-        assert 0.8 ** weight.size < 1e-3 and 0.8 * bound < np.abs(weight).max() <= bound
-    ours.load_state_dict(state)
+    ours.load_state_dict({key: value.numpy() for key, value in theirs.state_dict().items()})
     compare(ours, theirs, shape, rng=np.random.default_rng(0))

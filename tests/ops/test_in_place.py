@@ -57,6 +57,14 @@ def test_a_program_writes_what_eager_mode_writes(name):
     assert states[0][0].tolist() == states[1][0].tolist()
 
 
+def test_numbers_are_inputs_of_a_program():
+    step = ta.compile(lambda x, y, a: x.clone().add_(y, alpha=a).lerp_(y, a).clamp_(-a, a).sub_(y, alpha=a))
+    for a in (0.5, 0.25, 1.0):
+        expected = min(a, 1 + a + a * (1 - (1 + a))) - a
+        assert step(ta.ones(1), ta.ones(1), a).tolist() == [expected]
+    assert len(step.programs) == 1
+
+
 def test_views_see_a_write_and_a_view_writes_into_what_it_shows():
     x = ta.zeros((2, 3))
     row = x[1]

@@ -107,6 +107,8 @@ def test_a_permutation_holds_each_number_once(n, seed):
     order = ta.randperm(n, generator=Generator(seed))
     assert order.dtype is ta.int64 and sorted(order.tolist()) == list(range(n))
     assert ta.randperm(n, generator=Generator(seed), dtype=ta.int16).tolist() == order.tolist()
+    with pytest.raises(ShapeError, match=r"^randperm: shape is \(-1,\)"):
+        ta.randperm(-1)
 
 
 def test_all_permutations_are_equally_frequent():

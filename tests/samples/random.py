@@ -30,7 +30,7 @@ from tinyarr.dtypes import (
     uint32,
 )
 from tinyarr.errors import ArgumentError, ShapeError
-from tinyarr.ops.more.sampling import _ring_time
+from tinyarr.ops.more.sampling import _arrival_time
 from tinyarr.testing import shapes
 
 PHILOX = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
@@ -120,8 +120,8 @@ SAMPLES["integers"] = draws(
     roundings=exact,
     errors=(refused(lambda: tinyarr.randint(3, 3, 2), ArgumentError, "randint", "low is 3", "high is 3"),),
 )
-SAMPLES["ring_time"] = Sample(
-    lambda weight, key, counter: _ring_time(weight, key, counter),
+SAMPLES["arrival_time"] = Sample(
+    lambda weight, key, counter: _arrival_time(weight, key, counter),
     lambda weight, key, counter: -np.log((philox(weight.shape, key, counter) + 0.5) / 2.0**32) / weight,
     st.builds(
         lambda shape, key: Case((Operand(shape, between(0.1, 2)),), {"key": key, "counter": 5}),

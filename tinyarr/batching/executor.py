@@ -91,8 +91,10 @@ class Batch:
         self.outer = executor.get()
         self._outside = contextvars.copy_context()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.outer, name)
+    @property
+    def family(self) -> object | None:
+        """Of the trace that is outside, if one is: whoever asks whether it runs is answered yes."""
+        return getattr(self.outer, "family", None)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Batch]:
@@ -208,6 +210,9 @@ class Batch:
                 "compute with tensors (where, masks)"
             )
         self.outer.observe(x)
+
+    def constant(self, x: Array) -> None:
+        self.outer.constant(x)
 
     # What generators ask of a trace
 

@@ -53,6 +53,8 @@ class _Map:
         kept = [i for i, x in enumerate(results) if x._requires_grad] if recording.get() else []
         roots = [edge_of(results[i]) for i in kept]
         inside = reachable(roots, self.oldest)
+        for node in inside:
+            node.line = None  # one example can't be looked at: the node of the whole map is watched instead
         found = dict.fromkeys(roots + [edge for node in inside for edge in node.edges if edge is not None])
         targets = [edge for edge in found if self._is_target(batch, edge)]
         if not targets:
@@ -141,7 +143,7 @@ def vmap(function: Callable, in_axes: Any = 0, out_axes: Any = 0, *, randomness:
             if axis is None and batch.holds(x.array):
                 raise ArgumentError("vmap: out_axes is None for a result that differs between examples: give an axis")
         left = iter(this.leave(batch, [x for x, axis in zip(leaves(result), axes, strict=True) if axis is not None]))
-        joined = [x if axis is None else moveaxis(next(left), 0, axis) for x, axis in zip(leaves(result), axes)]
+        joined = [x if axis is None else _moved(next(left), 0, axis) for x, axis in zip(leaves(result), axes)]
         return rebuilt(result, joined)
 
     return evaluate
@@ -163,4 +165,9 @@ def _in_front(x: Any, axis: int) -> Tensor:
         raise ArgumentError(f"vmap: an argument holds {type(x).__name__}: make it a tensor, or give None in in_axes")
     if not x.ndim:
         raise ShapeError("vmap: an argument is 0-d, and has no axis of examples: give None in in_axes")
-    return moveaxis(x, axis, 0) if views.normalize_axis("vmap", axis, x.ndim) else x
+    return _moved(x, axis, 0)
+
+
+def _moved(x: Tensor, start: int, to: int) -> Tensor:
+    start, to = (views.normalize_axis("vmap", axis, x.ndim) for axis in (start, to))
+    return x if start == to else moveaxis(x, start, to)

@@ -21,6 +21,7 @@ from ..ops.loss import _cross_entropy, _cross_entropy_gradient
 from ..ops.matmul import _matmul, matmul
 from ..ops.more.convolution import _fold, _unfold
 from ..ops.more.scan import _cumulative_prod, _cumulative_sum
+from ..ops.more.slices import unstack
 from ..ops.more.sort import _argsort
 from ..ops.primitive import Call, Primitive, apply
 from ..ops.reduce import _argmax, _argmin, _max, _min, _prod, _sum
@@ -34,7 +35,6 @@ from ..ops.shape import (
     moveaxis,
     reshape,
     stack,
-    unstack,
 )
 from ..tensor import Tensor
 
@@ -172,7 +172,6 @@ def _products(call: Call, size: int, operands: Operands, batched: Sequence[bool]
 @batching_rule(
     _cross_entropy, _cross_entropy_gradient, _scaled_dot_product_attention,
     _scaled_dot_product_attention.derived_gradient, _linear_cross_entropy, _linear_cross_entropy_with_gradients,
-    _unfold, _fold,
 )  # fmt: skip
 def _merged(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:
     """The first axis is one of independent problems already, so those of all examples are put behind each other."""
@@ -183,6 +182,22 @@ def _merged(call: Call, size: int, operands: Operands, batched: Sequence[bool]) 
     made = apply(call.primitive, *given, **call.params)
     parted = [reshape(x, (size, *s)) for x, s in zip(made if isinstance(made, tuple) else (made,), call.out_shapes)]
     return parted if call.primitive.returns_tuple else parted[0]
+
+
+@batching_rule(_unfold)
+def _unfolded(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:
+    """Of x (B, C, ...) the columns are (C, *kernel, B, *positions)."""
+    (x,), at = operands, 1 + len(call.params["kernel"])
+    columns = apply(_unfold, reshape(x, (size * x.shape[1], *x.shape[2:])), **call.params)
+    return moveaxis(reshape(columns, (*columns.shape[:at], size, x.shape[1], *columns.shape[at + 1 :])), at, 0)
+
+
+@batching_rule(_fold)
+def _folded(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:
+    (columns,), at = operands, 1 + len(call.params["sizes"])
+    shape, columns = call.in_shapes[0], moveaxis(columns, 0, at)
+    made = apply(_fold, reshape(columns, (*shape[:at], size * shape[at], *shape[at + 1 :])), **call.params)
+    return reshape(made, (size, *call.out_shapes[0]))
 
 
 def _positions(indices: Tensor, size: int, count: int, wrap: bool) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 from ..errors import ArgumentError
 from ..ops.more.convolution import Sizes, conv1d, conv2d, conv_transpose2d, for_each_axis
 from ..ops.more.pooling import avg_pool2d, max_pool2d
 from ..random import Generator
 from ..tensor import Tensor
-from . import init
+from . import new_parameters
+from .from_function import from_function
 from .module import Module, Parameter
 
 
@@ -47,9 +47,9 @@ class _Convolution(Module):
         if groups < 1 or rows % groups or columns % groups:
             raise ArgumentError(f"{operation}: groups is {groups}: it must divide the channels, {rows} and {columns}")
         shape = (rows, columns // groups, *for_each_axis(operation, "kernel_size", kernel_size, self.axes))
-        fan = math.prod(shape[1:])
-        self.weight = init.kaiming_uniform(shape, fan, **place)
-        self.bias = init.kaiming_uniform((biases,), fan, **place) if biases else None
+        bound = 1 / math.sqrt(max(math.prod(shape[1:]), 1))
+        self.weight = new_parameters.uniform(shape, bound, **place)
+        self.bias = new_parameters.uniform((biases,), bound, **place) if biases else None
         self.options = options
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,22 +101,5 @@ class ConvTranspose2d(_Convolution):
         self._start(in_channels, out_channels, kernel_size, out_channels if bias else 0, place, options)
 
 
-class MaxPool2d(Module):
-    """tinyarr.max_pool2d with fixed options."""
-
-    def __init__(self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0, dilation: Sizes = 1):
-        self.options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride}
-        self.options |= {"padding": padding, "dilation": dilation}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return max_pool2d(x, **self.options)
-
-
-class AvgPool2d(Module):
-    """tinyarr.avg_pool2d with fixed options."""
-
-    def __init__(self, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0):
-        self.options: dict[str, Any] = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return avg_pool2d(x, **self.options)
+MaxPool2d = from_function("MaxPool2d", max_pool2d)
+AvgPool2d = from_function("AvgPool2d", avg_pool2d)

@@ -45,7 +45,7 @@ class Module:
     _buffers: Mapping[str, bool] = {}  # names of buffers, and whether each is part of `state_dict`
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses a tensor that looks like a parameter and would become a buffer.
+        """Refuses a tensor that looks like a parameter, but that no optimizer would find.
 
         A result of recorded operations, kept to be looked at, is neither.
         """

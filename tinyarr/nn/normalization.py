@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from ..dtypes import int64
+import math
+
+from ..dtypes import float32, int64
 from ..errors import ArgumentError, ShapeError, describe
 from ..ops.create import ones, zeros
 from ..ops.elementwise import astype, rsqrt, square
+from ..ops.more.in_place import add_, lerp_
 from ..ops.norm import layer_norm, rms_norm
 from ..ops.reduce import mean
 from ..ops.shape import reshape
 from ..tape import no_grad
 from ..tensor import Tensor, require_tensors
-from . import initial
+from . import new_parameters
 from .module import Module, Parameter
 
 
@@ -19,7 +22,7 @@ class RMSNorm(Module):
     """Root mean square normalization over the last axis (see tinyarr.rms_norm), with a weight of ones."""
 
     def __init__(self, features: int, *, eps: float | None = None, dtype=None, device=None):
-        self.weight = initial.constant((features,), 1.0, dtype=dtype, device=device)
+        self.weight = new_parameters.constant((features,), 1.0, dtype=dtype, device=device)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,17 +39,17 @@ class _PerChannel(Module):
     def __init__(self, channels: int, eps: float, affine: bool, dtype, device):
         self.channels, self.eps = channels, eps
         if affine:
-            self.weight = initial.constant((channels,), 1.0, dtype=dtype, device=device)
-            self.bias = initial.constant((channels,), 0.0, dtype=dtype, device=device)
+            self.weight = new_parameters.constant((channels,), 1.0, dtype=dtype, device=device)
+            self.bias = new_parameters.constant((channels,), 0.0, dtype=dtype, device=device)
 
     def checked(self, x: Tensor) -> Tensor:
-        """x in the dtype in which is computed, once its shape is seen to fit."""
+        """x as a floating tensor, once its shape is seen to fit."""
         name = type(self).__name__
         require_tensors(name, x=x)
         if x.ndim < 2 or x.shape[1] != self.channels or (self.ndims and x.ndim not in self.ndims):
             axes = f"{' or '.join(map(str, self.ndims))} axes" if self.ndims else "two axes or more"
             raise ShapeError(f"{name}: {describe('x', x)}: it must have {axes}, of which the second is {self.channels}")
-        return astype(x, x.dtype.compute, copy=False)
+        return x if x.dtype.is_float else astype(x, float32)
 
     def scaled(self, normalized: Tensor, x: Tensor) -> Tensor:
         """Normalized elements times the weight, plus the bias, in x's dtype."""
@@ -103,7 +106,8 @@ class BatchNorm1d(_PerChannel):
             self.register_buffer(name, buffers.get(name))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = self.checked(x)
+        x = self.checked(x)
+        wide = astype(x, x.dtype.compute, copy=False)
         if not self.training and self.running_mean is not None and self.running_var is not None:
             centered = wide - per_channel(self.running_mean, x)
             return self.scaled(centered * rsqrt(per_channel(self.running_var, x) + self.eps), x)
@@ -122,10 +126,10 @@ class BatchNorm1d(_PerChannel):
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         with no_grad():
-            self.num_batches_tracked.assign(self.num_batches_tracked + 1)
-            share = 1.0 / self.num_batches_tracked if self.momentum is None else self.momentum
+            tracked = add_(self.num_batches_tracked, 1)
+            share = 1.0 / astype(tracked, about.dtype) if self.momentum is None else self.momentum
             for running, new in ((self.running_mean, about), (self.running_var, var * (count / (count - 1)))):
-                running.assign(running + (reshape(new, running.shape) - running) * share)
+                lerp_(running, reshape(new, running.shape), share)
 
 
 class BatchNorm2d(BatchNorm1d):
@@ -150,5 +154,7 @@ class GroupNorm(_PerChannel):
         self.num_groups = num_groups
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = reshape(self.checked(x), (x.shape[0] * self.num_groups, -1))
+        x = self.checked(x)
+        wide = astype(x, x.dtype.compute, copy=False)
+        rows = reshape(wide, (x.shape[0] * self.num_groups, math.prod(x.shape[1:]) // self.num_groups))
         return self.scaled(reshape(layer_norm(rows, eps=self.eps), x.shape), x)

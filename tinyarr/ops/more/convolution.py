@@ -1,7 +1,8 @@
 """Convolution as one matrix product of unfolded windows, and unfold and fold, the primitives below it. Floor 5.
 
 Windows slide along the spatial axes of x (B, C, *sizes). At its place k along such an axis the window at position i
-reads element i * stride + k * dilation - padding, or 0 where that is outside.
+reads element i * stride + k * dilation - padding, or 0 where that is outside. NumPy and C have kernels; elsewhere, as
+on CUDA, the composites run, which pad and slice.
 """
 
 from __future__ import annotations
@@ -60,8 +61,8 @@ def _slices_transposed(columns: Tensor, *, sizes, **how) -> Tensor:
     return astype(pull(astype(columns, x.dtype))[0], columns.dtype)
 
 
-# x (B, C, *sizes) to columns (C, *kernel, B, *positions): seen as a matrix, a product with it is a convolution of the
-# whole batch. CUDA runs the composites.
+# x (B, C, *sizes) to columns (C, *kernel, B, *positions): seen as a matrix, so that one product is the convolution of
+# the whole batch.
 _unfold = Primitive("unfold", _infer_unfold, composite=_slices, moves=True, cheap=True)
 _fold = Primitive("fold", _infer_fold, inputs=("columns",), composite=_slices_transposed)
 

@@ -46,14 +46,19 @@ def zero_(x: Tensor) -> Tensor:
     return assign(x, 0)
 
 
+def _scaled(other: Tensor | float, alpha: float) -> Tensor | float:
+    # Only a plain 1 is looked at: the value of a float that is a program's input is not asked for.
+    return other if type(alpha) is int and alpha == 1 else alpha * other
+
+
 def add_(x: Tensor, other: Tensor | float, *, alpha: float = 1) -> Tensor:
     """Writes x + alpha other into x and returns x."""
-    return write("add_", x, add, x, other if alpha == 1 else alpha * other)
+    return write("add_", x, add, x, _scaled(other, alpha))
 
 
 def sub_(x: Tensor, other: Tensor | float, *, alpha: float = 1) -> Tensor:
     """Writes x - alpha other into x and returns x."""
-    return write("sub_", x, subtract, x, other if alpha == 1 else alpha * other)
+    return write("sub_", x, subtract, x, _scaled(other, alpha))
 
 
 def mul_(x: Tensor, other: Tensor | float) -> Tensor:

@@ -16,8 +16,9 @@ def masked_fill(x: Tensor, mask: Tensor, value: Tensor | float) -> Tensor:
     require_tensors("masked_fill", x=x, mask=mask)
     if mask.dtype is not dtypes.bool:
         raise DtypeError(f"masked_fill: {describe('mask', mask)}: it must be bool, as mask != 0 is")
-    if isinstance(value, Tensor):
-        if value.ndim:
-            raise ShapeError(f"masked_fill: {describe('value', value)}: it must be 0-d: use where(mask, value, x)")
-        value = astype(value, x.dtype, copy=False)
-    return astype(where(mask, value, x), x.dtype, copy=False)
+    if isinstance(value, Tensor) and value.ndim:
+        raise ShapeError(f"masked_fill: {describe('value', value)}: it must be 0-d: use where(mask, value, x)")
+    filled = where(mask, value, x)
+    if filled.dtype.is_float and not x.dtype.is_float:
+        raise DtypeError(f"masked_fill: the value is floating, {describe('x', x)}: use x.astype(...) first")
+    return astype(filled, x.dtype, copy=False)

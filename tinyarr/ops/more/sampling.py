@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ... import dtypes, eager
+from ... import dtypes, eager, views
 from ...errors import ArgumentError, ShapeError, describe, whole_number
 from ...random import Generator, default_generator
 from ...tensor import Tensor, require_tensors
@@ -68,21 +68,21 @@ def _by_inversion(weights: Tensor, count: int, generator: Generator | None) -> t
 
 
 @elementwise
-def _ring_time(weight, key, counter):
+def _arrival_time(weight, key, counter):
     u = (scalar.cast(scalar.random_bits(key, counter), dtypes.float64) + 0.5) * 2.0**-32
     is_weight = (weight >= 0) & (weight < math.inf)
     return scalar.where(is_weight, -scalar.log(u) / weight, -math.inf)
 
 
-_ring_time.no_gradient()
+_arrival_time.no_gradient()
 
 
 def _by_race(weights: Tensor, count: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
-    """Classes (..., count) that ring first, each at a random time, and whether a row has so many positive weights.
+    """The first classes (..., count) of an exponential race, and whether a row has so many positive weights.
 
-    The time is exponential at a rate that is the weight: infinite for 0. What is no weight rings at -infinity.
+    A class arrives at an exponential time whose rate is its weight, never for 0. What is no weight comes at -infinity.
     """
-    times = _ring_time(weights, *(generator or default_generator()).take())
+    times = _arrival_time(weights, *(generator or default_generator()).take())
     if count == 1:
         return argmin(times, axis=-1, keepdims=True), isfinite(min(times, axis=-1))
     first, drawn = topk(times, count, largest=False)
@@ -94,7 +94,7 @@ def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=N
 
     It sorts 32 random bits each: of two elements the smaller comes first with probability 1/2 + 2**-33.
     """
-    order = argsort(random_bits((whole_number("randperm", "n", n),), generator=generator, device=device))
+    order = argsort(random_bits(views.normalize_shape("randperm", n), generator=generator, device=device))
     return order if dtype is None else astype(order, dtype)
 
 

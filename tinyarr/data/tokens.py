@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import FileError
+from ..errors import FileError
 
 HEADER_BYTES = 256 * 4  # 256 int32
 FORMATS: dict[int, tuple[int, np.dtype]] = {  # magic: version, and a type for ids up to 65,535, or beyond
