@@ -137,6 +137,7 @@ from .ops.more.pooling import avg_pool2d, max_pool2d
 from .ops.more.rotary import rotary_embedding
 from .ops.more.sampling import multinomial, rand_like, randn_like, randperm
 from .ops.more.scan import cumulative_prod, cumulative_sum, diff
+from .ops.more.slices import flip, unstack
 from .ops.more.sort import argsort, nonzero, searchsorted, sort, topk
 from .ops.more.spacing import eye, linspace
 from .ops.more.statistics import std, var, vector_norm
@@ -149,7 +150,6 @@ from .ops.shape import (
     broadcast_to,
     concat,
     expand_dims,
-    flip,
     matrix_transpose,
     moveaxis,
     permute_dims,
@@ -158,7 +158,6 @@ from .ops.shape import (
     squeeze,
     stack,
     swapaxes,
-    unstack,
 )
 from .ops.softmax import log_softmax, logsumexp, softmax
 from .other_names import FUNCTIONS as _OTHER_NAMES

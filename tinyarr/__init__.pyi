@@ -153,6 +153,8 @@ from .ops.more.sampling import randperm as randperm
 from .ops.more.scan import cumulative_prod as cumulative_prod
 from .ops.more.scan import cumulative_sum as cumulative_sum
 from .ops.more.scan import diff as diff
+from .ops.more.slices import flip as flip
+from .ops.more.slices import unstack as unstack
 from .ops.more.sort import argsort as argsort
 from .ops.more.sort import nonzero as nonzero
 from .ops.more.sort import searchsorted as searchsorted
@@ -194,7 +196,6 @@ from .ops.rowwise import rowwise as rowwise
 from .ops.shape import broadcast_to as broadcast_to
 from .ops.shape import concat as concat
 from .ops.shape import expand_dims as expand_dims
-from .ops.shape import flip as flip
 from .ops.shape import matrix_transpose as matrix_transpose
 from .ops.shape import moveaxis as moveaxis
 from .ops.shape import permute_dims as permute_dims
@@ -203,7 +204,6 @@ from .ops.shape import split as split
 from .ops.shape import squeeze as squeeze
 from .ops.shape import stack as stack
 from .ops.shape import swapaxes as swapaxes
-from .ops.shape import unstack as unstack
 from .ops.softmax import log_softmax as log_softmax
 from .ops.softmax import logsumexp as logsumexp
 from .ops.softmax import softmax as softmax

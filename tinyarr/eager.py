@@ -148,11 +148,10 @@ def check_outs(call, outs: Sequence[Array]) -> None:
 def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence[Array]) -> Sequence[Array]:
     """Runs into existing memory, through a temporary where the kernel can't bear its strides or an operand in it."""
     check_outs(call, outs)
-
-    def clashes(out: Array, x: Any) -> bool:
-        return type(x) is Array and out.overlaps(x) and not (kernel.in_place and out.same_place(x))
-
-    clash = any(clashes(out, x) for out in outs for x in operands)
+    clash = False
+    for x in operands:
+        if type(x) is Array:
+            clash = clash or any(out.overlaps(x) and not (kernel.in_place and out.same_place(x)) for out in outs)
     if clash or not (kernel.in_place or all(views.is_contiguous(out.view) for out in outs)):
         fresh = launch(operands, None)
         assert fresh is not None

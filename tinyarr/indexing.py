@@ -14,10 +14,14 @@ from .ops.create import arange, full
 from .ops.elementwise import astype, where
 from .ops.index import flat_positions, require_integers, scatter, take
 from .ops.more.slice_at import Span, in_trace, moves, slice_at, span_of, with_spans
+from .ops.more.slices import unstack
 from .ops.more.sort import nonzero
-from .ops.primitive import executor
-from .ops.shape import broadcast_to, permute_dims, reshape, slice_axes
+from .ops.primitive import apply, executor
+from .ops.shape import _slice, _unslice, broadcast_to, permute_dims, reshape, view_primitive
 from .tensor import Tensor
+from .views import Shape, View
+
+_BASIC = {int, slice, type(None), type(...)}
 
 
 def _whole_number(index: Any) -> int:
@@ -32,38 +36,71 @@ def _whole_number(index: Any) -> int:
         ) from None
 
 
+def _index_view(view: View, *, starts: Shape, stops: Shape, steps: Shape, axes: Shape) -> View:
+    """The view of a slice along every axis; axes: of each axis of the result the number, -1 for a new one of size 1."""
+    shape, strides, offset = [], [], view.offset
+    for start, stride in zip(starts, view.strides, strict=True):
+        offset += start * stride
+    for a in axes:
+        shape.append(1 if a < 0 else len(range(starts[a], stops[a], steps[a])))
+        strides.append(1 if a < 0 else view.strides[a] * steps[a])
+    return View(tuple(shape), tuple(strides), view.offset if 0 in shape else offset)
+
+
+_index = view_primitive("index", _index_view)
+
+
+@_index.gradient
+def _index_gradient(g, *, starts, stops, steps, shapes):
+    cut = views.slice_view(views.contiguous(shapes[0]), starts, stops, steps)
+    return apply(_unslice, reshape(g, cut.shape), shape=shapes[0], starts=starts, stops=stops, steps=steps)
+
+
 def _basic(x: Tensor, key: tuple) -> Tensor:
     """A view of x by ints, slices, None and Ellipsis."""
-    ellipses = [i for i, k in enumerate(key) if k is Ellipsis]
-    if len(ellipses) > 1:
-        raise OutOfBounds(f"index: {key} holds more than one Ellipsis")
-    named = sum(k is not None and k is not Ellipsis for k in key)
-    if named > x.ndim:
-        raise OutOfBounds(f"index: {named} indices came for a tensor of shape {x.shape}: it has {x.ndim} dimensions")
-    at = ellipses[0] if ellipses else len(key)
-    key = key[:at] + (slice(None),) * (x.ndim - named) + key[at + 1 :]
-    slices, dropped, added, axis = [], set(), [], 0
+    shape = x.array.shape
+    hidden, has_ellipsis = len(shape), False  # the first: how many axes ... stands for
     for k in key:
+        if k is Ellipsis:
+            has_ellipsis = True
+        elif k is not None:
+            hidden -= 1
+    if hidden < 0:
+        came = f"{len(shape) - hidden} indices came for a tensor of shape {shape}"
+        raise OutOfBounds(f"index: {came}: it has {len(shape)} dimensions")
+    starts: list[int] = []
+    stops: list[int] = []
+    steps: list[int] = []
+    axes: list[int] = []
+    for k in key if has_ellipsis or not hidden else (*key, Ellipsis):
+        axis = len(starts)
         if k is None:
-            added.append(axis)
+            axes.append(-1)
             continue
-        n = x.shape[axis]
+        if k is Ellipsis:
+            if hidden < 0:
+                raise OutOfBounds(f"index: {key} holds more than one Ellipsis")
+            starts += (0,) * hidden
+            stops += shape[axis : axis + hidden]
+            steps += (1,) * hidden
+            axes += range(axis, axis + hidden)
+            hidden = -1
+            continue
+        n = shape[axis]
         if isinstance(k, slice):
-            slices.append(k)
+            start, stop, step = k.indices(n)
+            axes.append(axis)
         else:
-            i = _whole_number(k)
+            i = k if type(k) is int else _whole_number(k)
             if not -n <= i < n:
                 raise OutOfBounds(f"index: {i} is outside axis {axis} of size {n}: use {-n} to {n - 1}")
-            slices.append(slice(i % n, i % n + 1))
-            dropped.add(axis)
-        axis += 1
-    result = slice_axes(x, slices)
-    shape: list[int] = []
-    for a in range(x.ndim + 1):
-        shape += [1] * added.count(a)
-        if a < x.ndim and a not in dropped:
-            shape.append(result.shape[a])
-    return result if tuple(shape) == result.shape else reshape(result, shape)
+            start, stop, step = i % n, i % n + 1, 1
+        starts.append(start)
+        stops.append(stop)
+        steps.append(step)
+    cut: Any = {"starts": tuple(starts), "stops": tuple(stops), "steps": tuple(steps)}
+    is_slice = len(axes) == len(shape) and -1 not in axes
+    return apply(_slice, x, **cut) if is_slice else apply(_index, x, **cut, axes=tuple(axes))
 
 
 def _parts(x: Tensor, key: Any) -> list[Any]:
@@ -181,6 +218,9 @@ def _moving(x: Tensor, parts: list[Any]) -> tuple[Tensor, list[Span], list[Any]]
 
 def getitem(x: Tensor, key: Any) -> Tensor:
     """x[key]: ints, slices, None and Ellipsis give a view, integer tensors and masks a copy."""
+    given = key if type(key) is tuple else (key,)
+    if executor.get() is eager and _BASIC.issuperset(map(type, given)):
+        return _basic(x, given)
     if _is_lone_bool(key):
         return _basic(x, (None, ...))[: int(key)]
     parts = _parts(x, key)
@@ -202,6 +242,10 @@ def _through(view: Tensor, spans: Sequence[Span], rest: list[Any]) -> Tensor:
 
 def setitem(x: Tensor, key: Any, value: Any) -> None:
     """x[key] = value: writes into x's memory (see assign). Where positions repeat the last value stays."""
+    given = key if type(key) is tuple else (key,)
+    if executor.get() is eager and _BASIC.issuperset(map(type, given)):
+        _assign(_basic(x, given), value)
+        return
     if dtypes.scalar_kind(dtypes.python_scalar(value)) is not None:
         value = full((), value, dtype=x.dtype, device=x.device)
     if _is_lone_bool(key):
@@ -289,4 +333,4 @@ def _is_lone_bool(key: Any) -> bool:
 def iterate(x: Tensor):
     if not x.ndim:
         raise TypeError("iteration: a 0-d tensor has no elements to walk over: use item()")
-    return (x[i] for i in range(len(x)))
+    return iter(unstack(x))

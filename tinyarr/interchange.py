@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from . import array, dtypes, eager
+from . import array, dtypes, eager, views
 from .array import Array
 from .device import Device
 from .dtypes import Dtype
@@ -178,8 +178,9 @@ def to(x: Tensor, device: str | Device | Dtype | None = None, dtype: Dtype | Non
 
 def to_numpy(x: Tensor) -> np.ndarray:
     """A fresh np.ndarray with the elements: writing into it does not change the tensor."""
-    executor.get().observe(x.array)
-    return x.device.backend.to_numpy(x.array)
+    values = x.array
+    executor.get().observe(values)
+    return values.device.backend.to_numpy(values)
 
 
 def copy_to_host_async(x: Tensor) -> None:
@@ -205,9 +206,9 @@ def numel(x: Tensor) -> int:
 
 def item(x: Tensor) -> Any:
     """The one element as a Python number. Raises ShapeError where there are more or none."""
-    if x.size != 1:
+    if views.size(x.array.shape) != 1:
         raise ShapeError(f"item: the tensor has shape {x.shape}: only a single element converts to a Python number")
-    return to_numpy(x).reshape(()).tolist()
+    return to_numpy(x).item()
 
 
 def as_numpy_array(self: Tensor, dtype=None, copy=None) -> np.ndarray:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from . import autograd, indexing, interchange
 from .ops import activation, assign, create, elementwise, index, matmul, random, reduce, shape, softmax
-from .ops.more import in_place, masking, sampling, scan, sort, statistics, tiling  # fmt: skip
+from .ops.more import in_place, masking, sampling, scan, slices, sort, statistics, tiling  # fmt: skip
 from .ops.operators import OPERATORS
 from .tensor import Tensor, add_methods
 
@@ -32,7 +32,7 @@ add_methods(
 # Operations on axes and shapes.
 add_methods(
     reshape=shape.reshape, permute_dims=shape.permute_dims, broadcast_to=shape.broadcast_to, swapaxes=shape.swapaxes,
-    expand_dims=shape.expand_dims, squeeze=shape.squeeze, flip=shape.flip, split=shape.split, unstack=shape.unstack,
+    expand_dims=shape.expand_dims, squeeze=shape.squeeze, flip=slices.flip, split=shape.split, unstack=slices.unstack,
     moveaxis=shape.moveaxis, T=property(shape.transposed), mT=property(shape.matrix_transpose),
     roll=tiling.roll, tile=tiling.tile, repeat=tiling.repeat,
     sum=reduce.sum, prod=reduce.prod, count_nonzero=reduce.count_nonzero, any=reduce.any, all=reduce.all,

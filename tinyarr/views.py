@@ -233,8 +233,9 @@ def slice_view(view: View, starts: Shape, stops: Shape, steps: Shape) -> View:
     >>> slice_view(View((4, 5), (5, 1)), (1, 0), (4, 2), (2, 1))
     View(shape=(2, 2), strides=(10, 1), offset=5)
     """
-    shape = tuple(len(range(*s)) for s in zip(starts, stops, steps, strict=True))
-    offset = view.offset
-    if 0 not in shape:
-        offset += sum(start * stride for start, stride in zip(starts, view.strides, strict=True))
-    return View(shape, tuple(stride * step for stride, step in zip(view.strides, steps, strict=True)), offset)
+    shape, strides, offset = [], [], view.offset
+    for start, stop, step, stride in zip(starts, stops, steps, view.strides, strict=True):
+        shape.append(len(range(start, stop, step)))
+        strides.append(stride * step)
+        offset += start * stride
+    return View(tuple(shape), tuple(strides), view.offset if 0 in shape else offset)

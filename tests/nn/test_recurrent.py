@@ -30,6 +30,8 @@ def long(x, h, state):
     return lstm(*np.split(x + h, 4, -1), state[1])
 
 
+# Outputs and cells are at most a few units, made by some ten roundings a step in at most six steps.
+CLOSE = {"rtol": 1e-11, "atol": 1e-13}
 KINDS = {"RNN": (plain, 1), "GRU": (gated, 1), "LSTM": (long, 2)}  # name: (a step in NumPy, tensors of state)
 
 
@@ -77,10 +79,10 @@ def test_a_sequence_is_its_steps_one_after_the_other(kind, T, B, inputs, H, laye
     outputs, *ends = (t.numpy() for t in flat(module(given_, told(state))))
     outputs = outputs.swapaxes(0, 1) if batch_first else outputs
     for t, e in zip((outputs, *ends), expected, strict=True):
-        np.testing.assert_allclose(t, e, rtol=1e-11)
+        np.testing.assert_allclose(t, e, **CLOSE)
     alone = flat(module(Tensor(x[:, 0]), told(state[:, :, 0])))  # a sequence without a batch
     for t, e in zip(alone, expected):
-        np.testing.assert_allclose(t.numpy(), e[:, 0], rtol=1e-11)
+        np.testing.assert_allclose(t.numpy(), e[:, 0], **CLOSE)
     begun = [t.tolist() for t in flat(module(given_))]
     assert begun == [t.tolist() for t in flat(module(given_, told(0 * state)))]
 
@@ -94,9 +96,9 @@ def test_a_cell_is_a_step_of_its_layer(kind):
     state = None
     for row, output in zip(x, outputs):
         state = cell(row, state)
-        np.testing.assert_allclose(flat(state)[0].numpy(), output.numpy(), rtol=1e-12)
+        np.testing.assert_allclose(flat(state)[0].numpy(), output.numpy(), **CLOSE)
     for s, e in zip(flat(state), flat(end)):
-        np.testing.assert_allclose(s.numpy(), e[0].numpy(), rtol=1e-12)
+        np.testing.assert_allclose(s.numpy(), e[0].numpy(), **CLOSE)
     assert flat(cell(x[0, 0]))[0].shape == (4,)
 
 

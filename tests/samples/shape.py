@@ -38,6 +38,11 @@ def broadcast_cases(draw) -> Case:
     return Case((Operand(x),), {"shape": (*lead, *np.broadcast_shapes(x, y))})
 
 
+def slice_cases(draw) -> Case:
+    shape = draw(shapes(max_side=5))
+    return Case((Operand(shape),), {"key": tuple(draw(st.slices(n)) for n in shape)})
+
+
 def index_cases(draw) -> Case:
     shape = draw(shapes(max_side=5))
     return Case((Operand(shape),), {"key": draw(basic_indices(shape, allow_newaxis=True))})
@@ -103,6 +108,11 @@ SAMPLES["broadcast_to"] = arrangement(
 SAMPLES["slice"] = arrangement(
     lambda x, key: x[key],
     lambda x, key: x[key],
+    slice_cases,
+)
+SAMPLES["index"] = arrangement(
+    lambda x, key: x[key],
+    lambda x, key: x[key],
     index_cases,
     refused(lambda: zeros((2, 3))[2], OutOfBounds, "index", "2", "axis 0", "size 2", "-2 to 1"),
     refused(lambda: zeros((2, 3))[0, 0, 0], OutOfBounds, "index", "3 indices", "(2, 3)"),
@@ -134,4 +144,10 @@ SAMPLES["split"] = arrangement(
     split_cases,
     refused(lambda: zeros(5).split([2, 2]), ShapeError, "split", "(5,)", "(2, 2)", "sum to 5"),
     refused(lambda: zeros(5).split(0), ShapeError, "split", "sizes is 0"),
+)
+SAMPLES["unstack"] = arrangement(
+    lambda x, axis: tinyarr.unstack(x, axis=axis),
+    lambda x, axis: tuple(np.moveaxis(x, axis, 0)),
+    lambda draw: Case((Operand(draw(shapes(min_ndim=1, min_side=1))),), {"axis": draw(st.sampled_from((0, -1)))}),
+    refused(lambda: tinyarr.unstack(zeros((2, 3)), axis=2), OutOfBounds, "unstack", "axis is 2"),
 )

@@ -21,6 +21,7 @@ from ..ops.loss import _cross_entropy, _cross_entropy_gradient
 from ..ops.matmul import _matmul, matmul
 from ..ops.more.convolution import _fold, _unfold
 from ..ops.more.scan import _cumulative_prod, _cumulative_sum
+from ..ops.more.slices import unstack
 from ..ops.more.sort import _argsort
 from ..ops.primitive import Call, Primitive, apply
 from ..ops.reduce import _argmax, _argmin, _max, _min, _prod, _sum
@@ -34,7 +35,6 @@ from ..ops.shape import (
     moveaxis,
     reshape,
     stack,
-    unstack,
 )
 from ..tensor import Tensor
 

@@ -15,7 +15,7 @@ from .elementwise_primitive import elementwise
 from .index import take
 from .primitive import Bounds, Primitive, apply
 from .reduce import mean, sum
-from .rowwise import rowwise
+from .rowwise import Rowwise
 from .shape import expand_dims, reshape
 from .softmax import log_softmax, logsumexp
 
@@ -25,12 +25,14 @@ def _infer_cross_entropy(shapes, types, *, ignore_index):
     return [(shapes[1], kept), (shapes[1], kept)]
 
 
-@rowwise(outputs=("loss", "lse"))
-def _loss_of_class(x, target, *, ignore_index):
+def _of_class(x, target, *, ignore_index):
     largest = row.stop(row.max(x))
     lse = scalar.log(row.sum(scalar.exp(x - largest)))
     loss = scalar.where(scalar.equal(target, ignore_index), 0, lse - row.at(x - largest, target))
     return loss, scalar.where(scalar.make("isinf", largest), largest, lse + largest)
+
+
+_loss_of_class = Rowwise("loss_of_class", _of_class, ("x", "target"), ("loss", "lse"), derived=True)
 
 
 @_loss_of_class.gradient

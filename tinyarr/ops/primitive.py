@@ -254,6 +254,8 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     is where the results are written instead; its version counter goes up. `device` is needed where no operand is a
     tensor.
     """
+    if primitive.view is not None and out is None and (viewed := _viewed(primitive, operands, params)) is not None:
+        return viewed
     wants_gradient = False
     arrays: list[Any] = []
     key: list[Any] = list(parameter_key(params)) if params else []
@@ -301,6 +303,18 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
     return tuple(tensors) if primitive.returns_tuple else tensors[0]
 
 
+def _viewed(primitive: Any, operands: Sequence[Any], params: dict[str, Any]) -> Any:
+    """A view that nothing records, for which no Call is kept: starts of slices seldom come again. None for others."""
+    x = operands[0]
+    if executor.get() is not eager or not isinstance(x, Tensor) or (x._requires_grad and recording.get()):
+        return None
+    array = x.array
+    found: Any = primitive.view(View(array.shape, array.strides, array.offset), **params)
+    if primitive.returns_tuple:
+        return tuple([result_tensor(array.through(view)) for view in found])
+    return None if found is None else result_tensor(array.through(found))
+
+
 def _composite(call: Call) -> Callable:
     if call.primitive.composite is None:
         raise DeviceError(
@@ -314,11 +328,13 @@ def _write(call: Call, operands: Sequence[Any], arrays: Sequence[Any], out: Any,
     """Runs `call` into the memory of existing tensors."""
     outs = tuple(out) if isinstance(out, tuple | list) else (out,)
     for o in outs:
-        require_tensors(call.primitive.name, out=o)
+        if not isinstance(o, Tensor):
+            require_tensors(call.primitive.name, out=o)
+        wants_gradient = wants_gradient or (o._requires_grad and recording.get())
     if len(outs) != len(call.out_shapes):
         came = f"out holds {len(outs)}, the results are {len(call.out_shapes)}"
         raise ArgumentError(f"{call.primitive.name}: {came}: give a tensor for each result")
-    if wants_gradient or any(o._requires_grad and recording.get() for o in outs):
+    if wants_gradient:
         raise GradientError(
             f"{call.primitive.name}: out= takes part in a gradient: a write can't be differentiated; "
             "use where or concat to build a new tensor, or write under no_grad()"

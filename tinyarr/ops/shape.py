@@ -153,13 +153,6 @@ def squeeze(x: Tensor, /, axis: int | Sequence[int]) -> Tensor:
     return reshape(x, tuple(n for i, n in enumerate(x.shape) if i not in axes))
 
 
-def flip(x: Tensor, /, *, axis: int | Sequence[int] | None = None) -> Tensor:
-    """The order of the elements reversed along the axes (all by default); a view."""
-    axes = views.normalize_axes("flip", axis, x.ndim)
-    backwards, whole = slice(None, None, -1), slice(None)
-    return slice_axes(x, [backwards if i in axes else whole for i in range(x.ndim)])
-
-
 def _infer_concat(shapes, dtypes, *, axis):
     first = shapes[0]
     for i, shape in enumerate(shapes):
@@ -205,7 +198,9 @@ def require_each(operation: str, tensors: Sequence[Tensor]) -> None:
         raise TypeError(f"{operation}: tensors is {type(tensors).__name__}: give a list of tensors")
     if not tensors:
         raise ShapeError(f"{operation}: needs at least one tensor")
-    require_tensors(operation, **{f"tensor {i}": t for i, t in enumerate(tensors)})
+    for i, t in enumerate(tensors):
+        if not isinstance(t, Tensor):
+            require_tensors(operation, **{f"tensor {i}": t})
 
 
 def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
@@ -219,13 +214,14 @@ def concat(tensors: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
 def stack(tensors: Sequence[Tensor], /, *, axis: int = 0) -> Tensor:
     """The tensors, all of one shape, joined along a new axis."""
     require_each("stack", tensors)
+    ndim, shape = tensors[0].ndim, tensors[0].shape
     for i, t in enumerate(tensors):
-        if t.shape != tensors[0].shape:
-            raise ShapeError(
-                f"stack: tensor 0 has shape {tensors[0].shape}, tensor {i} has shape {t.shape}: must be equal"
-            )
-    axis = views.normalize_axis("stack", axis, tensors[0].ndim + 1)
-    return concat([expand_dims(t, axis) for t in tensors], axis=axis)
+        if t.array.shape != shape:
+            raise ShapeError(f"stack: tensor 0 has shape {shape}, tensor {i} has shape {t.shape}: must be equal")
+    axis = views.normalize_axis("stack", axis, ndim + 1)
+    if axis == ndim:
+        return concat([expand_dims(t, axis) for t in tensors], axis=axis)
+    return reshape(concat(tensors, axis=axis), (*shape[:axis], len(tensors), *shape[axis:]))
 
 
 def _split_view(view: View, *, sizes: Shape, axis: int) -> list[View]:
@@ -267,13 +263,6 @@ def split(x: Tensor, sizes: int | Sequence[int], *, axis: int = 0) -> tuple[Tens
     if builtins.sum(parts) != n or min(parts, default=0) < 0:
         raise ShapeError(f"split: x has shape {x.shape}, axis is {axis}, sizes are {parts}: they must sum to {n}")
     return apply(_split, x, sizes=parts, axis=axis)
-
-
-def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
-    """The slices of x along an axis, which they lack; views."""
-    axis = views.normalize_axis("unstack", axis, x.ndim)
-    n = x.shape[axis]
-    return tuple(squeeze(part, axis) for part in split(x, [1] * n, axis=axis)) if n else ()
 
 
 def moveaxis(x: Tensor, source: int | Sequence[int], destination: int | Sequence[int], /) -> Tensor:

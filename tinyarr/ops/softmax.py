@@ -15,18 +15,13 @@ from .rowwise import rowwise
 from .shape import moveaxis, reshape
 
 
-def _largest(operation: str, x: Tensor, axis: Axis) -> Tensor:
-    """The largest element along axes that are kept; subtracted from x it changes no result, so it has no gradient."""
-    return extremum(operation, "max", x.detach(), axis, keepdims=True)
-
-
 @computed_wide
 def logsumexp(x: Tensor, /, axis: Axis = None, *, keepdims: bool = False) -> Tensor:
     """log(sum(exp(x))) over axes, without overflow; -inf over an empty axis."""
     axes = views.normalize_axes("logsumexp", axis, x.ndim)
     if 0 in [x.shape[a] for a in axes]:
         return sum(x, axis=axes, keepdims=keepdims) - math.inf
-    largest = _largest("logsumexp", x, axes)
+    largest = extremum("logsumexp", "max", x.detach(), axes, keepdims=True)  # it changes no result: no gradient
     shift = where(equal(abs(largest), math.inf), 0, largest)
     total = log(sum(exp(x - shift), axis=axes, keepdims=True)) + shift
     return total if keepdims else reshape(total, reduced_shape(x.shape, axes, keepdims=False))

@@ -42,7 +42,7 @@ class NumpyBackend(Backend):
     def handle(self, array: Array) -> np.ndarray:
         memory = array.storage.memory
         if memory.dtype is not _BYTES:
-            memory = memory.reshape(-1).view(_BYTES)
+            memory = array.storage.memory = memory.reshape(-1).view(_BYTES)
         itemsize = array.dtype.itemsize
         strides = tuple([s * itemsize for s in array.strides])
         return np.ndarray(array.shape, array.dtype.numpy, memory, array.offset * itemsize, strides)

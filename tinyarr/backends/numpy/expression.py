@@ -211,6 +211,8 @@ class Tiles:
         known = self.known(inputs)
         if self.size == 0:
             return
+        if not self.steps:  # but copies: of constants, of operands
+            return self._tile(known, inputs, outputs, [], ..., None)
         if self.size <= TILE:
             tile = Tile(0, (0,) * len(self.shape), len(self.shape), scratch[1:])
             self._tile(known, inputs, outputs, self._registers(self.shape, scratch), ..., tile)
@@ -233,7 +235,7 @@ class Tiles:
             tile = Tile(start, corner, len(self.shape), scratch[1:])
             self._tile(known, inputs, outputs, registers[shape], where, tile)
 
-    def _tile(self, known: list, inputs: Sequence, outputs: Sequence, registers: list, where: Any, tile: Tile) -> None:
+    def _tile(self, known: list, inputs: Sequence, outputs: Sequence, registers: list, where: Any, tile: Any) -> None:
         known[-1] = tile
         for i, k in self.inputs:
             known[i] = inputs[k][where]

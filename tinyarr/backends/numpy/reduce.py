@@ -98,11 +98,14 @@ def _sum_scratch(call):
 def sum(x, out, *scratch, axis, keepdims):
     if len(scratch) > 1:
         _sum_in_steps(x, out, *scratch, axis=axis)
-    elif not scratch:
-        np.add.reduce(x, axis=axis, out=out, keepdims=keepdims, dtype=out.dtype)
     else:
-        (wide,) = scratch
-        np.add.reduce(x, axis=axis, out=wide, keepdims=keepdims, dtype=wide.dtype)
+        _reduce(np.add, x, out, *scratch, axis=axis, keepdims=keepdims)
+
+
+def _reduce(ufunc, x, out, wide=None, *, axis, keepdims):
+    total = out if wide is None else wide
+    ufunc.reduce(x, axis=axis, out=total, keepdims=keepdims, dtype=total.dtype)
+    if wide is not None:
         np.copyto(out, wide, casting="unsafe")
 
 
@@ -121,13 +124,7 @@ def _sum_in_steps(x, out, total, *scratch, axis):
     np.copyto(out, total.reshape(out.shape), casting="unsafe")
 
 
-@kernel("prod", layouts="dense", scratch=wide_result)
-def prod(x, out, wide=None, *, axis, keepdims):
-    if wide is None:
-        np.multiply.reduce(x, axis=axis, out=out, keepdims=keepdims, dtype=out.dtype)
-    else:
-        np.multiply.reduce(x, axis=axis, out=wide, keepdims=keepdims, dtype=wide.dtype)
-        np.copyto(out, wide, casting="unsafe")
+kernel("prod", layouts="dense", scratch=wide_result)(functools.partial(_reduce, np.multiply))
 
 
 def _rows(call):

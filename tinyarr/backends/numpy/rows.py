@@ -103,7 +103,7 @@ class _Rows(Tiles):
         self.copied = [(o, i) for o, i in self.copied if o not in self.columns]
 
     def _ordered(self, varying: Sequence[int]) -> list[int]:
-        """The steps that conditions and outs are made of, each after what it needs, conditions first."""
+        """The steps that conditions and results are made of, each after what it needs, conditions first."""
         values, order = self.typed.values, dict[int, None]()
         computed = {i for i in varying if values[i].op != "index"}
         wanted = [*self.typed.outputs, *self.conditions]

@@ -11,7 +11,8 @@ from ..create import full, ones_like, zeros_like
 from ..elementwise import logical_xor
 from ..primitive import Primitive, apply
 from ..reduce import _prod, accumulator, restored
-from ..shape import concat, flip, permute_dims, reshape, slice_axes
+from ..shape import concat, permute_dims, reshape, slice_axes
+from .slices import flip
 
 
 def _same(shapes, types, *, axis):
