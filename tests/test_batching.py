@@ -264,6 +264,7 @@ def test_the_gradient_of_a_shared_weight_is_one_product_and_none_for_each_exampl
     given = W, drawn(3, 6), X, Y
     with recorded() as ran:
         found = ta.grad(lambda *given: vmap(function, (None, None, 0, 0))(*given).sum(), (0, 1))(*given)
+        ta.jvp(ta.grad(lambda w: vmap(lambda x: ta.tanh(x @ w).sum())(X).sum()), (W,), (W,))
     made = {shape for call, _ in ran if call.primitive.view is None for shape in call.out_shapes}
     assert (4, 6) in made and (5, 4, 6) not in made and (5, 6, 4) not in made
     for g, each in zip(found, vmap(ta.grad(function, (0, 1)), (None, None, 0, 0))(*given)):
