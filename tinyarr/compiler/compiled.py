@@ -65,7 +65,7 @@ def compile(
     a list, a tensor or an object with attributes, raises TraceError, as does a change of what is not state.
 
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
-    elementwise results and norms are made again when they are next read; a warning says if that is not enough.
+    elementwise results, norms and unfolded windows are made again when next read; a warning says if that is not enough.
 
     Raises TraceError where the function asks for elements, or uses a tensor that can't be found again; OutOfBounds for
     a bad index, on the CPU with every tensor as it was before the call (random draws count on). On a GPU the program
