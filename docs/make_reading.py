@@ -24,7 +24,7 @@ ORDER = {  # of floor 1: each file needs only those before it
     "Sunday morning: NumPy runs it": """backends/__init__ backends/base backends/numpy/registry backends/numpy/pool
         backends/numpy/erf backends/numpy/functions backends/numpy/expression backends/numpy/reduce
         backends/numpy/rows backends/numpy/index backends/numpy/matmul backends/numpy/shape backends/numpy/__init__""",
-    "Sunday afternoon: training": """nn/module nn/initial nn/layers segments optim/optimizer optim/adamw
+    "Sunday afternoon: training": """nn/module nn/new_parameters nn/layers segments optim/optimizer optim/adamw
         optim/clipping schedule""",
     "Sunday evening: GPT-2": "models/cache models/gpt2",
 }

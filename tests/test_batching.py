@@ -46,7 +46,10 @@ def joined(examples: list[list[Tensor]], axes: list[int | None]) -> list[Tensor]
 @pytest.mark.property
 @pytest.mark.parametrize("name", thinned(NAMES, 4))
 def test_a_primitive_that_is_mapped_is_the_primitive_of_each_example(name):
-    """For each choice of operands that are mapped, and of their axes; the others are the same for all examples."""
+    """For each choice of operands that are mapped, and of their axes; the others are the same for all examples.
+
+    It has the same bits, or, where sums are made in another order, is as near to the exact result.
+    """
     sample = SAMPLES[name]
 
     @at_most(12, first=2)
@@ -57,14 +60,17 @@ def test_a_primitive_that_is_mapped_is_the_primitive_of_each_example(name):
         examples, axes = draw_examples(data.draw, name, case, dtype, data.draw(st.integers(1, 3)))
         seed = data.draw(st.integers(0, 9))
         ta.manual_seed(seed)
-        mapped = vmap(lambda *x: sample.function(*x, **case.params), axes, randomness="same")
-        found = in_tuple(mapped(*joined(examples, axes)))
+        function = vmap(lambda *x: sample.function(*x, **case.params), axes, randomness="same")
+        found = in_tuple(function(*joined(examples, axes)))
         for i, example in enumerate(examples):
             ta.manual_seed(seed)
             with recorded() as ran:
-                sample.function(*example, **case.params)
-            calls = [call for call, _ in ran if call.primitive.name == name]
-            assert_exact(name, case, dtype, calls, example, tuple(x[i] for x in found))
+                alone = in_tuple(sample.function(*example, **case.params))
+            mapped = tuple(x[i] for x in found)
+            if any(x.numpy().tobytes() != y.numpy().tobytes() for x, y in zip(mapped, alone, strict=True)):
+                calls = [call for call, _ in ran if call.primitive.name == name]
+                assert_exact(name, case, dtype, calls, example, mapped)
+            assert [(x.shape, x.dtype) for x in mapped] == [(x.shape, x.dtype) for x in alone]
 
     check()
 
@@ -224,10 +230,16 @@ def test_a_map_that_backward_has_freed_holds_no_memory_though_its_result_lives_o
 
 
 def test_the_gradient_of_a_shared_weight_is_one_product_and_none_for_each_example():
-    function = ta.value_and_grad(lambda w, table: vmap(lambda x, i: (x @ w + table[i]).sum())(X, Y).sum(), (0, 1))
+    def function(w, table, x, i):
+        return ((x @ w + table[i]) @ w.T @ w * table[0]).sum()
+
+    given = W, drawn(3, 6), X, Y
     with recorded() as ran:
-        function(W, drawn(3, 6))
-    assert not [call for call, _ in ran if (5, 4, 6) in call.out_shapes or (5, 3, 6) in call.out_shapes]
+        found = ta.grad(lambda *given: vmap(function, (None, None, 0, 0))(*given).sum(), (0, 1))(*given)
+    made = {shape for call, _ in ran if call.primitive.view is None for shape in call.out_shapes}
+    assert (4, 6) in made and (5, 4, 6) not in made and (5, 6, 4) not in made
+    for g, each in zip(found, vmap(ta.grad(function, (0, 1)), (None, None, 0, 0))(*given)):
+        assert_close(g, each.sum(axis=0))
 
 
 def test_what_changes_gradients_inside_does_so_for_each_example():

@@ -37,6 +37,7 @@ layer = nn.Linear(3, 4)
         (lambda: optim.AdamW([layer.weight], betas=0.9), ArgumentError, "AdamW: betas is 0.9: both must lie in"),
         (lambda: optim.clip_grad_norm(layer, 1.0), TypeError, r"clip_grad_norm: parameters is Linear: pass model\.par"),
         (lambda: optim.grad_norm(layer.parameters), TypeError, r"grad_norm: parameters is method: pass model\.par"),
+        (lambda: ta.save(layer.state_dict(), "a"), TypeError, r"^save: path is dict: it comes first: save"),
         (lambda: saving.save("a", layer), TypeError, r"save: tensors is Linear: give .* model\.state_dict\(\)"),
         (lambda: ta.grad(lambda w: w["a"].sum())({"a": 1}), ArgumentError, "grad: argument 0 of .* is int: it must"),
         (lambda: x + np.ones(3), TypeError, "add: y is ndarray: make it a tensor"),

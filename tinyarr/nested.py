@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def save(path: str | Path, tree: Any) -> None:
     >>> saved["step"]
     3
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"save: path is {type(path).__name__}: it comes first: save(path, tree)")
     tensors: dict[str, Tensor] = {}
     try:
         text = json.dumps(_encoded(tree, (), tensors))

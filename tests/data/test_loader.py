@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -152,6 +153,14 @@ def test_what_items_draw_is_a_function_of_seed_epoch_and_number_alone():
     assert len(rows) == 12
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_processes_that_start_anew_give_the_same_batches(method, monkeypatch):
+    context = multiprocessing.get_context(method)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda: context)
+    assert numbers(DataLoader(range(9), 2, True, **WORKERS[2])) == numbers(DataLoader(range(9), 2, True))
+
+
 def raise_key_error(i):
     raise KeyError(f"no item {i}")
 
@@ -195,8 +204,6 @@ def wait_for(holds, seconds=20):
 @workers_only
 @pytest.mark.parametrize("how", ["break", "error", "close"])
 def test_all_workers_end_with_the_pass(kind, how):
-    import multiprocessing
-
     threads = set(threading.enumerate())
     passing = iter(DataLoader(range(1000), 2, **kind))
     next(passing)

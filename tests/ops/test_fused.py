@@ -26,7 +26,8 @@ def picked(x, rows):
 
 
 def operands(dtype=dtypes.float64):
-    return ta.uniform((2, 3), dtype=dtype), ta.uniform((3,), dtype=dtype)
+    generator = ta.Generator()  # the same ones whichever tests drew before: C's sine is not NumPy's to the last bit
+    return ta.uniform((2, 3), generator=generator, dtype=dtype), ta.uniform((3,), generator=generator, dtype=dtype)
 
 
 def test_shapes_and_dtypes_are_those_of_the_composite():

@@ -6,6 +6,7 @@ it carries the gradient of each example back through what was recorded inside, a
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -78,24 +79,25 @@ class _Map:
         self, roots: Sequence[Edge], targets: Sequence[Edge], gs: Sequence[Tensor | None]
     ) -> Sequence[Tensor | None]:
         """The gradients of the targets: an entry's of each example, that of what is the same for all summed."""
-        again = _Map(self.size, self.randomness)
-        again.level, again.oldest, again.entries = self.level, self.oldest, dict(self.entries)
-        create_graph = recording.get()
-        batch = again.batch(is_summed=not create_graph)
+        again, create_graph = copy.copy(self), recording.get()
+        again.entries = dict(self.entries)
+        batch = self.batch(is_summed=not create_graph)
         with batch.running():
             pairs = [(edge, again.enter(batch, g)) for edge, g in zip(roots, gs, strict=True) if g is not None]
             found = walk(pairs, targets, create_graph, True, self.oldest)
-        if create_graph:
-            left = iter(again.leave(batch, [g for g in found if g is not None]))
-            wholes = [None if g is None else next(left) for g in found]
-            return [
-                g if g is None or edge in self.entries else sum(g, axis=0)
-                for edge, g in zip(targets, wholes, strict=True)
-            ]
-        return [
-            None if g is None else result_tensor(batch.whole(g.array)) if edge in self.entries else batch.total(g.array)
-            for edge, g in zip(targets, found, strict=True)
-        ]
+        left = iter(again.leave(batch, [g for g in found if g is not None]) if create_graph else ())
+        grads: list[Tensor | None] = []
+        for edge, g in zip(targets, found, strict=True):
+            if g is None:
+                grads.append(None)
+            elif create_graph:
+                whole = next(left)
+                grads.append(whole if edge in self.entries else sum(whole, axis=0))
+            elif edge in self.entries:
+                grads.append(result_tensor(batch.whole(g.array)))
+            else:
+                grads.append(batch.total(g.array))
+        return grads
 
 
 def vmap(function: Callable, in_axes: Any = 0, out_axes: Any = 0, *, randomness: str = "error") -> Callable:
@@ -108,9 +110,9 @@ def vmap(function: Callable, in_axes: Any = 0, out_axes: Any = 0, *, randomness:
 
     The function runs once, on tensors with the shapes of one example: it can't ask for their elements (`item`, `if`).
     Operations run for all examples at once; a primitive of your own that has neither a composite nor a batching rule
-    runs for one after the other. It may be nested, compiled, differentiated, and differentiate itself. Raises
-    ShapeError where arguments have different numbers of examples, ArgumentError for axes that do not fit.
-    Source: torch.func.vmap.
+    (tinyarr.batching.rules) runs for one after the other. A map may be nested, compiled and differentiated, and what
+    it maps may differentiate. Raises ShapeError where arguments have different numbers of examples, ArgumentError for
+    axes that do not fit. Source: torch.func.vmap.
 
     Each example's own gradient:
 

@@ -76,10 +76,21 @@ def rule_of(call: Call, is_drawn: bool) -> Rule | None:
     return _rows if isinstance(primitive, Rowwise) else _rules.get(primitive)
 
 
-@functools.lru_cache(4096)
 def _by_position(expressions: tuple[Expr, ...]) -> bool:
     """Returns whether elements depend on where they are, which the first axis changes."""
     return any(node.op in ("index", "random_bits") for node in topological(expressions))
+
+
+@functools.lru_cache(4096)
+def call_of_all(call: Call, size: int, batched: tuple[bool, ...]) -> Call | None:
+    """The call of all examples at once of an elementwise one, where examples broadcast along a first axis."""
+    primitive, ndim = call.primitive, len(call.out_shapes[0])
+    if not isinstance(primitive, Elementwise) or _by_position(primitive.expressions(call.params)):
+        return None
+    shapes = tuple(
+        (size, *(1,) * (ndim - len(s)), *s) if b else s for s, b in zip(call.in_shapes, batched, strict=True)
+    )
+    return Call(primitive, call.device, shapes, call.in_dtypes, _widened(call, size))
 
 
 def one_by_one(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:

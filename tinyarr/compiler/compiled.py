@@ -21,7 +21,7 @@ from ..ops.primitive import executor
 from ..program import Graph
 from ..tape import is_nested, recording, watched
 from .capture.assumptions import PLAIN
-from .capture.captured import Leaf, Part, difference
+from .capture.captured import GradientOf, Leaf, Part, difference
 from .capture.recent import Recent
 from .capture.walk import Walk
 from .check_collectives import agree
@@ -65,7 +65,7 @@ def compile(
     a list, a tensor or an object with attributes, raises TraceError, as does a change of what is not state.
 
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
-    elementwise results and norms are made again when they are next read; a warning says if that is not enough.
+    elementwise results, norms and unfolded windows are made again when next read; a warning says if that is not enough.
 
     Raises TraceError where the function asks for elements, or uses a tensor that can't be found again; OutOfBounds for
     a bad index, on the CPU with every tensor as it was before the call (random draws count on). On a GPU the program
@@ -326,7 +326,7 @@ class Compiled:
     def _refuse_opaque(self, capture: Walk, names: frozenset[str]) -> None:
         for path, kind in capture.opaque.items():
             is_replaced = capture.slots[path] is not None or path.startswith(_ARGUMENTS)
-            if not is_replaced and names.issuperset(capture.names[path]):
+            if not is_replaced and capture.leads(capture.names[path], names):
                 raise TraceError(
                     f"compile: {self._name} uses {path}, of type {kind}, whose state can't be seen, so a later call "
                     "could not tell that it has changed: pass what is taken of it as an argument"
@@ -396,6 +396,15 @@ class _Program:
         """Returns whether all that the trace depended on is in a call as it was then."""
         return mode == self._mode and self._used(capture) == self._parts and self.admits(capture.numbers)
 
+    def ignores(self, path: str, capture: Walk) -> bool:
+        """Returns whether a tensor is reached only as a gradient that the function does not ask for."""
+        names = capture.names[path]
+        return any(type(name) is GradientOf for name in names) and not capture.leads(names, self._traced.reached)
+
+    @property
+    def asks_for_gradients(self) -> bool:
+        return any(type(name) is GradientOf for name in self._traced.names)
+
     def admits(self, numbers: Mapping[str, Any]) -> bool:
         """Returns whether the ints of a call of this signature compare as those in the trace did."""
         return all(value_of(test, numbers) is outcome for test, outcome in self.conditions.items())
@@ -419,7 +428,7 @@ class _Program:
         return paths if plain else set()
 
     def _used(self, capture: Walk) -> dict[str, Part]:
-        return capture.used(self._traced.names if self._traced.is_plain else None, self._traced.looked_at)
+        return capture.used(self._traced.reached, self._traced.looked_at)
 
     def run(self, call: Bound) -> Any:
         """Returns new results as the function would, and repeats its side effects. call: see Recent."""

@@ -10,7 +10,7 @@ from ..ops.more.convolution import Sizes, conv1d, conv2d, conv_transpose2d, for_
 from ..ops.more.pooling import avg_pool2d, max_pool2d
 from ..random import Generator
 from ..tensor import Tensor
-from . import initial
+from . import new_parameters
 from .from_function import from_function
 from .module import Module, Parameter
 
@@ -48,8 +48,8 @@ class _Convolution(Module):
             raise ArgumentError(f"{operation}: groups is {groups}: it must divide the channels, {rows} and {columns}")
         shape = (rows, columns // groups, *for_each_axis(operation, "kernel_size", kernel_size, self.axes))
         bound = 1 / math.sqrt(max(math.prod(shape[1:]), 1))
-        self.weight = initial.uniform(shape, bound, **place)
-        self.bias = initial.uniform((biases,), bound, **place) if biases else None
+        self.weight = new_parameters.uniform(shape, bound, **place)
+        self.bias = new_parameters.uniform((biases,), bound, **place) if biases else None
         self.options = options
 
     def forward(self, x: Tensor) -> Tensor:

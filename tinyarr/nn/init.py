@@ -23,10 +23,10 @@ from ..random import Generator
 from ..tape import no_grad
 from ..tensor import Tensor, require_tensors
 from ..views import Shape
-from . import initial
-from .initial import skipped as skipped
-from .initial import skips
+from . import new_parameters
 from .module import Parameter
+from .new_parameters import skipped as skipped
+from .new_parameters import skips
 
 GAINS = {  # what keeps the variance of a signal through a layer and the function after it
     "linear": 1.0, "sigmoid": 1.0, "conv1d": 1.0, "conv2d": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2), "selu": 3 / 4,
@@ -179,7 +179,7 @@ def _kaiming_uniform(
 ) -> Parameter:
     """Uniform on +-1/sqrt(fan_in), PyTorch's default for linear layers (He et al. 2015, section 2.2, a = sqrt(5))."""
     bound = 1 / math.sqrt(max(fan_in, 1))
-    return initial.uniform(shape, bound, generator=generator, dtype=dtype, device=device)
+    return new_parameters.uniform(shape, bound, generator=generator, dtype=dtype, device=device)
 
 
 def _either(make: Callable[..., Parameter], write: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -193,9 +193,9 @@ def _either(make: Callable[..., Parameter], write: Callable[..., Tensor]) -> Cal
     return call
 
 
-constant = _either(initial.constant, constant_)
+constant = _either(new_parameters.constant, constant_)
 kaiming_uniform = _either(_kaiming_uniform, kaiming_uniform_)
-normal = _either(initial.normal, normal_)
-uniform = _either(initial.uniform, uniform_)
+normal = _either(new_parameters.normal, normal_)
+uniform = _either(new_parameters.uniform, uniform_)
 kaiming_normal, orthogonal, trunc_normal = kaiming_normal_, orthogonal_, trunc_normal_
 xavier_normal, xavier_uniform = xavier_normal_, xavier_uniform_

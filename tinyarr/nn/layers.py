@@ -14,7 +14,7 @@ from ..ops.shape import reshape
 from ..random import Generator
 from ..tensor import Tensor
 from ..views import normalize_shape
-from . import initial
+from . import new_parameters
 from .module import Module, Parameter
 
 
@@ -41,11 +41,11 @@ class Linear(Module):
         shape, width = (out_features, in_features), (out_features,)
         if std is None:
             bound = 1 / math.sqrt(max(in_features, 1))  # kaiming_uniform with a = sqrt(5), as in PyTorch
-            self.weight = initial.uniform(shape, bound, **place)
-            self.bias = initial.uniform(width, bound, **place) if bias else None
+            self.weight = new_parameters.uniform(shape, bound, **place)
+            self.bias = new_parameters.uniform(width, bound, **place) if bias else None
         else:
-            self.weight = initial.normal(shape, std, **place)
-            self.bias = initial.constant(width, 0.0, dtype=dtype, device=device) if bias else None
+            self.weight = new_parameters.normal(shape, std, **place)
+            self.bias = new_parameters.constant(width, 0.0, dtype=dtype, device=device) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
@@ -68,7 +68,7 @@ class Embedding(Module):
         device=None,
     ):
         shape = (num_embeddings, embedding_dim)
-        self.weight = initial.normal(shape, std, generator=generator, dtype=dtype, device=device)
+        self.weight = new_parameters.normal(shape, std, generator=generator, dtype=dtype, device=device)
 
     def forward(self, tokens: Tensor) -> Tensor:
         return embedding(self.weight, tokens)
@@ -84,8 +84,8 @@ class LayerNorm(Module):
 
     def __init__(self, features: int | Sequence[int], *, eps: float = 1e-5, bias: bool = True, dtype=None, device=None):
         shape = normalize_shape("LayerNorm", features)
-        self.weight = initial.constant(shape, 1.0, dtype=dtype, device=device)
-        self.bias = initial.constant(shape, 0.0, dtype=dtype, device=device) if bias else None
+        self.weight = new_parameters.constant(shape, 1.0, dtype=dtype, device=device)
+        self.bias = new_parameters.constant(shape, 0.0, dtype=dtype, device=device) if bias else None
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..ops.reduce import mean
 from ..ops.shape import reshape
 from ..tape import no_grad
 from ..tensor import Tensor, require_tensors
-from . import initial
+from . import new_parameters
 from .module import Module, Parameter
 
 
@@ -22,7 +22,7 @@ class RMSNorm(Module):
     """Root mean square normalization over the last axis (see tinyarr.rms_norm), with a weight of ones."""
 
     def __init__(self, features: int, *, eps: float | None = None, dtype=None, device=None):
-        self.weight = initial.constant((features,), 1.0, dtype=dtype, device=device)
+        self.weight = new_parameters.constant((features,), 1.0, dtype=dtype, device=device)
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ class _PerChannel(Module):
     def __init__(self, channels: int, eps: float, affine: bool, dtype, device):
         self.channels, self.eps = channels, eps
         if affine:
-            self.weight = initial.constant((channels,), 1.0, dtype=dtype, device=device)
-            self.bias = initial.constant((channels,), 0.0, dtype=dtype, device=device)
+            self.weight = new_parameters.constant((channels,), 1.0, dtype=dtype, device=device)
+            self.bias = new_parameters.constant((channels,), 0.0, dtype=dtype, device=device)
 
     def checked(self, x: Tensor) -> Tensor:
         """x as a floating tensor, once its shape is seen to fit."""

@@ -22,7 +22,7 @@ from ..ops.shape import concat, split, stack, swapaxes
 from ..random import Generator
 from ..tensor import Tensor, require_tensors
 from ..views import Shape
-from . import initial
+from . import new_parameters
 from .module import Module
 
 State = tuple[Tensor, ...]  # the output h; of an LSTM also the cell c
@@ -81,10 +81,10 @@ class _Recurrent(Module):
     def add_weights(self, suffix: str, inputs: int, bias: bool, **place: Any) -> None:
         """Makes weight_ih, weight_hh, bias_ih and bias_hh, uniform on +-1/sqrt(hidden_size)."""
         rows, bound = self.kind.gates * self.hidden_size, 1 / math.sqrt(self.hidden_size)
-        setattr(self, f"weight_ih{suffix}", initial.uniform((rows, inputs), bound, **place))
-        setattr(self, f"weight_hh{suffix}", initial.uniform((rows, self.hidden_size), bound, **place))
+        setattr(self, f"weight_ih{suffix}", new_parameters.uniform((rows, inputs), bound, **place))
+        setattr(self, f"weight_hh{suffix}", new_parameters.uniform((rows, self.hidden_size), bound, **place))
         for name in ("bias_ih", "bias_hh"):
-            setattr(self, name + suffix, initial.uniform((rows,), bound, **place) if bias else None)
+            setattr(self, name + suffix, new_parameters.uniform((rows,), bound, **place) if bias else None)
 
     def weights(self, suffix: str = "") -> list[Any]:
         return [getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from ..errors import ArgumentError
 from ..ops.scalar import Expr, maximum, sqrt
 from .adamw import AdamW
 from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, POSITIVE, Optimizer, parameter_groups
@@ -40,11 +41,12 @@ class RMSprop(Optimizer):
 
     With g the gradient plus weight_decay p: v = alpha v + (1 - alpha) g^2; change = g / (sqrt(v) + eps). `centered`
     subtracts the square of the gradient's running mean from v (Graves 2013, "Generating sequences with recurrent neural
-    networks", eq. 40). velocity = momentum velocity + change; p = p - lr velocity. Velocity and mean are kept where a
-    group has a momentum, or is centered.
+    networks", eq. 40). velocity = momentum velocity + change; p = p - lr velocity. Velocity and mean are only kept if a
+    group has a momentum, or is centered, when the optimizer is made.
     """
 
     state_names: tuple[str, ...] = ("v", "velocity", "mean")
+    needed_by = {"velocity": "momentum", "mean": "centered"}
     rules = {"alpha": FRACTION, "eps": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": FRACTION}
 
     def __init__(
@@ -62,10 +64,17 @@ class RMSprop(Optimizer):
             "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum, "centered": centered
         }  # fmt: skip
         groups = parameter_groups(parameters, "RMSprop")
-        needs = {"velocity": "momentum", "mean": "centered"}
         given = [options, *(group for group in groups if isinstance(group, dict))]
-        self.state_names = ("v", *(kind for kind, option in needs.items() if any(g.get(option) for g in given)))
+        needed = (name for name, option in self.needed_by.items() if any(g.get(option) for g in given))
+        self.state_names = ("v", *needed)
         super().__init__(groups, lr, options)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        super()._check(options)
+        for name, option in self.needed_by.items():
+            if name not in self.state_names and options.get(option):
+                raise ArgumentError(f"RMSprop: {option} is {options[option]}, and the optimizer was made without it "
+                                    f"and keeps no {name}: make another")  # fmt: skip
 
     @staticmethod
     def formula(p: Expr, g, v, velocity, mean, lr, step, alpha, eps, weight_decay, momentum, *, centered):

@@ -483,3 +483,45 @@ def test_the_counter_of_a_generator_cant_be_read_nor_an_object_s_class_or_attrib
             interpreted(f)(of(1))
     assert type(bag) is Bag and vars(bag) == {} and become.__defaults__ is None and array.shape == (3, 2)
     assert g.counter == 0
+
+
+class Scaled:
+    scale = 1.0
+
+
+MODULE = types.ModuleType("module_met_twice")
+FACTOR = 1.0
+
+
+def in_two_places(what):
+    """Two functions over something that both know, and what changes it."""
+    if what == "a dict":
+        shared = {"k": 1.0}
+        return (lambda x: x), (lambda x: x * shared["k"]), shared, lambda: shared.update(k=5.0)
+    if what == "a class":
+        return Scaled(), (lambda x, s=Scaled(): x * s.scale), None, lambda: setattr(Scaled, "scale", 5.0)  # noqa: B008
+    if what == "a global":
+        return (lambda x: x + FACTOR), (lambda x: x * FACTOR), None, lambda: globals().update(FACTOR=5.0)
+    return (lambda x: x + MODULE.k), (lambda x: x * MODULE.k), None, lambda: setattr(MODULE, "k", 5.0)
+
+
+@pytest.mark.parametrize("what", ["a dict", "a class", "a global", "a module"])
+def test_what_is_met_first_where_no_code_goes_is_looked_at_where_code_goes(what, monkeypatch):
+    monkeypatch.setattr(Scaled, "scale", 1.0)
+    monkeypatch.setitem(globals(), "FACTOR", 1.0)
+    monkeypatch.setitem(sys.modules, "module_met_twice", MODULE)
+    MODULE.k = 1.0
+    holder = type("Holder", (), {})()
+    holder.aaa, holder.bbb, holder.first, change = in_two_places(what)
+    f = ta.compile(lambda x: holder.bbb(x))
+    assert f(Tensor(2.0)).item() == 2
+    change()
+    assert f(Tensor(2.0)).item() == 10 and len(f.graphs) == 2
+
+
+def test_an_iterator_in_two_places_is_asked_as_often_as_in_eager_mode():
+    holder = type("Holder", (), {})()
+    holder.aaa = holder.bbb = iter([1.0, 2.0, 3.0])
+    f = ta.compile(lambda x: x * next(holder.bbb))
+    with pytest.warns(UserWarning, match="runs as it is: it uses holder.bbb, a list_iterator"):
+        assert [f(Tensor(1.0)).item() for _ in range(3)] == [1, 2, 3]

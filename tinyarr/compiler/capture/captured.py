@@ -23,6 +23,7 @@ from .assumptions import PLAIN, is_value
 from .holders import Holder
 
 Part = Any
+Names = tuple[str, ...]
 GRADIENT = "'s gradient"  # ends the path of a tensor's GradientKind
 
 
@@ -60,6 +61,28 @@ class GradientKind(NamedTuple):
 def _usual(*fields: Any) -> GradientKind:
     """Returns one object for all tensors of one kind: Python compares it with itself without a look at its fields."""
     return GradientKind(*fields)
+
+
+class GradientOf(str):
+    """Among the names that lead to a part: it is come to where a tensor's gradient is asked for.
+
+    Example: `w's gradient`, which is no name in code.
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def tensor(cls, path: str) -> GradientOf:
+        return cls(path + GRADIENT)
+
+
+class AnyName(frozenset):
+    """All names that code can have, and of GradientOf those given."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        return type(name) is not GradientOf or super().__contains__(name)
 
 
 class Keys(tuple):
@@ -155,7 +178,8 @@ class Capture:
     """Objects and parts that one walk found. All but `paths` and `storages` is by path.
 
     objects: each of them once; tensors and generators: those among them. holders: what can be changed. parts: what is
-    compared; signature: the same, to look a program up by. names: what code must name to come to each part. numbers:
+    compared; signature: the same, to look a program up by. names: what code must name to come to each part; aliases:
+    of some of these others that lead to the same object, and so to what begins with them. numbers:
     Python numbers that are inputs of a program. opaque: the class of what can't be seen into. slots: of these two the
     holder and the key where each is, None for a part of a tuple. paths: by id. storages: by id, path and offset of the
     first tensor over each. shared: of objects that another path leads to, and tensors that share memory. code: of the
@@ -169,7 +193,8 @@ class Capture:
         self.generators: dict[str, Generator] = {}
         self.holders: dict[str, Holder] = {}
         self.parts: dict[str, Part] = {}
-        self.names: dict[str, tuple[str, ...]] = {}
+        self.names: dict[str, Names] = {}
+        self.aliases: dict[Names, tuple[Names, ...]] = {}
         self.numbers: dict[str, Any] = {}
         self.opaque: dict[str, str] = {}
         self.slots: dict[str, tuple[Holder, Any] | None] = {}
@@ -180,18 +205,38 @@ class Capture:
         self.again = self
         self.signature: tuple = ()
 
-    def used(self, ran: Container[str] | None, looked_at: Container[str]) -> dict[str, Part]:
-        """Returns the parts to which code that names `ran` can come; with None, all.
+    def used(self, ran: Container[str], looked_at: Container[str]) -> dict[str, Part]:
+        """Returns the parts to which code that names `ran` can come.
 
         looked_at: the paths of the tensors whose shapes, dtypes or elements count.
         """
-        verdicts: dict[tuple[str, ...], bool] = {}
+        verdicts: dict[Names, bool] = {}
         found = {}
         for path, part in self.parts.items():
             names = self.names[path]
             if names not in verdicts:
-                verdicts[names] = ran is None or all(map(ran.__contains__, names))
+                verdicts[names] = self.leads(names, ran)
             if not verdicts[names] or (type(part) is TensorKind and path not in looked_at):
                 continue
-            found[path] = part if type(part) is not Keys or ran is None else Keys(key for key in part if key in ran)
+            if type(part) is Keys:
+                part = Keys(key for key in part if key in ran)
+            elif type(part) is GradientKind and part.has_grad and GradientOf(path) not in ran:
+                part = _usual(*part._replace(has_grad=False))
+            found[path] = part
         return found
+
+    def leads(self, names: Names, ran: Container[str], but: tuple[Names, ...] = ()) -> bool:
+        """Returns whether code that names `ran` can come to a part, by these names or by aliases of the first of them.
+
+        Example: trainer.cfg is model.config, too. Code that never names cfg comes to (trainer, cfg, scale) by
+        (trainer, model, config) and scale. but: names that are being looked at.
+        """
+        if all(map(ran.__contains__, names)):
+            return True
+        for i in range(len(names), -1, -1):
+            if not self.aliases or (i < len(names) and names[i] not in ran):
+                break
+            for other in self.aliases.get(names[:i], ()):
+                if other not in but and self.leads(other, ran, (*but, other)):
+                    return True
+        return False

@@ -49,8 +49,10 @@ class Fingerprint:
     Names, sizes, classes and arrays are compared by a list's `==`, which is faster still and runs nobody's code here.
     """
 
-    def __init__(self, capture: Capture):
+    def __init__(self, capture: Capture, with_gradients: bool):
+        """with_gradients: whether it counts which tensors have gradients, and which."""
         holders = capture.holders.values()
+        self._with_gradients = with_gradients
         self._objects = [
             x for x in capture.objects.values() if type(x).__flags__ & HEAP_TYPE and not isinstance(x, Tensor)
         ]
@@ -68,7 +70,8 @@ class Fingerprint:
         self._functions = [x for x in capture.objects.values() if type(x) is types.FunctionType]
         self._factories = [x for x in dicts if isinstance(x, defaultdict)]
         self._tensors = [*capture.tensors.values()]
-        bare = [x for x in self._tensors if x.grad is x.node is x._hooks is None and not x._has_wide_grad]
+        bare = [x for x in self._tensors if x.node is x._hooks is None and not x._has_wide_grad]
+        bare = [x for x in bare if x.grad is None] if with_gradients else bare
         self._leaves = [x for x in bare if x._requires_grad]
         self._buffers = [x for x in bare if not x._requires_grad]
         known = set(map(id, bare))
@@ -102,19 +105,20 @@ class Fingerprint:
             [x.__dict__ for x in self._owners], chain.from_iterable(map(_FUNCTION, self._functions)),
             map(_contents_of, self._cells), [names.get(name, _NOTHING) for names, name in self._variables],
             map(_FACTORY, self._factories), map(_BASES, self._kinds),
-            *(map(field, self._unusual) for field in _FIELDS),
+            *(map(field, self._unusual) for field in _FIELDS[not self._with_gradients :]),
         )  # fmt: skip
 
     def _are_bare(self) -> bool:
         """Returns whether no tensor without a gradient, history or hook has got one, or another part in gradients."""
+        counts = self._with_gradients
         for x in self._leaves:
-            if x.grad is not None or x.node is not None or x._hooks is not None or x._has_wide_grad:
+            if (counts and x.grad is not None) or x.node is not None or x._hooks is not None or x._has_wide_grad:
                 return False
             if not x._requires_grad:
                 return False
         # History, hooks and a wide gradient come with requires_grad. A generator takes twice as long as the loop.
         for x in self._buffers:  # noqa: SIM110
-            if x.grad is not None or x._requires_grad:
+            if (counts and x.grad is not None) or x._requires_grad:
                 return False
         return True
 
@@ -149,8 +153,12 @@ class Recent:
         self._passing = {path for path, how, _ in self._given if how == _TENSOR}
         for path in self._passing:
             del capture.objects[path], capture.tensors[path]
+        with_gradients = program.asks_for_gradients
+        if not with_gradients:  # those of before the call may go
+            for path in [path for path in capture.tensors if program.ignores(path, capture)]:
+                del capture.objects[path], capture.tensors[path]
         self._bound = Bound(program, capture)
-        self._fingerprint = Fingerprint(capture)
+        self._fingerprint = Fingerprint(capture, with_gradients)
 
     def again(self, mode: tuple, args: tuple, kwargs: dict[str, Any]) -> Bound | None:
         """Returns the inputs of a call that is like the last one, or None for another."""

@@ -55,8 +55,10 @@ from .captured import (
     GRADIENT,
     Capture,
     GradientKind,
+    GradientOf,
     Identical,
     Keys,
+    Names,
     Part,
     Same,
     TensorKind,
@@ -99,7 +101,7 @@ class Visit(NamedTuple):
 
     path: str
     object: Any
-    names: tuple[str, ...]
+    names: Names
     is_argument: bool = False
     slot: tuple[Holder, Any] | None = None
 
@@ -124,10 +126,11 @@ class Walk(Capture):
         """
         super().__init__()
         self._varying, self._needed, self._more_code = varying, needed, more_code
-        self._classes: set[type] = set()  # of which all attributes were met
+        self._classes: dict[type, Names] = {}  # of which all attributes were met, and the names that led there
         self._held: set[Any] = set()  # the identities of the holders
+        self._variables: dict[Any, Names] = {}  # the names that led to a global, by the identity of its holder
         self._attributes = dict.fromkeys(_CALLED)  # that any code met so far names
-        self._open: list[tuple[str, Any, tuple[str, ...], set[str]]] = []  # classes and modules, and what was looked at
+        self._open: list[tuple[str, Any, Names, set[str]]] = []  # classes and modules, and what was looked at
         self._stack: list[Visit] = []
         self._has_decimals = False
         self._is_shallow = state is not None
@@ -181,9 +184,14 @@ class Walk(Capture):
         deep._enter_code(function)
         return deep
 
-    def _note(self, path: str, part: Part, names: tuple[str, ...]) -> None:
+    def _note(self, path: str, part: Part, names: Names) -> None:
         self.parts[path] = part
         self.names[path] = names
+
+    def _also(self, known: Names, names: Names) -> None:
+        """Notes that names lead to what was visited by the known ones."""
+        if not set(known) <= set(names) and names not in self.aliases.get(known, ()):
+            self.aliases[known] = (*self.aliases.get(known, ()), names)
 
     def _push(self, tasks: list[Visit]) -> None:
         self._stack += reversed(tasks)
@@ -200,8 +208,12 @@ class Walk(Capture):
         elif kind in PLAIN:
             self._note(path, exactly(x), names)
         elif id(x) in self.paths:
-            self.shared.add(self.paths[id(x)])
-            self._note(path, Same(self.paths[id(x)]), names)
+            first = self.paths[id(x)]
+            self.shared.add(first)
+            self._note(path, Same(first), names)
+            self._also(self.names[first], names)
+            if first in self.opaque:
+                self.opaque[path], self.slots[path], self.objects[path] = self.opaque[first], slot, x
         else:
             self.paths[id(x)] = path
             self.objects[path] = x
@@ -274,7 +286,7 @@ class Walk(Capture):
         self._note(path, TensorKind(a.shape, a.dtype, a.device, a.strides, first, a.offset - start), names)
         self._note(path + GRADIENT, GradientKind.of(x), names)
         if x.grad is not None:
-            self._push([Visit(f"{path}.grad", x.grad, names)])
+            self._push([Visit(f"{path}.grad", x.grad, (*names, GradientOf.tensor(path)))])
         if x._hooks is not None:
             self._push([Visit(f"{path}'s hooks", x._hooks, names)])
         if not is_library(type(x).__module__):
@@ -385,12 +397,14 @@ class Walk(Capture):
             self.holders[path if path not in self.holders else _fresh(path, self.holders)] = holder
         return holder
 
-    def _class(self, kind: type, names: tuple[str, ...]) -> list[Visit]:
+    def _class(self, kind: type, names: Names) -> list[Visit]:
         """The attributes of a class that is not a library's: values that its instances share, and methods."""
         found = []
         for owner in kind.__mro__:
-            if owner not in self._classes and not is_library(owner.__module__):
-                self._classes.add(owner)
+            if owner in self._classes:
+                self._also(self._classes[owner], names)
+            elif not is_library(owner.__module__):
+                self._classes[owner] = names
                 owner_path = _fresh(f"class {owner.__qualname__}", self.parts)
                 if id(owner) not in self.paths:  # as that of a global, of which code may take an attribute
                     self.paths[id(owner)], self.objects[owner_path] = owner_path, owner
@@ -426,7 +440,7 @@ class Walk(Capture):
             tasks += self._globals(code, f.__globals__, names)
         self._push(tasks + self._fields(task))
 
-    def _globals(self, code: types.CodeType, variables: dict[str, Any], names: tuple[str, ...]) -> list[Visit]:
+    def _globals(self, code: types.CodeType, variables: dict[str, Any], names: Names) -> list[Visit]:
         """Returns visits to the globals, closure variables and attributes that code names."""
         self.code.add(code)
         tasks = []
@@ -443,12 +457,13 @@ class Walk(Capture):
             tasks += self._global(variables, name, attributes, names)
         return tasks
 
-    def _global(self, module: dict[str, Any], name: str, attributes: tuple[str, ...], names: tuple) -> list[Visit]:
+    def _global(self, module: dict[str, Any], name: str, attributes: tuple[str, ...], names: Names) -> list[Visit]:
         """A global variable; of a class or module that code takes an attribute of, the attribute alone."""
         where = module.get("__name__", "")
         path = name if where in ("__main__", "") else f"{where}.{name}"
         names = (*names, name)
         holder = Variable(module, name)
+        self._also(self._variables.setdefault(holder.identity, names), names)
         if holder.identity in self._held and not attributes:
             return []
         is_new = holder.identity not in self._held
@@ -464,7 +479,7 @@ class Walk(Capture):
             return self._attribute(path, x, attributes, names)
         return [Visit(path, x, names, False, (holder, name))]
 
-    def _attribute(self, path: str, x: Any, attributes: tuple[str, ...], names: tuple[str, ...]) -> list[Visit]:
+    def _attribute(self, path: str, x: Any, attributes: tuple[str, ...], names: Names) -> list[Visit]:
         """Returns visits to what code takes of a class or module by a chain of names: `settings.model.width`."""
         name, *rest = attributes
         is_of_python = isinstance(x, types.ModuleType) and is_pythons(x.__name__)
@@ -492,6 +507,7 @@ class Walk(Capture):
         if rest and isinstance(part, types.ModuleType | type):
             return self._attribute(path, part, tuple(rest), names)
         if path in self.parts:
+            self._also(self.names[path], names)
             return []
         if is_of_python and not is_plain(part):  # a function, a class, or what nobody should find replaced meanwhile
             self._note(path, Identical(part), names)

@@ -65,6 +65,13 @@ def kept_too_long(storage: TracedStorage) -> TraceError:
     )
 
 
+def _whole(storage: Any) -> Any:
+    """Returns the memory of all examples, where that of one in a vmap is given."""
+    while hasattr(storage, "base"):
+        storage = storage.base
+    return storage
+
+
 def require_current(storage: Storage, use: str = "") -> None:
     """Raises TraceError for a copy that stands for a view, where what it shows was written since, or by what use is."""
     if isinstance(storage, TracedStorage) and storage.shown is not None and not storage.trace.ended:
@@ -115,6 +122,7 @@ class Trace:
         self.as_it_is = ""
         self.ended = False
         self.known_integers = KnownIntegers()
+        self.gradients_used: Any = None  # what watches the function ask for them, while it runs
         self._made_here: weakref.WeakSet[TracedStorage] = weakref.WeakSet()
         self._versions: dict[int, tuple[Storage, int]] = {}
         self._made: list[Generator] = []
@@ -169,8 +177,8 @@ class Trace:
 
     def shows(self, copied: Array, x: Array) -> None:
         """Remembers that a copy stands for a view of x, so that who would tell the one from the other gets an error."""
-        shown = getattr(x.storage, "shown", None)
-        copied.storage.shown = shown or (x.storage, x.storage.version)  # type: ignore[attr-defined]
+        made, source = map(_whole, (copied.storage, x.storage))
+        made.shown = getattr(source, "shown", None) or (source, source.version)
 
     def _traced(self, device: Device, shape: Shape, dtype: Dtype, where: str) -> Array:
         """Returns a dense array without memory."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import types
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NamedTuple
 
 from ...errors import TraceError
@@ -56,8 +56,11 @@ class Snapshot:
         self._gradients = {path: (x.grad, x._hooks) for path, x in capture.tensors.items()}
         self._fixed = {path: (x, _fixed(x)) for path, x in capture.objects.items()}
 
-    def changes(self, templates: Templates) -> Replay:
-        """Returns the differences since. Raises TraceError for one that can't be made again at each call."""
+    def changes(self, templates: Templates, given: Container[str]) -> Replay:
+        """Returns the differences since. given: the paths of tensors whose gradient was set, whatever it was before.
+
+        Raises TraceError for one that can't be made again at each call.
+        """
         gradients: dict[str, Any] = {}
         for x, path, name, _ in self._that_were_set():
             what = f".{name} was set"
@@ -72,7 +75,7 @@ class Snapshot:
             gradients_in_place(run)  # so that the next call finds them together, and adds to them there
         for path, (gradient, hooks) in self._gradients.items():
             x = self._capture.tensors[path]
-            if x.grad is not gradient:
+            if x.grad is not gradient or path in given:  # as set to None, which it was in the trace
                 self._require_state(path, path in self._capture.again.tensors)
                 gradients[path] = templates.template(x.grad, f"{path}.grad")
             if x._hooks and hooks is None:

@@ -12,10 +12,11 @@ from ... import random
 from ...forking import undone_in_children
 from ...ops.primitive import executor
 from ...program import Graph
-from ..capture.captured import Capture, Leaf, Part
+from ..capture.captured import AnyName, Capture, GradientOf, Leaf, Part
 from ..capture.constants import constants_of
 from .differentiate import History, apart_from_history, differentiate
 from .executor import Trace, TracedStorage, WatchedArray, kept_too_long
+from .gradients_used import GradientsUsed
 from .graph import build
 from .observed import Observed
 from .opaque import RunAsItIs, StandIn
@@ -31,8 +32,9 @@ _PACKAGE = str(Path(__file__).parents[2])
 class Traced:
     """Result of a trace: a graph, and all on which it depends.
 
-    names: in the code that ran; is_plain: whether it takes attributes by their names alone. looked_at: the paths of
-    tensors of which more than that they are there was asked. more_code: ran although the walk did not come to it.
+    names: those in the code that ran, and a GradientOf for each gradient that it asked for; reached: the same, or any
+    name where it takes attributes by other names too. looked_at: the paths of tensors of which more than that they are
+    there was asked. more_code: ran although the walk did not come to it.
     constants: what it read beside a given state. leaves: the paths to which numbers in the graph refer. needed: why
     numbers are needed as they are, by path; then there is nothing else.
     """
@@ -43,7 +45,7 @@ class Traced:
     output: TraceOutput
     history: History | None = None
     names: frozenset[str]
-    is_plain: bool
+    reached: frozenset[str]
     looked_at: set[str]
     more_code: dict[types.CodeType, dict[str, Any]]
     constants: dict[Any, Part]
@@ -69,7 +71,7 @@ def trace_call(
     paths = {key: path if path in capture.again.objects else None for key, path in capture.paths.items()}
     templates = Templates(paths | {id(x): path for path, x in opaque.items()}, capture.storages)
     found.output = TraceOutput(trace, templates)
-    observed = Observed(_PACKAGE)
+    observed, gradients = Observed(_PACKAGE), GradientsUsed(trace, capture)
     with contextlib.ExitStack() as meanwhile, undone_in_children(meanwhile.close), random.drawn_by(trace):
         args, kwargs = meanwhile.enter_context(standing_in({**numbers, **opaque}, capture, args, kwargs))
         outside = meanwhile.enter_context(apart_from_history(capture))
@@ -81,25 +83,27 @@ def trace_call(
         try:
             for path, array in watched.items():
                 capture.tensors[path].array = array
-            with found.output, observed:
+            with gradients, found.output, observed:
                 result = function(*args, **kwargs)
             for path, array in watched.items():
                 if capture.tensors[path].array is array:
                     capture.tensors[path].array = array.watched
             if observed.refused is not None:
                 raise observed.refused
-            found.changes = snapshot.changes(templates)
+            found.changes = snapshot.changes(templates, gradients.written - gradients.read)
             found.returned = templates.template(result, RETURNED)
             templates.share()
             leaves = [Leaf(path, x) for path, x in (*capture.tensors.items(), *capture.generators.items())]
             found.leaves = [leaf.path for leaf in leaves]
-            with found.output, observed:  # hooks run on the way back
+            with gradients, found.output, observed:  # hooks run on the way back
                 found.history = differentiate(trace, capture, leaves, outside, templates.tensors, name, make)
             residuals = [] if found.history is None else found.history.residuals
             found.graph = build(trace, leaves, templates.tensors + residuals)
             found.looked_at = {path for path, array in watched.items() if array.was_looked_at} | templates.looked_at
             found.constants = constants_of(capture, function, observed.ran)
-            found.names, found.is_plain = observed.names()
+            names, is_plain = observed.names()
+            found.names = names | set(map(GradientOf.tensor, gradients.read))
+            found.reached = found.names if is_plain else AnyName(found.names)
             found.more_code = observed.code_beyond(capture.code)
             if observed.asks_for("id"):
                 trace.as_it_is = "it asks for id(), which is another for the objects of each call"

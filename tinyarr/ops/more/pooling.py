@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from ... import dtypes
 from ...errors import ArgumentError, DtypeError
 from ...tensor import Tensor
 from ..primitive import apply
 from ..reduce import max, mean
-from ..shape import swapaxes
+from ..shape import reshape, swapaxes
 from .convolution import Sizes, _unfold, for_each_axis, require_spatial, windows
 from .tiling import pad
 
@@ -32,9 +34,9 @@ def max_pool2d(
         raise DtypeError(f"max_pool2d: x has dtype {x.dtype.name}: it must be floating of 16 bits or more, use astype")
     stride = kernel_size if stride is None else stride
     sides = _padding("max_pool2d", padding, kernel_size)
-    x = pad(x, [p for p in reversed(sides) for _ in range(2)], value=-math.inf)
-    how = windows("max_pool2d", x.shape[2:], kernel_size, stride, 0, dilation)
-    return max(apply(_unfold, swapaxes(x, 0, 1), **how), axis=(1, 2))
+    if any(sides):
+        x = pad(x, [p for p in reversed(sides) for _ in range(2)], value=-math.inf)
+    return _of_windows(max, x, windows("max_pool2d", x.shape[2:], kernel_size, stride, 0, dilation))
 
 
 def avg_pool2d(x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, padding: Sizes = 0) -> Tensor:
@@ -49,8 +51,17 @@ def avg_pool2d(x: Tensor, kernel_size: Sizes, stride: Sizes | None = None, paddi
     """
     require_spatial("avg_pool2d", x, 2)
     stride = kernel_size if stride is None else stride
-    how = windows("avg_pool2d", x.shape[2:], kernel_size, stride, _padding("avg_pool2d", padding, kernel_size), 1)
-    return mean(apply(_unfold, swapaxes(x, 0, 1), **how), axis=(1, 2))
+    sides = _padding("avg_pool2d", padding, kernel_size)
+    return _of_windows(mean, x, windows("avg_pool2d", x.shape[2:], kernel_size, stride, sides, 1))
+
+
+def _of_windows(reduction: Callable[..., Tensor], x: Tensor, how: dict[str, Any]) -> Tensor:
+    """A reduction of each window to one element."""
+    batch, channels, *_ = x.shape
+    columns = apply(_unfold, swapaxes(x, 0, 1), **how)
+    # Positions of all channels on one axis: kernels reduce long rows at once, and a row of an image may be short.
+    columns = reshape(columns, (batch, math.prod(how["kernel"]), channels * math.prod(how["positions"])))
+    return reshape(reduction(columns, axis=1), (batch, channels, *how["positions"]))
 
 
 def _padding(operation: str, padding: Sizes, kernel_size: Sizes) -> tuple[int, ...]:
