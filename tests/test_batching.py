@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr as ta
+from models import gpt2, llama3
 from tests.samples import SAMPLES, Case
 from tests.test_primitives import DIFFERENTIABLE, assert_exact, in_tuple, operands, recorded
 from tests.tiers import at_most, thinned
@@ -178,6 +179,33 @@ def test_there_may_be_no_example():
     assert vmap(lambda x: (x @ W).max(axis=0))(ta.zeros((0, 2, 4), dtype="float64")).shape == (0, 6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [
+    lambda: gpt2.GPT2(gpt2.Config(vocab_size=128, block_size=16, n_layer=2, n_head=2, n_embd=32)),
+    lambda: llama3.Llama3(llama3.Config(128, 16, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=48)),
+])  # fmt: skip
+def test_a_language_model_has_a_gradient_for_each_text(make):
+    class Loss(ta.nn.Module):
+        def __init__(self, model):
+            self.model = model
+
+        def forward(self, tokens):
+            return self.model.loss(tokens[:-1].reshape(1, 16), tokens[1:].reshape(1, 16))
+
+    ta.manual_seed(0)
+    module, tokens = Loss(make()), ta.randint(0, 128, (3, 17))
+    state = dict(module.named_parameters())
+    gradient = ta.grad(lambda state, tokens: ta.functional_call(module, state, tokens))
+    found = vmap(gradient, (None, 0))(state, tokens)
+    texts = [gradient(state, text) for text in tokens]
+    vmap(module)(tokens).sum().backward()
+    for name, p in state.items():
+        expected = np.stack([g[name].numpy() for g in texts])
+        unit = 2.0**-23 * 256 * np.abs(expected).max()  # the longest sums are over 128 classes, or 16 tokens, and back
+        np.testing.assert_allclose(found[name].numpy(), expected, rtol=0, atol=unit)
+        np.testing.assert_allclose(p.grad.numpy(), expected.sum(axis=0), rtol=0, atol=3 * unit)
+
+
 def test_a_gradient_inside_is_of_each_example_and_one_outside_of_their_sum():
     grads = ta.grad(loss, (0, 1, 2))
     found = vmap(grads, (None, None, 0, 0))(W, V, X, Y)
@@ -236,6 +264,7 @@ def test_the_gradient_of_a_shared_weight_is_one_product_and_none_for_each_exampl
     given = W, drawn(3, 6), X, Y
     with recorded() as ran:
         found = ta.grad(lambda *given: vmap(function, (None, None, 0, 0))(*given).sum(), (0, 1))(*given)
+        ta.jvp(ta.grad(lambda w: vmap(lambda x: ta.tanh(x @ w).sum())(X).sum()), (W,), (W,))
     made = {shape for call, _ in ran if call.primitive.view is None for shape in call.out_shapes}
     assert (4, 6) in made and (5, 4, 6) not in made and (5, 6, 4) not in made
     for g, each in zip(found, vmap(ta.grad(function, (0, 1)), (None, None, 0, 0))(*given)):

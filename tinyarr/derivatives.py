@@ -34,12 +34,14 @@ def jvp(function: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, 
     Tensor([6., 6.])
     """
     at, along = leaves(primals), leaves(tangents)
+    require_tensors("jvp", **{f"primal {i}": x for i, x in enumerate(at)})
     require_tensors("jvp", **{f"tangent {i}": t for i, t in enumerate(along)})
     if len(at) != len(along):
         raise ArgumentError(f"jvp: {len(at)} primals, {len(along)} tangents: give one for each")
     for i, (x, t) in enumerate(zip(at, along, strict=True)):
         if x.shape != t.shape or x.dtype is not t.dtype:
-            raise ArgumentError(f"jvp: {describe(f'primal {i}', x)}, {describe(f'tangent {i}', t)}: they must be equal")
+            given = f"{describe(f'primal {i}', x)}, {describe(f'tangent {i}', t)}"
+            raise ArgumentError(f"jvp: {given}: give a tangent of the primal's shape and dtype")
     token = nested.set(nested.get() + 1)
     try:
         result, pull, *aux = vjp(function, *primals, has_aux=has_aux)
@@ -55,7 +57,7 @@ def jvp(function: Callable, primals: Sequence[Any], tangents: Sequence[Any], *, 
 def jacobian(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:
     """A function that returns the Jacobian of `function` with respect to the arguments `argnums`.
 
-    For a result of shape (M...) and an argument (N...) it is (M..., N...), in the result's dtype: the derivative of
+    For a result of shape (M...) and an argument (N...) it is (M..., N...), in the argument's dtype: the derivative of
     each element of the one by each of the other. Of lists, tuples and dicts there is one for each pair: arranged as the
     result, and in it as the argument. One argument number gives one, a sequence a tuple. With `has_aux` the function
     returns a tuple of its result and of anything else, and so does this.
