@@ -34,7 +34,7 @@ def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_
         value, pull, *aux = vjp(of_chosen, *chosen, has_aux=has_aux)
         if not isinstance(value, Tensor) or value.size != 1:
             raise GradientError(
-                f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
+                f"grad: {describe(f'what {function.__name__} returned', value)}: it must have one element"
             )
         grads = pull(ones_like(value))
         return (value, *aux) if has_aux else value, grads[0] if isinstance(argnums, int) else grads

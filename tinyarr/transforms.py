@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -57,7 +58,7 @@ def _tensors(operation: str, result: Any) -> list[Tensor]:
     for o in outputs:
         if not isinstance(o, Tensor):
             came = type(o).__name__
-            raise GradientError(f"{operation}: the function returned {came}: return a tensor or a tuple of tensors")
+            raise GradientError(f"{operation}: the function returned {came}: return a tensor or several, see has_aux")
     return outputs
 
 
@@ -104,11 +105,9 @@ def _reads_history(outputs: Sequence[Tensor], variables: Sequence[Tensor], first
     Nodes recorded from the number `first` on are the function's own.
     """
     roots = [edge_of(o) for o in outputs if o._requires_grad]
-    edges = [*roots, *(edge for node in reachable(roots, first) for edge in node.edges if edge is not None)]
-    return any(
-        parent.number < first if isinstance(parent, TapeNode) else all(parent is not x for x in variables)
-        for parent, _ in edges
-    )
+    nodes = reachable(roots, first)
+    known, edges = {*nodes, *variables}, itertools.chain(roots, *(node.edges for node in nodes))
+    return any(edge is not None and edge[0] not in known for edge in edges)
 
 
 def detached(result: Any) -> Any:
