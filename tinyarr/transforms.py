@@ -58,7 +58,7 @@ def _tensors(operation: str, result: Any) -> list[Tensor]:
     for o in outputs:
         if not isinstance(o, Tensor):
             came = type(o).__name__
-            raise GradientError(f"{operation}: the function returned {came}: return a tensor or several, see has_aux")
+            raise GradientError(f"{operation}: the function returned {came}: return a tensor or a tuple of tensors")
     return outputs
 
 

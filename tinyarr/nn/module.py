@@ -279,13 +279,7 @@ def _walk(value: Any, name: str, seen: set[int], within_modules: bool = True) ->
         seen.add(id(value))
         yield name, value
     if isinstance(value, Module):
-<<<<<<< HEAD
-        if not within_modules:
-            return
-        children = value._attributes().items()
-=======
-        children: Iterable = vars(value).items() if within_modules else ()
->>>>>>> main
+        children: Iterable = value._attributes().items() if within_modules else ()
     elif isinstance(value, dict):
         children = value.items()
     elif isinstance(value, list | tuple):
