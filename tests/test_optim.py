@@ -347,6 +347,20 @@ class SignMomentum(optim.Optimizer):
         m.assign(0.99 * m + 0.01 * gradient)
 
 
+class Smoothed(optim.Optimizer):
+    """An optimizer of a user's own, by a formula, with an option that is a pair and one that is a bool."""
+
+    state_names = ("m",)
+
+    def __init__(self, parameters, lr=1e-2, *, shares=(0.9, 0.1), negated=False):
+        super().__init__(parameters, lr, {"shares": shares, "negated": negated})
+
+    @staticmethod
+    def formula(p, g, m, lr, step, old, new, *, negated):
+        m = old * m + new * g
+        return p + lr * m / step if negated else p - lr * m / step, m
+
+
 UPDATES = {
     "AdamW": (optim.AdamW, float32),
     "AdamW with masters": (optim.AdamW, bfloat16),
@@ -358,11 +372,48 @@ UPDATES = {
     "RMSprop with masters": (lambda ps: optim.RMSprop(ps, centered=True), bfloat16),
     "Adagrad": (optim.Adagrad, float32),
     "Lion with masters": (optim.Lion, bfloat16),
+    "a user's formula": (Smoothed, float32),
+    "a user's formula with masters": (lambda ps: Smoothed(ps, negated=True), float16),
     "a user's own": (SignMomentum, float32),
     "a user's own with masters": (SignMomentum, bfloat16),
 }
 updates = pytest.mark.parametrize("name", UPDATES)
 compiled_or_not = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+
+
+def smoothed(p, gradients, rates=RATES, *, shares=(0.9, 0.1), negated=False):
+    m = 0.0
+    for t, (lr, g) in enumerate(zip(rates, gradients), 1):
+        m = shares[0] * m + shares[1] * g
+        p = p + lr * m / t if negated else p - lr * m / t
+        yield p
+
+
+@compiled_or_not
+@pytest.mark.parametrize("options", [{}, {"shares": [0.5, 0.2], "negated": True}], ids=str)
+def test_a_users_own_formula_is_followed(compiled, options):
+    parameters = leaves()
+    optimizer = Smoothed(parameters, **options)
+    if compiled:
+        optimizer.step = tinyarr.compile(optimizer.step)
+    assert_steps_equal(walk(optimizer, parameters), by_formula(smoothed, options))
+
+
+def test_a_users_own_formula_that_does_not_fit_its_state_or_options_is_an_error():
+    with pytest.raises(ArgumentError, match=r"Taken: its formula has operands \['p', 'g', 'g', .*a name of its own"):
+
+        class Taken(optim.Optimizer):
+            state_names = ("g",)
+
+            @staticmethod
+            def formula(p, g, other, lr, step):
+                return p, other
+
+    parameters = leaves()
+    optimizer = Smoothed(parameters, shares=(0.5, 0.2, 0.3))
+    set_gradients(parameters, GRADIENTS[0])
+    with pytest.raises((TypeError, ArgumentError), match="smoothed_update"):
+        optimizer.step()
 
 
 def bits(parameters, optimizer):

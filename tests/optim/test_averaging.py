@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tinyarr
+from tests.tiers import slow
 from tinyarr import bfloat16, float32, float64, nn, optim
 from tinyarr.errors import ArgumentError, ShapeError
 
@@ -33,7 +34,7 @@ def write(parameters, arrays):
 
 @compiled_or_not
 @packed_or_not
-@pytest.mark.parametrize("dtype", [float64, float32, bfloat16], ids=lambda d: d.name)
+@pytest.mark.parametrize("dtype", [slow(float64), float32, slow(bfloat16)], ids=lambda d: d.name)
 def test_averages_follow_the_formula(dtype, packed, compiled):
     parameters = made(dtype, packed)
     average = optim.ExponentialMovingAverage(parameters, decay=0.9)

@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tinyarr
-from tests.tiers import at_most
+from tests.tiers import at_most, slow
 from tinyarr import bfloat16, float32, float64, optim, segments
 from tinyarr.errors import ArgumentError
 from tinyarr.optim import muon
 
 SHAPES = [(4, 6), (3, 3), (4, 6), (8, 3), (4, 6), (3, 3)]
 OPTIONS = [{}, {"nesterov": False, "weight_decay": 0.3, "match_adamw": True}, {"momentum": 0.5, "steps": 3}]
-with_options = pytest.mark.parametrize("options", OPTIONS, ids=str)
+with_options = pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[1], slow(OPTIONS[2])], ids=str)
 compiled_or_not = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 
 
@@ -80,7 +80,7 @@ def test_every_step_is_torch_s_in_its_own_precision(options, monkeypatch):
 
 
 @compiled_or_not
-@at_most(8, first=2)
+@at_most(4, first=2)
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=3), st.integers(0, 99))
 def test_matrices_of_one_shape_together_are_those_alone(compiled, given, seed):
     start, *gradients = arrays(seed, len(given))

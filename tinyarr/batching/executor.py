@@ -21,13 +21,15 @@ from ..array import Array, Storage
 from ..device import Device
 from ..errors import ArgumentError, TraceError
 from ..ops.create import _copy, contiguous, copy
+from ..ops.elementwise import add
 from ..ops.primitive import apply, executor
 from ..ops.reduce import sum
+from ..ops.shape import stack
 from ..random import Generator
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
 from ..views import View
-from .rules import Summable, one_by_one, rule_of
+from .rules import Summable, call_of_all, one_by_one, rule_of
 
 
 class BatchedStorage(Storage):
@@ -112,11 +114,16 @@ class Batch:
     def _batched(self, storage: Storage) -> BatchedStorage | None:
         return storage if isinstance(storage, BatchedStorage) and storage.level is self.level else None
 
-    def whole(self, x: Array) -> Array:
-        """The array of all examples, the first axis; what is the same for all is repeated, with stride 0."""
+    def whole(self, x: Array, ndim: int = 0) -> Array:
+        """The array of all examples, the first axis; what is the same for all is repeated, with stride 0.
+
+        Axes of size 1 before an example's own make it one of `ndim` at least.
+        """
         batched = self._batched(x.storage)
         storage, stride = (x.storage, 0) if batched is None else (batched.base, batched.stride)
-        return Array(storage, x.dtype, (self.size, *x.shape), (stride, *x.strides), x.offset)
+        new = ndim - len(x.shape)
+        shape, strides = (self.size, *(1,) * new, *x.shape), (stride, *(0,) * new, *x.strides)
+        return Array(storage, x.dtype, shape, strides, x.offset)
 
     def one(self, whole: Array) -> Array:
         """The array of one example of those along the first axis."""
@@ -132,23 +139,53 @@ class Batch:
         storage = BatchedStorage(self.level, call.device, views.size(shape) * dtype.itemsize, views.size(shape), later)
         return Array(storage, dtype, shape, views.contiguous_strides(shape), 0)
 
+    def _summable(self, x: Array) -> Summable | None:
+        batched = self._batched(x.storage)
+        return None if batched is None else batched.summable
+
+    def _adds_summable(self, x: Any, y: Any) -> bool:
+        if type(x) is not Array or type(y) is not Array or x.shape != y.shape:
+            return False
+        return self._summable(x) is not None or self._summable(y) is not None
+
     def total(self, x: Array) -> Tensor:
         """The sum over all examples."""
-        batched = self._batched(x.storage)
-        if batched is not None and batched.summable is not None:
-            return result_tensor(batched.summable.total().array.through(x.view))
-        return sum(result_tensor(self.whole(x)), axis=0)
+        summable = self._summable(x)
+        if summable is not None:
+            return result_tensor(summable.total().array.through(x.view))
+        return self._applied(sum, result_tensor(self.whole(x)), axis=0)
+
+    def _sum(self, x: Array, y: Array) -> Summable:
+        """The sum of gradients of a weight that is used more than once."""
+        total = self._applied(add, self.total(x), self.total(y))
+        return Summable(lambda: add(result_tensor(self.whole(x)), result_tensor(self.whole(y))), lambda: total)
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
         """Runs a call for all examples; None where the composite is to be mapped."""
-        batched = [self.holds(x) for x in operands]
+        level = self.level
+        batched = tuple([
+            type(x) is Array and type(x.storage) is BatchedStorage and x.storage.level is level for x in operands
+        ])  # fmt: skip
         if outs is not None and (any(batched) or any(map(self.holds, outs))):
             return self._write(call, operands, outs)
-        is_drawn = any(type(x) is _OwnDraw and x.level is self.level for x in operands)
+        is_drawn = any([type(x) is _OwnDraw and x.level is level for x in operands])
         if not any(batched) and not is_drawn:
             return self.outer.run(call, operands, outs)
         if call.primitive.view is not None:
             return self._view(call, operands[0])
+        if call.primitive is add and self._adds_summable(*operands):
+            return [self._later(call, self._sum(*operands))]
+        of_all = None if is_drawn else call_of_all(call, self.size, batched)
+        if of_all is not None:  # the short way: most operations are elementwise
+            ndim = len(call.out_shapes[0])
+            made = self.outer.run(of_all, [self.whole(x, ndim) if b else x for x, b in zip(operands, batched)], None)
+            if made is not None:
+                return [self.one(x) for x in made]
+        return self._by_rule(call, operands, batched, is_drawn)
+
+    def _by_rule(
+        self, call: Any, operands: Sequence[Any], batched: Sequence[bool], is_drawn: bool
+    ) -> Sequence[Array] | None:
         given = [result_tensor(self.whole(x)) if b else self._given(x) for x, b in zip(operands, batched, strict=True)]
         rule = rule_of(call, is_drawn)
         made = None if rule is None else self._applied(rule, call, self.size, given, batched)
@@ -198,6 +235,16 @@ class Batch:
                 )
             self._applied(apply, _copy, result_tensor(self.whole(x)), out=result_tensor(self.whole(out)))
         return outs
+
+    def each(self, function: Callable, given: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Calls a function of tensors for one example after the other, and joins its results; without examples []."""
+        wholes = [None if x is None else result_tensor(self.whole(x.array)) for x in given]
+
+        def joined() -> list[Tensor | None]:
+            made = [function([None if x is None else x[i] for x in wholes]) for i in range(self.size)]
+            return [None if same[0] is None else stack(same) for same in zip(*made, strict=True)]
+
+        return [None if x is None else result_tensor(self.one(x.array)) for x in self._applied(joined)]
 
     def empty(self, device: Any, shape: Any, dtype: Any) -> Array:
         """Memory to be written, so each example has its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import threading
@@ -65,7 +66,7 @@ def compile(
     a list, a tensor or an object with attributes, raises TraceError, as does a change of what is not state.
 
     memory_budget: bytes that what it computes may take at once, beside its arguments and state. Where that needs more,
-    elementwise results and norms are made again when they are next read; a warning says if that is not enough.
+    elementwise results, norms and unfolded windows are made again when next read; a warning says if that is not enough.
 
     Raises TraceError where the function asks for elements, or uses a tensor that can't be found again; OutOfBounds for
     a bad index, on the CPU with every tensor as it was before the call (random draws count on). On a GPU the program
@@ -139,7 +140,7 @@ class Compiled:
         max_programs: int = MOST_PROGRAMS,
         state: Any = None,
     ):
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # attributes are asked of the function itself
         self.function = function
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._passes = passes
@@ -414,8 +415,10 @@ class _Program:
         found = difference(self._used(capture), self._parts)
         if found:
             return found
-        numbers = capture.numbers
-        return [told(test, numbers) for test, is_so in self.conditions.items() if value_of(test, numbers) is not is_so]
+        # Later conditions hold where the earlier ones do: 6 % i is asked for where i is not 0.
+        numbers, conditions = capture.numbers, self.conditions.items()
+        failed = (told(test, numbers) for test, is_so in conditions if value_of(test, numbers) is not is_so)
+        return [*itertools.islice(failed, 1)]
 
     def numbers_that_differ(self, capture: Walk) -> set[str]:
         """The paths of the ints and floats that have other values, if nothing else is different."""

@@ -115,7 +115,7 @@ class Primitive:
     overwrites: of what reads no elements, the number of the operand in whose memory the first result may be made,
     because kernels read a row of it to the end, or an element, before they write the same one; None: no operand.
     moves: it only copies, casts or fills.
-    cheap: it takes about the time of reading its operands, and so may run again in place of being held.
+    cheap: it takes about the time of reading operands and writing results, and so may run again in place of being held.
     reduces: its result is small beside its operands.
     parts(view, in_shapes, params): for an operation that only puts operands into its result, and zeros around them: of
     a view of the result the part that each operand becomes. Such an operation is no kernel but copies.
@@ -295,9 +295,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         if not keeps_gradient:
             return made
         results = [x.array for x in (made if isinstance(made, tuple | list) else (made,))]
-    tensors = []
-    for array in results:
-        tensors.append(result_tensor(array))
+    tensors = list(map(result_tensor, results))
     if wants_gradient:
         record(call, operands, tensors)
     return tuple(tensors) if primitive.returns_tuple else tensors[0]

@@ -4,7 +4,7 @@ Example: %5 = exp(%4) is (1024, 1024) in float32, and its reader in backward is 
 before that reader frees 4 MiB for 100 steps, if %4 is held until then anyway.
 
 `checkpoint` says in the model what is not to be held, and is traced as it is written. Here the compiler chooses more:
-the elementwise results and norms that are alive at the peak of memory, until the plan fits a budget.
+the elementwise results, norms and unfolded windows alive at the peak of memory, until the plan fits a budget.
 Source: Chen et al. 2016, "Training deep nets with sublinear memory cost"; the choice by what it saves at the peak is
 that of Jain et al. 2020 ("Checkmate") made greedy.
 """

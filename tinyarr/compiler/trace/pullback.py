@@ -13,13 +13,15 @@ from typing import Any
 
 from ... import eager, random
 from ...array import Array, Storage
-from ...errors import GradientError
+from ...errors import GradientError, TraceError
+from ...ops.primitive import executor
 from ...program import Graph
 from ...tape import CustomCall, Edge, TapeNode, attach, edge_of, gradient_spec, reachable, recording
 from ...tensor import Tensor, result_tensor
 from ...views import is_contiguous
 from ..capture.captured import Leaf
 from .calls import called, memory_of
+from .executor import Trace
 from .traced_tape import TapeStretch, TracedTape
 
 Make = Callable[[Graph], tuple[Graph, Any]]  # a graph after the passes, and what runs it
@@ -133,7 +135,19 @@ class Pullback:
     ) -> Sequence[Tensor | None]:
         """Returns the gradients of the node's operands, as any rule does, of those of its outputs and what it saved."""
         *saved, call = values
-        return self._way(gs).run([x.array for x in saved], [g for g in gs if g is not None], call)
+        way, memory = self._way(gs), [x.array for x in saved]
+
+        def run(gs: Sequence[Tensor | None]) -> list[Tensor | None]:
+            return way.run(memory, [g for g in gs if g is not None], call)
+
+        if executor.get() is eager or isinstance(executor.get(), Trace):
+            return run(gs)
+        if way.onward is not None:
+            raise TraceError(
+                f"vmap: the way back of {self.name} is a program for one example, and here its own gradient is mapped: "
+                "take the function that is not compiled, and compile the whole"
+            )
+        return executor.get().each(run, gs) or [None] * len(needs)
 
     def reads(self, number: int, gs: Sequence[Tensor | None]) -> bool:
         """Returns whether the way back from the outputs whose gradients came reads a saved value, by its number."""

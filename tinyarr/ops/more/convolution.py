@@ -81,7 +81,7 @@ def _fold_gradient(g, *, sizes, stride, dilation, padding, shapes):
 
 def for_each_axis(operation: str, name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
     """An argument as one int for each spatial axis. Raises ArgumentError for too few, too many or too small ones."""
-    given = tuple(value) if isinstance(value, Sequence) else (value,) * axes
+    given = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * axes
     sizes = tuple(whole_number(operation, name, n) for n in given)
     if len(sizes) != axes or min(sizes) < least:
         advice = f"give an int, or one for each of {axes} axes, of {least} or more"
@@ -133,7 +133,7 @@ def unfold(x: Tensor, kernel_size: Sizes, dilation: Sizes = 1, padding: Sizes = 
 
 def fold(
     x: Tensor,
-    output_size: Sequence[int],
+    output_size: Sizes,
     kernel_size: Sizes,
     dilation: Sizes = 1,
     padding: Sizes = 0,
@@ -141,15 +141,17 @@ def fold(
 ) -> Tensor:
     """The sum of columns x (B, C * places, positions) at the windows that unfold reads: (B, C, *output_size).
 
-    Half types are added up in float32. Raises ShapeError where x isn't what unfold makes of that size, DtypeError
-    where it isn't floating. Source: PyTorch's fold.
+    An int output_size is that of two axes. Half types are added up in float32. Raises ShapeError where x isn't what
+    unfold makes of that size, DtypeError where it isn't floating. Source: PyTorch's fold.
 
     >>> import tinyarr
     >>> tinyarr.fold(tinyarr.Tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]]), (4,), 2).tolist()
     [[[1.0, 12.0, 23.0, 30.0]]]
     """
     require_tensors("fold", x=x)
-    how = windows("fold", output_size, kernel_size, stride, padding, dilation)
+    axes = (len(output_size) or 1) if isinstance(output_size, Sequence) else 2
+    sizes = for_each_axis("fold", "output_size", output_size, axes, least=0)
+    how = windows("fold", sizes, kernel_size, stride, padding, dilation)
     kernel, positions = how.pop("kernel"), how.pop("positions")
     places, count = math.prod(kernel), math.prod(positions)
     if x.ndim != 3 or x.shape[1] % places or x.shape[2] != count:
@@ -157,7 +159,7 @@ def fold(
     if not x.dtype.is_float:
         raise DtypeError(f"fold: x has dtype {x.dtype.name}: it must be floating, use astype")
     columns = moveaxis(reshape(x, (x.shape[0], x.shape[1] // places, *kernel, *positions)), 0, 1 + len(kernel))
-    return apply(_fold, columns, sizes=tuple(output_size), **how)
+    return apply(_fold, columns, sizes=sizes, **how)
 
 
 def require_spatial(operation: str, x: Tensor, axes: int | None = None) -> None:
@@ -184,7 +186,7 @@ def _convolution(
     batch, channels, *sizes = x.shape
     if weight.ndim != x.ndim or groups < 1 or weight.shape[1] * groups != channels or weight.shape[0] % groups:
         given = f"{describe('x', x)}, {describe('weight', weight)}, groups is {groups}"
-        raise ShapeError(f"{operation}: {given}: it must be (out, C / groups, ...), groups a divisor of out")
+        raise ShapeError(f"{operation}: {given}: weight must be (out, C / groups, ...), out a multiple of groups")
     how = windows(operation, sizes, weight.shape[2:], stride, padding, dilation)
     features, depth = weight.shape[0], math.prod(weight.shape[1:])
     columns = reshape(apply(_unfold, x, **how), (groups, depth, batch * math.prod(how["positions"])))
@@ -273,7 +275,7 @@ def conv_transpose2d(
     batch, channels, *positions = x.shape
     if weight.ndim != x.ndim or groups < 1 or weight.shape[0] != channels or channels % groups:
         given = f"{describe('x', x)}, {describe('weight', weight)}, groups is {groups}"
-        raise ShapeError(f"{operation}: {given}: it must be (C, out / groups, ...), groups a divisor of C")
+        raise ShapeError(f"{operation}: {given}: weight must be (C, out / groups, ...), C a multiple of groups")
     kernel, features = weight.shape[2:], weight.shape[1] * groups
     stride, dilation = for_each_axis(operation, "stride", stride, 2), for_each_axis(operation, "dilation", dilation, 2)
     padding = for_each_axis(operation, "padding", padding, 2, least=0)

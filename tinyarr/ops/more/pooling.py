@@ -34,7 +34,8 @@ def max_pool2d(
         raise DtypeError(f"max_pool2d: x has dtype {x.dtype.name}: it must be floating of 16 bits or more, use astype")
     stride = kernel_size if stride is None else stride
     sides = _padding("max_pool2d", padding, kernel_size)
-    x = pad(x, [p for p in reversed(sides) for _ in range(2)], value=-math.inf)
+    if any(sides):
+        x = pad(x, [p for p in reversed(sides) for _ in range(2)], value=-math.inf)
     return _of_windows(max, x, windows("max_pool2d", x.shape[2:], kernel_size, stride, 0, dilation))
 
 
