@@ -75,7 +75,7 @@ def gradient(x, i, n):
             given = (i, n) if kind is int else (Tensor(i, dtype=kind), Tensor(n, dtype=kind))
             expected = outcome(names[name], X, i, n, *more.get(name, ()))
             found = outcome(f, X, *given, *more.get(name, ()))
-            # A program refuses a tensor where the slice is cut off, and a value that fits no other than the whole slice.
+            # A program refuses a tensor where the slice is cut off, and a value that does not fit the whole slice.
             assert found == expected or (found in (OutOfBounds, ShapeError) and kind is not int), (name, i, n)
 
 
