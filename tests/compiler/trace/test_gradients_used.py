@@ -75,10 +75,13 @@ def test_a_step_that_forgets_gradients_before_backward_is_one_program(order, kin
     assert len(run.graphs) == 1, run.explain()
 
 
-w = Tensor([1.0, 2.0], requires_grad=True)
+w = None
 
 
 def test_the_gradient_of_a_name_in_the_code_is_told_from_the_name():
+    global w
+    w = Tensor([1.0, 2.0], requires_grad=True)
+
     def step(x):
         w.grad = None
         (x * w).sum().backward()
