@@ -63,6 +63,8 @@ def test_a_jvp_can_be_differentiated():
 
 
 def test_tangents_that_do_not_fit_are_refused():
+    with pytest.raises(TypeError, match="primal 0 is float"):
+        ta.jvp(ta.exp, (1.0,), (ta.ones(()),))
     with pytest.raises(ArgumentError, match="1 primals, 2 tangents"):
         ta.jvp(ta.sin, (X,), (V, V))
     with pytest.raises(ArgumentError, match=r"primal 0 has shape \(2, 2\).*tangent 0 has shape \(2,\)"):

@@ -372,3 +372,10 @@ def test_out_of_another_layout_is_written_in_place():
 def test_an_out_that_does_not_fit_is_refused(out, error, message):
     with pytest.raises(error, match=message):
         ta.add(ta.ones((2,)), 1.0, out=out())
+
+
+def test_an_integer_too_wide_to_be_written_is_refused_by_name():
+    x = ta.zeros(2, dtype=ta.int64)
+    for name, write in (("full", lambda: x.assign(2**70)), ("add", lambda: ta.add(x, 2**70, out=x))):
+        with pytest.raises(DtypeError, match=rf"^{name}: the Python integer {2**70} does not fit int64"):
+            write()

@@ -399,6 +399,23 @@ def test_a_users_own_formula_is_followed(compiled, options):
     assert_steps_equal(walk(optimizer, parameters), by_formula(smoothed, options))
 
 
+def test_a_users_own_formula_that_does_not_fit_its_state_or_options_is_an_error():
+    with pytest.raises(ArgumentError, match=r"Taken: its formula has operands \['p', 'g', 'g', .*a name of its own"):
+
+        class Taken(optim.Optimizer):
+            state_names = ("g",)
+
+            @staticmethod
+            def formula(p, g, other, lr, step):
+                return p, other
+
+    parameters = leaves()
+    optimizer = Smoothed(parameters, shares=(0.5, 0.2, 0.3))
+    set_gradients(parameters, GRADIENTS[0])
+    with pytest.raises((TypeError, ArgumentError), match="smoothed_update"):
+        optimizer.step()
+
+
 def bits(parameters, optimizer):
     return [x.numpy().tobytes() for x in (*parameters, *optimizer.state_dict().values())]
 

@@ -59,14 +59,16 @@ def _prepare(call) -> Launch:
         try:
             function(_handles(operands), [x.data for x in outputs] if several else (outputs[0].data,))
         except OverflowError:
-            wide = next((x for x in operands if type(x) is int and not -(2**63) <= x < 2**63), 0)
-            shown = wide if wide.bit_length() <= 128 else f"of {wide.bit_length()} bits"
-            name = call.primitive.name
-            message = f"{name}: the Python integer {shown} does not fit int64: use a float or astype"
-            raise DtypeError(message) from None
+            raise _too_wide(call, operands) from None
         return outputs
 
     return launch
+
+
+def _too_wide(call: Any, operands: Sequence[Any]) -> DtypeError:
+    wide = next((x for x in operands if type(x) is int and not -(2**63) <= x < 2**63), 0)
+    shown = wide if wide.bit_length() <= 128 else f"of {wide.bit_length()} bits"
+    return DtypeError(f"{call.primitive.name}: the Python integer {shown} does not fit int64: use a float or astype")
 
 
 def _handles(operands: Sequence[Any]) -> list[Any]:
@@ -112,8 +114,7 @@ def _view_launch(call) -> Launch:
             if found is not None:
                 return [x.through(view) for view in found]
             x = contiguous_copy(x)
-        start = x.offset
-        return [Array(x.storage, x.dtype, shape, strides, start + offset) for shape, strides, offset in of_dense]
+        return [Array(x.storage, x.dtype, shape, strides, x.offset + offset) for shape, strides, offset in of_dense]
 
     return launch
 
@@ -160,7 +161,10 @@ def _write(call, launch: Launch, kernel, operands: Sequence[Any], outs: Sequence
     else:
         if kernel.layouts is not None:
             operands = [fit(x, layout) for x, layout in zip(operands, kernel.layouts(call), strict=True)]
-        kernel.function(_handles(operands), _handles(outs))
+        try:
+            kernel.function(_handles(operands), _handles(outs))
+        except OverflowError:
+            raise _too_wide(call, operands) from None
     for out in outs:
         out.storage.version += 1
     return outs

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import tinyarr as ta
 from tests.tiers import at_most
 from tinyarr import Tensor, row
+from tinyarr.backends.c import kernel
 from tinyarr.errors import ArgumentError, ShapeError
 from tinyarr.ops import scalar
 from tinyarr.ops.norm import _layer_norm, _limits
@@ -251,3 +252,14 @@ def test_what_is_wrong_is_said():
 def named(function, decorator=ta.rowwise):
     function.__name__ = "f"
     return decorator(function)
+
+
+def test_a_number_for_all_of_many_rows_has_its_gradient_in_a_program_too():
+    @ta.rowwise
+    def f(x, s):
+        return row.sum(x * s)
+
+    rows = kernel.FOLDED + 1
+    x, s = ta.ones(rows, 2), ta.full((1, 1), 3.0)
+    gradient = ta.grad(lambda s: f(x, s).sum())
+    assert gradient(s).tolist() == ta.compile(gradient)(s).tolist() == [[2 * rows]]

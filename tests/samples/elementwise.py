@@ -42,7 +42,7 @@ from tinyarr.ops.activation import _leaky_relu
 from tinyarr.ops.attention import power
 from tinyarr.ops.loss import _mean_of_counted
 from tinyarr.ops.more.in_place import _lerp
-from tinyarr.ops.more.statistics import _squared_distance, _wide_square, scale_of
+from tinyarr.ops.more.statistics import scale_of
 from tinyarr.testing import broadcastable_shapes, shapes
 
 
@@ -150,14 +150,12 @@ for _name, _reference in {"floor_divide": np.floor_divide, "remainder": np.remai
     elementwise(_name, _reference, apart(0), whole)
 elementwise("pow", integer_or_float_power, between(0.2, 3), between(-2, 2))
 for _operation, _reference in {
-    _squared_distance: lambda x, first, average: ((x - first) - average) ** 2,
     power: lambda score, largest: np.exp(score - largest),
     _mean_of_counted: lambda total, count: total / np.maximum(count, 1),
     _lerp: lambda x, end, weight: x + weight * (end - x),
 }.items():
     _values = [apart(0), between(0.2, 3), between(0.2, 3)][: len(_operation.inputs)]
     elementwise(_operation.name, _reference, *_values, function=_operation, takes=FLOATS, refuses=())
-elementwise("wide_square", np.square, apart(0), function=_wide_square, gives=lambda dtype: float64, refuses=())
 for _name, _reference in {"maximum": np.maximum, "minimum": np.minimum}.items():
     elementwise(_name, _reference, apart(0), apart(1), takes=ALL)
 for _name, _reference in {

@@ -14,7 +14,6 @@ from typing import Any
 from .. import views
 from ..autograd import walk
 from ..errors import ArgumentError, ShapeError
-from ..ops.reduce import sum
 from ..ops.shape import moveaxis
 from ..tape import Edge, edge_of, gradient_spec, numbers, reachable, record_custom, recording
 from ..tensor import Tensor, result_tensor
@@ -37,9 +36,6 @@ class _Map:
         self.oldest = next(numbers)
         self.entries: dict[Edge, Tensor] = {}
 
-    def batch(self, is_summed: bool = False) -> Batch:
-        return Batch(self.level, self.size, self.randomness, is_summed)
-
     def enter(self, batch: Batch, x: Tensor) -> Tensor:
         """One example of those along the first axis."""
         inside = result_tensor(batch.one(x.array))
@@ -48,9 +44,12 @@ class _Map:
             self.entries[inside, 0] = x
         return inside
 
-    def leave(self, batch: Batch, results: Sequence[Tensor]) -> list[Tensor]:
-        """All examples of tensors from inside, along the first axis, with their history as one operation."""
-        wholes = [result_tensor(batch.whole(x.array)) for x in results]
+    def leave(self, batch: Batch, results: Sequence[Tensor], is_summed: Sequence[bool]) -> list[Tensor]:
+        """All examples of tensors from inside, along the first axis, or their sum; one operation is their history."""
+        left = [
+            batch.total(x.array) if s else result_tensor(batch.whole(x.array))
+            for x, s in zip(results, is_summed, strict=True)
+        ]
         kept = [i for i, x in enumerate(results) if x._requires_grad] if recording.get() else []
         roots = [edge_of(results[i]) for i in kept]
         inside = reachable(roots, self.oldest)
@@ -59,14 +58,15 @@ class _Map:
         found = dict.fromkeys(roots + [edge for node in inside for edge in node.edges if edge is not None])
         targets = [edge for edge in found if self._is_target(batch, edge)]
         if not targets:
-            return wholes
+            return left
         edges = [edge_of(self.entries[edge]) if edge in self.entries else edge for edge in targets]
+        are_summed = [is_summed[i] for i in kept]
 
         def rule(gs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
-            return self._carried_back(roots, targets, gs)
+            return self._carried_back(list(zip(roots, are_summed, gs, strict=True)), targets)
 
-        record_custom("vmap", rule, [gradient_spec(e) for e in edges], edges, [wholes[i] for i in kept], ())
-        return wholes
+        record_custom("vmap", rule, [gradient_spec(e) for e in edges], edges, [left[i] for i in kept], ())
+        return left
 
     def _is_target(self, batch: Batch, edge: Edge) -> bool:
         """Returns whether a gradient leaves by an edge: to an entry, or to what the function found outside."""
@@ -76,28 +76,21 @@ class _Map:
         return parent.number < self.oldest
 
     def _carried_back(
-        self, roots: Sequence[Edge], targets: Sequence[Edge], gs: Sequence[Tensor | None]
+        self, roots: Sequence[tuple[Edge, bool, Tensor | None]], targets: Sequence[Edge]
     ) -> Sequence[Tensor | None]:
-        """The gradients of the targets: an entry's of each example, that of what is the same for all summed."""
-        again, create_graph = copy.copy(self), recording.get()
+        """The gradients of the targets: an entry's of each example, that of what is the same for all summed.
+
+        roots: what left, whether it was summed, which every example's part of the sum has the gradient of, and that.
+        """
+        again = copy.copy(self)
         again.entries = dict(self.entries)
-        batch = self.batch(is_summed=not create_graph)
+        batch = Batch(self.level, self.size, self.randomness, is_summed=True)
         with batch.running():
-            pairs = [(edge, again.enter(batch, g)) for edge, g in zip(roots, gs, strict=True) if g is not None]
-            found = walk(pairs, targets, create_graph, True, self.oldest)
-        left = iter(again.leave(batch, [g for g in found if g is not None]) if create_graph else ())
-        grads: list[Tensor | None] = []
-        for edge, g in zip(targets, found, strict=True):
-            if g is None:
-                grads.append(None)
-            elif create_graph:
-                whole = next(left)
-                grads.append(whole if edge in self.entries else sum(whole, axis=0))
-            elif edge in self.entries:
-                grads.append(result_tensor(batch.whole(g.array)))
-            else:
-                grads.append(batch.total(g.array))
-        return grads
+            pairs = [(edge, g if s else again.enter(batch, g)) for edge, s, g in roots if g is not None]
+            found = walk(pairs, targets, recording.get(), True, self.oldest)
+        arrived = [(edge, g) for edge, g in zip(targets, found, strict=True) if g is not None]
+        left = iter(again.leave(batch, [g for _, g in arrived], [edge not in self.entries for edge, _ in arrived]))
+        return [None if g is None else next(left) for g in found]
 
 
 def vmap(function: Callable, in_axes: Any = 0, out_axes: Any = 0, *, randomness: str = "error") -> Callable:
@@ -135,7 +128,7 @@ def vmap(function: Callable, in_axes: Any = 0, out_axes: Any = 0, *, randomness:
             came = f"arguments have {sorted(sizes)} examples" if sizes else "no argument has an axis of examples"
             raise ShapeError(f"vmap: {came}, in_axes is {in_axes}: all that are mapped must have equally many")
         this = _Map(sizes.pop(), randomness)
-        with this.batch().running() as batch:
+        with Batch(this.level, this.size, randomness).running() as batch:
             inside = [x if axis is None else this.enter(batch, x) for x, axis in zip(given, axes, strict=True)]
             result = function(*rebuilt(args, inside), **kwargs)
         axes = _axes("out_axes", out_axes, result)
@@ -144,7 +137,8 @@ def vmap(function: Callable, in_axes: Any = 0, out_axes: Any = 0, *, randomness:
                 raise ArgumentError(f"vmap: the function returned {type(x).__name__}: return tensors")
             if axis is None and batch.holds(x.array):
                 raise ArgumentError("vmap: out_axes is None for a result that differs between examples: give an axis")
-        left = iter(this.leave(batch, [x for x, axis in zip(leaves(result), axes, strict=True) if axis is not None]))
+        leaving = [x for x, axis in zip(leaves(result), axes, strict=True) if axis is not None]
+        left = iter(this.leave(batch, leaving, [False] * len(leaving)))
         joined = [x if axis is None else _moved(next(left), 0, axis) for x, axis in zip(leaves(result), axes)]
         return rebuilt(result, joined)
 

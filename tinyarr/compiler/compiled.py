@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import sys
 import threading
@@ -139,7 +140,7 @@ class Compiled:
         max_programs: int = MOST_PROGRAMS,
         state: Any = None,
     ):
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # attributes are asked of the function itself
         self.function = function
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._passes = passes
@@ -413,8 +414,10 @@ class _Program:
         found = difference(self._used(capture), self._parts)
         if found:
             return found
-        numbers = capture.numbers
-        return [told(test, numbers) for test, is_so in self.conditions.items() if value_of(test, numbers) is not is_so]
+        # Later conditions hold where the earlier ones do: 6 % i is asked for where i is not 0.
+        numbers, conditions = capture.numbers, self.conditions.items()
+        failed = (told(test, numbers) for test, is_so in conditions if value_of(test, numbers) is not is_so)
+        return [*itertools.islice(failed, 1)]
 
     def numbers_that_differ(self, capture: Walk) -> set[str]:
         """The paths of the ints and floats that have other values, if nothing else is different."""

@@ -271,19 +271,19 @@ def clear_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
 
 def _walk(value: Any, name: str, seen: set[int], within_modules: bool = True) -> Iterator[tuple[str, Any]]:
     """Modules and tensors at and below `value`, each once, with their paths."""
+    wrapped = getattr(value, "__dict__", {}).get("__wrapped__")
+    value = wrapped if isinstance(wrapped, Module) else value  # of a compiled module the module
     if isinstance(value, Module | Tensor):
         if id(value) in seen:
             return
         seen.add(id(value))
         yield name, value
     if isinstance(value, Module):
-        if not within_modules:
-            return
-        children = value._attributes().items()
+        children: Iterable = value._attributes().items() if within_modules else ()
     elif isinstance(value, dict):
         children = value.items()
     elif isinstance(value, list | tuple):
-        children = enumerate(value)  # type: ignore[assignment]
+        children = enumerate(value)
     else:
         return
     for key, child in children:

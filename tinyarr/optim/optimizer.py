@@ -325,7 +325,7 @@ class Optimizer:
             x["key"], x["counter"] = (self.generator or default_generator()).take()
         named = tuple(name for name in ("key", "counter", "where") if x.get(name) is not None)
         update = update_primitive(_owner(type(self), "formula"), self.state_names, "master" in state, named)
-        operands = [x[name] for name in update.inputs[: len(update.inputs) - len(numbers)]]
+        operands = [x[name] for name in update.inputs[: update.inputs.index("lr_scale")]]
         apply(update, *operands, *numbers, out=tuple(x[name.removesuffix("_out")] for name in update.outputs), **flags)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -376,20 +376,19 @@ def update_primitive(owner: Any, kept: tuple[str, ...], has_master: bool, named:
     flags = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
     written = ["p", *["master"] * has_master, *kept]
     inputs = [*written, "g", *named, "lr", "step", "lr_scale", *numbers]
+    if len(set(inputs)) < len(inputs):
+        raise ArgumentError(f"{owner.__name__}: its formula has operands {inputs}: give each a name of its own")
 
     def function(*operands: Expr, **flags: Any) -> tuple[Expr, ...]:
         x, dtype = dict(zip(inputs, operands, strict=True)), flags.pop("dtype", None)
-        p = x["p"]
-        if has_master:
-            p = _current(x["master"], p, dtype)
-        elif "key" in x:
+        p = _current(x["master"], x["p"], dtype) if has_master else x["p"]
+        if "key" in x:
             p = cast(p, dtypes.float32)
         scalars = weak(x["lr"]) * x["lr_scale"], weak(x["step"]), *map(x.get, numbers)
         new, *state = [e for e in formula(p, x["g"], *map(x.get, kinds), *scalars, **flags) if e is not None]
-        if has_master:
-            results = [cast(new, dtype), new, *state]
-        else:
-            results = [_rounded_stochastically(new, x["key"], x["counter"]) if "key" in x else new, *state]
+        if "key" in x:
+            new = _rounded_stochastically(new, x["key"], x["counter"])
+        results = [cast(new, dtype), new, *state] if has_master else [new, *state]
         if "where" in x:
             results = [_where(x["where"], e, x[name]) for name, e in zip(written, results, strict=True)]
         return tuple(results)

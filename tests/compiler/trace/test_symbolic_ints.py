@@ -203,6 +203,13 @@ def test_an_int_is_an_input_of_the_way_back_too():
     assert len(f.graphs) == 1 and len(f.backward_programs) == 1
 
 
+def test_a_condition_is_asked_only_where_those_before_it_hold():
+    def divides(x, i):
+        return x * 2 if i != 0 and 6 % i == 0 else x * 3
+
+    same(divides, [(Tensor([1.0]), i) for i in (3, 0, 4, 2)])
+
+
 @pytest.mark.parametrize("given", [*itertools.permutations([1, True, 1.0, np.int64(1)], 2)])
 def test_kinds_of_numbers_are_told_apart(given):
     same(lambda x, i: (x, i, i + i), [(Tensor([1.0]), i) for i in (*given, *given)])

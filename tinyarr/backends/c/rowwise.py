@@ -143,8 +143,8 @@ def _total(site, code: RowCode, inputs, count: int, output: int, value: int, kep
             lines.append(
                 f"{TYPES[code.typed.values[m].dtype]} v{m} = {x.name}[{x.offset('i', range(len(x.shape) - 1))}];"
             )
-    total = fold("total", TYPES[v.dtype], count, f"v{value}", before="\n".join(lines))
-    text = f"{total}\n{_stored(site.outputs[output], 'total', '0', v.dtype)}"
+    total = fold("of_all", TYPES[v.dtype], count, f"v{value}", before="\n".join(lines))
+    text = f"{total}\n{_stored(site.outputs[output], 'of_all', '0', v.dtype)}"
     return f"#pragma omp single\n{{\n{indented(text)}\n}}"
 
 
