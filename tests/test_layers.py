@@ -24,7 +24,7 @@ FORBIDDEN = {  # file or folder: what nothing in it may use
 }  # fmt: skip
 OFFERING = {"tinyarr.nn"}  # packages whose __init__ only offers names, of all floors, as that of tinyarr does
 MOST_LINES = 600
-MOST_CORE_LINES = 6_212  # of code on floor 1; the aim is benchmarks/size.py's promise
+MOST_CORE_LINES = 6_173  # of code on floor 1; the aim is benchmarks/size.py's promise
 QUESTIONS = "What", "Whether", "Where", "When", "Which", "Who", "How", "Why"
 
 

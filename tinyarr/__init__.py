@@ -168,7 +168,7 @@ from .other_names import takes_axis as _takes_axis
 from .random import Generator, default_generator, manual_seed, use_generator
 from .tape import detect_anomaly, enable_grad, no_grad
 from .tensor import Tensor
-from .transforms import checkpoint, custom_gradient, grad, value_and_grad, vjp
+from .transforms import checkpoint, custom_gradient, vjp
 
 e, inf, nan, pi = 2.718281828459045, float("inf"), float("nan"), 3.141592653589793
 newaxis = None
@@ -176,7 +176,7 @@ __version__ = "0.1.0"
 
 _LATER = {  # by module what no tensor needs, which is imported when it is first used
     "compiler": "compile",
-    "derivatives": "hessian jacobian jvp",
+    "derivatives": "grad hessian jacobian jvp value_and_grad",
     "nested": "load save",
     "ops.more.einsum": "einsum outer tensordot vecdot",
     "ops.more.similarity": "cosine_similarity",

@@ -217,13 +217,13 @@ from .tape import no_grad as no_grad
 from .tensor import Tensor as Tensor
 from .transforms import checkpoint as checkpoint
 from .transforms import custom_gradient as custom_gradient
-from .transforms import grad as grad
-from .transforms import value_and_grad as value_and_grad
 from .transforms import vjp as vjp
 from .compiler import compile as compile
+from .derivatives import grad as grad
 from .derivatives import hessian as hessian
 from .derivatives import jacobian as jacobian
 from .derivatives import jvp as jvp
+from .derivatives import value_and_grad as value_and_grad
 from .nested import load as load
 from .nested import save as save
 from .ops.more.einsum import einsum as einsum

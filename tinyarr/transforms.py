@@ -1,16 +1,17 @@
-"""Differentiating functions: vjp, grad, value_and_grad; functions with their own gradient; checkpoint. Floor 1."""
+"""Differentiating functions: vjp; functions with their own gradient; checkpoint. Floor 1."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from . import random
 from .autograd import gradients, independent, walk
-from .errors import ArgumentError, GradientError, describe
-from .ops.create import ones_like, zeros, zeros_like
+from .errors import ArgumentError, GradientError
+from .ops.create import zeros, zeros_like
 from .tape import (
     TapeNode,
     edge_of,
@@ -104,87 +105,13 @@ def _reads_history(outputs: Sequence[Tensor], variables: Sequence[Tensor], first
     Nodes recorded from the number `first` on are the function's own.
     """
     roots = [edge_of(o) for o in outputs if o._requires_grad]
-    edges = [*roots, *(edge for node in reachable(roots, first) for edge in node.edges if edge is not None)]
-    return any(
-        parent.number < first if isinstance(parent, TapeNode) else all(parent is not x for x in variables)
-        for parent, _ in edges
-    )
+    nodes = reachable(roots, first)
+    known, edges = {*nodes, *variables}, itertools.chain(roots, *(node.edges for node in nodes))
+    return any(edge is not None and edge[0] not in known for edge in edges)
 
 
 def detached(result: Any) -> Any:
     return mapped(result, lambda x: x.detach() if isinstance(x, Tensor) else x)
-
-
-def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:
-    """A function that returns `(function(*args), gradient)`, the gradient with respect to the arguments `argnums`.
-
-    The function must return a tensor of one element; with `has_aux` a tuple of that and of anything else, which is
-    returned as it is, but for tensors without their history. An argument is a tensor, or lists, tuples and dicts of
-    them, and so is its gradient. One argument number gives one gradient, a sequence a tuple.
-
-    Value and gradient have a history, and can be differentiated by `backward`, where an argument has one, or the
-    function reads tensors besides its arguments that need a gradient. Leaves among the arguments give them none.
-    """
-    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-
-    @functools.wraps(function)
-    def evaluate(*args, **kwargs):
-        chosen, of_chosen = chosen_arguments("grad", function, numbers, args, kwargs)
-        value, pull, *aux = vjp(of_chosen, *chosen, has_aux=has_aux)
-        if not isinstance(value, Tensor) or value.size != 1:
-            raise GradientError(
-                f"grad: {function.__name__} returned {describe('the value', value)}: it must have one element"
-            )
-        grads = pull(ones_like(value))
-        return (value, *aux) if has_aux else value, grads[0] if isinstance(argnums, int) else grads
-
-    return evaluate
-
-
-def chosen_arguments(
-    operation: str, function: Callable, numbers: Sequence[int], args: tuple, kwargs: dict[str, Any]
-) -> tuple[list[Any], Callable]:
-    """The arguments with these numbers, and the function of them alone. Raises ArgumentError for other than tensors.
-
-    Of the outermost transformation nobody differentiates further: leaves are detached, so that no graph is kept.
-    """
-    for n in numbers:
-        found = leaves(args[n]) if -len(args) <= n < len(args) else []
-        wrong = [type(x).__name__ for x in found if not isinstance(x, Tensor)]
-        if wrong or not found:
-            came = (wrong or [type(args[n]).__name__ if -len(args) <= n < len(args) else "missing"])[0]
-            raise ArgumentError(
-                f"{operation}: argument {n} of {function.__name__} is {came}: it must be a tensor, or a list, tuple or "
-                "dict of tensors, given by position; name the arguments to differentiate with argnums"
-            )
-
-    def of_chosen(*chosen: Any) -> Any:
-        filled = list(args)
-        for n, x in zip(numbers, chosen, strict=True):
-            filled[n] = x
-        return function(*filled, **kwargs)
-
-    chosen = [args[n] for n in numbers]
-    return chosen if is_nested() else mapped(chosen, lambda x: x.detach() if x.is_leaf else x), of_chosen
-
-
-def grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:
-    """A function that returns the gradient of `function` with respect to the arguments `argnums`. See value_and_grad.
-
-    With `has_aux` it returns a tuple of that and of what else the function returned.
-
-    >>> import tinyarr
-    >>> tinyarr.grad(lambda x: x**3)(tinyarr.Tensor(2.0)).item()
-    12.0
-    """
-    both = value_and_grad(function, argnums, has_aux=has_aux)
-
-    @functools.wraps(function)
-    def evaluate(*args, **kwargs):
-        value, found = both(*args, **kwargs)
-        return (found, value[1]) if has_aux else found
-
-    return evaluate
 
 
 def _enclosed(function: Callable) -> list[Tensor]:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 import tinyarr
 from tests.tiers import at_most, slow
-from tinyarr import optim
+from tinyarr import optim, tape
 from tinyarr.data import DataLoader, TensorDataset, collate, workers
 from tinyarr.errors import ArgumentError, ShapeError
 
@@ -72,6 +73,8 @@ def test_epochs_and_seeds_have_orders_of_their_own_and_every_run_the_same():
     later = DataLoader(range(50), 50, True, seed=1)
     later.epoch = 2
     assert numbers(later) == orders[5]
+    large = [numbers(DataLoader(range(50), 50, True, seed=2**64 - n)) for n in (1, 2)]
+    assert large[0] != large[1]
     assert numbers(DataLoader(range(8), 8, True)) == [[0, 2, 1, 5, 4, 3, 6, 7]]  # and every version
 
 
@@ -113,6 +116,9 @@ def test_items_of_any_nesting_become_one():
     assert collate([tinyarr.ones(2), tinyarr.zeros(2)]).tolist() == [[1, 1], [0, 0]]
     assert collate([np.float64(1), np.float64(2)]).dtype == np.float64
     assert collate([None, None]) == [None, None]
+    assert [collate(items).dtype.name for items in ([1, 2.5], [True, 2.5], [True, 2], [np.float64(1), 2.5])] == [
+        "float32", "float32", "int64", "float64"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -120,6 +126,8 @@ def test_items_of_any_nesting_become_one():
     [
         ([np.ones(2), np.ones(3)], r"collate: items have shapes \[\(2,\), \(3,\)\]: pad them, or give a collate_fn"),
         ([(1, 2), (1, 2, 3)], r"collate: items have \[2, 3\] entries: give a collate_fn"),
+        ([{"a": 1}, {"a": 1, "b": 2}], r"collate: not all items have the keys \['b'\]: give them all, or give"),
+        ([{"a": 1, "b": 2}, {"a": 1}], r"collate: not all items have the keys \['b'\]"),
     ],
 )
 def test_items_that_do_not_fit_together_are_an_error(items, message):
@@ -151,6 +159,49 @@ def test_what_items_draw_is_a_function_of_seed_epoch_and_number_alone():
     assert found[0] == found[1] == found[2] and found[0][0] != found[0][1]
     rows = {tuple(row) for _, y in found[0][0] for row in y}
     assert len(rows) == 12
+
+
+def noisy(items):
+    """A batch that draws as its items do."""
+    return collate(items), tinyarr.rand(2).numpy()
+
+
+def test_what_a_batch_draws_is_the_same_in_each_run_and_with_any_workers_and_not_what_its_items_drew():
+    found = []
+    for kind in [{}, *WORKERS]:
+        tinyarr.rand(1)
+        loader = DataLoader(Draws(None, None), 5, True, collate_fn=noisy, **kind)
+        found.append([(items.tolist(), drawn.tolist()) for (_, items), drawn in loader])
+    assert all(each == found[0] for each in found)
+    assert len({tuple(drawn) for _, drawn in found[0]}) == 3
+    assert all(drawn != items[0][:2] for items, drawn in found[0])
+
+
+class DrawsElsewhere(Draws):
+    def __getitem__(self, i):
+        return random.random(), np.random.rand()
+
+
+def test_in_processes_what_items_draw_from_other_generators_is_a_function_of_seed_and_number():
+    outside = random.getstate(), np.random.get_state()[1].tolist()
+    dataset = DrawsElsewhere(None, None)
+    loaders = [DataLoader(dataset, 4, num_workers=n, processes=True) for n in (1, 2)]
+    one, two = ([x.tolist() for batch in loader for x in batch] for loader in loaders)
+    assert one == two and len({x for numbers in one for x in numbers}) == 24
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == outside
+
+
+class SeesContext(Draws):
+    def __getitem__(self, i):
+        return tape.recording.get(), tinyarr.ones(1).device.kind == "cpu"
+
+
+@each_kind
+def test_items_are_made_without_the_caller_s_context(kind):
+    with tinyarr.no_grad(), tinyarr.use_device("meta"):
+        loader = DataLoader(SeesContext(None, None), 12, device="cpu", **kind)
+        ((records, on_cpu),) = loader
+    assert all(records.tolist()) and all(on_cpu.tolist())
 
 
 @pytest.mark.slow
@@ -185,6 +236,17 @@ def test_what_an_item_raises_is_raised_with_its_number_after_all_batches_before_
     with pytest.raises((RuntimeError, Unpicklable), match="this and that") as caught:
         numbers(DataLoader(Failing(7, raise_unpicklable), 2, **kind))
     assert "item 7 of the dataset" in str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+
+
+def raise_stop_iteration(i):
+    return next(iter([]))
+
+
+@each_kind
+def test_an_item_that_raises_stop_iteration_does_not_end_the_pass_in_silence(kind):
+    with pytest.raises(RuntimeError, match="StopIteration was raised where a batch was made") as caught:
+        numbers(DataLoader(Failing(7, raise_stop_iteration), 2, **kind))
+    assert "DataLoader: this was raised by item 7 of the dataset" in caught.value.__notes__
 
 
 def test_what_can_t_leave_a_process_is_an_error_and_so_is_a_process_that_ends():
@@ -297,6 +359,8 @@ def test_a_line_is_learned_from_shuffled_batches():
         (lambda: DataLoader(range(3), 0), ArgumentError, "DataLoader: batch_size is 0: it must be at least 1"),
         (lambda: DataLoader(range(3), 1.5), TypeError, r"DataLoader: batch_size is 1\.5: it must be an int"),
         (lambda: DataLoader(range(3), num_workers=-1), ArgumentError, "num_workers is -1: it must be at least 0"),
+        (lambda: DataLoader(range(3), seed=2**64), ArgumentError, r"seed is 18446744073709551616: it must lie in \["),
+        (lambda: DataLoader(range(3), seed=-1), ArgumentError, r"seed is -1: it must lie in"),
         (lambda: DataLoader(iter([1])), TypeError, r"dataset is list_iterator: it must have len\(\) and items"),
     ],
 )

@@ -275,3 +275,24 @@ def test_sequential_calls_one_after_the_other_and_names_by_position():
     assert len(model) == 3 and model[-1] is model[2]
     with pytest.raises(ArgumentError, match="layer 1 is 3"):
         nn.Sequential(nn.Linear(2, 3), 3)
+
+
+def test_a_compiled_submodule_takes_part_in_all_that_its_parent_does():
+    inner = tinyarr.nn.Sequential(tinyarr.nn.Linear(4, 3), tinyarr.nn.Dropout(0.5))
+    net = tinyarr.nn.Sequential(tinyarr.compile(inner), tinyarr.nn.Linear(3, 2))
+    assert list(net.state_dict()) == ["0.0.weight", "0.0.bias", "1.weight", "1.bias"]
+    net.eval()
+    assert not inner.training and not net[0].training
+    x = tinyarr.ones((2, 4))
+    assert net(x).tolist() == net(x).tolist()
+    net.train()
+    assert inner.training and net[0].training
+    net.to(tinyarr.float64)
+    assert net.eval()(tinyarr.ones((2, 4), dtype=tinyarr.float64)).dtype is inner[0].weight.dtype is tinyarr.float64
+
+
+def test_attributes_of_a_compiled_module_are_the_module_s():
+    module = tinyarr.nn.Linear(2, 2)
+    compiled = tinyarr.compile(module)
+    module.weight = tinyarr.nn.Parameter(tinyarr.ones((2, 2)))
+    assert compiled.weight is module.weight

@@ -140,7 +140,7 @@ class Compiled:
         max_programs: int = MOST_PROGRAMS,
         state: Any = None,
     ):
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # attributes are asked of the function itself
         self.function = function
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._passes = passes

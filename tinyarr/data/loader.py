@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -45,10 +46,15 @@ class DataLoader:
     Each pass is an epoch. With `shuffle` its order is a function of `seed` and `epoch`, the number of the pass, alone.
     What an item draws from the default generator is a function of these and its number. The last batch is smaller where
     the batch size doesn't divide the number of items, or with `drop_last` left out. `collate_fn` makes a batch of a
-    list of items; arrays in what it returns become tensors on `device`. `num_workers` threads read ahead, or processes
-    if `processes`, for items that take much Python. Batches and their order are the same without them.
+    list of items, and draws as the first of them goes on to; arrays in what it returns become tensors on `device`.
 
-    Raises ArgumentError for sizes below 1. What an item raises is raised with a note that says which.
+    `num_workers` threads read ahead, or processes if `processes`, for items that take much Python. Batches and their
+    order are the same without them: items are made in a context of their own, where the caller's `no_grad` or default
+    device don't hold. In processes what an item draws from `random` and `np.random` is a function of seed, epoch and
+    number too. A thread ends after the batch that it is making, also where a pass is left.
+
+    Raises ArgumentError for sizes below 1 and a seed outside [0, 2**64). What an item raises is raised with a note that
+    says which.
 
     >>> import tinyarr
     >>> dataset = [(float(i), i % 2) for i in range(5)]
@@ -64,9 +70,11 @@ class DataLoader:
         collate_fn: Callable[[list], Any] | None = None, num_workers: int = 0, processes: bool = False,
         device: str | Device | None = None,
     ):  # fmt: skip
-        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0), ("seed", seed, 0)):
+        for name, value, least in (("batch_size", batch_size, 1), ("num_workers", num_workers, 0)):
             if whole_number("DataLoader", name, value) < least:
                 raise ArgumentError(f"DataLoader: {name} is {value}: it must be at least {least}")
+        if not 0 <= whole_number("DataLoader", "seed", seed) < 2**64:
+            raise ArgumentError(f"DataLoader: seed is {seed}: it must lie in [0, 2**64)")
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise TypeError(f"DataLoader: dataset is {type(dataset).__name__}: it must have len() and items by number")
         self.dataset, self.batch_size, self.shuffle, self.seed = dataset, batch_size, shuffle, seed
@@ -84,10 +92,11 @@ class DataLoader:
         if self._is_begun:  # and was left
             self.epoch, self.batch = self.epoch + 1, 0
         self._is_begun = True
-        words = np.random.Philox(key=[self.seed, self.epoch]).random_raw(len(self.dataset))
+        key = np.array([self.seed, self.epoch], np.uint64)
+        words = np.random.Philox(key=key).random_raw(len(self.dataset))
         order = np.argsort(words, kind="stable") if self.shuffle else np.arange(len(words))
         batches = [order[i * self.batch_size :][: self.batch_size].tolist() for i in range(self.batch, len(self))]
-        fetch = _Fetch(self.dataset, self.collate_fn, words)
+        fetch = _Fetch(self.dataset, self.collate_fn, words, self.processes and self.num_workers > 0)
         with contextlib.closing(in_order(fetch, batches, self.num_workers, self.processes)) as made:
             for batch in made:
                 self.batch += 1
@@ -104,30 +113,44 @@ class DataLoader:
 
 
 class _Fetch:
-    """Makes a batch of the numbers of its items; workers get it as it is."""
+    """Makes a batch of the numbers of its items; workers get it as it is.
 
-    def __init__(self, dataset: Dataset, collate_fn: Callable[[list], Any], words: np.ndarray):
-        self.dataset, self.collate_fn, self.words = dataset, collate_fn, words
+    is_alone: it runs in a process of its own, where NumPy's and Python's generators are nobody else's to seed.
+    """
+
+    def __init__(self, dataset: Dataset, collate_fn: Callable[[list], Any], words: np.ndarray, is_alone: bool):
+        self.dataset, self.collate_fn, self.words, self.is_alone = dataset, collate_fn, words, is_alone
 
     def __call__(self, numbers: Sequence[int]) -> Any:
+        generators = [Generator(int(self.words[i]) >> 1) for i in numbers]
         items = []
-        for i in numbers:
+        for i, generator in zip(numbers, generators, strict=True):
             try:
-                with use_generator(Generator(int(self.words[i]) >> 1)):
+                with use_generator(generator):
+                    self._seed_others(int(self.words[i]))
                     items.append(self.dataset[i])
             except BaseException as error:
                 error.add_note(f"DataLoader: this was raised by item {i} of the dataset")
                 raise
-        return self.collate_fn(items)
+        with use_generator(generators[0]):
+            return self.collate_fn(items)
+
+    def _seed_others(self, word: int) -> None:
+        if self.is_alone:
+            random.seed(word)
+            np.random.seed([word >> 32, word & 0xFFFFFFFF])
 
 
 def collate(items: Sequence[Any]) -> Any:
     """Items as one: arrays and numbers stacked, tuples, lists and dicts entry by entry, all else as a list.
 
-    Numbers become int64, float32 or bool. Raises ShapeError where arrays differ in shape or tuples in length.
+    Numbers become int64, float32 if one of them is a float, or bool. Raises ShapeError where arrays differ in shape,
+    tuples in length or dicts in their keys.
     """
     first = items[0]
     if isinstance(first, dict):
+        if different := sorted({str(key) for item in items for key in item.keys() ^ first.keys()}):
+            raise ShapeError(f"collate: not all items have the keys {different}: give them all, or give a collate_fn")
         return {key: collate([item[key] for item in items]) for key in first}
     if isinstance(first, tuple | list):
         if len({len(item) for item in items}) > 1:
@@ -137,7 +160,8 @@ def collate(items: Sequence[Any]) -> Any:
         return collate([item.numpy() for item in items])
     if not isinstance(first, np.ndarray | np.generic | float | int):
         return list(items)
-    arrays = [np.float32(item) if type(item) is float else np.asarray(item) for item in items]
+    weak = (float, int) if any(type(item) is float for item in items) else ()
+    arrays = [np.float32(item) if type(item) in weak else np.asarray(item) for item in items]
     if len({a.shape for a in arrays}) > 1:
         found = sorted({a.shape for a in arrays})
         raise ShapeError(f"collate: items have shapes {found}: pad them, or give a collate_fn")

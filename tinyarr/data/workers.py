@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import multiprocessing
 import os
 import pickle
@@ -18,22 +19,35 @@ Outcomes = Generator[Outcome, None, None]
 
 
 def in_order(make: Callable[[Any], Any], tasks: Sequence[Any], workers: int, processes: bool) -> Generator:
-    """Yields `make(task)` for each task, in their order, or raises what it raised. Closing it ends all workers."""
+    """Yields `make(task)` for each task, in their order, or raises what it raised.
+
+    Every call has a context of its own, as in a new thread: no `no_grad` of the caller's, no default device, no trace.
+    Closing the generator ends processes at once, and each thread after the call that it is in.
+    """
     workers = min(workers, len(tasks))
-    if workers == 0:
-        yield from map(make, tasks)
-    else:
-        for error, result in (_by_processes if processes else _by_threads)(make, tasks, workers):
-            if error is not None:
-                raise error
-            yield result
+    run = _in_turn if workers == 0 else _by_processes if processes else _by_threads
+    for error, result in run(make, tasks, workers):
+        if error is not None:
+            raise error
+        yield result
 
 
 def _outcome(make: Callable[[Any], Any], task: Any) -> Outcome:
     try:
-        return None, make(task)
+        return None, contextvars.Context().run(make, task)
+    except StopIteration as error:  # a generator can't raise it
+        stopped = RuntimeError("StopIteration was raised where a batch was made")
+        for note in getattr(error, "__notes__", ()):
+            stopped.add_note(note)
+        stopped.__cause__ = error
+        return stopped, None
     except BaseException as error:
         return error, None
+
+
+def _in_turn(make: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Outcomes:
+    for task in tasks:
+        yield _outcome(make, task)
 
 
 def _by_threads(make: Callable[[Any], Any], tasks: Sequence[Any], workers: int) -> Outcomes:

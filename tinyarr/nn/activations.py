@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from ..errors import ArgumentError
 from ..ops.activation import gelu, leaky_relu, relu, sigmoid, silu, softplus
 from ..ops.elementwise import tanh
 from ..ops.shape import reshape
@@ -21,6 +22,8 @@ def identity(x: Tensor) -> Tensor:
 def flatten(x: Tensor, start_axis: int = 1, end_axis: int = -1) -> Tensor:
     """x with the axes from `start_axis` to `end_axis` made one: (B, 3, 4) to (B, 12)."""
     start, end = (normalize_axis("flatten", axis, x.ndim) for axis in (start_axis, end_axis))
+    if start > end:
+        raise ArgumentError(f"flatten: start_axis is {start_axis}, end_axis is {end_axis}: start must not exceed end")
     return reshape(x, (*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]))
 
 

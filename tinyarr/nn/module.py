@@ -91,21 +91,22 @@ class Module:
     def _register(self, kind: str, hook: Callable) -> HookHandle:
         if not callable(hook):
             raise TypeError(f"{type(self).__name__}: hook is {type(hook).__name__}: give a function")
-        hooks = [*getattr(self, kind), hook]
-        setattr(self, kind, hooks)
+        hooks = vars(self).setdefault(kind, [])
+        hooks.append(hook)
         return HookHandle(hooks, hook)
+
+    def _attributes(self) -> dict[str, Any]:
+        """Its attributes but for hooks: a module among these is no part of it."""
+        return {name: value for name, value in vars(self).items() if name not in ("_before", "_after")}
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
         """This module (under `prefix`) and all below it, each once."""
-        for name, value in _walk(self, prefix, set()):
-            if isinstance(value, Module):
-                yield name, value
+        return ((name, value) for name, value in _walk(self, prefix, set()) if isinstance(value, Module))
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
         """The modules that this one holds itself, in lists and dicts too, not those within them; each once."""
-        for name, value in _walk(vars(self), "", {id(self)}, within_modules=False):
-            if isinstance(value, Module):
-                yield name, value
+        below = _walk(self._attributes(), "", {id(self)}, within_modules=False)
+        return ((name, value) for name, value in below if isinstance(value, Module))
 
     def children(self) -> Iterator[Module]:
         """The modules that this one holds itself, each once."""
@@ -254,7 +255,7 @@ class Module:
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__}("]
-        for name, value in vars(self).items():
+        for name, value in self._attributes().items():
             if isinstance(value, Tensor):
                 lines.append(f"  {name}: {value.dtype.name}{list(value.shape)}")
             elif any(_walk(value, "", set())):
@@ -270,19 +271,19 @@ def clear_gradients(parameters: Iterable[Tensor], set_to_none: bool) -> None:
 
 def _walk(value: Any, name: str, seen: set[int], within_modules: bool = True) -> Iterator[tuple[str, Any]]:
     """Modules and tensors at and below `value`, each once, with their paths."""
+    wrapped = getattr(value, "__dict__", {}).get("__wrapped__")
+    value = wrapped if isinstance(wrapped, Module) else value  # of a compiled module the module
     if isinstance(value, Module | Tensor):
         if id(value) in seen:
             return
         seen.add(id(value))
         yield name, value
     if isinstance(value, Module):
-        if not within_modules:
-            return
-        children = vars(value).items()
+        children: Iterable = value._attributes().items() if within_modules else ()
     elif isinstance(value, dict):
         children = value.items()
     elif isinstance(value, list | tuple):
-        children = enumerate(value)  # type: ignore[assignment]
+        children = enumerate(value)
     else:
         return
     for key, child in children:

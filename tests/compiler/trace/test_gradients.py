@@ -573,3 +573,10 @@ def test_a_compiled_model_stands_in_for_the_model():
     assert model.eval() is model.function and not model.training and list(model.state_dict()) == ["weight", "bias"]
     with pytest.raises(AttributeError, match="nothing"):
         model.nothing  # noqa: B018
+
+
+def test_the_way_back_of_a_program_is_not_mapped_and_says_so():
+    x, f = Tensor([1.0, 2.0]), ta.compile(lambda x: x.sin())
+    with pytest.raises(TraceError, match=r"^vmap: the way back of compiled .*: take the function that is not compiled"):
+        ta.jacobian(f)(x)
+    assert ta.compile(ta.jacobian(f))(x).tolist() == pytest.approx(ta.jacobian(f.function)(x).numpy(), rel=1e-6)

@@ -13,13 +13,15 @@ from typing import Any
 
 from ... import eager, random
 from ...array import Array, Storage
-from ...errors import GradientError
+from ...errors import GradientError, TraceError
+from ...ops.primitive import executor
 from ...program import Graph
 from ...tape import CustomCall, Edge, TapeNode, attach, edge_of, gradient_spec, reachable, recording
 from ...tensor import Tensor, result_tensor
 from ...views import is_contiguous
 from ..capture.captured import Leaf
 from .calls import called, memory_of
+from .executor import Trace
 from .traced_tape import TapeStretch, TracedTape
 
 Make = Callable[[Graph], tuple[Graph, Any]]  # a graph after the passes, and what runs it
@@ -133,6 +135,11 @@ class Pullback:
     ) -> Sequence[Tensor | None]:
         """Returns the gradients of the node's operands, as any rule does, of those of its outputs and what it saved."""
         *saved, call = values
+        if executor.get() is not eager and not isinstance(executor.get(), Trace):  # in a vmap
+            raise TraceError(
+                f"vmap: the way back of {self.name} is a program for one example, and here it is mapped, as jacobian "
+                "does too: take the function that is not compiled, and compile the whole"
+            )
         return self._way(gs).run([x.array for x in saved], [g for g in gs if g is not None], call)
 
     def reads(self, number: int, gs: Sequence[Tensor | None]) -> bool:

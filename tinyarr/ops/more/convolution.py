@@ -15,7 +15,6 @@ from typing import Any
 from ...errors import ArgumentError, DtypeError, ShapeError, describe, whole_number
 from ...tensor import Tensor, require_tensors
 from ...transforms import vjp
-from ...views import normalize_shape
 from ..create import zeros
 from ..elementwise import astype
 from ..matmul import matmul
@@ -142,15 +141,16 @@ def fold(
 ) -> Tensor:
     """The sum of columns x (B, C * places, positions) at the windows that unfold reads: (B, C, *output_size).
 
-    Half types are added up in float32. Raises ShapeError where x isn't what unfold makes of that size, DtypeError
-    where it isn't floating. Source: PyTorch's fold.
+    An int output_size is that of two axes. Half types are added up in float32. Raises ShapeError where x isn't what
+    unfold makes of that size, DtypeError where it isn't floating. Source: PyTorch's fold.
 
     >>> import tinyarr
     >>> tinyarr.fold(tinyarr.Tensor([[[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]]]), (4,), 2).tolist()
     [[[1.0, 12.0, 23.0, 30.0]]]
     """
     require_tensors("fold", x=x)
-    sizes = normalize_shape("fold", output_size)
+    axes = (len(output_size) or 1) if isinstance(output_size, Sequence) else 2
+    sizes = for_each_axis("fold", "output_size", output_size, axes, least=0)
     how = windows("fold", sizes, kernel_size, stride, padding, dilation)
     kernel, positions = how.pop("kernel"), how.pop("positions")
     places, count = math.prod(kernel), math.prod(positions)

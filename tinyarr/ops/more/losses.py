@@ -23,11 +23,12 @@ def nll_loss(
 ) -> Tensor:
     """-log_probabilities[target]. log_probabilities (..., V) floating, targets (...) integers in [0, V).
 
-    weight, ignore_index, reduction and dtypes as for cross_entropy.
+    weight, ignore_index, reduction, dtypes and OutOfBounds as for cross_entropy.
     """
     rows, flat = rows_and_targets("nll_loss", "log_probabilities", log_probabilities, targets)
     counted = flat != ignore_index
-    picked = take_along_axis(rows, expand_dims(where(counted, flat, 0), -1))
+    classes = where(counted, where(flat < 0, rows.shape[-1], flat), 0)  # a negative index would count from the end
+    picked = take_along_axis(rows, expand_dims(classes, -1))
     losses = where(counted, -astype(reshape(picked, (flat.size,)), rows.dtype.compute, copy=False), 0)
     counts = None if weight is None else counts_of("nll_loss", weight, flat, rows, ignore_index)
     losses = losses if counts is None else losses * counts
@@ -56,7 +57,7 @@ def huber_loss(x: Tensor, target: Tensor, *, reduction: str = "mean", delta: flo
     x, target = _wide("huber_loss", x, target)
     d = abs(x - target)
     inside = minimum(d, delta)
-    return reduced("huber_loss", 0.5 * square(inside) + delta * (d - inside), reduction)
+    return reduced("huber_loss", inside * (d - 0.5 * inside), reduction)
 
 
 def smooth_l1_loss(x: Tensor, target: Tensor, *, reduction: str = "mean", beta: float = 1.0) -> Tensor:

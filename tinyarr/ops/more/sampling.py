@@ -94,7 +94,8 @@ def randperm(n: int, *, generator: Generator | None = None, dtype=None, device=N
 
     It sorts 32 random bits each: of two elements the smaller comes first with probability 1/2 + 2**-33.
     """
-    order = argsort(random_bits(views.normalize_shape("randperm", n), generator=generator, device=device))
+    shape = views.normalize_shape("randperm", whole_number("randperm", "n", n))
+    order = argsort(random_bits(shape, generator=generator, device=device))
     return order if dtype is None else astype(order, dtype)
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ... import dtypes, views
-from ...errors import ArgumentError, ShapeError, whole_number
+from ...errors import ArgumentError, DtypeError, ShapeError, describe, whole_number
 from ...tensor import Tensor, require_tensors
 from ..create import arange, full, ones
-from ..elementwise import where
+from ..elementwise import astype, where
 from ..index import take
 from ..primitive import apply
 from ..shape import _unslice, broadcast_to, concat, expand_dims, require_each, reshape, slice_axes, split, swapaxes
@@ -62,7 +62,8 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0)
     """x with `value` put before and after its elements along its last axes; a negative width cuts so many off.
 
     pad: the widths (before, after) of the last axis, then those of the axis before it, and so on, as in PyTorch.
-    Raises ArgumentError for other widths and for a mode other than 'constant', ShapeError where an axis is too short.
+    The result has x's dtype. Raises ArgumentError for other widths and for a mode other than 'constant', ShapeError
+    where an axis is too short, DtypeError for a floating value beside an x that isn't.
 
     >>> import tinyarr
     >>> tinyarr.pad(tinyarr.Tensor([1, 2, 3]), (2, -1)).tolist()
@@ -90,7 +91,11 @@ def pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float = 0)
     padded = apply(_unslice, kept, **where_kept)
     if value == 0:
         return padded
-    return where(apply(_unslice, ones(kept.shape, dtype=dtypes.bool, device=x.device), **where_kept), padded, value)
+    inside = apply(_unslice, ones(kept.shape, dtype=dtypes.bool, device=x.device), **where_kept)
+    filled = where(inside, padded, value)
+    if filled.dtype.is_float and not x.dtype.is_float:
+        raise DtypeError(f"pad: value is {value}, {describe('x', x)}: use x.astype(...) first")
+    return astype(filled, x.dtype, copy=False)
 
 
 def roll(x: Tensor, /, shift: int | Sequence[int], *, axis: int | Sequence[int] | None = None) -> Tensor:
