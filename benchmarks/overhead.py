@@ -1,4 +1,4 @@
-"""Costs of one eager operation on a small tensor with the tape on, beside torch, and of a call of a compiled function.
+"""Costs of one eager operation on a small tensor, beside torch, and of a call of a compiled function.
 
 The processor time of one thread, so a busy machine matters less; the median over fresh processes, which take turns,
 so that neither library is measured in what the other left behind. Of a compiled call it is all but the program itself,
@@ -20,7 +20,15 @@ from pathlib import Path
 
 GOAL = ("x + y", 4.0)  # microseconds, on an idle machine
 LAYERS = {12: None, 48: 200.0}  # of GPT-2, and the goal for the call of a step
-OPERATIONS = ("x + y", "x + row", "x * 2.0", "x @ y", "gelu(x)", "x.reshape(2, 8)", "x.sum()")
+OPERATIONS = (  # with the tape on
+    "x + y", "x + row", "x * 2.0", "x @ y", "gelu(x)", "x.reshape(2, 8)", "x.sum()", "softmax(x, -1)",
+    "layer_norm(x, row)",
+)  # fmt: skip
+READING = (  # as data loaders and generation do, of (64, 64), with nothing to record
+    "data[5:13]", "z[3]", "z[:, -1]", "[i for i in at]", "stack([data[i : i + 8] for i in range(32)])", "at[3].item()",
+    "data[at[0] : at[0] + 8]", "z[at]", "where(z > 0, z, 0.0)", "concat((z, z))", "zeros((3, 3))",
+    "z.__setitem__(3, 1.0)", "z.__setitem__(z > 9, 1.0)",
+)  # fmt: skip
 CALLS, REPEATS, PROCESSES = 5_000, 15, 3
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
 
@@ -28,14 +36,20 @@ ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", 
 def measure(library: str) -> dict[str, float]:
     """Microseconds an operation, the median of several repeats."""
     lib = import_module(library)
-    gelu = lib.nn.functional.gelu if library == "torch" else lib.gelu
-    names = {"gelu": gelu, "x": lib.rand(4, 4), "y": lib.rand(4, 4), "row": lib.rand(4)}
+    is_torch = library == "torch"
+    gelu = lib.nn.functional.gelu if is_torch else lib.gelu
+    norm = (lambda x, weight: lib.layer_norm(x, weight.shape, weight)) if is_torch else lib.layer_norm
+    names = {"gelu": gelu, "layer_norm": norm, "concat": lib.cat if is_torch else lib.concat}
+    names |= {name: getattr(lib, name) for name in ("softmax", "stack", "where", "zeros")}
+    names |= {"x": lib.rand(4, 4), "y": lib.rand(4, 4), "row": lib.rand(4)}
+    names |= {"data": lib.arange(10_000), "z": lib.rand(64, 64), "at": lib.arange(32)}
     names["x"].requires_grad = True
     costs = {}
-    for operation in OPERATIONS:
+    for operation in (*OPERATIONS, *READING):
         timer = timeit.Timer(operation, globals=names, timer=time.thread_time)
-        timer.timeit(CALLS)
-        costs[operation] = statistics.median(timer.repeat(REPEATS, CALLS)) / CALLS * 1e6
+        calls = CALLS if operation in OPERATIONS else CALLS // 10
+        timer.timeit(calls)
+        costs[operation] = statistics.median(timer.repeat(REPEATS, calls)) / calls * 1e6
     return costs
 
 
@@ -105,12 +119,13 @@ def main() -> None:
     runs = [(in_fresh_process("tinyarr"), in_fresh_process("torch")) for _ in range(PROCESSES)]
     versions = ", ".join(f"{name} {version(name)}" for name in ("numpy", "torch"))
     print(f"{processor()}, {os.cpu_count()} cores, load {load:.1f}; Python {platform.python_version()}, {versions}")
-    print("float32 (4, 4), one thread, tape on; microseconds an operation\n")
-    print(f"{'operation':<16}  tinyarr    torch    ratio")
-    for operation in OPERATIONS:
-        ours, theirs = (statistics.median(run[i][operation] for run in runs) for i in (0, 1))
-        goal = f"   goal {GOAL[1]:.1f}" if operation == GOAL[0] else ""
-        print(f"{operation:<16} {ours:>8.2f} {theirs:>8.2f} {ours / theirs:>8.2f}{goal}")
+    print("float32, one thread; microseconds an operation")
+    for operations, what in ((OPERATIONS, "(4, 4), tape on"), (READING, "(64, 64), nothing recorded")):
+        print(f"\n{what:<44}  tinyarr    torch    ratio")
+        for operation in operations:
+            ours, theirs = (statistics.median(run[i][operation] for run in runs) for i in (0, 1))
+            goal = f"   goal {GOAL[1]:.1f}" if operation == GOAL[0] else ""
+            print(f"{operation:<44} {ours:>8.2f} {theirs:>8.2f} {ours / theirs:>8.2f}{goal}")
     calls = [in_fresh_process("calls") for _ in range(PROCESSES)]
     print("\na compiled call without its program, microseconds\n")
     for name, goal in zip(calls[0], (None, *LAYERS.values()), strict=True):

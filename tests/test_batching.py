@@ -163,6 +163,7 @@ def test_arguments_and_results_may_be_trees_with_axes_of_their_own():
     assert_close(found["sum"], a + b.T)
     assert_close(found["more"][0], c * 2)
     assert_close(found["more"][1], a.T)
+    assert vmap(lambda x: x[:2], -1, -1)(b).tolist() == b[:2].tolist()
 
 
 def test_a_result_that_is_the_same_for_all_examples_is_repeated():
@@ -310,7 +311,7 @@ def test_detached_values_have_no_gradient():
 def test_compiled_programs_map_and_what_is_mapped_may_be_compiled():
     per_example = vmap(ta.grad(loss), (None, None, 0, 0))
     expected = per_example(W, V, X, Y)
-    assert_close(compiled(per_example)(W, V, X, Y), expected, 1e-10)
+    assert compiled(per_example)(W, V, X, Y).tolist() == expected.tolist()  # the plan never changes a number
     assert_close(vmap(ta.grad(compiled(loss)), (None, None, 0, 0))(W, V, X, Y), expected, 1e-10)
     w = Tensor(W, requires_grad=True)
     compiled(lambda w: vmap(loss, (None, None, 0, 0))(w, V, X, Y).sum())(w).backward()

@@ -114,8 +114,7 @@ def _view_launch(call) -> Launch:
             if found is not None:
                 return [x.through(view) for view in found]
             x = contiguous_copy(x)
-        start = x.offset
-        return [Array(x.storage, x.dtype, shape, strides, start + offset) for shape, strides, offset in of_dense]
+        return [Array(x.storage, x.dtype, shape, strides, x.offset + offset) for shape, strides, offset in of_dense]
 
     return launch
 

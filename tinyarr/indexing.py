@@ -228,6 +228,8 @@ def getitem(x: Tensor, key: Any) -> Tensor:
         view, spans, rest = _moving(x, parts)
         if spans:
             return _through(view, spans, rest)
+    if len(parts) == 1 and _is_tensor(parts[0]) and x.ndim:
+        return take(x, parts[0], axis=0)
     return _gathered(x, parts) if any(map(_is_tensor, parts)) else _basic(x, tuple(parts))
 
 

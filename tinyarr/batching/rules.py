@@ -26,7 +26,7 @@ from ..ops.more.sort import _argsort
 from ..ops.primitive import Call, Primitive, apply
 from ..ops.reduce import _argmax, _argmin, _max, _min, _prod, _sum
 from ..ops.rowwise import Rowwise
-from ..ops.scalar import Expr, topological
+from ..ops.scalar import topological
 from ..ops.shape import (
     _concat,
     _unslice,
@@ -67,25 +67,23 @@ def batching_rule(*primitives: Primitive | None) -> Callable[[Rule], Rule]:
 
 
 def rule_of(call: Call, is_drawn: bool) -> Rule | None:
-    """The rule of a call. is_drawn: each example draws random numbers of its own."""
+    """The rule of a call for which there is no call_of_all. is_drawn: each example draws random numbers of its own."""
     primitive = call.primitive
     if is_drawn:
         return _drawn
-    if isinstance(primitive, Elementwise):
-        return one_by_one if _by_position(primitive.expressions(call.params)) else _elements
     return _rows if isinstance(primitive, Rowwise) else _rules.get(primitive)
-
-
-def _by_position(expressions: tuple[Expr, ...]) -> bool:
-    """Returns whether elements depend on where they are, which the first axis changes."""
-    return any(node.op in ("index", "random_bits") for node in topological(expressions))
 
 
 @functools.lru_cache(4096)
 def call_of_all(call: Call, size: int, batched: tuple[bool, ...]) -> Call | None:
-    """The call of all examples at once of an elementwise one, where examples broadcast along a first axis."""
+    """The call on all examples at once, if it is elementwise: they broadcast along a first axis.
+
+    None where elements depend on their positions, which that axis changes.
+    """
     primitive, ndim = call.primitive, len(call.out_shapes[0])
-    if not isinstance(primitive, Elementwise) or _by_position(primitive.expressions(call.params)):
+    if not isinstance(primitive, Elementwise):
+        return None
+    if any(node.op in ("index", "random_bits") for node in topological(primitive.expressions(call.params))):
         return None
     shapes = tuple(
         (size, *(1,) * (ndim - len(s)), *s) if b else s for s, b in zip(call.in_shapes, batched, strict=True)
@@ -124,10 +122,6 @@ def _repeated(size: int, operands: Operands, batched: Sequence[bool]) -> list[An
 def _widened(call: Call, size: int) -> dict[str, Any]:
     """The parameters, of which `shape` is that of all examples."""
     return call.params | ({"shape": (size, *call.params["shape"])} if "shape" in call.params else {})
-
-
-def _elements(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:
-    return apply(call.primitive, *_aligned(operands, batched, len(call.out_shapes[0])), **_widened(call, size))
 
 
 def _drawn(call: Call, size: int, operands: Operands, batched: Sequence[bool]) -> Any:

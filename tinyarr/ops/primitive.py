@@ -295,9 +295,7 @@ def apply(primitive: Primitive, *operands: Any, out: Any = None, device: Device 
         if not keeps_gradient:
             return made
         results = [x.array for x in (made if isinstance(made, tuple | list) else (made,))]
-    tensors = []
-    for array in results:
-        tensors.append(result_tensor(array))
+    tensors = list(map(result_tensor, results))
     if wants_gradient:
         record(call, operands, tensors)
     return tuple(tensors) if primitive.returns_tuple else tensors[0]

@@ -1,4 +1,4 @@
-"""Row expressions in tiles: each row is what it is alone, whatever rows are in its tile and however many tiles there are."""
+"""Row expressions in tiles: each row is what it is alone, whatever rows are in its tile and however many tiles."""
 
 import numpy as np
 import pytest
