@@ -144,3 +144,5 @@ def test_what_is_no_matrix_is_refused():
         optim.Muon([tinyarr.ones((3,), requires_grad=True)])
     with pytest.raises(ArgumentError, match="Muon: a parameter is 1"):
         optim.Muon([1.0])
+    with pytest.raises(ArgumentError, match=r"Muon: steps is 2\.5: it must be an int of 1 or more"):
+        optim.Muon([tinyarr.ones((3, 3), requires_grad=True)], steps=2.5)
