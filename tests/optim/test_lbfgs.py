@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tinyarr
 from tests.tiers import at_most
 from tinyarr import float32, float64, nn, optim
-from tinyarr.errors import ArgumentError
+from tinyarr.errors import ArgumentError, TraceError
 from tinyarr.optim.line_search import CURVATURE, DECREASE, Trial, minimum_of_cubic, strong_wolfe
 
 SEARCH = {"line_search_fn": "strong_wolfe"}
@@ -162,6 +162,8 @@ def test_the_cubic_s_minimum_is_kept_in_bounds_and_the_middle_where_there_is_non
          r"in 1 groups, \['bfloat16'\]: give one, of float32"),
         (lambda x, y: optim.LBFGS([x]).step(), TypeError, "closure"),
         (lambda x, y: optim.LBFGS([x]).step(None), TypeError, "LBFGS: closure is NoneType: give a function"),
+        (lambda x, y: optim.LBFGS([x]).step(lambda: None), TypeError, "LBFGS: closure returned NoneType: it must"),
+        (lambda x, y: tinyarr.compile(optim.LBFGS([x]).step)(lambda: x.sum()), TraceError, "compile the closure"),
         (lambda x, y: (optim.LBFGS([x]), optim.SGD([x]))[0].step(lambda: x), ArgumentError, "moved by another opt"),
     ],
 )  # fmt: skip

@@ -6,10 +6,12 @@ import builtins
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .. import eager
 from ..dtypes import float32, float64
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TraceError
 from ..ops.create import copy, full, zeros_like
 from ..ops.elementwise import abs
+from ..ops.primitive import executor
 from ..ops.reduce import max, sum
 from ..segments import join
 from ..tape import enable_grad, no_grad
@@ -81,10 +83,13 @@ class LBFGS(Optimizer):
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
         """Minimizes what `closure` computes, which clears the gradients, calls backward and returns the loss.
 
-        The closure may be compiled; the step can't be, since it asks for values. Returns the first loss.
+        The closure may be compiled; the step can't be, since it asks for values: it raises TraceError there. Raises
+        TypeError where the closure returns no tensor. Returns the first loss.
         """
         if not callable(closure):
             raise TypeError(f"LBFGS: closure is {type(closure).__name__}: give a function that returns the loss")
+        if executor.get() is not eager:
+            raise TraceError("LBFGS: step() asks for values, which a trace has none of: compile the closure")
         if any(p.array.storage is not self._flat.array.storage for p in self.parameters):
             raise ArgumentError("LBFGS: a parameter was moved by another optimizer: make this one last")
         options = self._packed[0].options
@@ -117,6 +122,8 @@ class LBFGS(Optimizer):
         """The loss, and the gradient as a flat tensor of its own."""
         with enable_grad():
             loss = closure()
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"LBFGS: closure returned {type(loss).__name__}: it must return the loss")
         segment = self._packed[0].segment
         with no_grad():
             gradients = [zeros_like(p) if p.grad is None else p.grad for p in self._packed[0].parameters]

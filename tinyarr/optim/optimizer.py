@@ -179,9 +179,9 @@ class Optimizer:
             for p in group["parameters"]:
                 trains = isinstance(p, Parameter) or (isinstance(p, Tensor) and p.is_leaf and p.requires_grad)
                 if not trains:
-                    raise ArgumentError(
-                        f"{name}: {describe('a parameter', p)}: it must be a leaf tensor with requires_grad=True"
-                    )
+                    came = describe("a parameter", p) if isinstance(p, Tensor) else f"a parameter is {type(p).__name__}"
+                    need = "it must be a leaf tensor with requires_grad=True, as in model.parameters()"
+                    raise ArgumentError(f"{name}: {came}: {need}")
                 if p in seen:
                     raise ArgumentError(f"{name}: a parameter of shape {p.shape} came twice: name each one once")
                 seen.add(p)
