@@ -43,7 +43,7 @@ def _index_view(view: View, *, starts: Shape, stops: Shape, steps: Shape, axes: 
         offset += start * stride
     for a in axes:
         shape.append(1 if a < 0 else len(range(starts[a], stops[a], steps[a])))
-        strides.append(1 if a < 0 else view.strides[a] * steps[a])
+        strides.append(1 if a < 0 else view.strides[a] * (steps[a] if shape[-1] > 1 else 1))
     return View(tuple(shape), tuple(strides), view.offset if 0 in shape else offset)
 
 
@@ -193,7 +193,7 @@ def _moving(x: Tensor, parts: list[Any]) -> tuple[Tensor, list[Span], list[Any]]
     Example: of x[2, i : i + 8, j] the view x[2:3], the spans i to i + 8 along axis 1 and j to j + 1 along axis 2, and
     the key [0, :, 0].
     """
-    _basic(x, tuple(k if k is None or k is Ellipsis else slice(None) for k in parts))  # or it raises
+    _basic(x, tuple(k if k is None or k is Ellipsis else slice(None) for k in parts))  # raises for one too long
     hidden = x.ndim - sum(k is not None and k is not Ellipsis for k in parts)
     cuts: list[Any] = []
     spans, rest, axis = [], list(parts), 0
@@ -209,9 +209,11 @@ def _moving(x: Tensor, parts: list[Any]) -> tuple[Tensor, list[Span], list[Any]]
             rest[place] = slice(None) if isinstance(k, slice) else 0
         if span is not None or _is_tensor(k):
             cuts.append(slice(None))
+        elif isinstance(k, slice):
+            cuts.append(k)
         else:
-            i = k if isinstance(k, slice) else _checked(x, axis, k)
-            cuts.append(i if isinstance(i, slice) else slice(i, i + 1))
+            i = _checked(x, axis, k)
+            cuts.append(slice(i, i + 1))
         axis += 1
     return _basic(x, tuple(cuts)), spans, rest
 
@@ -298,7 +300,8 @@ def _set_where(x: Tensor, key: tuple, value: Any) -> bool:
     if len(places) != 1 or named > x.ndim or not isinstance(value, Tensor):
         return False
     before, mask, behind = key[: places[0]], key[places[0]], key[places[0] + 1 :]
-    if any(_is_tensor(k) or moves(k) for k in (*before, *behind)):
+    others = [k for k in (*before, *behind) if k is not None and k is not Ellipsis and not isinstance(k, slice)]
+    if any(map(_is_tensor, others)) or any(map(moves, key)):
         return False
     view = _basic(x, (*before, *(slice(None),) * mask.ndim, *behind))
     first, last = (sum(k is None or isinstance(k, slice) for k in parts) for parts in (before, behind))
@@ -306,8 +309,8 @@ def _set_where(x: Tensor, key: tuple, value: Any) -> bool:
         first = view.ndim - mask.ndim - last
     last = view.ndim - mask.ndim - first
     value = _fitted(value, first + 1 + last)
-    if value.ndim > last:  # it has an axis for those that are hit, of which the place is plain without ints in the key
-        if value.shape[-last - 1] != 1 or first + last + mask.ndim != x.ndim + sum(k is None for k in key):
+    if value.ndim > last:  # it has an axis for those that are hit, which ints in the key may have moved to the front
+        if value.shape[-last - 1] != 1 or others:
             return False
         at = value.ndim - last
         value = reshape(value, (*value.shape[:at], *(1,) * (mask.ndim - 1), *value.shape[at:]))

@@ -236,6 +236,6 @@ def slice_view(view: View, starts: Shape, stops: Shape, steps: Shape) -> View:
     shape, strides, offset = [], [], view.offset
     for start, stop, step, stride in zip(starts, stops, steps, view.strides, strict=True):
         shape.append(len(range(start, stop, step)))
-        strides.append(stride * step)
+        strides.append(stride * step if shape[-1] > 1 else stride)  # of one element the step may be any, 2**62 too
         offset += start * stride
     return View(tuple(shape), tuple(strides), view.offset if 0 in shape else offset)

@@ -9,6 +9,7 @@ import pytest
 
 import tinyarr as ta
 from tinyarr import Tensor, nn
+from tinyarr.errors import ArgumentError
 
 x = ta.randn(4, 3, generator=ta.Generator(0))
 labels = Tensor([0, 2, -100, 1])
@@ -51,6 +52,8 @@ def test_flatten_keeps_the_batch_even_an_empty_one_and_any_axes_around():
     assert nn.Flatten()(ta.zeros(0, 3, 4)).shape == (0, 12)
     assert nn.Flatten(1, 2)(ta.zeros(2, 3, 4, 5)).shape == (2, 12, 5)
     assert nn.Flatten(0)(ta.zeros(2, 3)).shape == (6,)
+    with pytest.raises(ArgumentError, match=r"^flatten: start_axis is 2, end_axis is -2: start must"):
+        nn.Flatten(2, -2)(ta.zeros(2, 3, 4))
 
 
 def test_the_weight_of_a_loss_is_a_buffer_that_is_moved_with_the_module():

@@ -258,6 +258,29 @@ def test_hooks_see_and_change_what_goes_into_a_module_and_comes_out():
     assert nn.Linear(2, 2).state_dict().keys() == layer.state_dict().keys()
 
 
+def test_a_hook_goes_alone_and_is_no_part_of_the_module():
+    layer, x = nn.Linear(2, 2), tinyarr.ones((1, 2))
+    plain, names, text = layer(x).numpy(), list(layer.state_dict()), repr(layer)
+    compiled = tinyarr.compile(layer)
+    compiled(x)
+    doubled = layer.register_forward_hook(lambda module, args, result: 2 * result)
+
+    class Hook(nn.Linear):
+        def forward(self, module, args):
+            return args[0] + 1
+
+    layer.register_forward_pre_hook(Hook(1, 1)).remove()
+    shifted = layer.register_forward_pre_hook(Hook(1, 1))
+    layer.register_forward_hook(lambda module, args, result: result + 1)
+    assert list(layer.state_dict()) == names and list(layer.children()) == [] and repr(layer) == text
+    doubled.remove()
+    for call in (layer, compiled):
+        np.testing.assert_array_equal(call(x - 1).numpy(), plain + 1)
+    shifted.remove()
+    for call in (layer, compiled):
+        np.testing.assert_array_equal(call(x).numpy(), plain + 1)
+
+
 def test_a_pre_hook_may_replace_the_arguments():
     layer = nn.Linear(2, 2, bias=False)
     layer.register_forward_pre_hook(lambda module, args: args[0] * 3)

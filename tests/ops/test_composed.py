@@ -1,5 +1,7 @@
 """Operations that are composed of others: their gradients against finite differences, their values against NumPy."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -163,6 +165,7 @@ REFUSED = [
     (lambda: ta.pad(ta.ones(3), (1, 1, 1, 1)), ArgumentError, "two for each"),
     (lambda: ta.pad(ta.ones(3), (-2, -2)), ShapeError, r"pad: x has shape \(3,\)"),
     (lambda: ta.pad(ta.ones(3), (1, 1), "reflect"), ArgumentError, "pad: mode is 'reflect'"),
+    (lambda: ta.pad(Tensor([1, 2]), (1, 1), value=0.5), DtypeError, "pad: value is 0.5, x .* int64.*: use x.astype"),
     (lambda: ta.meshgrid(ta.ones(2), indexing="ji"), ArgumentError, "'xy' or 'ij'"),
     (lambda: ta.meshgrid(ta.ones((2, 2))), ShapeError, "1 dimension"),
     (lambda: ta.tril(ta.ones(2)), ShapeError, "at least 2 dimensions"),
@@ -245,6 +248,29 @@ def test_a_float_power_of_integers_is_floating_and_a_negative_one_rounds_toward_
     x = Tensor([1, 2, -3])
     assert (x**2.0).dtype is (x**-1.0).dtype is ta.float32 and (x**-2).dtype is ta.int64
     assert (x**2.0).tolist() == [1, 4, 9] and (x**-1).tolist() == [1, 0, 0] and (x**-1.0).tolist()[:2] == [1, 0.5]
+
+
+def test_a_padded_tensor_keeps_its_dtype():
+    for x, value in ((Tensor([True]), 1), (Tensor([1]), 0.0), (ta.ones(1, dtype=ta.bfloat16), -np.inf)):
+        assert ta.pad(x, (1, 1), value=value).dtype is x.dtype
+
+
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_target_that_is_no_class_is_refused_eager_and_compiled(target):
+    x, targets = ta.zeros((2, 3)), Tensor([0, target])
+    for function in (ta.nll_loss, ta.cross_entropy):
+        for call in (function, ta.compile(function)):
+            with pytest.raises(OutOfBounds):
+                call(x, targets)
+            assert call(x, targets, ignore_index=target).item() == function(x[:1], targets[:1]).item()
+
+
+def test_a_huber_loss_without_a_bound_is_half_the_square():
+    x = Tensor([-3.0, 0.0, 0.5, 3e3])
+    for delta in (np.inf, 3e3):
+        loss_of = functools.partial(ta.huber_loss, target=ta.zeros_like(x), delta=delta, reduction="sum")
+        loss, gradient = ta.value_and_grad(loss_of)(x)
+        assert loss.item() == (x * x / 2).sum().item() and gradient.tolist() == x.tolist()
 
 
 def test_one_hot_marks_each_class():

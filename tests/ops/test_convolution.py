@@ -179,7 +179,8 @@ def test_what_is_padded_is_never_the_largest_and_ties_split_the_gradient():
         (lambda: ta.conv1d(ta.ones((1, 1, 4)), ta.ones((2, 1, 5))), ShapeError, r"conv1d: .*reaches over \(5,\)"),
         (lambda: ta.conv1d(ta.ones((1, 1, 4)), ta.ones((2, 1, 3)), None, 2, "same"), ArgumentError, "'same', stride"),
         (lambda: ta.conv1d(ta.ones((1, 1, 4)), ta.ones((2, 1, 3)), padding="full"), TypeError, "padding is 'full'"),
-        (lambda: ta.fold(ta.ones((1, 2, 3)), "a", 2), TypeError, "fold: shape is 'a'"),
+        (lambda: ta.fold(ta.ones((1, 2, 3)), "a", 2), TypeError, "^fold: output_size is 'a'"),
+        (lambda: ta.fold(ta.ones((1, 1, 1)), (), 1), ArgumentError, r"^fold: output_size is \(\)"),
         (lambda: ta.conv1d(ta.ones((1, 1, 4)), ta.ones((2, 1, 3)), stride=1.5), TypeError, "conv1d: stride is 1.5"),
         (
             lambda: ta.conv_transpose2d(ta.ones((1, 3, 2, 2)), ta.ones((2, 3, 2, 2))),

@@ -47,6 +47,10 @@ def test_convolutions_equal_torch_s(name, axes):
     check()
 
 
+def test_an_int_is_the_size_of_both_axes_of_a_fold():
+    compare(*functions("fold", output_size=4, kernel_size=2, stride=2), (2, 4, 4), rng=np.random.default_rng(0))
+
+
 @given_cases(40)
 def test_transposed_convolutions_equal_torch_s(data, rng):
     sizes, how = geometry(data.draw, 2)

@@ -109,6 +109,8 @@ def test_a_permutation_holds_each_number_once(n, seed):
     assert ta.randperm(n, generator=Generator(seed), dtype=ta.int16).tolist() == order.tolist()
     with pytest.raises(ShapeError, match=r"^randperm: shape is \(-1,\)"):
         ta.randperm(-1)
+    with pytest.raises(TypeError, match=r"^randperm: n is \(2, 3\): it must be an int"):
+        ta.randperm((2, 3))
 
 
 def test_all_permutations_are_equally_frequent():

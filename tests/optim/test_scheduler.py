@@ -58,3 +58,12 @@ def test_a_resumed_scheduler_goes_on_and_a_compiled_step_reads_its_rate():
 def test_what_is_no_function_is_refused():
     with pytest.raises(TypeError, match="Scheduler: rate is float: give a function of the step"):
         optim.Scheduler(optimizer(), 0.1)
+
+
+def test_a_rate_that_is_no_number_is_refused_and_leaves_the_step():
+    with pytest.raises(TypeError, match=r"^Scheduler: rate\(0\) is NoneType: it must be a number$"):
+        optim.Scheduler(optimizer(), lambda step: None)
+    scheduler = optim.Scheduler(optimizer(), lambda step: None if step else 0.5)
+    with pytest.raises(TypeError, match=r"^Scheduler: rate\(1\) is NoneType"):
+        scheduler.step()
+    assert scheduler.last_step == 0 and scheduler.optimizer.lr.item() == 0.5

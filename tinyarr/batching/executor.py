@@ -24,6 +24,7 @@ from ..ops.create import _copy, contiguous, copy
 from ..ops.elementwise import add
 from ..ops.primitive import apply, executor
 from ..ops.reduce import sum
+from ..ops.shape import stack
 from ..random import Generator
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
@@ -234,6 +235,16 @@ class Batch:
                 )
             self._applied(apply, _copy, result_tensor(self.whole(x)), out=result_tensor(self.whole(out)))
         return outs
+
+    def each(self, function: Callable, given: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Calls a function of tensors for one example after the other, and joins its results; without examples []."""
+        wholes = [None if x is None else result_tensor(self.whole(x.array)) for x in given]
+
+        def joined() -> list[Tensor | None]:
+            made = [function([None if x is None else x[i] for x in wholes]) for i in range(self.size)]
+            return [None if same[0] is None else stack(same) for same in zip(*made, strict=True)]
+
+        return [None if x is None else result_tensor(self.one(x.array)) for x in self._applied(joined)]
 
     def empty(self, device: Any, shape: Any, dtype: Any) -> Array:
         """Memory to be written, so each example has its own."""

@@ -148,7 +148,7 @@ class Compiled:
         self._max_programs = max_programs
         self._state = state if state is None or isinstance(state, tuple) else (state,)
         self._programs: list[_Program] = []
-        self._by_signature: dict[tuple, _Program] = {}
+        self._by_signature: dict[tuple, tuple[_Program, ...]] = {}
         self._varying: set[str] = set()  # the numbers outside of the arguments that were seen to change
         self._needed: dict[str, str] = {}  # the numbers that belong to the signature although they change, and why
         self._fixed: dict[str, str] = {}  # the ints whose value a program needed, and why
@@ -229,9 +229,9 @@ class Compiled:
         for traces in range(MOST_TRACES):
             capture = self._capture(args, kwargs)
             key = (*capture.signature, *mode)
-            program = self._by_signature.get(key)
-            if program is None or not program.admits(capture.numbers):
-                program = next((p for p in self._programs if p.fits(capture, mode)), None)
+            known = self._by_signature.get(key, ())
+            program = next((p for p in known if p.admits(capture.numbers)), None)
+            program = program or next((p for p in self._programs if p.fits(capture, mode)), None)
             if program is None:
                 if self._vary(capture):
                     continue
@@ -250,7 +250,8 @@ class Compiled:
                 program = made
             if len(self._by_signature) >= MOST_SIGNATURES:
                 self._by_signature.clear()
-            self._by_signature[key] = program
+            if program not in known:
+                self._by_signature[key] = (*known, program)
             return capture, program
         self._warn(f"{self._name} runs as it is: each of {MOST_TRACES} traces ran other code or needed other numbers")
         return capture, None

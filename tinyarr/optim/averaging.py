@@ -43,7 +43,8 @@ class ExponentialMovingAverage:
         self.decay, self.parameters = decay, tuple(dict.fromkeys(parameters))
         for p in self.parameters:
             if not isinstance(p, Tensor) or not p.is_leaf or not p.dtype.is_float:
-                raise ArgumentError(f"{name}: {describe('a parameter', p)}: it must be a leaf of a floating dtype")
+                came = describe("a parameter", p) if isinstance(p, Tensor) else f"a parameter is {type(p).__name__}"
+                raise ArgumentError(f"{name}: {came}: it must be a leaf of a floating dtype, as in model.parameters()")
         self._averaged = tuple(_Averaged(run) for run in runs(self.parameters, lambda p: p))
         found = {p: a for averaged in self._averaged for p, a in zip(averaged.parameters, averaged.views, strict=True)}
         self.averages = tuple(found[p] for p in self.parameters)

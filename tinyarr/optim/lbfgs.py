@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from .. import eager
 from ..dtypes import float32, float64
-from ..errors import ArgumentError
+from ..errors import ArgumentError, TraceError
 from ..ops.create import copy, full, zeros_like
 from ..ops.elementwise import abs
+from ..ops.primitive import executor
 from ..ops.reduce import max, sum
 from ..segments import join
 from ..tape import enable_grad, no_grad
 from ..tensor import Tensor
 from .line_search import Trial, strong_wolfe
-from .optimizer import NOT_NEGATIVE, POSITIVE, Optimizer, load_tensors
+from .optimizer import COUNT, NOT_NEGATIVE, Optimizer, load_tensors
 
 LEAST_CURVATURE = 1e-10  # of a pair that is kept, as in PyTorch: less would not keep the estimate positive
 
@@ -45,8 +48,8 @@ class LBFGS(Optimizer):
 
     segment_bytes = 2**63  # all parameters in one segment
     rules = {
-        "max_iter": POSITIVE, "max_eval": POSITIVE, "tolerance_grad": NOT_NEGATIVE, "tolerance_change": NOT_NEGATIVE,
-        "history_size": POSITIVE,
+        "max_iter": COUNT, "max_eval": COUNT, "tolerance_grad": NOT_NEGATIVE, "tolerance_change": NOT_NEGATIVE,
+        "history_size": COUNT,
     }  # fmt: skip
 
     def __init__(
@@ -81,10 +84,13 @@ class LBFGS(Optimizer):
     def step(self, closure: Callable[[], Tensor]) -> Tensor:  # type: ignore[override]
         """Minimizes what `closure` computes, which clears the gradients, calls backward and returns the loss.
 
-        The closure may be compiled; the step can't be, since it asks for values. Returns the first loss.
+        The closure may be compiled; the step can't be, since it asks for values: it raises TraceError there. Raises
+        TypeError where the closure returns no tensor. Returns the first loss.
         """
         if not callable(closure):
             raise TypeError(f"LBFGS: closure is {type(closure).__name__}: give a function that returns the loss")
+        if executor.get() is not eager:
+            raise TraceError("LBFGS: step() asks for values, which a trace has none of: compile the closure")
         if any(p.array.storage is not self._flat.array.storage for p in self.parameters):
             raise ArgumentError("LBFGS: a parameter was moved by another optimizer: make this one last")
         options = self._packed[0].options
@@ -117,6 +123,8 @@ class LBFGS(Optimizer):
         """The loss, and the gradient as a flat tensor of its own."""
         with enable_grad():
             loss = closure()
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"LBFGS: closure returned {type(loss).__name__}: it must return the loss")
         segment = self._packed[0].segment
         with no_grad():
             gradients = [zeros_like(p) if p.grad is None else p.grad for p in self._packed[0].parameters]
@@ -130,7 +138,7 @@ class LBFGS(Optimizer):
         if self._step.item() == 1:
             self._length *= min(1.0, 1 / sum(abs(gradient)).item())
         elif _dot(turned, moved).item() > LEAST_CURVATURE:
-            self._pairs = [*self._pairs, (moved, turned)][-int(history_size) :]
+            self._pairs = [*self._pairs, (moved, turned)][-history_size:]
         direction, shares = -gradient, []
         for s, y in reversed(self._pairs):
             shares.append(_dot(s, direction) / _dot(y, s))
@@ -169,12 +177,13 @@ class LBFGS(Optimizer):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._direction, self._gradient = zeros_like(self._flat), zeros_like(self._flat)
         count = builtins.sum(str(name).endswith(".moved") for name in state)
-        self._pairs = [(zeros_like(self._flat), zeros_like(self._flat)) for _ in range(count)]
-        own = self.state_dict()
-        load_tensors(own, state)
-        self._length = own["length"].item()
+        pairs = [(f"{i}.moved", f"{i}.turned") for i in range(count)]
+        new = {name: zeros_like(self._flat) for name in itertools.chain(("direction", "gradient"), *pairs)}
+        new["length"] = full((), 0, dtype=float64, device=self._flat.device)
+        load_tensors(super().state_dict() | new, state)  # a state that is refused leaves the history as it was
+        self._direction, self._gradient, self._length = new["direction"], new["gradient"], new["length"].item()
+        self._pairs = [(new[moved], new[turned]) for moved, turned in pairs]
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

@@ -29,8 +29,12 @@ class Scheduler:
         self._go_to(0)
 
     def _go_to(self, step: int) -> None:
+        rate = self.rate(step)
+        try:
+            self.optimizer.lr = rate
+        except TypeError:
+            raise TypeError(f"Scheduler: rate({step}) is {type(rate).__name__}: it must be a number") from None
         self.last_step = step
-        self.optimizer.lr = self.rate(step)
 
     def step(self) -> None:
         """Goes to the next step's learning rate."""

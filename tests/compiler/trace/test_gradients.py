@@ -575,8 +575,13 @@ def test_a_compiled_model_stands_in_for_the_model():
         model.nothing  # noqa: B018
 
 
-def test_the_way_back_of_a_program_is_not_mapped_and_says_so():
-    x, f = Tensor([1.0, 2.0]), ta.compile(lambda x: x.sin())
+def test_the_way_back_of_a_program_runs_for_one_example_after_the_other():
+    x, f = Tensor([1.0, 2.0]), ta.compile(lambda x: x.sin() * x.sum())
+    expected = ta.jacobian(f.function)(x).numpy()
+    assert ta.jacobian(f)(x).tolist() == pytest.approx(expected, rel=1e-6)
+    assert ta.compile(ta.jacobian(f))(x).tolist() == pytest.approx(expected, rel=1e-6)
+    assert ta.jacobian(ta.compile(lambda x: x.sin()[:0]))(x).shape == (0, 2)
+    loss, whole = ta.compile(lambda x: f.function(x).sum()), ta.compile(ta.hessian(lambda x: f.function(x).sum()))
+    assert ta.hessian(loss)(x).tolist() == pytest.approx(whole(x).numpy(), rel=1e-6)
     with pytest.raises(TraceError, match=r"^vmap: the way back of compiled .*: take the function that is not compiled"):
-        ta.jacobian(f)(x)
-    assert ta.compile(ta.jacobian(f))(x).tolist() == pytest.approx(ta.jacobian(f.function)(x).numpy(), rel=1e-6)
+        ta.grad(lambda x: ta.jacobian(loss)(x).sum())(x)

@@ -13,7 +13,7 @@ from tests.compiler.trace.test_symbolic_ints import bits, outcome, same
 from tests.tiers import at_most
 from tinyarr import Tensor
 from tinyarr.compiler import Compiled, Interpreter
-from tinyarr.errors import OutOfBounds, TraceError
+from tinyarr.errors import OutOfBounds, ShapeError, TraceError
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -75,7 +75,8 @@ def gradient(x, i, n):
             given = (i, n) if kind is int else (Tensor(i, dtype=kind), Tensor(n, dtype=kind))
             expected = outcome(names[name], X, i, n, *more.get(name, ()))
             found = outcome(f, X, *given, *more.get(name, ()))
-            assert found == expected or (found is OutOfBounds and kind is not int), (name, i, n)
+            # A program refuses a tensor where the slice is cut off, and a value that fits no other than the whole slice.
+            assert found == expected or (found in (OutOfBounds, ShapeError) and kind is not int), (name, i, n)
 
 
 def test_one_program_reads_and_writes_at_all_positions():

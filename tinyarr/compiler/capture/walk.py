@@ -203,7 +203,7 @@ class Walk(Capture):
             path = _fresh(path, self.parts)
             task = task._replace(path=path)
         if kind in _NUMBERS and self._is_input(task, kind):
-            self._note(path, f"a {kind.__name__}", names)
+            self._note(path, "an int" if kind is int else f"a {kind.__name__}", names)
             self.numbers[path], self.slots[path] = x, slot
         elif kind in PLAIN:
             self._note(path, exactly(x), names)

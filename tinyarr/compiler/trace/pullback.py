@@ -135,12 +135,19 @@ class Pullback:
     ) -> Sequence[Tensor | None]:
         """Returns the gradients of the node's operands, as any rule does, of those of its outputs and what it saved."""
         *saved, call = values
-        if executor.get() is not eager and not isinstance(executor.get(), Trace):  # in a vmap
+        way, memory = self._way(gs), [x.array for x in saved]
+
+        def run(gs: Sequence[Tensor | None]) -> list[Tensor | None]:
+            return way.run(memory, [g for g in gs if g is not None], call)
+
+        if executor.get() is eager or isinstance(executor.get(), Trace):
+            return run(gs)
+        if way.onward is not None:
             raise TraceError(
-                f"vmap: the way back of {self.name} is a program for one example, and here it is mapped, as jacobian "
-                "does too: take the function that is not compiled, and compile the whole"
+                f"vmap: the way back of {self.name} is a program for one example, and here its own gradient is mapped: "
+                "take the function that is not compiled, and compile the whole"
             )
-        return self._way(gs).run([x.array for x in saved], [g for g in gs if g is not None], call)
+        return executor.get().each(run, gs) or [None] * len(needs)
 
     def reads(self, number: int, gs: Sequence[Tensor | None]) -> bool:
         """Returns whether the way back from the outputs whose gradients came reads a saved value, by its number."""
