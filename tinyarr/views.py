@@ -106,7 +106,7 @@ def extent(view: View) -> tuple[int, int]:
 
 def normalize_shape(operation: str, shape: int | Iterable[int], *more: int) -> Shape:
     """`shape`, given as an iterable or as ints, as a tuple of non-negative ints. Raises TypeError for anything else."""
-    sizes: Any = shape if isinstance(shape, Iterable) and not more else (shape, *more)
+    sizes: Any = shape if isinstance(shape, (tuple, Iterable)) and not more else (shape, *more)
     try:
         result = tuple(map(operator.index, sizes))
     except TypeError:
