@@ -976,10 +976,14 @@ def test_a_learning_rate_below_0_is_refused_also_later():
     assert optimizer.lr.item() == 0.1
 
 
-@pytest.mark.parametrize(("option", "value", "name"), [("momentum", 0.9, "velocity"), ("centered", True, "mean")])
-def test_rmsprop_keeps_state_only_if_a_group_asks_for_it_and_none_can_later(option, value, name):
+@pytest.mark.parametrize(
+    ("kind", "option", "value", "name"),
+    [(optim.RMSprop, "momentum", 0.9, "velocity"), (optim.RMSprop, "centered", True, "mean"),
+     (optim.SGD, "momentum", 0.9, "velocity")],
+)  # fmt: skip
+def test_state_is_kept_only_if_a_group_asks_for_it_and_none_can_later(kind, option, value, name):
     a, b = (tinyarr.ones(3, requires_grad=True) for _ in range(2))
-    plain, full = optim.RMSprop([a]), optim.RMSprop([{"params": [a]}, {"params": [b], option: value}])
+    plain, full = kind([a]), kind([{"params": [a]}, {"params": [b], option: value}])
     assert not any(key.endswith(name) for key in plain.state_dict())
     assert any(key.endswith(name) for key in full.state_dict())
     with pytest.raises(ArgumentError, match=f"{option} is {value}, and the optimizer was made without it and keeps no"):

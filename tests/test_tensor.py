@@ -422,6 +422,15 @@ def test_counting_without_an_end_is_refused(bounds):
         ta.arange(*bounds)
 
 
+@pytest.mark.parametrize("n", [0, 1, 3])
+def test_a_slice_may_have_any_step(n):
+    x = ta.Tensor(range(n), dtype=ta.float64, requires_grad=True)
+    for step in (2**59, 2**62, -(2**62), 2**63 - 1):
+        y = x[::step]
+        assert y.tolist() == list(range(n))[::step]
+        assert ta.gradients([y.sum()], [x])[0].tolist() == [float(i in range(n)[::step]) for i in range(n)]
+
+
 def test_a_whole_slice_is_a_view_of_its_own():
     x = ta.zeros(3)
     x[:].requires_grad = True

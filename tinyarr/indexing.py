@@ -43,7 +43,7 @@ def _index_view(view: View, *, starts: Shape, stops: Shape, steps: Shape, axes: 
         offset += start * stride
     for a in axes:
         shape.append(1 if a < 0 else len(range(starts[a], stops[a], steps[a])))
-        strides.append(1 if a < 0 else view.strides[a] * steps[a])
+        strides.append(1 if a < 0 else view.strides[a] * (steps[a] if shape[-1] > 1 else 1))
     return View(tuple(shape), tuple(strides), view.offset if 0 in shape else offset)
 
 

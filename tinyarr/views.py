@@ -106,7 +106,7 @@ def extent(view: View) -> tuple[int, int]:
 
 def normalize_shape(operation: str, shape: int | Iterable[int], *more: int) -> Shape:
     """`shape`, given as an iterable or as ints, as a tuple of non-negative ints. Raises TypeError for anything else."""
-    sizes: Any = shape if isinstance(shape, Iterable) and not more else (shape, *more)
+    sizes: Any = shape if isinstance(shape, (tuple, Iterable)) and not more else (shape, *more)
     try:
         result = tuple(map(operator.index, sizes))
     except TypeError:
@@ -236,6 +236,6 @@ def slice_view(view: View, starts: Shape, stops: Shape, steps: Shape) -> View:
     shape, strides, offset = [], [], view.offset
     for start, stop, step, stride in zip(starts, stops, steps, view.strides, strict=True):
         shape.append(len(range(start, stop, step)))
-        strides.append(stride * step)
+        strides.append(stride * step if shape[-1] > 1 else stride)  # of one element the step may be any, 2**62 too
         offset += start * stride
     return View(tuple(shape), tuple(strides), view.offset if 0 in shape else offset)

@@ -62,19 +62,28 @@ def test_the_weight_of_a_loss_is_a_buffer_that_is_moved_with_the_module():
     loss.load_state_dict({"weight": Tensor([1.0, 2.0, 3.0])})
     expected = ta.cross_entropy(x, labels, Tensor([1.0, 2.0, 3.0])).item()
     assert loss(x, labels).item() == copy.deepcopy(loss)(x, labels).item() == expected
-    assert loss.to("meta").options["weight"].device.kind == "meta"
+    assert loss.to("meta").weight.device.kind == "meta"
 
 
 def test_an_option_is_an_attribute_that_may_be_set():
     loss = nn.CrossEntropyLoss(ta.ones(3))
-    compiled = ta.compile(loss)
+    compiled, options = ta.compile(loss), {"weight": ta.ones(3)}
     for given in ({}, {"reduction": "sum"}, {"weight": Tensor([1.0, 2.0, 3.0])}, {"ignore_index": 2}):
         for name, value in given.items():
             setattr(loss, name, value)
             assert getattr(loss, name) is value
-        expected = ta.cross_entropy(x, labels % 3, **loss.options).item()
+        options |= given
+        expected = ta.cross_entropy(x, labels % 3, **options).item()
         assert loss(x, labels % 3).item() == expected
         assert compiled(x, labels % 3).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_option_of_a_copy_is_set_without_the_original():
+    by_rows = nn.Softmax()
+    by_columns = copy.copy(by_rows)
+    by_columns.axis = 0
+    assert by_rows(x).tolist() == ta.softmax(x).tolist() and by_columns(x).tolist() == ta.softmax(x, axis=0).tolist()
+    assert (repr(by_rows), repr(by_columns)) == ("Softmax(axis=-1)", "Softmax(axis=0)")
 
 
 def test_help_shows_the_options_and_a_wrong_one_is_answered_by_them():

@@ -12,6 +12,7 @@ from tinyarr.backends.c import kernel
 from tinyarr.errors import ArgumentError, ShapeError
 from tinyarr.ops import scalar
 from tinyarr.ops.norm import _layer_norm, _limits
+from tinyarr.ops.rowwise_composite import composed
 from tinyarr.testing import gradcheck, gradgradcheck
 
 EPS = 2.0**-23
@@ -90,10 +91,10 @@ def values(shape, dtype=np.float32):
 
 @at_most(12)
 @given(st.lists(EXPRESSIONS, min_size=1, max_size=3), SHAPES)
-def test_an_expression_is_that_of_float64_in_eager_mode_and_compiled(expressions, shape):
+def test_an_expression_is_that_of_float64_in_eager_mode_and_compiled_and_composed(expressions, shape):
     function, given_ = operation(*expressions), values(shape)
     tensors = [Tensor(v) for v in given_.values()]
-    for f in (function, ta.compile(function)):
+    for f in (function, ta.compile(function), lambda *operands: composed(function, operands, {})):
         results = f(*tensors)
         for e, found in zip(expressions, results if isinstance(results, tuple) else (results,), strict=True):
             right, error = bounded(e, given_, shape)

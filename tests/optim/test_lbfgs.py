@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import tinyarr
 from tests.tiers import at_most
 from tinyarr import float32, float64, nn, optim
-from tinyarr.errors import ArgumentError, TraceError
+from tinyarr.errors import ArgumentError, ShapeError, TraceError
 from tinyarr.optim.line_search import CURVATURE, DECREASE, Trial, minimum_of_cubic, strong_wolfe
 
 SEARCH = {"line_search_fn": "strong_wolfe"}
@@ -111,6 +111,18 @@ def test_a_saved_state_goes_on_with_the_same_bits(options, tmp_path):
         assert p.numpy().tobytes() == q.numpy().tobytes()
 
 
+@pytest.mark.parametrize("change", [{"1.moved": np.zeros(3)}, {"other": np.zeros(3)}], ids=["shape", "name"])
+def test_a_state_that_is_refused_changes_nothing(change):
+    optimizer, closure, _ = problem(rosenbrock, {"max_iter": 9, **SEARCH})
+    optimizer.step(closure)
+    before = {name: x.numpy().copy() for name, x in optimizer.state_dict().items()}
+    with pytest.raises((ArgumentError, ShapeError), match="load_state_dict"):
+        optimizer.load_state_dict(before | change)
+    after = optimizer.state_dict()
+    assert "1.moved" in before and after.keys() == before.keys()
+    assert all(after[name].numpy().tobytes() == before[name].tobytes() for name in before)
+
+
 def test_a_parameter_without_a_gradient_stays():
     used, unused = (tinyarr.ones(2, requires_grad=True) for _ in range(2))
     optimizer = optim.LBFGS([used, unused])
@@ -155,7 +167,9 @@ def test_the_cubic_s_minimum_is_kept_in_bounds_and_the_middle_where_there_is_non
     ("call", "error", "message"),
     [
         (lambda x, y: optim.LBFGS([x], line_search_fn="wolfe"), ArgumentError, "line_search_fn is 'wolfe': it must be"),
-        (lambda x, y: optim.LBFGS([x], max_iter=0), ArgumentError, "LBFGS: max_iter is 0: it must be positive"),
+        (lambda x, y: optim.LBFGS([x], max_iter=0), ArgumentError, "LBFGS: max_iter is 0: it must be an int of 1 or"),
+        (lambda x, y: optim.LBFGS([x], max_iter=2.5), ArgumentError, r"max_iter is 2\.5: it must be an int of 1"),
+        (lambda x, y: optim.LBFGS([x], history_size=2.5), ArgumentError, r"history_size is 2\.5: it must be an int"),
         (lambda x, y: optim.LBFGS([x, y.astype("float64")]), ArgumentError, "a parameter has shape"),
         (lambda x, y: optim.LBFGS([{"params": [x]}, {"params": [y]}]), ArgumentError, "are in 2 groups"),
         (lambda x, y: optim.LBFGS([tinyarr.Tensor(x, dtype="bfloat16", requires_grad=True)]), ArgumentError,

@@ -142,5 +142,7 @@ def test_a_step_whose_condition_does_not_hold_changes_nothing():
 def test_what_is_no_matrix_is_refused():
     with pytest.raises(ArgumentError, match=r"^Muon: a parameter has shape \(3,\): it must be a matrix: give it to Ad"):
         optim.Muon([tinyarr.ones((3,), requires_grad=True)])
-    with pytest.raises(ArgumentError, match="Muon: a parameter is 1"):
+    with pytest.raises(ArgumentError, match="Muon: a parameter is float"):
         optim.Muon([1.0])
+    with pytest.raises(ArgumentError, match=r"Muon: steps is 2\.5: it must be an int of 1 or more"):
+        optim.Muon([tinyarr.ones((3, 3), requires_grad=True)], steps=2.5)

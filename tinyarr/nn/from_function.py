@@ -13,11 +13,11 @@ from .module import Module
 class FunctionModule(Module):
     """Base of modules that call a function: `Softmax(axis=0)(x)` is `softmax(x, axis=0)`.
 
-    Options are attributes, which may be set; tensors among them are buffers.
+    Options, which `names` lists, are attributes and may be set; tensors among them are buffers.
     """
 
     function: Callable[..., Any]
-    options: dict[str, Any] = {}
+    names: tuple[str, ...]
     __signature__: inspect.Signature
 
     def __init__(self, *values: Any, **options: Any):
@@ -27,24 +27,18 @@ class FunctionModule(Module):
         except TypeError as error:
             raise TypeError(f"{name}: {error}: use {name}{signature}") from None
         bound.apply_defaults()
-        bound.arguments.pop("inplace", None)
-        for key, value in bound.arguments.items():
+        for key in self.names:
+            value = bound.arguments[key]
             if isinstance(value, Tensor):
                 self.register_buffer(key, value)
             else:
                 setattr(self, key, value)
-        self.options = bound.arguments
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if name in self.options:
-            self.options[name] = value
 
     def forward(self, *operands: Tensor) -> Tensor:
-        return self.function(*operands, **self.options)
+        return self.function(*operands, **{key: getattr(self, key) for key in self.names})
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{key}={value!r}' for key, value in self.options.items())})"
+        return f"{type(self).__name__}({', '.join(f'{key}={getattr(self, key)!r}' for key in self.names)})"
 
 
 def from_function(
@@ -55,10 +49,12 @@ def from_function(
     inplace: such modules also take PyTorch's `inplace`, which changes nothing: a result is always a new tensor.
     """
     parameters = [p.replace(annotation=p.empty) for p in inspect.signature(function).parameters.values()][operands:]
+    names = tuple(p.name for p in parameters)
     if inplace:
         parameters.append(inspect.Parameter("inplace", inspect.Parameter.POSITIONAL_OR_KEYWORD, default=False))
     members: dict[str, Any] = {
         "function": staticmethod(function),
+        "names": names,
         "__signature__": inspect.Signature(parameters),
         "__doc__": f"{inspect.getdoc(function)}\n\nThe function {function.__name__} as a module.",
         "__module__": __package__,

@@ -15,8 +15,9 @@ import numpy as np
 
 from .. import dtypes
 from ..errors import ArgumentError, ShapeError, describe
-from ..ops.create import full
+from ..ops.assign import assign
 from ..ops.elementwise import clip, copysign, erf, exp, log, sqrt
+from ..ops.more import in_place
 from ..ops.random import normal as draw_normal
 from ..ops.random import uniform as draw_uniform
 from ..random import Generator
@@ -33,38 +34,38 @@ GAINS = {  # what keeps the variance of a signal through a layer and the functio
 }  # fmt: skip
 
 
-def _write(operation: str, p: Tensor, draw: Callable[..., Tensor], *values: float, **given: Any) -> Tensor:
-    """Writes `draw(shape, *values)` into p, and returns p."""
+def _write(operation: str, p: Tensor, write: Callable[..., Any], *values: float, **given: Any) -> Tensor:
+    """Calls write(p, *values) where initial values aren't skipped, and returns p."""
     require_tensors(operation, p=p)
     if not skips.get():
         with no_grad():
-            p.assign(draw(p.shape, *values, dtype=p.dtype, device=p.device, **given))
+            write(p, *values, **given)
     return p
 
 
 def constant_(p: Tensor, value: float) -> Tensor:
     """Every element the same."""
-    return _write("constant_", p, full, value)
+    return _write("constant_", p, assign, value)
 
 
 def zeros_(p: Tensor) -> Tensor:
     """Every element 0."""
-    return _write("zeros_", p, full, 0)
+    return _write("zeros_", p, assign, 0)
 
 
 def ones_(p: Tensor) -> Tensor:
     """Every element 1."""
-    return _write("ones_", p, full, 1)
+    return _write("ones_", p, assign, 1)
 
 
 def normal_(p: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Normal with the given mean and standard deviation."""
-    return _write("normal_", p, draw_normal, mean, std, generator=generator)
+    return _write("normal_", p, in_place.normal_, mean, std, generator=generator)
 
 
 def uniform_(p: Tensor, a: float = 0.0, b: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Uniform on [a, b)."""
-    return _write("uniform_", p, draw_uniform, a, b, generator=generator)
+    return _write("uniform_", p, in_place.uniform_, a, b, generator=generator)
 
 
 def _erfinv(u: Tensor) -> Tensor:
@@ -79,19 +80,25 @@ def _erfinv(u: Tensor) -> Tensor:
     return x
 
 
-def _truncated_normal(shape: Shape, mean: float, std: float, a: float, b: float, *, dtype, **given: Any) -> Tensor:
+def _truncated_normal_(p: Tensor, mean: float, std: float, a: float, b: float, *, generator: Generator | None) -> None:
     low, high = (math.erf((bound - mean) / (std * math.sqrt(2))) for bound in (a, b))
-    drawn = _erfinv(draw_uniform(shape, low, high, dtype=dtypes.float64, **given))
-    return clip(drawn * (std * math.sqrt(2)) + mean, a, b).astype(dtype)
+    if abs(low + high) == 2:
+        raise ArgumentError(f"trunc_normal_: a is {a}, b is {b}: [a, b] lies more than 8 std from the mean, {mean}")
+    u = draw_uniform(p.shape, generator=generator, dtype=dtypes.float64, device=p.device)
+    drawn = _erfinv(low + u * (high - low))  # in float64: between bounds far out there are few float32
+    assign(p, clip(drawn * (std * math.sqrt(2)) + mean, a, b))
 
 
 def trunc_normal_(
     p: Tensor, mean: float = 0.0, std: float = 1.0, a: float = -2.0, b: float = 2.0, generator: Generator | None = None
 ) -> Tensor:
-    """Normal, of which only what lies in [a, b] is taken: the inverse of the distribution function of uniform draws."""
+    """Normal, of which only what lies in [a, b] is taken: the inverse of the distribution function of uniform draws.
+
+    Raises ArgumentError where all of [a, b] is more than 8 std from the mean, where float64 tells no values apart.
+    """
     if not (std > 0 and a < b):
         raise ArgumentError(f"trunc_normal_: std is {std}, a is {a}, b is {b}: std must be positive, a less than b")
-    return _write("trunc_normal_", p, _truncated_normal, mean, std, a, b, generator=generator)
+    return _write("trunc_normal_", p, _truncated_normal_, mean, std, a, b, generator=generator)
 
 
 def _fans(operation: str, p: Tensor) -> tuple[int, int]:
@@ -157,12 +164,12 @@ def kaiming_normal_(
     return normal_(p, 0.0, _kaiming_std("kaiming_normal_", p, a, mode, nonlinearity), generator)
 
 
-def _orthogonal(shape: Shape, gain: float, *, dtype, device, generator: Generator | None) -> Tensor:
-    rows, columns = shape[0], math.prod(shape[1:])
+def _orthogonal_(p: Tensor, gain: float, *, generator: Generator | None) -> None:
+    rows, columns = p.shape[0], math.prod(p.shape[1:])
     drawn = draw_normal((max(rows, columns), min(rows, columns)), generator=generator, dtype=dtypes.float64).numpy()
     q, r = np.linalg.qr(drawn)
     q = q * np.copysign(gain, np.diag(r))  # else the signs depend on the algorithm (Mezzadri 2007, section 5)
-    return Tensor((q if rows >= columns else q.T).reshape(shape), dtype=dtype, device=device)
+    assign(p, Tensor((q if rows >= columns else q.T).reshape(p.shape), dtype=p.dtype, device=p.device))
 
 
 def orthogonal_(p: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
@@ -171,15 +178,7 @@ def orthogonal_(p: Tensor, gain: float = 1.0, generator: Generator | None = None
     NumPy factors it, so that it can't be part of a compiled function.
     """
     _fans("orthogonal_", p)
-    return _write("orthogonal_", p, _orthogonal, gain, generator=generator)
-
-
-def _kaiming_uniform(
-    shape: Shape, fan_in: int, *, generator: Generator | None = None, dtype=None, device=None
-) -> Parameter:
-    """Uniform on +-1/sqrt(fan_in), PyTorch's default for linear layers (He et al. 2015, section 2.2, a = sqrt(5))."""
-    bound = 1 / math.sqrt(max(fan_in, 1))
-    return new_parameters.uniform(shape, bound, generator=generator, dtype=dtype, device=device)
+    return _write("orthogonal_", p, _orthogonal_, gain, generator=generator)
 
 
 def _either(make: Callable[..., Parameter], write: Callable[..., Tensor]) -> Callable[..., Any]:
@@ -194,8 +193,7 @@ def _either(make: Callable[..., Parameter], write: Callable[..., Tensor]) -> Cal
 
 
 constant = _either(new_parameters.constant, constant_)
-kaiming_uniform = _either(_kaiming_uniform, kaiming_uniform_)
 normal = _either(new_parameters.normal, normal_)
 uniform = _either(new_parameters.uniform, uniform_)
-kaiming_normal, orthogonal, trunc_normal = kaiming_normal_, orthogonal_, trunc_normal_
-xavier_normal, xavier_uniform = xavier_normal_, xavier_uniform_
+kaiming_normal, kaiming_uniform, orthogonal = kaiming_normal_, kaiming_uniform_, orthogonal_
+trunc_normal, xavier_normal, xavier_uniform = trunc_normal_, xavier_normal_, xavier_uniform_

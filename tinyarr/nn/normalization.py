@@ -54,11 +54,11 @@ class _PerChannel(Module):
     def scaled(self, normalized: Tensor, x: Tensor) -> Tensor:
         """Normalized elements times the weight, plus the bias, in x's dtype."""
         if self.weight is not None and self.bias is not None:
-            normalized = normalized * per_channel(self.weight, x) + per_channel(self.bias, x)
+            normalized = normalized * _per_channel(self.weight, x) + _per_channel(self.bias, x)
         return astype(normalized, x.dtype, copy=False)
 
 
-def per_channel(t: Tensor, x: Tensor) -> Tensor:
+def _per_channel(t: Tensor, x: Tensor) -> Tensor:
     """t (C,) as it broadcasts over x (B, C, ...), in the dtype in which is computed."""
     return astype(reshape(t, (-1,) + (1,) * (x.ndim - 2)), x.dtype.compute, copy=False)
 
@@ -109,8 +109,8 @@ class BatchNorm1d(_PerChannel):
         x = self.checked(x)
         wide = astype(x, x.dtype.compute, copy=False)
         if not self.training and self.running_mean is not None and self.running_var is not None:
-            centered = wide - per_channel(self.running_mean, x)
-            return self.scaled(centered * rsqrt(per_channel(self.running_var, x) + self.eps), x)
+            centered = wide - _per_channel(self.running_mean, x)
+            return self.scaled(centered * rsqrt(_per_channel(self.running_var, x) + self.eps), x)
         axes = (0, *range(2, x.ndim))
         about = mean(wide, axis=axes, keepdims=True)
         centered = wide - about

@@ -25,7 +25,7 @@ from ..views import Shape
 from . import new_parameters
 from .module import Module
 
-State = tuple[Tensor, ...]  # the output h; of an LSTM also the cell c
+RecurrentState = tuple[Tensor, ...]  # the output h; of an LSTM also the cell c
 
 
 class Recurrence(NamedTuple):
@@ -36,23 +36,23 @@ class Recurrence(NamedTuple):
 
     gates: int
     states: int
-    step: Callable[[Tensor, Tensor, State], State]
+    step: Callable[[Tensor, Tensor, RecurrentState], RecurrentState]
 
 
-def _tanh_step(x: Tensor, h: Tensor, state: State) -> State:
+def _tanh_step(x: Tensor, h: Tensor, state: RecurrentState) -> RecurrentState:
     return (tanh(x + h),)
 
 
-def _relu_step(x: Tensor, h: Tensor, state: State) -> State:
+def _relu_step(x: Tensor, h: Tensor, state: RecurrentState) -> RecurrentState:
     return (relu(x + h),)
 
 
-def _gru_step(x: Tensor, h: Tensor, state: State) -> State:
+def _gru_step(x: Tensor, h: Tensor, state: RecurrentState) -> RecurrentState:
     size = state[0].shape[-1]
     return (gru_step(*split(x, size, axis=-1), *split(h, size, axis=-1), state[0]),)
 
 
-def _lstm_step(x: Tensor, h: Tensor, state: State) -> State:
+def _lstm_step(x: Tensor, h: Tensor, state: RecurrentState) -> RecurrentState:
     return lstm_step(*split(x + h, state[0].shape[-1], axis=-1), state[1])
 
 
@@ -89,7 +89,7 @@ class _Recurrent(Module):
     def weights(self, suffix: str = "") -> list[Any]:
         return [getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
-    def begin(self, x: Tensor, given: Tensor | State | None, lead: Shape) -> State:
+    def begin(self, x: Tensor, given: Tensor | RecurrentState | None, lead: Shape) -> RecurrentState:
         """The state before the first step, (*lead, hidden_size) each, once it and x, (..., input_size), fit."""
         name, shape = type(self).__name__, (*lead, self.hidden_size)
         if x.shape[-1:] != (self.input_size,):
@@ -103,7 +103,7 @@ class _Recurrent(Module):
             raise ShapeError(f"{name}: the state has shape {came}: it must be {self.kind.states} of shape {shape}")
         return state
 
-    def told(self, state: State) -> Any:
+    def told(self, state: RecurrentState) -> Any:
         """The state as callers know it: a tensor, or an LSTM's (h, c)."""
         return state if self.kind.states > 1 else state[0]
 
@@ -188,7 +188,7 @@ class _Sequence(_Recurrent):
             raise ShapeError(f"{type(self).__name__}: {describe('x', x)}: it must have 2 or 3 axes and a step at least")
         given = self.begin(x, state, (self.num_layers * len(self.directions), *x.shape[1:-1]))
         starts = list(zip(*map(unstack, given), strict=True))
-        ends: list[State] = []
+        ends: list[RecurrentState] = []
         for layer in range(self.num_layers):
             if layer:
                 x = dropout(x, self.dropout, training=self.training, generator=self.generator)
@@ -200,7 +200,7 @@ class _Sequence(_Recurrent):
             x = concat(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
         return swapaxes(x, 0, 1) if turned else x, self.told(tuple(map(stack, zip(*ends, strict=True))))
 
-    def _run(self, x: Tensor, state: State, suffix: str, backwards: bool) -> tuple[Tensor, State]:
+    def _run(self, x: Tensor, state: RecurrentState, suffix: str, backwards: bool) -> tuple[Tensor, RecurrentState]:
         """Outputs (T, ..., hidden_size) and the last state of one layer in one direction."""
         weight_ih, weight_hh, bias_ih, bias_hh = self.weights(suffix)
         inputs, outputs = unstack(linear(x, weight_ih, bias_ih)), []

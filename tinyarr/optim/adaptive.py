@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ..errors import ArgumentError
 from ..ops.scalar import Expr, maximum, sqrt
 from .adamw import AdamW
-from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, POSITIVE, Optimizer, parameter_groups
+from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, POSITIVE, Optimizer
+from .optional_state import OptionalState
 
 
 class Adam(Optimizer):
@@ -36,7 +36,7 @@ class Adam(Optimizer):
         return AdamW.formula(p, g + weight_decay * p, m, v, lr, step, beta1, beta2, eps, 0)
 
 
-class RMSprop(Optimizer):
+class RMSprop(OptionalState):
     """Gradients over a running root mean square of them (Tieleman & Hinton 2012, lecture 6.5, in PyTorch's form).
 
     With g the gradient plus weight_decay p: v = alpha v + (1 - alpha) g^2; change = g / (sqrt(v) + eps). `centered`
@@ -45,7 +45,7 @@ class RMSprop(Optimizer):
     group has a momentum, or is centered, when the optimizer is made.
     """
 
-    state_names: tuple[str, ...] = ("v", "velocity", "mean")
+    state_names = ("v", "velocity", "mean")
     needed_by = {"velocity": "momentum", "mean": "centered"}
     rules = {"alpha": FRACTION, "eps": POSITIVE, "weight_decay": NOT_NEGATIVE, "momentum": FRACTION}
 
@@ -63,18 +63,7 @@ class RMSprop(Optimizer):
         options = {
             "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum, "centered": centered
         }  # fmt: skip
-        groups = parameter_groups(parameters, "RMSprop")
-        given = [options, *(group for group in groups if isinstance(group, dict))]
-        needed = (name for name, option in self.needed_by.items() if any(g.get(option) for g in given))
-        self.state_names = ("v", *needed)
-        super().__init__(groups, lr, options)
-
-    def _check(self, options: dict[str, Any]) -> None:
-        super()._check(options)
-        for name, option in self.needed_by.items():
-            if name not in self.state_names and options.get(option):
-                raise ArgumentError(f"RMSprop: {option} is {options[option]}, and the optimizer was made without it "
-                                    f"and keeps no {name}: make another")  # fmt: skip
+        super().__init__(parameters, lr, options)
 
     @staticmethod
     def formula(p: Expr, g, v, velocity, mean, lr, step, alpha, eps, weight_decay, momentum, *, centered):

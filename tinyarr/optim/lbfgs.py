@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..segments import join
 from ..tape import enable_grad, no_grad
 from ..tensor import Tensor
 from .line_search import Trial, strong_wolfe
-from .optimizer import NOT_NEGATIVE, POSITIVE, Optimizer, load_tensors
+from .optimizer import COUNT, NOT_NEGATIVE, Optimizer, load_tensors
 
 LEAST_CURVATURE = 1e-10  # of a pair that is kept, as in PyTorch: less would not keep the estimate positive
 
@@ -47,8 +48,8 @@ class LBFGS(Optimizer):
 
     segment_bytes = 2**63  # all parameters in one segment
     rules = {
-        "max_iter": POSITIVE, "max_eval": POSITIVE, "tolerance_grad": NOT_NEGATIVE, "tolerance_change": NOT_NEGATIVE,
-        "history_size": POSITIVE,
+        "max_iter": COUNT, "max_eval": COUNT, "tolerance_grad": NOT_NEGATIVE, "tolerance_change": NOT_NEGATIVE,
+        "history_size": COUNT,
     }  # fmt: skip
 
     def __init__(
@@ -137,7 +138,7 @@ class LBFGS(Optimizer):
         if self._step.item() == 1:
             self._length *= min(1.0, 1 / sum(abs(gradient)).item())
         elif _dot(turned, moved).item() > LEAST_CURVATURE:
-            self._pairs = [*self._pairs, (moved, turned)][-int(history_size) :]
+            self._pairs = [*self._pairs, (moved, turned)][-history_size:]
         direction, shares = -gradient, []
         for s, y in reversed(self._pairs):
             shares.append(_dot(s, direction) / _dot(y, s))
@@ -176,12 +177,13 @@ class LBFGS(Optimizer):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._direction, self._gradient = zeros_like(self._flat), zeros_like(self._flat)
         count = builtins.sum(str(name).endswith(".moved") for name in state)
-        self._pairs = [(zeros_like(self._flat), zeros_like(self._flat)) for _ in range(count)]
-        own = self.state_dict()
-        load_tensors(own, state)
-        self._length = own["length"].item()
+        pairs = [(f"{i}.moved", f"{i}.turned") for i in range(count)]
+        new = {name: zeros_like(self._flat) for name in itertools.chain(("direction", "gradient"), *pairs)}
+        new["length"] = full((), 0, dtype=float64, device=self._flat.device)
+        load_tensors(super().state_dict() | new, state)  # a state that is refused leaves the history as it was
+        self._direction, self._gradient, self._length = new["direction"], new["gradient"], new["length"].item()
+        self._pairs = [(new[moved], new[turned]) for moved, turned in pairs]
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:

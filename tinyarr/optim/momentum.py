@@ -8,16 +8,18 @@ from typing import Any
 from ..errors import ArgumentError
 from ..ops.scalar import Expr, sign
 from .optimizer import FRACTION, FRACTIONS, NOT_NEGATIVE, Optimizer
+from .optional_state import OptionalState
 
 
-class SGD(Optimizer):
+class SGD(OptionalState):
     """Stochastic gradient descent with momentum (Sutskever et al. 2013, section 2, in PyTorch's form).
 
     With g the gradient plus weight_decay p: velocity = momentum velocity + g; p = p - lr velocity, or with nesterov
-    p = p - lr (g + momentum velocity).
+    p = p - lr (g + momentum velocity). The velocity is only kept if a group has a momentum when the optimizer is made.
     """
 
     state_names = ("velocity",)
+    needed_by = {"velocity": "momentum"}
     rules = {"momentum": FRACTION, "weight_decay": NOT_NEGATIVE}
 
     def __init__(
@@ -35,9 +37,11 @@ class SGD(Optimizer):
 
     @staticmethod
     def formula(p: Expr, g, velocity, lr, step, momentum, weight_decay, *, nesterov):
-        g = g + weight_decay * p
-        velocity = momentum * velocity + g
-        return p - lr * (g + momentum * velocity if nesterov else velocity), velocity
+        g = change = g + weight_decay * p
+        if velocity is not None:
+            velocity = momentum * velocity + g
+            change = g + momentum * velocity if nesterov else velocity
+        return p - lr * change, velocity
 
 
 class Lion(Optimizer):

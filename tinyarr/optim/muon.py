@@ -14,7 +14,7 @@ from ..ops.matmul import matmul
 from ..ops.reduce import sum
 from ..ops.shape import matrix_transpose, stack
 from ..tensor import Tensor, result_tensor
-from .optimizer import FRACTION, NOT_NEGATIVE, Optimizer, parameter_groups
+from .optimizer import COUNT, FRACTION, NOT_NEGATIVE, Optimizer, parameter_groups
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315  # Jordan's: their polynomial is steepest at 0, and ends in [0.7, 1.2]
 
@@ -33,7 +33,7 @@ class Muon(Optimizer):
     """
 
     state_names = ("velocity",)
-    rules = {"momentum": FRACTION, "weight_decay": NOT_NEGATIVE}
+    rules = {"momentum": FRACTION, "weight_decay": NOT_NEGATIVE, "steps": COUNT}
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,20 +73,18 @@ class _Packed:
                 yield run[0], gradient(run), self._state(numbers[run[0]])
             else:
                 g, start = gradient(run), self.segment.offsets[numbers[run[0]]]
-                yield self._part(self.segment, start, g), g, {k: self._part(s, start, g) for k, s in self.state.items()}
+                state = {kind: part(segment.flat, g.shape, start) for kind, segment in self.state.items()}
+                yield part(self.segment.flat, g.shape, start), g, state
 
     def _state(self, i: int) -> dict[str, Tensor]:
         return {kind: views[i] for kind, views in self.views.items()}
-
-    @staticmethod
-    def _part(segment: Segment, start: int, like: Tensor) -> Tensor:
-        return part(segment.flat, like.shape, start)
 
 
 Rule = tuple[Callable[[Any], bool], str]
 """What an option must be: a test of the value, and the same in words."""
 
 POSITIVE: Rule = (lambda x: x > 0, "it must be positive")
+COUNT: Rule = (lambda x: operator.index(x) > 0, "it must be an int of 1 or more")
 NOT_NEGATIVE: Rule = (lambda x: x >= 0, "it must be 0 or more")
 FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
 FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")

@@ -11,6 +11,7 @@ from tests.tiers import at_most
 from tinyarr import Tensor, row
 from tinyarr.backends.numpy import rows
 from tinyarr.ops import scalar
+from tinyarr.ops.primitive import Call
 
 
 @pytest.fixture
@@ -39,6 +40,15 @@ def test_a_tile_of_rows_that_take_both_sides_of_a_choice_gives_each_what_it_gets
         assert all((whole[k] == part[0]).all() for whole, part in zip(together, alone, strict=True))
     total = chosen.sum(axis=1, keepdims=True)
     assert (together[1].numpy() == np.where(total > 1, 1, -1) * chosen.max(axis=1, keepdims=True)).all()
+
+
+def test_to_ask_for_scratch_changes_nothing():
+    call = Call(safe, ta.Device("cpu"), (X.shape,), (ta.float32,), {})
+    typed = safe.typed(call.in_shapes, call.in_dtypes, call.params)
+    whole = rows._Rows(call, typed)
+    program = rows._Rows(call, *rows._usual(typed, whole.varies), whole)
+    starts = list(program.starts)
+    assert program.conditions and program.scratch() == program.scratch() and program.starts == starts
 
 
 @at_most(12)

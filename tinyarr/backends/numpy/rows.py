@@ -101,6 +101,8 @@ class _Rows(Tiles):
         self.count, self.most = math.prod(self.leading), max(TILE // max(self.n, 1), 1)
         super().__init__(typed, shapes, (*self.leading, self.n))
         self.copied = [(o, i) for o, i in self.copied if o not in self.columns]
+        if otherwise is not None:  # both have their registers in one memory
+            self.starts.append(max(self.starts[-1], otherwise.starts[-1]))
         kinds = [(self._width(i), typed.values[i].dtype.numpy, self.starts[r]) for i, r in self.register.items()]
         self.arrays = list(dict.fromkeys(kinds))  # in the memory of registers: to make one takes 0.3 µs
         self.array_of = [(i, self.arrays.index(kind)) for i, kind in zip(self.register, kinds, strict=True)]
@@ -155,8 +157,6 @@ class _Rows(Tiles):
 
     def scratch(self) -> Specs:
         """Scratch as of elementwise expressions; then for each sum over rows those of tiles, and of blocks in one."""
-        if self.otherwise is not None:
-            self.starts.append(max(self.starts[-1], self.otherwise.starts[-1]))
         specs = super().scratch() or [((0,), np.uint8)]
         for i in self.columns.values():
             width, dtype = self._width(self.typed.values[i].args[0]), self.typed.values[i].dtype.numpy
