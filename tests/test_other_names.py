@@ -411,8 +411,14 @@ def test_a_group_has_its_own_learning_rate_which_param_groups_show_and_change():
     assert moved() == [0.2, 0.5]
     group = optimizer.param_groups[0]
     assert set(group) == {"params", "lr", "momentum", "nesterov", "weight_decay", "lr_scale"} and len(group) == 6
-    group["momentum"] = 0.9
-    assert optimizer.param_groups[1]["momentum"] == 0
+    group["weight_decay"] = 0.9
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+    with pytest.raises(ArgumentError, match="SGD: momentum is 0.9, and the optimizer was made without it"):
+        group["momentum"] = 0.9
+    group["weight_decay"] = 0.0
+    with_momentum = optim.SGD([{"params": [a]}, {"params": [b], "momentum": 0.5}])
+    with_momentum.param_groups[0]["momentum"] = 0.9
+    assert [g["momentum"] for g in with_momentum.param_groups] == [0.9, 0.5]
     for change in ({"lr": -1}, {"momentum": 2}, {"betas": 1}, {"params": []}):
         with pytest.raises(ArgumentError, match=r"it must|can't be written"):
             group.update(change)
