@@ -56,7 +56,7 @@ class _SumOf:
             sizes = math.prod(x.shape[: len(axes)]), math.prod(kept)
             found = self._columns(reshape(x, sizes), *(reshape(o, (1, sizes[1])) for o in others), **params)
         else:
-            found = sum(self._elements(x, *others, **params), axis=axes, keepdims=True)
+            return sum(self._elements(x, *others, **params), axis=axes, keepdims=keepdims)
         return reshape(found, reduced_shape(x.shape, axes, keepdims))
 
 
