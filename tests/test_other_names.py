@@ -3,6 +3,7 @@
 import builtins
 import collections
 import copy
+import inspect
 import json
 import pickle
 import re
@@ -15,7 +16,7 @@ import pytest
 import tinyarr as ta
 from tinyarr import nn, optim
 from tinyarr.errors import ArgumentError, DtypeError, GradientError, OutOfBounds, ShapeError
-from tinyarr.other_names import AUTOGRAD, FUNCTIONS, GENERATOR, METHODS, MODULE, NN, OPTIM, OPTIMIZER, SAME
+from tinyarr.other_names import AUTOGRAD, DATA, FUNCTIONS, GENERATOR, INIT, METHODS, MODULE, NN, OPTIM, OPTIMIZER, SAME
 
 LAYER = nn.Linear(2, 3)
 OWNERS = [  # who lacks the names, what an error calls it, where what it is told to use is found
@@ -23,6 +24,8 @@ OWNERS = [  # who lacks the names, what an error calls it, where what it is told
     (METHODS, ta.ones((2, 2)), "Tensor", ()),
     (GENERATOR, ta.Generator(), "Generator", ()),
     (NN, nn, "tinyarr.nn", (nn,)),
+    (INIT, nn.init, "tinyarr.nn.init", ()),
+    (DATA, ta.data, "tinyarr.data", ()),
     (MODULE, LAYER, "Linear", (nn,)),
     (AUTOGRAD, ta.autograd, "tinyarr.autograd", ()),
     (OPTIM, optim, "tinyarr.optim", (optim,)),
@@ -77,6 +80,20 @@ def test_what_a_star_import_brings_exists():
         (lambda x: np.add.reduce(x), r"^np\.add: a Tensor came: use tinyarr's functions"),
         (lambda x: np.exp(np.ones(2), x), r"^np\.exp: a Tensor came"),
         (lambda x: np.gcd(x, x), r"^np\.gcd: a Tensor came"),
+        (lambda x: ta.compile(ta.relu, dynamic=True), r"^compile: .*'dynamic': use compile\(function\): new shapes"),
+        (lambda x: ta.compile(ta.relu, fullgraph=True), r"^compile: .*'fullgraph': use compile\(function\), which"),
+        (lambda x: ta.compile(ta.relu, mode="max"), r"^compile: .*'mode': use compile\(function\), whose"),
+        (lambda x: ta.compile(3), "^compile: function is int: pass a function"),
+        (lambda x: ta.load("path", map_location="cpu"), "^load: .*'map_location': use device$"),
+        (lambda x: ta.data.DataLoader([x], pin_memory=True), "^DataLoader: .*'pin_memory': use device="),
+        (lambda x: ta.data.DataLoader(), r"^DataLoader: missing .*'dataset': use DataLoader\(dataset, "),
+        (lambda x: nn.Embedding(3, 2, padding_idx=0), r"^Embedding: .*'padding_idx': use masked_fill\("),
+        (lambda x: nn.LayerNorm(3, elementwise_affine=False), "^LayerNorm: .*affine': use the function layer_norm"),
+        (lambda x: nn.Conv2d(1, 1, 1, padding_mode="zeros"), r"^Conv2d: .*'padding_mode': use Conv2d\(in_channels, "),
+        (lambda x: nn.LSTM(1, 1, proj_size=2), r"^LSTM: .*'proj_size': use LSTM\(input_size, "),
+        (lambda x: nn.BatchNorm2d(), r"^BatchNorm2d: missing .*: use BatchNorm2d\(num_features, "),
+        (lambda x: nn.Sequential(layers=[]), r"^Sequential: .*'layers': use Sequential\(\*layers\)"),
+        (lambda x: nn.Softmax(dim=1), r"^Softmax: .*'dim': use Softmax\(axis=-1\)"),
         (lambda x: ta.sum([1, 2]), "^sum: x is list: make it a tensor"),  # the function's own error, as it was
     ],
 )
@@ -297,6 +314,47 @@ def test_containers_of_modules_are_a_list_and_a_dict_whose_values_are_attributes
         _ = model.parts.tail
 
 
+def test_containers_of_modules_have_parameters_and_leave_names_as_those_of_a_list():
+    blocks = nn.ModuleList([nn.Linear(2, 2)])
+    blocks.append(blocks[0])
+    blocks.append(nn.ModuleDict({"head": nn.Linear(2, 1)}))
+    assert [p.shape for p in blocks.parameters()] == [(2, 2), (2,), (1, 2), (1,)]
+    assert len(list(blocks[2].parameters())) == 2
+    model = nn.Module()
+    model.blocks = blocks
+    assert list(model.state_dict()) == [f"blocks.{n}" for n in ("0.weight", "0.bias", "2.head.weight", "2.head.bias")]
+    again = pickle.loads(pickle.dumps(copy.deepcopy(blocks)))
+    assert type(again) is nn.ModuleList and type(again[2]) is nn.ModuleDict and again[0] is again[1]
+
+
+def test_what_hints_say_to_write_does_what_pytorch_does():
+    x = ta.Tensor([-1000.0, -1.0, 0.0, 1000.0], requires_grad=True)
+    ta.where(x >= 0, x, ta.expm1(ta.minimum(x, 0))).sum().backward()  # nn.ELU
+    assert x.grad.tolist() == pytest.approx([0, np.exp(-1), 1, 1])
+    tokens, embedding = ta.Tensor([0, 2]), nn.Embedding(3, 2)
+    rows = ta.masked_fill(embedding(tokens), (tokens == 0).expand_dims(-1), 0.0)  # padding_idx=0
+    rows.sum().backward()
+    assert rows[0].tolist() == [0, 0] and embedding.weight.grad.tolist() == [[0, 0], [0, 0], [1, 1]]
+    x = ta.Tensor([[[1.0, 4.0, 3.0, 2.0]]])
+    assert nn.MaxPool2d((1, 2))(x.expand_dims(2)).squeeze(2).tolist() == [[[4, 3]]]  # nn.MaxPool1d
+    unit = x / ta.vector_norm(x, axis=-1, keepdims=True)  # functional.normalize
+    assert unit.tolist()[0][0] == pytest.approx(np.array([1, 4, 3, 2]) / 30**0.5)
+    p = nn.Parameter(ta.ones(2, 3))
+    p.data.copy_(ta.eye(*p.shape))  # nn.init.eye_
+    assert p.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
+def test_a_class_of_one_s_own_is_made_as_it_was_and_shows_its_signature():
+    class Own(nn.Conv2d):
+        def __init__(self, width):
+            super().__init__(width, width, 1, bias=False)
+
+    assert Own(2).weight.shape == (2, 2, 1, 1)
+    assert list(inspect.signature(nn.Conv2d).parameters)[:3] == ["in_channels", "out_channels", "kernel_size"]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'bias'"):
+        Own(2, bias=True)
+
+
 def test_a_module_keeps_a_result_to_be_looked_at():
     class Kept(nn.Linear):
         def forward(self, x):
@@ -353,8 +411,14 @@ def test_a_group_has_its_own_learning_rate_which_param_groups_show_and_change():
     assert moved() == [0.2, 0.5]
     group = optimizer.param_groups[0]
     assert set(group) == {"params", "lr", "momentum", "nesterov", "weight_decay", "lr_scale"} and len(group) == 6
-    group["momentum"] = 0.9
-    assert optimizer.param_groups[1]["momentum"] == 0
+    group["weight_decay"] = 0.9
+    assert optimizer.param_groups[1]["weight_decay"] == 0
+    with pytest.raises(ArgumentError, match="SGD: momentum is 0.9, and the optimizer was made without it"):
+        group["momentum"] = 0.9
+    group["weight_decay"] = 0.0
+    with_momentum = optim.SGD([{"params": [a]}, {"params": [b], "momentum": 0.5}])
+    with_momentum.param_groups[0]["momentum"] = 0.9
+    assert [g["momentum"] for g in with_momentum.param_groups] == [0.9, 0.5]
     for change in ({"lr": -1}, {"momentum": 2}, {"betas": 1}, {"params": []}):
         with pytest.raises(ArgumentError, match=r"it must|can't be written"):
             group.update(change)

@@ -200,8 +200,8 @@ def __getattr__(name: str):
     _missing("tinyarr", _OTHER_NAMES, name)
 
 
-_EXPLAINED = """binary_cross_entropy binary_cross_entropy_with_logits cross_entropy enable_grad grad huber_loss l1_loss
-    linspace mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention
+_EXPLAINED = """binary_cross_entropy binary_cross_entropy_with_logits compile cross_entropy enable_grad grad huber_loss
+    l1_loss linspace load mse_loss multinomial nll_loss no_grad nonzero normal randint scaled_dot_product_attention
     smooth_l1_loss tril triu uniform value_and_grad vmap""".split()
 for _name, _value in list(globals().items()):
     if _takes_axis(_value) or _name in _EXPLAINED:

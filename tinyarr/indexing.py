@@ -240,7 +240,7 @@ def _through(view: Tensor, spans: Sequence[Span], rest: list[Any]) -> Tensor:
     found = slice_at(view, spans)
     if any(map(_is_tensor, rest)):
         return _gathered(found, rest)
-    executor.get().shows(found.array, view.array)
+    executor.get().trace.shows(found.array, view.array)
     return _basic(found, tuple(rest))
 
 

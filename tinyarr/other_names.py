@@ -114,6 +114,12 @@ FUNCTIONS = SHARED | {
     "rsample": "normal",
     "manual_seed_all": "manual_seed",
     "set_default_device": "use_device",
+    "DataLoader": "data.DataLoader",
+    "isclose": "numpy.isclose of x.numpy() and y.numpy()",
+    "normalize": "x / vector_norm(x, axis=-1, keepdims=True)",
+    "is_grad_enabled": "enable_grad or no_grad, which say what holds inside, whatever holds outside",
+    "Module": "nn.Module",
+    "Parameter": "nn.Parameter",
 }
 SAME = {  # as here
     "tensor": Tensor,
@@ -192,6 +198,18 @@ NN = {
     "MultiheadAttention": "tinyarr.scaled_dot_product_attention between Linear layers",
     "functional": "tinyarr.relu and its like, which are functions of tinyarr itself",
     "utils": "tinyarr.optim.clip_grad_norm for clipping",
+    "AdaptiveAvgPool2d": "x.mean((2, 3), keepdims=True) for a size of 1, else AvgPool2d",
+    "ELU": "tinyarr.where(x >= 0, x, tinyarr.expm1(tinyarr.minimum(x, 0)))",
+    "KLDivLoss": "tinyarr.sum(target * (tinyarr.log(target) - x)) / len(x) for log-probabilities x",
+    "Unflatten": "x.reshape(len(x), *sizes)",
+    "MaxPool1d": "MaxPool2d((1, size)) of x.expand_dims(2), then squeeze(2)",
+    "InstanceNorm2d": "GroupNorm(channels, channels, affine=False)",
+}
+INIT = {
+    "eye_": "tinyarr.eye, as in p.data.copy_(tinyarr.eye(*p.shape))",
+}
+DATA = {
+    "random_split": "tinyarr.randperm(len(dataset)).tolist(), and [dataset[i] for i in a slice of it] for each part",
 }
 MODULE = {
     "cuda": "to('cuda'), or tinyarr.use_device('cuda') around the module's making",
@@ -212,6 +230,9 @@ OPTIM = {
     "lr_scheduler": "Scheduler, with a function of the step, as those of tinyarr.schedule",
     "swa_utils": "ExponentialMovingAverage",
     "clip_grad_norm_": "clip_grad_norm",
+    "StepLR": "Scheduler(optimizer, lambda step: lr * gamma ** (step // step_size))",
+    "CosineAnnealingLR": "Scheduler(optimizer, tinyarr.schedule.cosine(lr, steps, final=0.0))",
+    "EMA": "ExponentialMovingAverage",
 }
 OPTIMIZER = {
     "add_param_group": "all groups when the optimizer is made",
@@ -231,6 +252,17 @@ KEYWORDS = {  # of functions that do not have them
     "as_tuple": "stack(nonzero(x), axis=1) for rows of positions: nonzero gives a tuple",
     "non_blocking": "to(device), which waits until the elements are there",
     "input": "the first argument, without its name",
+}
+OWN_KEYWORDS = {  # of one function or class that does not have them
+    "compile": {
+        "dynamic": "compile(function): new shapes are traced when they come, and ints among the arguments are inputs",
+        "fullgraph": "compile(function), which always makes one graph of all",
+        "mode": "compile(function), whose programs tinyarr.tuning can tune",
+    },
+    "load": {"map_location": "device"},
+    "DataLoader": {"pin_memory": "device='cuda', to which batches are copied"},
+    "Embedding": {"padding_idx": "masked_fill(embedding(tokens), (tokens == padding_idx).expand_dims(-1), 0.0)"},
+    "LayerNorm": {"elementwise_affine": "the function layer_norm(x), which has no weights unless they are given"},
 }
 
 
@@ -269,7 +301,7 @@ def explained(function: Callable) -> Callable:
             given = {name: value for name, value in keywords.items() if value is not None}
             if len(given) < len(keywords):  # np.mean(x) calls x.mean(axis=None, dtype=None, out=None)
                 return call(*args, **given)
-            _check_call(function, args, keywords)
+            _check_call(function.__name__, function, args, keywords)
             raise
 
     if plain.__code__.co_varnames[1 : plain.__code__.co_argcount] == ("axis",) and plain.__defaults__:
@@ -284,16 +316,32 @@ def explained(function: Callable) -> Callable:
     return call
 
 
-def _check_call(function: Callable, args: tuple, keywords: dict[str, Any]) -> None:
-    """Raises TypeError, with what to write, where a function doesn't take the arguments."""
+def explain_class(kind: Any) -> None:
+    """Has a class say, under its own name, what to write where it is made with arguments that it doesn't take."""
+    make = kind.__init__
+
+    @functools.wraps(make)
+    def __init__(self: Any, *args: Any, **keywords: Any) -> None:
+        try:
+            make(self, *args, **keywords)
+        except TypeError:
+            _check_call(kind.__name__, make.__get__(self), args, keywords)
+            raise
+
+    kind.__init__ = __init__
+
+
+def _check_call(name: str, function: Callable, args: tuple, keywords: dict[str, Any]) -> None:
+    """Raises TypeError, with what to write, where the function, which an error calls `name`, can't be called so."""
     signature = inspect.signature(function)
     try:
         signature.bind(*args, **keywords)
     except TypeError as error:
         plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
-        hints = [KEYWORDS[name] for name in keywords if name not in signature.parameters and name in KEYWORDS]
-        hint = " and ".join(hints) if hints else f"{function.__name__}{inspect.Signature(plain)}"
-        raise TypeError(f"{function.__name__}: {error}: use {hint}") from None
+        known = KEYWORDS | OWN_KEYWORDS.get(name, {})
+        hints = [known[key] for key in keywords if key not in signature.parameters and key in known]
+        hint = " and ".join(hints) if hints else f"{name}{inspect.Signature(plain)}"
+        raise TypeError(f"{name}: {error}: use {hint}") from None
 
 
 def takes_axis(value: object) -> bool:
@@ -311,8 +359,13 @@ for _kind, _names in ((Tensor, METHODS), (nn.Module, MODULE), (optim.Optimizer, 
     for _name, _value in list(vars(_kind).items()):
         if takes_axis(_value) or _name in ("to", "nonzero"):
             setattr(_kind, _name, explained(_value))
-for _module, _names in ((nn, NN), (optim, OPTIM), (autograd, AUTOGRAD)):
+for _module, _names in ((nn, NN), (nn.init, INIT), (optim, OPTIM), (autograd, AUTOGRAD)):
     _module.__getattr__ = functools.partial(missing, _module.__name__, _names)  # type: ignore[method-assign]
+for _value in list(vars(nn).values()):
+    # A module made of a function has its signature, by which it checks the options itself.
+    _is_module = isinstance(_value, type) and issubclass(_value, nn.Module) and not hasattr(_value, "__signature__")
+    if _is_module and _value.__init__ is not object.__init__:
+        explain_class(_value)
 
 
 class ParameterGroup(MutableMapping):

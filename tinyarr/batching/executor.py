@@ -94,9 +94,9 @@ class Batch:
         self._outside = contextvars.copy_context()
 
     @property
-    def family(self) -> object | None:
-        """Of the trace that is outside, if one is: whoever asks whether it runs is answered yes."""
-        return getattr(self.outer, "family", None)
+    def trace(self) -> Any:
+        """The trace that is outside, if one is: it runs."""
+        return getattr(self.outer, "trace", None)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Batch]:

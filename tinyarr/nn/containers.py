@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..errors import ArgumentError
 from ..tensor import Tensor
-from .module import Module
+from .module import Module, Parameter
 
 
 class Sequential(Module):
@@ -46,15 +46,27 @@ class Sequential(Module):
         return x
 
 
+def _parameters(self: Any) -> Iterator[Parameter]:
+    """Every Parameter of the modules, each once."""
+    holder = Module()
+    holder.held = self
+    return holder.parameters()
+
+
+class ModuleList(list):
+    """A list of modules. A Module looks into any list or dict."""
+
+    __slots__ = ()
+    parameters = _parameters
+
+
 class ModuleDict(dict):
     """A dict of modules, which are its attributes too: `layers.attention`. A Module looks into any list or dict."""
 
     __setattr__ = dict.__setitem__
+    parameters = _parameters
 
     def __getattr__(self, name: str) -> Any:
         if name not in self:
             raise AttributeError(f"ModuleDict has no key {name!r}")
         return self[name]
-
-
-ModuleList = list  # of which a Module asks nothing more

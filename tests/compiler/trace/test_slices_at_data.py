@@ -18,9 +18,13 @@ from tinyarr.errors import OutOfBounds, ShapeError, TraceError
 pytestmark = pytest.mark.usefixtures("device")
 
 SHAPE = (5, 4, 3)
-X = Tensor(np.arange(60.0).reshape(SHAPE))  # float64
 exactly = functools.partial(Compiled, build=exact(), max_programs=99)
 interpreted = functools.partial(Compiled, build=Interpreter, max_programs=99)
+
+
+def whole():
+    """A tensor of 60 numbers, on the device of the test."""
+    return Tensor(np.arange(60.0).reshape(SHAPE))
 
 
 MOVING = ["{}", "{0}:{0} + 1", "{0}:{0} + 2", "{0}:3 + {0}", "{0}-1:{0} + 1"]
@@ -73,9 +77,9 @@ def gradient(x, i, n):
             more = {"write": (0.5,)}
         for name, f in compiled.items():
             given = (i, n) if kind is int else (Tensor(i, dtype=kind), Tensor(n, dtype=kind))
-            expected = outcome(names[name], X, i, n, *more.get(name, ()))
-            found = outcome(f, X, *given, *more.get(name, ()))
-            # A program refuses a tensor where the slice is cut off, and a value that fits no other than the whole slice.
+            expected = outcome(names[name], whole(), i, n, *more.get(name, ()))
+            found = outcome(f, whole(), *given, *more.get(name, ()))
+            # A program refuses a tensor where the slice is cut off, and a value that does not fit the whole slice.
             assert found == expected or (found in (OutOfBounds, ShapeError) and kind is not int), (name, i, n)
 
 
@@ -95,10 +99,10 @@ def test_one_program_reads_and_writes_at_all_positions():
 
 
 def test_a_position_that_lies_outside_is_a_program_for_its_value_alone():
-    f = same(lambda x, i: x[i : i + 2], [(X, i) for i in (0, 1, 2, 4, 3, 0, 4, -1, 2)], exactly)
+    f = same(lambda x, i: x[i : i + 2], [(whole(), i) for i in (0, 1, 2, 4, 3, 0, 4, -1, 2)], exactly)
     assert len(f.graphs) == 3  # 4, where one is left, and -1, which begins at the end
     with pytest.raises(OutOfBounds, match="index: 9 is outside axis 0 of size 5"):
-        exactly(lambda x, i: x[i])(X, 9)
+        exactly(lambda x, i: x[i])(whole(), 9)
 
 
 @pytest.mark.parametrize("bad", [-1, 4, 5, 2**31 - 1])
@@ -124,7 +128,7 @@ def test_the_length_is_found_through_sums_and_products_and_no_others():
         lambda x, i: x[2 * i : (i + 1) * 2], lambda x, i: x[i - 1 : 1 + i], lambda x, i: x[-i + 2 : 3 - i],
         lambda x, i: x[position : position + i - i + 2],
     ):  # fmt: skip
-        assert bits(interpreted(function)(X, Tensor(1))) == bits(function(X, Tensor(1)))
+        assert bits(interpreted(function)(whole(), Tensor(1))) == bits(function(whole(), Tensor(1)))
 
     def moved(x, i):
         i = ta.copy(i)
@@ -138,7 +142,7 @@ def test_the_length_is_found_through_sums_and_products_and_no_others():
 
     for function in (moved, narrow, lambda x, i: x[i : i * i], lambda x, i: x[i:], lambda x, i: x[: i + 1]):
         with pytest.raises(TraceError, match=r"index: a slice by tensors .* write it as x\[i : i \+ 8\], with"):
-            ta.compile(function)(X, Tensor(1))
+            ta.compile(function)(whole(), Tensor(1))
 
 
 class Holder:
@@ -177,18 +181,18 @@ def returned(x, i):
 def test_what_shares_memory_in_eager_mode_is_no_silent_copy(function, what):
     more = (Holder(),) if function is kept else ()
     with pytest.raises(TraceError, match=f"a slice whose start is data is {what}.* copy.. the slice first"):
-        exactly(function)(X, Tensor(1), *more)
+        exactly(function)(whole(), Tensor(1), *more)
     f = exactly(function)
     for i in (1, 0, 1):  # of an int the value is taken
-        assert bits(f(X, i, *more)) == bits(function(X, i, *more))
+        assert bits(f(whole(), i, *more)) == bits(function(whole(), i, *more))
 
 
 def test_a_slice_at_data_has_the_gradient_of_a_slice_also_in_its_zeros():
-    g = Tensor([[-0.0, 1.0], [2.0, -0.0]], dtype=X.dtype)
+    g = Tensor([[-0.0, 1.0], [2.0, -0.0]], dtype=whole().dtype)
     function = lambda x, i: ta.vjp(lambda x: x[i : i + 2, 1, 1:], x)[1](g)[0]  # noqa: E731
     f = exactly(function)
     for i in (0, 1, 3):
-        assert bits(f(X, Tensor(i))) == bits(function(X, i)) == bits(f(X, i))
+        assert bits(f(whole(), Tensor(i))) == bits(function(whole(), i)) == bits(f(whole(), i))
 
 
 MASKS = {
@@ -208,18 +212,17 @@ MASKS = {
 @pytest.mark.parametrize("what", MASKS)
 def test_one_value_is_written_where_a_mask_hits(what):
     key, value = MASKS[what]
-    v = -X - 1
-    m = X % 7 < 3
+    v = -whole() - 1
+    m = whole() % 7 < 3
 
     def write(x, m):
         x = ta.copy(x)
         x[key(x, m)] = value(v)
         return x
 
-    expected = X.numpy().copy()
-    where = key(expected, m.numpy())
-    expected[where] = value(v.numpy())
-    assert write(X, m).numpy().tolist() == exactly(write)(X, m).numpy().tolist() == expected.tolist()
+    expected = np.array(whole().tolist())
+    expected[key(expected, np.array(m.tolist()))] = value(np.array(v.tolist()))
+    assert write(whole(), m).tolist() == exactly(write)(whole(), m).tolist() == expected.tolist()
 
 
 def test_values_for_each_that_a_mask_hits_are_written_in_eager_mode_alone():
@@ -232,3 +235,22 @@ def test_values_for_each_that_a_mask_hits_are_written_in_eager_mode_alone():
     assert write(ta.zeros(3), m, Tensor([1.0, 2.0])).tolist() == [1, 0, 2]
     with pytest.raises(TraceError, match=r"setitem .*asked for its elements"):
         ta.compile(write)(ta.zeros(3), m, Tensor([1.0, 2.0]))
+
+
+def test_examples_of_a_vmap_are_read_and_differentiated_at_data():
+    def each(x, i):
+        return ta.vmap(lambda x: (x[i : i + 2, 1], ta.grad(lambda x: (x[i] ** 2).sum())(x)))(x)
+
+    f = exactly(each)
+    for i in (0, 1, 2):
+        assert bits(f(whole(), i)) == bits(each(whole(), i)) == bits(f(whole(), Tensor(i)))
+    assert len(f.graphs) == 2
+
+    def stale(x, i):
+        x = ta.copy(x)
+        parts = ta.vmap(lambda x: x[i])(x)
+        x[0] = 0.0
+        return parts
+
+    with pytest.raises(TraceError, match="a slice whose start is data is read after a write"):
+        exactly(stale)(whole(), Tensor(1))

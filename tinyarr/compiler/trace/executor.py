@@ -129,9 +129,14 @@ class Trace:
         self._held: dict[Any, bool] = {}  # by call, whether a program can hold it
 
     @property
+    def trace(self) -> Trace:
+        """The trace that an executor belongs to: eager mode to none, a vmap to the one that is outside of it."""
+        return self
+
+    @property
     def is_running(self) -> bool:
         """Returns whether the caller is in this trace or one of its family. Another thread is not."""
-        return getattr(executor.get(), "family", None) is self.family
+        return getattr(getattr(executor.get(), "trace", None), "family", None) is self.family
 
     def run(self, call: Any, operands: Sequence[Any], outs: Sequence[Array] | None) -> Sequence[Array] | None:
         """Notes a call and returns arrays of its results without elements; None where its composite must be traced."""

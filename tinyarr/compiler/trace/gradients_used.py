@@ -59,19 +59,23 @@ class GradientsUsed:
             self.written.add(path)
 
 
+def _used() -> GradientsUsed | None:
+    return getattr(getattr(executor.get(), "trace", None), "gradients_used", None)
+
+
 class _Watched:
     """`.grad` as it is, which the trace that runs is told of."""
 
     def __get__(self, x: Any, kind: type | None = None) -> Any:
         if x is None:
             return self
-        used = getattr(executor.get(), "gradients_used", None)
+        used = _used()
         if used is not None:
             used.asked(x)
         return _SLOT.__get__(x, kind)
 
     def __set__(self, x: Any, gradient: Any) -> None:
-        used = getattr(executor.get(), "gradients_used", None)
+        used = _used()
         if used is not None:
             used.given(x)
         _SLOT.__set__(x, gradient)

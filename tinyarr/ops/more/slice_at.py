@@ -70,7 +70,7 @@ def _placed(value: Tensor, shape: tuple[int, ...], spans: Sequence[Span]) -> tup
 
 def in_trace() -> bool:
     """Returns whether tensors have no elements yet, so that a position may be known to programs alone."""
-    return hasattr(executor.get(), "known_integers")
+    return getattr(executor.get(), "trace", None) is not None
 
 
 def moves(k: Any) -> bool:
@@ -110,7 +110,7 @@ def _length(k: slice) -> Any:
     """Returns how many elements a slice asks for, which must not be data where an end is a tensor."""
     size = (0 if k.stop is None else k.stop) - (0 if k.start is None else k.start)
     if isinstance(size, Tensor):
-        size = executor.get().known_integers.value(size.array)
+        size = executor.get().trace.known_integers.value(size.array)
         if size is None:
             raise TraceError(
                 "index: a slice by tensors came of which a program can't know the length: write it as x[i : i + 8], "
