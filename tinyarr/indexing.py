@@ -113,7 +113,7 @@ def _named(key: tuple) -> int:
     return sum(k is not None and k is not Ellipsis for k in key)
 
 
-def _too_many(named: int, shape: Shape) -> OutOfBounds:
+def _too_many(named: int, shape: tuple[int, ...]) -> OutOfBounds:
     return OutOfBounds(f"index: {named} indices came for a tensor of shape {shape}: it has {len(shape)} dimensions")
 
 
