@@ -17,9 +17,9 @@ from .ops.more.slice_at import Span, in_trace, moves, slice_at, span_of, with_sp
 from .ops.more.slices import unstack
 from .ops.more.sort import nonzero
 from .ops.primitive import apply, executor
-from .ops.shape import _slice, _unslice, broadcast_to, permute_dims, reshape, view_primitive
+from .ops.shape import _unslice, broadcast_to, permute_dims, reshape, view_primitive
 from .tensor import Tensor
-from .views import Shape, View
+from .views import View
 
 _BASIC = {int, slice, type(None), type(...)}
 
@@ -36,22 +36,43 @@ def _whole_number(index: Any) -> int:
         ) from None
 
 
-def _index_view(view: View, *, starts: Shape, stops: Shape, steps: Shape, axes: Shape) -> View:
-    """The view of a slice along every axis; axes: of each axis of the result the number, -1 for a new one of size 1."""
-    shape, strides, offset = [], [], view.offset
-    for start, stride in zip(starts, view.strides, strict=True):
-        offset += start * stride
-    for a in axes:
-        shape.append(1 if a < 0 else len(range(starts[a], stops[a], steps[a])))
-        strides.append(1 if a < 0 else view.strides[a] * (steps[a] if shape[-1] > 1 else 1))
-    return View(tuple(shape), tuple(strides), view.offset if 0 in shape else offset)
+def _index_view(view: View, *, cuts: tuple) -> View:
+    """The view by a key; cuts: (start, stop, step) or an int for each axis but the last ones, None for a new axis.
+
+    >>> from tinyarr.indexing import _index_view
+    >>> from tinyarr.views import View
+    >>> _index_view(View((4, 5), (5, 1)), cuts=(None, 2, (1, 5, 2)))
+    View(shape=(1, 2), strides=(1, 2), offset=11)
+    """
+    shape: list[int] = []
+    strides: list[int] = []
+    offset, axis = view.offset, 0
+    for cut in cuts:
+        if cut is None:
+            shape.append(1)
+            strides.append(1)
+            continue
+        stride = view.strides[axis]
+        if type(cut) is int:
+            offset += cut * stride
+        else:
+            start, stop, step = cut
+            shape.append(len(range(start, stop, step)))
+            strides.append(stride * step if shape[-1] > 1 else stride)  # as slice_view does
+            offset += start * stride
+        axis += 1
+    whole = (*shape, *view.shape[axis:])
+    return View(whole, (*strides, *view.strides[axis:]), view.offset if 0 in whole else offset)
 
 
 _index = view_primitive("index", _index_view)
 
 
 @_index.gradient
-def _index_gradient(g, *, starts, stops, steps, shapes):
+def _index_gradient(g, *, cuts, shapes):
+    spans = [(cut, cut + 1, 1) if type(cut) is int else cut for cut in cuts if cut is not None]
+    spans += [(0, n, 1) for n in shapes[0][len(spans) :]]
+    starts, stops, steps = (tuple(span[i] for span in spans) for i in range(3))
     cut = views.slice_view(views.contiguous(shapes[0]), starts, stops, steps)
     return apply(_unslice, reshape(g, cut.shape), shape=shapes[0], starts=starts, stops=stops, steps=steps)
 
@@ -59,48 +80,38 @@ def _index_gradient(g, *, starts, stops, steps, shapes):
 def _basic(x: Tensor, key: tuple) -> Tensor:
     """A view of x by ints, slices, None and Ellipsis."""
     shape = x.array.shape
-    hidden, has_ellipsis = len(shape), False  # the first: how many axes ... stands for
+    cuts: list[Any] = []
+    axis, has_ellipsis = 0, False
     for k in key:
-        if k is Ellipsis:
-            has_ellipsis = True
-        elif k is not None:
-            hidden -= 1
-    if hidden < 0:
-        came = f"{len(shape) - hidden} indices came for a tensor of shape {shape}"
-        raise OutOfBounds(f"index: {came}: it has {len(shape)} dimensions")
-    starts: list[int] = []
-    stops: list[int] = []
-    steps: list[int] = []
-    axes: list[int] = []
-    for k in key if has_ellipsis or not hidden else (*key, Ellipsis):
-        axis = len(starts)
         if k is None:
-            axes.append(-1)
+            cuts.append(None)
             continue
         if k is Ellipsis:
-            if hidden < 0:
+            if has_ellipsis:
                 raise OutOfBounds(f"index: {key} holds more than one Ellipsis")
-            starts += (0,) * hidden
-            stops += shape[axis : axis + hidden]
-            steps += (1,) * hidden
-            axes += range(axis, axis + hidden)
-            hidden = -1
+            has_ellipsis = True
+            hidden = shape[axis : len(shape) - _named(key) + axis]
+            cuts += [(0, n, 1) for n in hidden]
+            axis += len(hidden)
             continue
+        if axis == len(shape):
+            came = f"{_named(key)} indices came for a tensor of shape {shape}"
+            raise OutOfBounds(f"index: {came}: it has {len(shape)} dimensions")
         n = shape[axis]
         if isinstance(k, slice):
-            start, stop, step = k.indices(n)
-            axes.append(axis)
+            cuts.append(k.indices(n))
         else:
             i = k if type(k) is int else _whole_number(k)
             if not -n <= i < n:
                 raise OutOfBounds(f"index: {i} is outside axis {axis} of size {n}: use {-n} to {n - 1}")
-            start, stop, step = i % n, i % n + 1, 1
-        starts.append(start)
-        stops.append(stop)
-        steps.append(step)
-    cut: Any = {"starts": tuple(starts), "stops": tuple(stops), "steps": tuple(steps)}
-    is_slice = len(axes) == len(shape) and -1 not in axes
-    return apply(_slice, x, **cut) if is_slice else apply(_index, x, **cut, axes=tuple(axes))
+            cuts.append(i % n)
+        axis += 1
+    return apply(_index, x, cuts=tuple(cuts))
+
+
+def _named(key: tuple) -> int:
+    """Returns how many axes a key names."""
+    return sum(k is not None and k is not Ellipsis for k in key)
 
 
 def _parts(x: Tensor, key: Any) -> list[Any]:
