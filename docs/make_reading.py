@@ -17,7 +17,7 @@ ORDER = {  # of floor 1: each file needs only those before it
     "Saturday morning: an operation": "tensor tape eager ops/__init__ ops/primitive",
     "Saturday noon: expressions": """ops/scalar ops/typing ops/expressed ops/elementwise_primitive ops/elementwise
         ops/create ops/shape ops/assign ops/reduce ops/matmul ops/operators""",
-    "Saturday afternoon: gradients": "random autograd transforms ops/fused",
+    "Saturday afternoon: gradients": "random autograd trees transforms ops/fused",
     "Saturday evening: rows": "ops/row ops/rowwise ops/softmax ops/norm",
     "Sunday morning: what models need": """ops/index ops/activation ops/random ops/attention ops/loss
         ops/linear_cross_entropy""",

@@ -14,7 +14,7 @@ from tests.samples import SAMPLES, Case
 from tests.test_primitives import DIFFERENTIABLE, assert_exact, in_tuple, operands, recorded
 from tests.tiers import at_most, thinned
 from tinyarr import Tensor, dtypes, vmap
-from tinyarr.backends.numpy.registry import kernel
+from tinyarr.backends.numpy.registry import KERNELS, kernel
 from tinyarr.batching.rules import batching_rule
 from tinyarr.compiler import Compiled, Interpreter
 from tinyarr.errors import ArgumentError, GradientError, OutOfBounds, ShapeError, TraceError
@@ -318,12 +318,13 @@ def test_compiled_programs_map_and_what_is_mapped_may_be_compiled():
     assert_close(w.grad, expected.sum(axis=0), 1e-10)
 
 
-def test_a_user_s_primitive_runs_by_its_composite_or_for_one_example_after_the_other():
+def test_a_user_s_primitive_runs_by_its_composite_or_for_one_example_after_the_other(request):
     def infer(shapes, dtypes):
         return [(shapes[0], dtypes[0])]
 
     alone = Primitive("doubled_by_kernel", infer, derived=True).no_gradient()
     kernel(alone)(lambda x, out: np.multiply(x, 2, out=out))
+    request.addfinalizer(lambda: KERNELS.pop(alone))
     composed = Primitive("doubled_by_composite", infer, composite=lambda x: x + x, derived=True).no_gradient()
     for primitive in alone, composed:
         assert_close(vmap(lambda x, primitive=primitive: apply(primitive, x))(X), X * 2)

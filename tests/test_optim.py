@@ -778,7 +778,7 @@ def load_into(parameters, change):
         (lambda: optim.SGD([{"parameters": []}]), ArgumentError, "SGD: got no parameters"),
         (lambda: optim.SGD([tinyarr.ones(3)]), ArgumentError, r"a parameter has shape \(3,\).* requires_grad=True"),
         (lambda: optim.SGD([leaves()[0] * 2]), ArgumentError, r"a parameter has shape \(4, 3\).* must be a leaf"),
-        (lambda: optim.SGD([1.0]), ArgumentError, "a parameter is 1.0"),
+        (lambda: optim.SGD([1.0]), ArgumentError, "a parameter is float: it must be a leaf"),
         (lambda: optim.SGD(leaves()[:1] * 2), ArgumentError, r"a parameter of shape \(4, 3\) came twice"),
         (lambda: optim.SGD([{"weights": leaves()}]), ArgumentError, r"a group has \['weights'\].*'parameters'"),
         (lambda: optim.SGD([{"parameters": leaves(), "lr": 1}], lr=0), ArgumentError, "a group's lr, 1, is kept as a"),

@@ -413,7 +413,7 @@ def test_a_group_has_its_own_learning_rate_which_param_groups_show_and_change():
     assert set(group) == {"params", "lr", "momentum", "nesterov", "weight_decay", "lr_scale"} and len(group) == 6
     group["weight_decay"] = 0.9
     assert optimizer.param_groups[1]["weight_decay"] == 0
-    with pytest.raises(ArgumentError, match="SGD: momentum is 0.9, and the optimizer was made without it"):
+    with pytest.raises(ArgumentError, match=r"SGD: momentum is 0\.9, and the optimizer was made without it"):
         group["momentum"] = 0.9
     group["weight_decay"] = 0.0
     with_momentum = optim.SGD([{"params": [a]}, {"params": [b], "momentum": 0.5}])

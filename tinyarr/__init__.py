@@ -177,11 +177,11 @@ __version__ = "0.1.0"
 _LATER = {  # by module what no tensor needs, which is imported when it is first used
     "compiler": "compile",
     "derivatives": "grad hessian jacobian jvp value_and_grad",
-    "nested": "load save",
+    "tree_files": "load save",
     "ops.more.einsum": "einsum outer tensordot vecdot",
     "ops.more.similarity": "cosine_similarity",
     "ops.more.sets": "isin unique_all unique_counts unique_inverse unique_values",
-    "batching.mapped": "vmap",
+    "batching.mapping": "vmap",
     "stateless": "functional_call",
     "": "compiler cuda data distributed saving testing tuning",  # modules themselves
 }

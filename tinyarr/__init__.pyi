@@ -224,8 +224,8 @@ from .derivatives import hessian as hessian
 from .derivatives import jacobian as jacobian
 from .derivatives import jvp as jvp
 from .derivatives import value_and_grad as value_and_grad
-from .nested import load as load
-from .nested import save as save
+from .tree_files import load as load
+from .tree_files import save as save
 from .ops.more.einsum import einsum as einsum
 from .ops.more.einsum import outer as outer
 from .ops.more.einsum import tensordot as tensordot
@@ -236,7 +236,7 @@ from .ops.more.sets import unique_all as unique_all
 from .ops.more.sets import unique_counts as unique_counts
 from .ops.more.sets import unique_inverse as unique_inverse
 from .ops.more.sets import unique_values as unique_values
-from .batching.mapped import vmap as vmap
+from .batching.mapping import vmap as vmap
 from .stateless import functional_call as functional_call
 from . import compiler as compiler
 from . import cuda as cuda

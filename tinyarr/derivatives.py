@@ -6,14 +6,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .batching.mapped import vmap
+from .batching.mapping import vmap
 from .errors import ArgumentError, GradientError, describe
 from .ops.create import ones_like, zeros_like
 from .ops.more.spacing import eye
 from .ops.shape import reshape
 from .tape import is_nested, nested
 from .tensor import Tensor, require_tensors
-from .transforms import detached, leaves, mapped, rebuilt, vjp
+from .transforms import detached, vjp
+from .trees import leaves, mapped, rebuilt
 
 
 def value_and_grad(function: Callable, argnums: int | Sequence[int] = 0, *, has_aux: bool = False) -> Callable:

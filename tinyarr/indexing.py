@@ -95,8 +95,7 @@ def _basic(x: Tensor, key: tuple) -> Tensor:
             axis += len(hidden)
             continue
         if axis == len(shape):
-            came = f"{_named(key)} indices came for a tensor of shape {shape}"
-            raise OutOfBounds(f"index: {came}: it has {len(shape)} dimensions")
+            raise _too_many(_named(key), shape)
         n = shape[axis]
         if isinstance(k, slice):
             cuts.append(k.indices(n))
@@ -114,11 +113,17 @@ def _named(key: tuple) -> int:
     return sum(k is not None and k is not Ellipsis for k in key)
 
 
+def _too_many(named: int, shape: tuple[int, ...]) -> OutOfBounds:
+    return OutOfBounds(f"index: {named} indices came for a tensor of shape {shape}: it has {len(shape)} dimensions")
+
+
 def _parts(x: Tensor, key: Any) -> list[Any]:
     """The key as a list, lists and arrays made tensors, masks replaced by the positions where they are true."""
     given = [_converted(x, k) for k in (key if isinstance(key, tuple) else (key,))]
     widths = [k.ndim if _is_mask(k) else int(k is not None and k is not Ellipsis) for k in given]
-    hidden = max(x.ndim - sum(widths), 0)  # axes that ... stands for
+    hidden = x.ndim - sum(widths)  # axes that ... stands for
+    if hidden < 0:
+        raise _too_many(sum(widths), x.shape)
     parts: list[Any] = []
     axis = 0
     for k, width in zip(given, widths, strict=True):

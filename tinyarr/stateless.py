@@ -8,6 +8,7 @@ from typing import Any
 from .errors import ArgumentError, ShapeError
 from .nn.module import Module
 from .tensor import Tensor, require_tensors
+from .trees import sequence_like
 
 
 def functional_call(module: Module, state: Mapping[str, Tensor], args: Any = (), kwargs: Any = None) -> Any:
@@ -51,7 +52,7 @@ def _replace(value: Any, new: dict[int, Tensor], undo: list[tuple[Any, Any, Any]
         parts = [_replace(part, new, undo, seen) for part in value]
         if all(part is old for part, old in zip(parts, value, strict=True)):
             return value
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        return sequence_like(value, parts)
     place: Any = vars(value) if isinstance(value, Module) else value
     if isinstance(place, dict | list) and id(place) not in seen:
         seen.add(id(place))

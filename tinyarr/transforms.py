@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from . import random
@@ -27,29 +27,7 @@ from .tape import (
     set_recording,
 )  # fmt: skip
 from .tensor import Tensor, require_tensors, result_tensor
-
-
-def mapped(tree: Any, change: Callable[[Any], Any]) -> Any:
-    """A list, tuple or dict of any depth with all that is in it changed, or what is none of these changed itself."""
-    if isinstance(tree, dict):
-        return tree.copy() | {key: mapped(part, change) for key, part in tree.items()}
-    if isinstance(tree, list | tuple):
-        parts = [mapped(part, change) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
-    return change(tree)
-
-
-def leaves(tree: Any) -> list[Any]:
-    """All that is in a list, tuple or dict of any depth, in order."""
-    found: list[Any] = []
-    mapped(tree, found.append)
-    return found
-
-
-def rebuilt(tree: Any, parts: Iterable[Any]) -> Any:
-    """The tree with other leaves."""
-    left = iter(parts)
-    return mapped(tree, lambda _: next(left))
+from .trees import leaves, mapped, rebuilt
 
 
 def _tensors(operation: str, result: Any) -> list[Tensor]:
@@ -91,9 +69,8 @@ def vjp(function: Callable, *primals: Any, has_aux: bool = False) -> tuple:
         given = leaves(output_gradients)
         pairs = [(o, g) for o, g in zip(outputs, given, strict=True) if o._requires_grad]
         record = again or any(g._requires_grad for _, g in pairs)
-        found = gradients(
-            [o for o, _ in pairs], variables, [g for _, g in pairs], create_graph=record, retain_graph=True
-        )
+        roots, gs = [o for o, _ in pairs], [g for _, g in pairs]
+        found = gradients(roots, variables, gs, create_graph=record, retain_graph=True)
         return rebuilt(primals, (zeros_like(x) if g is None else g for x, g in zip(variables, found, strict=True)))
 
     return (result, pull, *aux) if again else (detached(result), pull, *detached(aux))

@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
@@ -121,6 +121,7 @@ indices = st.one_of(
 
 @at_most(300)
 @given(st.lists(indices, min_size=1, max_size=4), st.integers(0, 4), st.booleans())
+@example([0, 0, [[True, False], [True, True]], 0], 0, False)
 def test_indexing_reads_and_writes_what_numpy_does(parts, at, with_ellipsis):
     """Keys of any mixture over an array whose axes all have size 2; what NumPy refuses is refused."""
     keys = [np.array(p) if isinstance(p, list) else p for p in parts]

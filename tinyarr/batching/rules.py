@@ -39,7 +39,7 @@ from ..ops.shape import (
 from ..tensor import Tensor
 
 Operands = Sequence[Any]  # tensors and Python scalars
-Rule = Callable[[Call, int, Operands, Sequence[bool]], Any]
+BatchingRule = Callable[[Call, int, Operands, Sequence[bool]], Any]
 
 
 
@@ -53,20 +53,20 @@ class Summable(NamedTuple):
     total: Callable[[], Tensor]
 
 
-_rules: dict[Primitive, Rule] = {}
+_rules: dict[Primitive, BatchingRule] = {}
 
 
-def batching_rule(*primitives: Primitive | None) -> Callable[[Rule], Rule]:
+def batching_rule(*primitives: Primitive | None) -> Callable[[BatchingRule], BatchingRule]:
     """Decorator: makes a function the batching rule of primitives."""
 
-    def register(rule: Rule) -> Rule:
+    def register(rule: BatchingRule) -> BatchingRule:
         _rules.update(dict.fromkeys((p for p in primitives if p is not None), rule))
         return rule
 
     return register
 
 
-def rule_of(call: Call, is_drawn: bool) -> Rule | None:
+def rule_of(call: Call, is_drawn: bool) -> BatchingRule | None:
     """The rule of a call for which there is no call_of_all. is_drawn: each example draws random numbers of its own."""
     primitive = call.primitive
     if is_drawn:

@@ -13,6 +13,7 @@ from ..device import Device
 from ..errors import ArgumentError, ShapeError, whole_number
 from ..random import Generator, use_generator
 from ..tensor import Tensor
+from ..trees import mapped, sequence_like
 from .workers import in_order
 
 
@@ -100,7 +101,7 @@ class DataLoader:
         with contextlib.closing(in_order(fetch, batches, self.num_workers, self.processes)) as made:
             for batch in made:
                 self.batch += 1
-                yield _tensors(batch, self.device)
+                yield mapped(batch, lambda x: _tensor(x, self.device))
         self.epoch, self.batch, self._is_begun = self.epoch + 1, 0, False
 
     def state_dict(self) -> dict[str, int]:
@@ -155,7 +156,7 @@ def collate(items: Sequence[Any]) -> Any:
     if isinstance(first, tuple | list):
         if len({len(item) for item in items}) > 1:
             raise ShapeError(f"collate: items have {sorted({len(item) for item in items})} entries: give a collate_fn")
-        return _rebuilt(first, [collate(entries) for entries in zip(*items, strict=True)])
+        return sequence_like(first, [collate(entries) for entries in zip(*items, strict=True)])
     if isinstance(first, Tensor):
         return collate([item.numpy() for item in items])
     if not isinstance(first, np.ndarray | np.generic | float | int):
@@ -168,16 +169,7 @@ def collate(items: Sequence[Any]) -> Any:
     return np.stack(arrays)
 
 
-def _rebuilt(like: Any, entries: list) -> Any:
-    """A list, tuple or named tuple with other entries."""
-    return type(like)(*entries) if hasattr(like, "_fields") else type(like)(entries)
-
-
-def _tensors(batch: Any, device: str | Device | None) -> Any:
-    """A batch with tensors for its arrays of numbers."""
-    if isinstance(batch, dict):
-        return {key: _tensors(value, device) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return _rebuilt(batch, [_tensors(value, device) for value in batch])
-    is_numbers = isinstance(batch, np.ndarray) and batch.dtype.kind in "biufV"
-    return Tensor(batch, device=device) if is_numbers else batch
+def _tensor(x: Any, device: str | Device | None) -> Any:
+    """A tensor of an array of numbers; all else as it is."""
+    is_numbers = isinstance(x, np.ndarray) and x.dtype.kind in "biufV"
+    return Tensor(x, device=device) if is_numbers else x

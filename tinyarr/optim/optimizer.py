@@ -57,17 +57,16 @@ class _Packed:
 
     def updates(self, elementwise: bool) -> Iterator[tuple[Tensor, Tensor, dict[str, Tensor]]]:
         """Yields each tensor with a gradient, that, and its state. If `elementwise`, runs of parameters are flat."""
-        flat, together = self.segment.flat.array, []
+        flat, numbers = self.segment.flat.array, {}
         for i, (p, offset) in enumerate(zip(self.parameters, self.segment.offsets, strict=True)):
             if p.grad is None:
                 continue
             if p.grad.shape != p.shape:
                 raise ShapeError(f"step: a gradient has shape {p.grad.shape}, its parameter {p.shape}")
             if elementwise and p.array.storage is flat.storage and p.array.offset == flat.offset + offset:
-                together.append((p, i))
+                numbers[p] = i
             else:  # its array was replaced, perhaps by another optimizer's segment
                 yield p, p.grad, self._state(i)
-        numbers = dict(together)
         for run in runs(numbers):
             if len(run) == 1:
                 yield run[0], gradient(run), self._state(numbers[run[0]])
@@ -80,14 +79,13 @@ class _Packed:
         return {kind: views[i] for kind, views in self.views.items()}
 
 
-Rule = tuple[Callable[[Any], bool], str]
-"""What an option must be: a test of the value, and the same in words."""
+OptionRule = tuple[Callable[[Any], bool], str]  # a test of an option's value, and the same in words
 
-POSITIVE: Rule = (lambda x: x > 0, "it must be positive")
-COUNT: Rule = (lambda x: operator.index(x) > 0, "it must be an int of 1 or more")
-NOT_NEGATIVE: Rule = (lambda x: x >= 0, "it must be 0 or more")
-FRACTION: Rule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
-FRACTIONS: Rule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
+POSITIVE: OptionRule = (lambda x: x > 0, "it must be positive")
+COUNT: OptionRule = (lambda x: operator.index(x) > 0, "it must be an int of 1 or more")
+NOT_NEGATIVE: OptionRule = (lambda x: x >= 0, "it must be 0 or more")
+FRACTION: OptionRule = (lambda x: 0 <= x < 1, "it must lie in [0, 1)")
+FRACTIONS: OptionRule = (lambda xs: len(xs) == 2 and all(0 <= x < 1 for x in xs), "both must lie in [0, 1)")
 
 
 def require_parameters(operation: str, parameters: Any) -> None:
@@ -143,7 +141,7 @@ class Optimizer:
     """
 
     state_names: tuple[str, ...] = ()
-    rules: dict[str, Rule] = {}
+    rules: dict[str, OptionRule] = {}
     formula: Callable[..., tuple] | None = None
     masters = True  # parameters of half types have float32 copies; else those of bfloat16 are rounded stochastically
     generator: Generator | None = None  # draws for that; None is the default one

@@ -58,7 +58,7 @@ def plans(name):
             run(lambda *x: sample.function(*x, **case.params), *operands(data.draw, case, dtype))
 
     check()
-    if name in FUSED:
+    if name in FUSED and sample.large is not None:
         rng, case = np.random.default_rng(0), sample.large
         for dtype in {dtypes.float32, dtypes.bfloat16} & set(sample.takes):
             kinds = [o.dtype or dtype for o in case.operands]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tinyarr
 from tests.tiers import at_most
-from tinyarr import durable, nested, nn, optim, saving
+from tinyarr import durable, nn, optim, saving, tree_files
 from tinyarr.dtypes import ALL
 from tinyarr.errors import ArgumentError, FileError
 from tinyarr.testing import tensors
@@ -32,7 +32,7 @@ trees = st.recursive(
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
     """A place for a file that examples overwrite."""
-    return tmp_path_factory.mktemp("nested") / "x.safetensors"
+    return tmp_path_factory.mktemp("trees") / "x.safetensors"
 
 
 def comparable(x):
@@ -144,7 +144,7 @@ UNSOUND = [
 
 @pytest.mark.parametrize("text", UNSOUND, ids=lambda text: text[:24])
 def test_a_tree_that_is_none_is_a_file_error(tmp_path, text):
-    saving.save(tmp_path / "x", {"a": tinyarr.ones(2)}, {nested.TREE: text})
+    saving.save(tmp_path / "x", {"a": tinyarr.ones(2)}, {tree_files.TREE: text})
     with pytest.raises(FileError, match=r"^load: .*x holds no sound tree .*: copy or save it again$"):
         tinyarr.load(tmp_path / "x")
 
@@ -158,12 +158,12 @@ json_values = st.recursive(
 
 
 @at_most(200)
-@given(json_values | trees.map(lambda tree: nested._encoded(tree, (), {})), st.data())
+@given(json_values | trees.map(lambda tree: tree_files._encoded(tree, (), {})), st.data())
 def test_any_metadata_give_a_tree_or_a_file_error(file, value, data):
     text = json.dumps(value)
     cut = data.draw(st.integers(0, len(text)))
     text = text[:cut] + data.draw(st.sampled_from(["", '"', "[", "]", "0", "{"])) + text[cut + 1 :]
-    saving.save(file, {"a": tinyarr.ones(2)}, {nested.TREE: text})
+    saving.save(file, {"a": tinyarr.ones(2)}, {tree_files.TREE: text})
     try:
         comparable(tinyarr.load(file))
     except FileError as error:

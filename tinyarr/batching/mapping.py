@@ -17,7 +17,7 @@ from ..errors import ArgumentError, ShapeError
 from ..ops.shape import moveaxis
 from ..tape import Edge, edge_of, gradient_spec, numbers, reachable, record_custom, recording
 from ..tensor import Tensor, result_tensor
-from ..transforms import leaves, rebuilt
+from ..trees import leaves, rebuilt
 from .executor import Batch
 
 RANDOMNESS = ("error", "different", "same")
