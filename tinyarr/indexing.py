@@ -122,7 +122,7 @@ def _parts(x: Tensor, key: Any) -> list[Any]:
     given = [_converted(x, k) for k in (key if isinstance(key, tuple) else (key,))]
     widths = [k.ndim if _is_mask(k) else int(k is not None and k is not Ellipsis) for k in given]
     hidden = x.ndim - sum(widths)  # axes that ... stands for
-    if hidden < 0:
+    if hidden < 0 and len(given) > 1:  # a mask alone that has too many axes does not fit
         raise _too_many(sum(widths), x.shape)
     parts: list[Any] = []
     axis = 0
