@@ -18,10 +18,14 @@ AXES = st.sampled_from([None, 0, 1, -1, (0, 1), (1, 2), (0, 2)])
 each = pytest.mark.parametrize("name", FUNCTIONS)
 
 
+def take_any_size_as_large(set_attribute):
+    for limit in ("MANY", "WIDE", "LARGE"):
+        set_attribute(statistics, limit, 1)
+
+
 @pytest.fixture(autouse=True)
 def any_size_is_large(monkeypatch):
-    for limit in ("MANY", "WIDE", "LARGE"):
-        monkeypatch.setattr(statistics, limit, 1)
+    take_any_size_as_large(monkeypatch.setattr)
 
 
 def exact(name, x, axis):

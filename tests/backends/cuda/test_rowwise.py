@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tinyarr as ta
@@ -68,6 +68,7 @@ def compile_all(ran):
 
 @pytest.mark.parity
 @at_most(8)
+@example(("max", -2), (3, 1))
 @given(EXPRESSIONS, SHAPES)
 def test_an_expression_and_its_gradient_compile_without_a_gpu(e, shape):
     with recorded() as ran:
