@@ -489,11 +489,12 @@ def missing(primitives, samples, kernels) -> list[str]:
         if not (p.view or p.composite or p in kernels or isinstance(p, Elementwise)):
             lacks.append(f"{name}: no CPU kernel and no composite")
     known = {*primitives, *BY_THE_COMPILER}
-    return lacks + [f"{p.name}: a CPU kernel, but no primitive" for p in kernels if p.built_in and p.name not in known]
+    return lacks + [f"{p.name}: a CPU kernel, but no primitive" for p in kernels if p.name not in known]
 
 
 def test_every_primitive_has_a_kernel_a_gradient_and_a_sample():
-    assert missing(OWN, SAMPLES, KERNELS) == []
+    own = {p: kernel for p, kernel in KERNELS.items() if p.built_in}  # an example's, run by another test, is not
+    assert missing(OWN, SAMPLES, own) == []
 
 
 def test_what_a_primitive_lacks_is_reported():
