@@ -140,3 +140,9 @@ def test_training_compiled_gives_the_bits_of_eager_mode(make, device):
         if compiled and passes is PASSES:
             assert len(micro_step.graphs) == 2 and len(update.graphs) == 1  # the first micro-step finds no gradients
     assert found[0] == found[1] == found[2]
+
+
+def test_the_interpreter_writes_all_of_a_result_in_reverse():
+    weights = ta.Tensor([[1.0, 10.0, 100.0], [3.0, 5.0, 7.0]])
+    reverse = ta.grad(lambda x: (ta.flip(x, axis=1) * weights).sum())
+    assert Compiled(reverse, build=Interpreter)(ta.ones((2, 3))).tolist() == [[100, 10, 1], [7, 5, 3]]

@@ -55,7 +55,10 @@ class Interpreter:
         operands = [_seen(memory[x.buffer], x) if isinstance(x, Argument) else x for x in call.inputs]
         moves = call.call.primitive is _copy
         buffers = [y.buffer for y in call.outputs]
-        whole = all(views.size(y.shape) == views.size(self._values[b].shape) for b, y in zip(buffers, call.outputs))
+        whole = all(
+            views.is_contiguous(y.view) and views.size(y.shape) == views.size(self._values[b].shape)
+            for b, y in zip(buffers, call.outputs, strict=True)
+        )
         if whole and memory.keys().isdisjoint(buffers):
             made = [eager.contiguous_copy(operands[0])] if moves else run_call(call.call, operands)
             memory.update(zip(buffers, made, strict=True))
