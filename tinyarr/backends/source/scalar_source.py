@@ -84,7 +84,7 @@ def constant(value: bool | int | float, dtype: Dtype) -> str:
     elif dtype.itemsize < 8:
         literal = str(int(value)) + ("u" if dtype is dtypes.uint32 else "")
     elif value == -(2**63):
-        literal = "(-9223372036854775807ll - 1)"  # C has no negative literals, and 2**63 does not fit
+        literal = "INT64_MIN"  # C has no negative literals, and 2**63 does not fit
     else:
         literal = f"{int(value)}{'ull' if dtype is dtypes.uint64 else 'll'}"
     return f"({literal})" if literal.startswith("-") else literal
