@@ -91,7 +91,8 @@ BINARY = {
     "pow": lambda xp, x, y: (x * x + 0.5) ** xp.tanh(y),
     "atan2": lambda xp, x, y: xp.atan2(x, y * y + 1),
     "hypot": lambda xp, x, y: xp.hypot(x, y * y + 1),
-    "where": lambda xp, x, y: xp.where(x > y, x * y, y),
+    # Not x > y: where y is a frozen copy of x the program would jump just there, and have no gradient.
+    "where": lambda xp, x, y: xp.where(x > y + 0.01, x * y, y),
     "where of dead branches": lambda xp, x, y: xp.where(y > 0, xp.where(y > 0, y, 1) ** 0.5, x),
 }
 

@@ -18,9 +18,10 @@ from typing import Any
 
 from .. import dtypes, eager, random, views
 from ..array import Array, Storage
+from ..compiler.trace.executor import views_of
 from ..device import Device
 from ..errors import ArgumentError, TraceError
-from ..ops.create import _copy, contiguous, copy
+from ..ops.create import _copy, contiguous
 from ..ops.elementwise import add
 from ..ops.primitive import apply, executor
 from ..ops.reduce import sum
@@ -28,7 +29,6 @@ from ..ops.shape import stack
 from ..random import Generator
 from ..tape import recording
 from ..tensor import Tensor, result_tensor
-from ..views import View
 from .rules import Summable, call_of_all, one_by_one, rule_of
 
 
@@ -172,7 +172,7 @@ class Batch:
         if not any(batched) and not is_drawn:
             return self.outer.run(call, operands, outs)
         if call.primitive.view is not None:
-            return self._view(call, operands[0])
+            return views_of(call, operands[0])
         if call.primitive is add and self._adds_summable(*operands):
             return [self._later(call, self._sum(*operands))]
         of_all = None if is_drawn else call_of_all(call, self.size, batched)
@@ -213,13 +213,6 @@ class Batch:
         if isinstance(x, Array):
             return result_tensor(x)
         return x.counter if type(x) is _OwnDraw and x.level is self.level else x
-
-    def _view(self, call: Any, x: Array) -> Sequence[Array]:
-        found = call.primitive.view(x.view, **call.params)
-        if found is None:  # no strides show it so: an explicit copy, as in eager mode
-            x = copy(result_tensor(x)).array
-            found = call.primitive.view(x.view, **call.params)
-        return [x.through(view) for view in ([found] if isinstance(found, View) else found)]
 
     def _write(self, call: Any, operands: Sequence[Any], outs: Sequence[Array]) -> Sequence[Array] | None:
         """Runs a call into memory of each example, or into memory that all share what is the same for all."""

@@ -293,8 +293,8 @@ class Compiled:
             self._fixed |= fixed
             self._needed |= {path: why for path, why in traced.needed.items() if path not in ints}
             self._varying -= self._needed.keys()
-            told = (f"{self._name}: {path}: {why}" for path, why in traced.needed.items())
-            diagnostics.tell("trace", "\n".join(told))
+            reasons = (f"{self._name}: {path}: {why}" for path, why in traced.needed.items())
+            diagnostics.tell("trace", "\n".join(reasons))
             return None
         traced.trace.conditions |= {is_value(path, capture.numbers[path]): True for path in fixed}
         if traced.more_code:  # what it names belongs to the signature too

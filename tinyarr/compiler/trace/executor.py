@@ -146,7 +146,7 @@ class Trace:
         if call.primitive.view is not None:
             if outs is not None:
                 raise ArgumentError(f"{call.primitive.name}: out= came, but the result is a view: assign it instead")
-            return self._view(call, operands[0])
+            return views_of(call, operands[0])
         if call not in self._held:
             with unobserved():  # a backend may import its libraries, which takes several times as long under watch
                 self._held[call] = call.device.backend.holds(call)
@@ -202,13 +202,6 @@ class Trace:
             gc.collect()  # an exception and its frames hold each other
         for storage in self._made_here:
             raise kept_too_long(storage)
-
-    def _view(self, call: Any, x: Array) -> Sequence[Array]:
-        found = call.primitive.view(x.view, **call.params)
-        if found is None:  # no strides show it so: an explicit copy, as in eager mode
-            x = copy(result_tensor(x)).array
-            found = call.primitive.view(x.view, **call.params)
-        return [x.through(view) for view in ([found] if isinstance(found, View) else found)]
 
     def empty(self, device: Device, shape: Shape, dtype: Dtype) -> Array:
         return self._traced(device, shape, dtype, line())
@@ -298,3 +291,12 @@ def line() -> str:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         frame = frame.f_back
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def views_of(call: Any, x: Array) -> Sequence[Array]:
+    """Returns what a call of a primitive that only views shows of x."""
+    found = call.primitive.view(x.view, **call.params)
+    if found is None:  # no strides show it so: an explicit copy, as in eager mode
+        x = copy(result_tensor(x)).array
+        found = call.primitive.view(x.view, **call.params)
+    return [x.through(view) for view in ([found] if isinstance(found, View) else found)]
